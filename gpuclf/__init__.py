@@ -1,0 +1,48 @@
+"""Classic image classifiers, one implementation on NumPy and CuPy.
+
+Names are loaded on first use, so that ``import gpuclf`` costs little more than NumPy and touches
+neither CuPy nor scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BackendUnavailableError": "gpuclf.backend",
+    "MixedDevicesError": "gpuclf.backend",
+    "array_namespace": "gpuclf.backend",
+    "get_backend": "gpuclf.backend",
+    "synchronize": "gpuclf.backend",
+    "to_device": "gpuclf.backend",
+    "to_host": "gpuclf.backend",
+    "Standardized": "gpuclf.features",
+    "softmax_loss_naive": "gpuclf.naive",
+    "softmax_loss_vectorized": "gpuclf.linear",
+    "two_layer_loss_naive": "gpuclf.naive",
+    "two_layer_loss": "gpuclf.two_layer",
+    "two_layer_scores": "gpuclf.two_layer",
+    "SoftmaxClassifier": "gpuclf.estimators",
+    "TwoLayerNetClassifier": "gpuclf.estimators",
+}
+_MODULES = ("backend", "datasets", "estimators", "layers", "losses", "naive", "training")
+
+__all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"gpuclf.{name}")
+    else:
+        raise AttributeError(f"module 'gpuclf' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

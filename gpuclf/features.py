@@ -1,0 +1,233 @@
+"""Samples that stay in the form they are stored in: floats, or bytes standardised on the fly.
+
+``(x - mean) / scale`` written out for uint8 pixels takes four times their memory and must be read
+back at every pass. It is linear, so it folds into the first layer instead:
+
+    ((X - mean) / scale) @ W + b  =  (X - 128) @ W'  +  b',
+    W' = W / scale,   b' = b - ((mean - 128) / scale) @ W
+
+and the gradient unfolds the same way. Pixels are taken relative to 128 because raw bytes are all
+positive: their common part would dominate the scores and cancel in the last step, costing digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace, describe_location, to_device, to_host
+from gpuclf.row_blocks import row_slices
+
+__all__ = ["Features", "Standardized", "take_rows"]
+
+BYTE_CENTRE = 128
+
+
+class Standardized:
+    """Pixels or floats with their standardisation, accepted wherever X is.
+
+    Parameters
+    ----------
+    X : array of shape (N, D), uint8, float32 or float64
+        Not copied and never changed.
+    mean, scale : array of shape (D,) or float
+        What is subtracted, and what the difference is divided by. `scale` must be positive.
+
+    Attributes
+    ----------
+    X : array of shape (N, D)
+    mean, scale : array of shape (D,), float64
+        In the library and on the device of X.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a scale is not positive and finite.
+
+    Examples
+    --------
+    >>> import gpuclf
+    >>> X = np.array([[0, 100], [200, 100]], dtype=np.uint8)
+    >>> gpuclf.Standardized.fit(X).to_array()
+    array([[-1.,  0.],
+           [ 1.,  0.]], dtype=float32)
+    """
+
+    def __init__(self, X: Array, mean: Array | float, scale: Array | float) -> None:
+        array_namespace(X)
+        if X.ndim != 2:
+            raise ValueError(f"X must have shape (N, D), got {tuple(X.shape)}")
+        self.X = X
+        self.mean = self._per_feature("mean", mean)
+        self.scale = self._per_feature("scale", scale)
+
+    def _per_feature(self, name: str, value: Array | float) -> Array:
+        n_features = self.X.shape[1]
+        host = np.asarray(to_host(value), dtype=np.float64)
+        if host.shape not in ((), (n_features,)):
+            raise ValueError(
+                f"{name} must be a number or have shape ({n_features},), one value for each "
+                f"feature of X, got {host.shape}"
+            )
+        if not np.all(np.isfinite(host)) or (name == "scale" and not np.all(host > 0)):
+            wanted = "finite and above 0" if name == "scale" else "finite"
+            raise ValueError(
+                f"{name} must be {wanted} everywhere; for a feature that never varies use 1.0"
+            )
+        return to_device(np.broadcast_to(host, (n_features,)).copy(), like=self.X)
+
+    @classmethod
+    def fit(cls, X: Array) -> Standardized:
+        """Standardise X by its own mean and standard deviation; a constant feature gets scale 1.
+
+        Parameters
+        ----------
+        X : array of shape (N, D)
+            Usually the training set; pass the result's `mean` and `scale` on with
+            :meth:`apply`.
+        """
+        xp = array_namespace(X)
+        centre = BYTE_CENTRE if X.dtype == xp.uint8 else 0
+        total, squares = _column_moments(X, centre)
+        mean = total / X.shape[0]
+        variance = squares / X.shape[0] - mean * mean
+        deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
+        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        return cls(X, mean + centre, scale)
+
+    def apply(self, X: Array) -> Standardized:
+        """Return other samples with this mean and scale (a test set, for example)."""
+        return Standardized(X, self.mean, self.scale)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D), as of X."""
+        n_samples, n_features = self.X.shape
+        return int(n_samples), int(n_features)
+
+    ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Array | slice) -> Standardized:
+        if isinstance(rows, int | np.integer):
+            raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
+        return self._with(self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows))
+
+    def __repr__(self) -> str:
+        return f"Standardized({self.X.dtype} {self.shape}, {describe_location(self.X)})"
+
+    def _with(self, X: Array) -> Standardized:
+        other = object.__new__(Standardized)  # the statistics are checked already
+        other.X, other.mean, other.scale = X, self.mean, self.scale
+        return other
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> Standardized:
+        """Return a copy with `function` applied to X, mean and scale (to move it, for example)."""
+        other = object.__new__(Standardized)
+        other.X, other.mean, other.scale = map(function, (self.X, self.mean, self.scale))
+        return other
+
+    def to_array(self, dtype: object = None) -> Array:
+        """Write the standardised samples out as floats of `dtype` (default float32)."""
+        xp = array_namespace(self.X)
+        dtype = xp.float32 if dtype is None else dtype
+        shift = self.mean - BYTE_CENTRE if self.X.dtype == xp.uint8 else self.mean
+        rows = _as_floats(self.X, dtype)
+        return (rows - xp.astype(shift, dtype)) * xp.astype(1 / self.scale, dtype)
+
+
+def _column_moments(X: Array, centre: int) -> tuple[Array, Array]:
+    """Sums and sums of squares of ``X - centre`` down the columns, in float64, block by block."""
+    xp = array_namespace(X)
+    total = squares = None
+    for block in row_slices(int(X.shape[0]), 1024):
+        rows = xp.astype(X[block, :], xp.float64) - centre
+        moments = xp.sum(rows, axis=0), xp.sum(rows * rows, axis=0)
+        total = moments[0] if total is None else total + moments[0]
+        squares = moments[1] if squares is None else squares + moments[1]
+    return total, squares
+
+
+def _as_floats(X: Array, dtype: object) -> Array:
+    """Return rows as floats of `dtype`; bytes relative to 128."""
+    xp = array_namespace(X)
+    if X.dtype != xp.uint8:
+        return X if X.dtype == dtype else xp.astype(X, dtype)
+    if xp is np:
+        # Flipping the top bit and reading the byte as signed is "minus 128": one pass over bytes
+        # where a subtraction would pass over floats four times as large.
+        return (X ^ np.uint8(BYTE_CENTRE)).view(np.int8).astype(dtype)
+    return xp.astype(X, dtype) - BYTE_CENTRE
+
+
+def take_rows(X: Array, indices: Array) -> Array:
+    """Gather rows of an array by integer index (or of Standardized features)."""
+    if isinstance(X, Standardized):
+        return X[indices]
+    xp = array_namespace(X=X, indices=indices)
+    return xp.take(X, indices, axis=0)
+
+
+class Features:
+    """One pass's view of X: what the first layer multiplies, and how its parameters fold.
+
+    Parameters
+    ----------
+    X : array of shape (N, D) or Standardized
+    n_outputs : int
+        Columns of the first layer's W. Folding costs a few passes over W and saves a few over the
+        rows, so a batch with fewer rows than W has columns is standardised directly.
+    dtype : dtype
+        Floats to compute in.
+    """
+
+    def __init__(self, X: Array | Standardized, n_outputs: int, dtype: object) -> None:
+        self._standardized = X if isinstance(X, Standardized) else None
+        self._stored = X.X if isinstance(X, Standardized) else X
+        self._dtype = dtype
+        self.n_samples, self.n_features = (int(n) for n in self._stored.shape)
+        xp = array_namespace(self._stored)
+        is_bytes = self._stored.dtype == xp.uint8
+        self._fold = (is_bytes or self._standardized is not None) and n_outputs < self.n_samples
+        if not self._fold:
+            return
+        # The shift stays in float64: b' is the difference of two large sums.
+        centre = float(BYTE_CENTRE if is_bytes else 0)
+        if self._standardized is None:
+            shift = xp.full(
+                (self.n_features,), -centre, dtype=xp.float64, device=self._stored.device
+            )
+            self._inverse_scale = None
+        else:
+            shift = (self._standardized.mean - centre) / self._standardized.scale
+            self._inverse_scale = xp.astype(1 / self._standardized.scale, dtype)[:, None]
+        self._shift = shift
+
+    def rows(self, block: slice) -> Array:
+        """Return a block of samples as the floats that the folded parameters act on."""
+        if self._fold:
+            return _as_floats(self._stored[block, :], self._dtype)
+        if self._standardized is not None:
+            return self._standardized[block].to_array(self._dtype)
+        xp = array_namespace(self._stored)
+        return xp.astype(self._stored[block, :], self._dtype, copy=False)
+
+    def fold(self, W: Array, b: Array | None) -> tuple[Array, Array | None]:
+        """Return W', b' with ``rows @ W' + b' == features @ W + b``."""
+        if not self._fold:
+            return W, b
+        xp = array_namespace(W)
+        moved = xp.astype(self._shift @ xp.astype(W, xp.float64), self._dtype)
+        scaled = W if self._inverse_scale is None else W * self._inverse_scale
+        return scaled, (-moved if b is None else b - moved)
+
+    def unfold(self, dW: Array, db: Array) -> Array:
+        """Return the gradient with respect to W, given those with respect to W' and b'."""
+        if not self._fold:
+            return dW
+        xp = array_namespace(dW)
+        scaled = dW if self._inverse_scale is None else dW * self._inverse_scale
+        return scaled - xp.astype(self._shift, self._dtype)[:, None] * db[..., None, :]

@@ -1,0 +1,164 @@
+"""Linear classifiers: one streamed pass over X gives the loss and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace
+from gpuclf.features import Features, Standardized
+from gpuclf.layers import affine, affine_backward_params
+from gpuclf.losses import softmax_cross_entropy
+from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.validation import (
+    check_labels,
+    check_loss,
+    check_parameter,
+    check_samples,
+)
+
+__all__ = ["linear_loss", "linear_scores", "softmax_loss_vectorized"]
+
+DataLoss = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def linear_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
+    """Return the scores ``X @ W + b``, block by block; inputs are not checked.
+
+    Parameters
+    ----------
+    params : dict
+        W of shape (..., D, C) and, optionally, b of shape (..., C).
+    X : array of shape (N, D) or Standardized
+
+    Returns
+    -------
+    array of shape (..., N, C)
+    """
+    W = params["W"]
+    features = Features(X, int(W.shape[-1]), W.dtype)
+    folded = features.fold(W, params.get("b"))
+    step = block_rows(W, features.n_features)
+    return concat_row_blocks(
+        lambda rows: affine(features.rows(rows), *folded), features.n_samples, step
+    )
+
+
+def linear_loss(
+    data_loss: DataLoss,
+    params: dict[str, Array],
+    X: Array | Standardized,
+    y: Array,
+    reg: float,
+    sample_weight: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and gradients of a linear classifier, whatever its data loss; inputs are not checked.
+
+    Parameters
+    ----------
+    data_loss : callable
+        For example :func:`gpuclf.losses.softmax_cross_entropy`.
+    params : dict
+        W of shape (..., D, C) and, optionally, b of shape (..., C). The bias is not penalised.
+    X : array of shape (N, D) or Standardized
+    y : integer array of shape (N,)
+    reg : float
+    sample_weight : array of shape (N,), optional
+        The factor of each sample's loss, used as it is; by default 1/N.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    grads : dict
+        The same keys and shapes as `params`.
+    """
+    W, b = params["W"], params.get("b")
+    features = Features(X, int(W.shape[-1]), W.dtype)
+    xp = array_namespace(W)
+    weights = mean_weights(sample_weight, features.n_samples, W)
+    folded_W, folded_b = features.fold(W, b)
+
+    def partial(rows: slice) -> tuple[Array, Array, Array]:
+        x = features.rows(rows)
+        scores = affine(x, folded_W, folded_b)
+        loss, dscores = data_loss(scores, y[rows], weights[rows])
+        return (loss, *affine_backward_params(dscores, x))
+
+    step = block_rows(W, features.n_features)
+    loss, dW, db = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
+    grads = {"W": features.unfold(dW, db) + 2 * reg * W}
+    if b is not None:
+        grads["b"] = db
+    return loss + reg * penalty(W), grads
+
+
+def mean_weights(sample_weight: Array | None, n_samples: int, like: Array) -> Array:
+    """Return the sample weights, or the 1/N that make the weighted sum a mean."""
+    if sample_weight is not None:
+        return sample_weight
+    xp = array_namespace(like)
+    return xp.full((n_samples,), 1 / n_samples, dtype=like.dtype, device=like.device)
+
+
+def penalty(W: Array) -> Array:
+    """Return the sum of squares of W over its last two axes, accumulated in float64."""
+    xp = array_namespace(W)
+    return xp.sum(W * W, axis=(-2, -1), dtype=xp.float64)
+
+
+def softmax_loss_vectorized(
+    W: Array, X: Array | Standardized, y: Array, reg: float
+) -> tuple[Array, Array]:
+    r"""Softmax loss and gradient of a linear classifier without bias.
+
+    .. math:: L = \frac{1}{N} \sum_i -\log p_{i y_i} + \lambda \sum_{d,c} W_{dc}^2
+
+    Parameters
+    ----------
+    W : array of shape (D, C), or (..., D, C) for several models at once, float32 or float64
+    X : array of shape (N, D), uint8, float32 or float64, or Standardized
+    y : integer array of shape (N,), values in 0..C-1
+    reg : float
+        The penalty :math:`\lambda`. A source that writes ``0.5 * reg`` means half of this one.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW : array of the shape of W
+        ``X^T @ (p - onehot(y)) / N + 2 * reg * W``.
+
+    Raises
+    ------
+    TypeError
+        If a dtype does not fit, or the arrays live on different devices.
+    ValueError
+        If shapes do not fit, labels are out of range, or X or W has NaN (the values are checked
+        for NumPy arrays; on a device the loss is NaN instead).
+
+    See Also
+    --------
+    gpuclf.naive.softmax_loss_naive : the same in loops.
+
+    Notes
+    -----
+    For a source with W (C, D) and X (D, N), pass ``W.T`` and ``X.T`` and transpose the gradient.
+    X is read from memory once, in blocks of rows: see :mod:`gpuclf.row_blocks`. Source: Stanford
+    CS231n, assignment 1, softmax exercise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.ones((4, 3)), np.array([0, 1, 1, 0])
+    >>> loss, dW = softmax_loss_vectorized(np.zeros((3, 2)), X, y, reg=0.0)
+    >>> round(float(loss), 6), dW.shape  # log(2) at W = 0
+    (0.693147, (3, 2))
+    """
+    _, _, n_features = check_samples(X)
+    dtype = check_parameter("W", W, X, (n_features, -1))
+    y = check_labels(y, X, int(W.shape[-1]))
+    xp = array_namespace(W)
+    params = {"W": xp.astype(W, dtype, copy=False)}
+    loss, grads = linear_loss(softmax_cross_entropy, params, X, y, reg)
+    check_loss(loss, X, W=W)
+    return loss, grads["W"]

@@ -1,0 +1,102 @@
+"""Data losses: from scores to the loss and its gradient with respect to the scores.
+
+Scores have shape (..., N, C): a leading axis, where there is one, counts models, and every model
+is scored against the same N labels.
+"""
+
+from __future__ import annotations
+
+from gpuclf.backend import Array, array_namespace
+
+__all__ = ["one_hot", "softmax", "softmax_cross_entropy"]
+
+
+def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
+    """Return the (N, C) matrix whose row i has a one at ``labels[i]`` and zeros elsewhere.
+
+    Comparing with the row 0..C-1 needs no indexed assignment, which the array API standard does
+    not have.
+    """
+    xp = array_namespace(labels)
+    classes = xp.arange(n_classes, dtype=labels.dtype, device=labels.device)
+    return xp.astype(labels[:, None] == classes[None, :], dtype)
+
+
+def softmax(logits: Array) -> Array:
+    """Return the probabilities ``exp(logits) / sum(exp(logits))`` along the last axis.
+
+    Parameters
+    ----------
+    logits : array of shape (..., C)
+
+    Returns
+    -------
+    array of shape (..., C)
+        Finite for any finite logits: the row's maximum is subtracted first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.array([[0.0, 1e4]]))
+    array([[0., 1.]])
+    """
+    xp = array_namespace(logits)
+    unnormalised = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return unnormalised / xp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+def softmax_cross_entropy(
+    logits: Array, labels: Array, sample_weight: Array | None = None
+) -> tuple[Array, Array]:
+    r"""Softmax cross-entropy and its gradient with respect to the logits.
+
+    With weights :math:`w_i` that default to :math:`1/N`,
+
+    .. math::
+
+        L = \sum_i w_i \left(\log \sum_c e^{z_{ic}} - z_{i y_i}\right), \qquad
+        \frac{\partial L}{\partial z_{ic}} = w_i \left(p_{ic} - [c = y_i]\right),
+        \quad p_{ic} = \frac{e^{z_{ic}}}{\sum_k e^{z_{ik}}}
+
+    Parameters
+    ----------
+    logits : array of shape (..., N, C), float32 or float64
+    labels : integer array of shape (N,), values in 0..C-1
+    sample_weight : array of shape (N,) or (..., N), optional
+        The factor of each sample's loss, used as it is. By default 1/N, which makes `loss` the
+        mean.
+
+    Returns
+    -------
+    loss : array of shape (...), float64
+        Log-normaliser minus label score, never the logarithm of a probability: finite for any
+        finite logits, also in float32 and at score gaps of 1e4.
+    dlogits : array of shape (..., N, C)
+
+    Notes
+    -----
+    Blocks of a larger batch add up if each is given the weights of the whole: see
+    :mod:`gpuclf.row_blocks`. Source of the formula: Stanford CS231n, "Linear classification"
+    (softmax classifier), with the normalisation trick described there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((2, 4)), np.array([0, 3]))
+    >>> round(float(loss), 6)  # log(4)
+    1.386294
+    >>> dlogits[0]
+    array([-0.375,  0.125,  0.125,  0.125])
+    """
+    xp = array_namespace(logits=logits, labels=labels, sample_weight=sample_weight)
+    n_samples, n_classes = logits.shape[-2:]
+    onehot = one_hot(labels, n_classes, dtype=logits.dtype)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    unnormalised = xp.exp(shifted)
+    normaliser = xp.sum(unnormalised, axis=-1, keepdims=True)
+    losses = xp.log(normaliser[..., 0]) - xp.sum(shifted * onehot, axis=-1)
+    dlogits = unnormalised / normaliser - onehot
+    if sample_weight is None:
+        return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dlogits / n_samples
+    weighted = losses * sample_weight
+    return xp.sum(weighted, axis=-1, dtype=xp.float64), dlogits * sample_weight[..., None]

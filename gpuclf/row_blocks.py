@@ -1,0 +1,129 @@
+"""Walk the samples in blocks of rows that fit the cache, and sum what the blocks give.
+
+A full pass needs the rows of X twice, once for the scores and once for the gradient. Finishing a
+block while it is still in the cache reads X from memory once. On a CPU each core walks its own
+stretch of blocks with single-threaded BLAS inside, because BLAS's own threads spend more time
+meeting each other than computing on such tall, thin products.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, single_threaded_blas
+
+__all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks"]
+
+# Measured on the full CIFAR-10 pass: a block of about three times a core's L2 loses little to the
+# cache and spreads Python's cost per block over more rows. benchmarks/row_blocks.py repeats it.
+CPU_CACHE_SHARE = 3
+# On a device a launch costs more than the cache saves until the kernels are fused, so a block is
+# bounded by the memory that its temporaries may take.
+DEVICE_BLOCK_BYTES = 1 << 30
+MIN_BLOCK_ROWS = 32
+
+
+def block_rows(like: Array, floats_per_row: int) -> int:
+    """Return how many rows a block should have.
+
+    Parameters
+    ----------
+    like : array
+        Tells the library, device and dtype that the pass computes in.
+    floats_per_row : int
+        How many numbers one row occupies while it is worked on.
+    """
+    xp = array_namespace(like)
+    budget = CPU_CACHE_SHARE * cache_bytes() if xp is np else DEVICE_BLOCK_BYTES
+    bytes_per_row = floats_per_row * xp.finfo(like.dtype).bits // 8
+    return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 8 * 8)
+
+
+def sum_over_row_blocks(
+    partial: Callable[[slice], Sequence[Array]], n_rows: int, rows_per_block: int, *, parallel: bool
+) -> list[Array]:
+    """Sum ``partial(rows)`` over all blocks of rows, always in the same order.
+
+    Parameters
+    ----------
+    partial : callable
+        Takes a slice of rows, returns the arrays to be summed; the first block's arrays are
+        summed into, so they must be fresh.
+    n_rows, rows_per_block : int
+    parallel : bool
+        Share the blocks among CPU threads. The share depends on their number only, so the same
+        machine gives the same bits on every run.
+
+    Returns
+    -------
+    list of array
+        One sum for each array that `partial` returns.
+    """
+    blocks = row_slices(n_rows, rows_per_block)
+    if len(blocks) == 1:
+        return list(partial(blocks[0]))
+    workers = min(cpu_workers(), len(blocks)) if parallel else 1
+    if workers == 1:
+        return _sum_in_order(partial, blocks)
+    with single_threaded_blas():
+        bounds = [len(blocks) * w // workers for w in range(workers + 1)]
+        shares = [blocks[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        pending = [_thread_pool().submit(_sum_in_order, partial, share) for share in shares[1:]]
+        try:
+            totals = [_sum_in_order(partial, shares[0])]
+        finally:
+            finished = [future.exception() for future in pending]
+        for error in finished:
+            if error is not None:
+                raise error
+        totals += [future.result() for future in pending]
+    return _sum_pairs(totals)
+
+
+def concat_row_blocks(
+    part: Callable[[slice], Array], n_rows: int, rows_per_block: int
+) -> Array:
+    """Put together what ``part(rows)`` gives for each block, along the second last axis."""
+    parts = [part(rows) for rows in row_slices(n_rows, rows_per_block)]
+    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)
+
+
+def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
+    """Cut ``range(n_rows)`` into slices of `rows_per_block`, the last one shorter if need be."""
+    return [
+        slice(start, min(start + rows_per_block, n_rows))
+        for start in range(0, n_rows, rows_per_block)
+    ]
+
+
+def _sum_in_order(
+    partial: Callable[[slice], Sequence[Array]], blocks: Sequence[slice]
+) -> list[Array]:
+    totals = list(partial(blocks[0]))
+    for rows in blocks[1:]:
+        for i, term in enumerate(partial(rows)):
+            totals[i] += term
+    return totals
+
+
+def _sum_pairs(totals: list[list[Array]]) -> list[Array]:
+    first, *rest = totals
+    for other in rest:
+        for i, term in enumerate(other):
+            first[i] += term
+    return first
+
+
+@cache
+def _thread_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="gpuclf")
+
+
+# A forked child inherits the pool's bookkeeping but none of its threads, and would wait for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)

@@ -1,0 +1,184 @@
+"""The two-layer net: affine, ReLU, affine, softmax cross-entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace
+from gpuclf.features import Features, Standardized
+from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
+from gpuclf.linear import mean_weights, penalty
+from gpuclf.losses import softmax_cross_entropy
+from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.validation import (
+    check_labels,
+    check_loss,
+    check_parameter,
+    check_samples,
+    check_weights,
+)
+
+__all__ = ["two_layer_loss", "two_layer_objective", "two_layer_scores"]
+
+
+def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
+    """Return the scores ``relu(X @ W1 + b1) @ W2 + b2``.
+
+    Parameters
+    ----------
+    params : dict
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), each with the same leading model axes.
+    X : array of shape (N, D) or Standardized
+
+    Returns
+    -------
+    array of shape (..., N, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params = {"W1": np.eye(2), "b1": np.zeros(2), "W2": np.ones((2, 1)), "b2": np.zeros(1)}
+    >>> two_layer_scores(params, np.array([[3.0, -5.0]]))
+    array([[3.]])
+    """
+    params = _check_params(params, X)
+    features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
+    W1, b1 = features.fold(params["W1"], params["b1"])
+
+    def scores(rows: slice) -> Array:
+        return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
+
+    return concat_row_blocks(scores, features.n_samples, _block_rows(params))
+
+
+def two_layer_loss(
+    params: dict[str, Array],
+    X: Array | Standardized,
+    y: Array,
+    reg: float,
+    sample_weight: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    r"""Loss and gradients of the two-layer net.
+
+    .. math:: L = \frac{1}{N} \sum_i -\log p_{i y_i} + \lambda (\|W_1\|^2 + \|W_2\|^2)
+
+    Parameters
+    ----------
+    params : dict
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), each with the same leading model axes.
+    X : array of shape (N, D) or Standardized
+    y : integer array of shape (N,), values in 0..C-1
+    reg : float
+        The penalty :math:`\lambda`; biases are not penalised.
+    sample_weight : array of shape (N,), optional
+        The data loss is then the weighted mean.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    grads : dict
+        The same keys and shapes as `params`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`gpuclf.softmax_loss_vectorized`.
+
+    Notes
+    -----
+    Source: Stanford CS231n, assignment 1, two-layer network exercise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params = {"W1": np.zeros((3, 5)), "b1": np.zeros(5), "W2": np.zeros((5, 2)),
+    ...           "b2": np.zeros(2)}
+    >>> loss, grads = two_layer_loss(params, np.ones((4, 3)), np.array([0, 1, 1, 0]), reg=0.0)
+    >>> round(float(loss), 6), sorted(grads)  # log(2) at W = 0
+    (0.693147, ['W1', 'W2', 'b1', 'b2'])
+    """
+    params = _check_params(params, X)
+    y = check_labels(y, X, int(params["W2"].shape[-1]))
+    weights = check_weights(sample_weight, X, params["W1"].dtype)
+    loss, grads = two_layer_objective(params, X, y, reg, weights)
+    check_loss(loss, X, **params)
+    return loss, grads
+
+
+def two_layer_objective(
+    params: dict[str, Array],
+    X: Array | Standardized,
+    y: Array,
+    reg: float,
+    sample_weight: Array | None = None,
+    hidden_mask: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Compute :func:`two_layer_loss` without checking the inputs.
+
+    Parameters
+    ----------
+    params, X, y, reg
+        As in :func:`two_layer_loss`.
+    sample_weight : array of shape (N,), optional
+        The factor of each sample's loss, used as it is; by default 1/N.
+    hidden_mask : array of shape (..., N, H), optional
+        Factors of the hidden units, as dropout needs them.
+    """
+    W2, b2 = params["W2"], params["b2"]
+    features = Features(X, int(params["W1"].shape[-1]), W2.dtype)
+    xp = array_namespace(W2)
+    weights = mean_weights(sample_weight, features.n_samples, W2)
+    W1, b1 = features.fold(params["W1"], params["b1"])
+
+    def partial(rows: slice) -> tuple[Array, ...]:
+        x = features.rows(rows)
+        hidden = relu(affine(x, W1, b1))
+        if hidden_mask is not None:
+            hidden = hidden * hidden_mask[..., rows, :]
+        loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
+        dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
+        if hidden_mask is not None:
+            dhidden = dhidden * hidden_mask[..., rows, :]
+        dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
+        return loss, dW1, db1, dW2, db2
+
+    loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
+        partial, features.n_samples, _block_rows(params), parallel=xp is np
+    )
+    grads = {
+        "W1": features.unfold(dW1, db1) + 2 * reg * params["W1"],
+        "b1": db1,
+        "W2": dW2 + 2 * reg * W2,
+        "b2": db2,
+    }
+    return loss + reg * (penalty(params["W1"]) + penalty(W2)), grads
+
+
+def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str, Array]:
+    """Check the parameters and bring them to the one dtype to compute in."""
+    _, _, n_features = check_samples(X)
+    missing = [name for name in ("W1", "b1", "W2", "b2") if name not in params]
+    if missing:
+        raise ValueError(
+            f"params must hold W1 (D, H), b1 (H,), W2 (H, C) and b2 (C,); missing: "
+            f"{', '.join(missing)}"
+        )
+    W1, b1, W2, b2 = (params[name] for name in ("W1", "b1", "W2", "b2"))
+    dtypes = [
+        check_parameter("W1", W1, X, (n_features, -1)),
+        check_parameter("b1", b1, X, (int(W1.shape[-1]),)),
+        check_parameter("W2", W2, X, (int(W1.shape[-1]), -1)),
+        check_parameter("b2", b2, X, (int(W2.shape[-1]),)),
+    ]
+    xp = array_namespace(W1)
+    dtype = xp.result_type(*dtypes)
+    return {
+        name: xp.astype(value, dtype, copy=False)
+        for name, value in {"W1": W1, "b1": b1, "W2": W2, "b2": b2}.items()
+    }
+
+
+def _block_rows(params: dict[str, Array]) -> int:
+    W1 = params["W1"]
+    n_features, n_hidden = (int(n) for n in W1.shape[-2:])
+    return block_rows(W1, n_features + 2 * n_hidden)

@@ -1,0 +1,155 @@
+"""Checks of what callers pass in, with errors that name the value, what was expected and a remedy.
+
+Shapes and dtypes are always checked. Values (labels in range, NaN) are looked at where that costs
+nothing, which is on the host: on a device every look would stop the stream. There, a label out of
+range or a NaN makes the loss NaN, and training reports it when it reads the losses.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace, values_are_on_host
+from gpuclf.features import Standardized
+
+__all__ = ["check_labels", "check_loss", "check_parameter", "check_samples", "check_weights"]
+
+
+def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, int]:
+    """Check the samples; return their array library and (N, D)."""
+    stored = X.X if isinstance(X, Standardized) else X
+    xp = array_namespace(stored)
+    if stored.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape (N, D), one sample a row, got {tuple(stored.shape)}; flatten "
+            f"images with {name}.reshape(len({name}), -1)"
+        )
+    n_samples, n_features = (int(n) for n in stored.shape)
+    if n_samples == 0 or n_features == 0:
+        raise ValueError(
+            f"{name} is empty: shape ({n_samples}, {n_features}); at least one sample and one "
+            "feature are needed"
+        )
+    if stored.dtype not in (xp.uint8, xp.float32, xp.float64):
+        raise TypeError(
+            f"{name} must be uint8, float32 or float64, got {stored.dtype}; convert it with "
+            f"{name}.astype('float32')"
+        )
+    return xp, n_samples, n_features
+
+
+def check_parameter(name: str, value: Array, X: Array | Standardized, shape: tuple[int, ...]) -> Any:
+    """Check a parameter against the samples; return the dtype to compute in.
+
+    Parameters
+    ----------
+    name : str
+    value : array
+    X : array or Standardized
+    shape : tuple of int
+        Expected trailing shape; -1 stands for any size of at least 1.
+    """
+    stored = X.X if isinstance(X, Standardized) else X
+    xp = array_namespace(**{"X": stored, name: value})
+    if value.dtype not in (xp.float32, xp.float64):
+        raise TypeError(
+            f"{name} must be float32 or float64, got {value.dtype}; convert it with "
+            f"{name}.astype('float32')"
+        )
+    found = tuple(int(n) for n in value.shape[-len(shape) :])
+    fits = len(found) == len(shape) and all(
+        (n >= 1) if want == -1 else (n == want) for n, want in zip(found, shape, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join("any" if n == -1 else str(n) for n in shape)
+        wanted += ",)" if len(shape) == 1 else ")"
+        raise ValueError(
+            f"{name} must have shape {wanted} to fit X of shape {tuple(stored.shape)} and the other "
+            f"parameters, got {tuple(value.shape)}{_transposed_hint(name, found, shape)}"
+        )
+    if stored.dtype == xp.uint8:
+        return value.dtype
+    return xp.result_type(stored.dtype, value.dtype)
+
+
+def _transposed_hint(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    if len(found) == 2 and len(shape) == 2 and found[1] == shape[0] != found[0]:
+        return f"; it looks transposed: pass {name}.T"
+    return ""
+
+
+def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
+    """Check the labels and return them as an array in the library of X."""
+    stored = X.X if isinstance(X, Standardized) else X
+    if isinstance(y, list | tuple | range):
+        xp = array_namespace(stored)
+        y = xp.asarray(np.asarray(y), device=stored.device)
+    xp = array_namespace(X=stored, y=y)
+    n_samples = int(stored.shape[0])
+    if tuple(y.shape) != (n_samples,):
+        raise ValueError(
+            f"y must have shape ({n_samples},), one label for each row of X, got {tuple(y.shape)}"
+        )
+    if not xp.isdtype(y.dtype, "integral"):
+        raise TypeError(
+            f"labels must be integers 0..{n_classes - 1}, got {y.dtype}; convert them with "
+            "y.astype(int), or number them with numpy.unique(y, return_inverse=True)"
+        )
+    if values_are_on_host(y):
+        wrong = np.flatnonzero((y < 0) | (y >= n_classes))
+        if wrong.size:
+            raise ValueError(
+                f"labels must be in 0..{n_classes - 1} (W has {n_classes} columns), got "
+                f"y[{wrong[0]}] = {y[wrong[0]]}"
+                + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")
+                + "; number the classes from 0, or give W more columns"
+            )
+    return y
+
+
+def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: Any) -> Array | None:
+    """Check the sample weights and scale them so that they sum to 1 (a weighted mean)."""
+    if sample_weight is None:
+        return None
+    stored = X.X if isinstance(X, Standardized) else X
+    xp = array_namespace(X=stored, sample_weight=sample_weight)
+    n_samples = int(stored.shape[0])
+    if tuple(sample_weight.shape) != (n_samples,):
+        raise ValueError(
+            f"sample_weight must have shape ({n_samples},), one for each row of X, got "
+            f"{tuple(sample_weight.shape)}"
+        )
+    weights = xp.astype(sample_weight, xp.float64)
+    total = xp.sum(weights)
+    if values_are_on_host(weights) and not (np.all(weights >= 0) and 0 < total < math.inf):
+        raise ValueError(
+            "sample_weight must be finite, at least 0, and not 0 everywhere: the loss is divided "
+            f"by its sum, which is {total}"
+        )
+    return xp.astype(weights / total, dtype)
+
+
+def check_loss(loss: Array, X: Array | Standardized, **parameters: Array) -> None:
+    """Raise if the loss is not finite, naming the input that made it so (host arrays only).
+
+    A NaN or an infinity anywhere in the inputs reaches the loss, so looking at the one number
+    saves a pass over X.
+    """
+    if not values_are_on_host(loss) or np.all(np.isfinite(loss)):
+        return
+    stored = X.X if isinstance(X, Standardized) else X
+    for name, value in {"X": stored, **parameters}.items():
+        wrong = np.argwhere(~np.isfinite(value))
+        if len(wrong):
+            where = ", ".join(str(i) for i in wrong[0])
+            raise ValueError(
+                f"{name} has {len(wrong)} NaN or infinite values, the first at {name}[{where}]; "
+                f"remove or replace them, for example with numpy.nan_to_num({name})"
+            )
+    raise FloatingPointError(
+        f"the loss is {loss} although X and the parameters are finite: the scores overflow; use "
+        "smaller parameters, standardised features, or float64"
+    )
