@@ -78,22 +78,23 @@ class Standardized:
         return to_device(np.broadcast_to(host, (n_features,)).copy(), like=self.X)
 
     @classmethod
-    def fit(cls, X: Array) -> Standardized:
+    def fit(cls, X: Array, sample_weight: Array | None = None) -> Standardized:
         """Standardise X by its own mean and standard deviation; a constant feature gets scale 1.
 
         Parameters
         ----------
         X : array of shape (N, D)
-            Usually the training set; pass the result's `mean` and `scale` on with
-            :meth:`apply`.
+            Usually the training set; :meth:`apply` standardises other samples the same way.
+        sample_weight : array of shape (N,), optional
+            Non-negative; a sample of weight 2 counts as two samples.
         """
-        xp = array_namespace(X)
+        xp = array_namespace(X=X, sample_weight=sample_weight)
         centre = BYTE_CENTRE if X.dtype == xp.uint8 else 0
-        total, squares = _column_moments(X, centre)
-        mean = total / X.shape[0]
-        variance = squares / X.shape[0] - mean * mean
+        mean, variance = _column_moments(X, centre, sample_weight)
+        # A constant column of floats leaves a variance of rounding errors, not of zero.
+        rounding = 10 * xp.finfo(xp.float64).eps * (variance + mean * mean)
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        scale = xp.where(variance > rounding, deviation, xp.ones_like(deviation))
         return cls(X, mean + centre, scale)
 
     def apply(self, X: Array) -> Standardized:
@@ -114,13 +115,14 @@ class Standardized:
     def __getitem__(self, rows: Array | slice) -> Standardized:
         if isinstance(rows, int | np.integer):
             raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
-        return self._with(self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows))
+        return self.with_samples(self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows))
 
     def __repr__(self) -> str:
         return f"Standardized({self.X.dtype} {self.shape}, {describe_location(self.X)})"
 
-    def _with(self, X: Array) -> Standardized:
-        other = object.__new__(Standardized)  # the statistics are checked already
+    def with_samples(self, X: Array) -> Standardized:
+        """Return other samples of the same features, sharing mean and scale, unchecked."""
+        other = object.__new__(Standardized)
         other.X, other.mean, other.scale = X, self.mean, self.scale
         return other
 
@@ -139,16 +141,27 @@ class Standardized:
         return (rows - xp.astype(shift, dtype)) * xp.astype(1 / self.scale, dtype)
 
 
-def _column_moments(X: Array, centre: int) -> tuple[Array, Array]:
-    """Sums and sums of squares of ``X - centre`` down the columns, in float64, block by block."""
+def _column_moments(
+    X: Array, centre: int, sample_weight: Array | None
+) -> tuple[Array, Array]:
+    """Means and variances of the columns of ``X - centre``, in float64, block by block."""
     xp = array_namespace(X)
-    total = squares = None
-    for block in row_slices(int(X.shape[0]), 1024):
-        rows = xp.astype(X[block, :], xp.float64) - centre
-        moments = xp.sum(rows, axis=0), xp.sum(rows * rows, axis=0)
-        total = moments[0] if total is None else total + moments[0]
-        squares = moments[1] if squares is None else squares + moments[1]
-    return total, squares
+    n_samples, n_features = (int(n) for n in X.shape)
+    zeros = xp.zeros((n_features,), dtype=xp.float64, device=X.device)
+    weights = xp.ones((n_samples,), dtype=xp.float64, device=X.device)
+    if sample_weight is not None:
+        weights = xp.astype(sample_weight, xp.float64)
+    blocks = row_slices(n_samples, 1024)
+    total, squares, count = zeros, zeros, xp.sum(weights)
+    for block in blocks:
+        total = total + weights[block] @ (xp.astype(X[block, :], xp.float64) - centre)
+    mean = total / count
+    # A second pass over the differences: the mean of squares minus the square of the mean would
+    # lose every digit for features far from zero.
+    for block in blocks:
+        difference = xp.astype(X[block, :], xp.float64) - (mean + centre)
+        squares = squares + weights[block] @ (difference * difference)
+    return mean, squares / count
 
 
 def _as_floats(X: Array, dtype: object) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from gpuclf.backend import Array, array_namespace, values_are_on_host
 from gpuclf.features import Standardized
 
-__all__ = ["check_labels", "check_loss", "check_parameter", "check_samples", "check_weights"]
+__all__ = ["check_finite", "check_labels", "check_loss", "check_parameter", "check_samples", "check_weights"]
 
 
 def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, int]:
@@ -132,6 +132,23 @@ def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: A
     return xp.astype(weights / total, dtype)
 
 
+def check_finite(X: Array | Standardized) -> None:
+    """Raise if samples on the host hold a NaN or an infinity."""
+    stored = X.X if isinstance(X, Standardized) else X
+    if values_are_on_host(stored):
+        _raise_if_not_finite("X", stored)
+
+
+def _raise_if_not_finite(name: str, value: np.ndarray) -> None:
+    wrong = np.argwhere(~np.isfinite(value))
+    if len(wrong):
+        where = ", ".join(str(i) for i in wrong[0])
+        raise ValueError(
+            f"{name} has {len(wrong)} NaN or infinite values, the first at {name}[{where}]; "
+            f"remove or replace them, for example with numpy.nan_to_num({name})"
+        )
+
+
 def check_loss(loss: Array, X: Array | Standardized, **parameters: Array) -> None:
     """Raise if the loss is not finite, naming the input that made it so (host arrays only).
 
@@ -142,13 +159,7 @@ def check_loss(loss: Array, X: Array | Standardized, **parameters: Array) -> Non
         return
     stored = X.X if isinstance(X, Standardized) else X
     for name, value in {"X": stored, **parameters}.items():
-        wrong = np.argwhere(~np.isfinite(value))
-        if len(wrong):
-            where = ", ".join(str(i) for i in wrong[0])
-            raise ValueError(
-                f"{name} has {len(wrong)} NaN or infinite values, the first at {name}[{where}]; "
-                f"remove or replace them, for example with numpy.nan_to_num({name})"
-            )
+        _raise_if_not_finite(name, value)
     raise FloatingPointError(
         f"the loss is {loss} although X and the parameters are finite: the scores overflow; use "
         "smaller parameters, standardised features, or float64"

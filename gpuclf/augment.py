@@ -1,0 +1,40 @@
+"""Augmentations of image batches, on whatever device the batch lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import array_namespace, to_device
+from gpuclf.features import Standardized
+
+__all__ = ["horizontal_flip"]
+
+CIFAR_SHAPE = (3, 32, 32)
+
+
+def horizontal_flip(
+    X: Any, rng: np.random.Generator, image_shape: tuple[int, int, int] = CIFAR_SHAPE
+) -> Any:
+    """Mirror each image left to right with probability one half.
+
+    Parameters
+    ----------
+    X : array of shape (N, D) or Standardized
+        Rows are images of `image_shape`, flattened.
+    rng : numpy.random.Generator
+    image_shape : tuple of int
+        (channels, height, width); their product is D.
+
+    Returns
+    -------
+    The batch in the same form; `X` is not changed.
+    """
+    if isinstance(X, Standardized):
+        return X.with_samples(horizontal_flip(X.X, rng, image_shape))
+    xp = array_namespace(X)
+    n_samples = int(X.shape[0])
+    mirror = to_device(rng.random(n_samples) < 0.5, like=X)
+    mirrored = xp.reshape(xp.flip(xp.reshape(X, (n_samples, *image_shape)), axis=-1), X.shape)
+    return xp.where(mirror[:, None], mirrored, X)

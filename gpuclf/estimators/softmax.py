@@ -1,0 +1,115 @@
+"""Softmax regression as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import Array
+from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.linear import linear_loss, linear_scores
+from gpuclf.losses import softmax_cross_entropy
+
+__all__ = ["SoftmaxClassifier"]
+
+
+class SoftmaxClassifier(GradientClassifier):
+    r"""Softmax regression (multinomial logistic regression), on the array library of the samples.
+
+    Minimises :math:`\frac{1}{N} \sum_i -\log p_{i y_i} + \lambda \sum W^2`; the bias is not
+    penalised.
+
+    Parameters
+    ----------
+    solver : {"sgd", "lbfgs"}, default "sgd"
+        Mini-batch SGD, or SciPy's L-BFGS on all samples at once.
+    max_iter : int, default 20
+        Epochs of SGD, or iterations of L-BFGS.
+    learning_rate : float, default 0.005
+    learning_rate_decay : float, default 0.8
+        Factor of the learning rate from one epoch to the next ("exponential" schedule).
+    schedule : {"exponential", "one_cycle"}, default "exponential"
+    momentum : float, default 0.9
+    nesterov : bool, default True
+    batch_size : int, default 200
+    reg : float, default 1e-3
+        The penalty :math:`\lambda`; a source that writes ``0.5 * reg`` means half of this one.
+    tol : float, default 1e-5
+        L-BFGS stops when no component of the gradient is larger.
+    standardize : bool, default True
+        Bring each feature to mean 0 and standard deviation 1 over the training set, without
+        writing the standardised samples out. Samples passed as Standardized stay as they are.
+    augment : callable, optional
+        ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
+        :func:`gpuclf.augment.horizontal_flip`.
+    random_state : int, RandomState, Generator or None
+
+    Attributes
+    ----------
+    classes_ : NumPy array of shape (C,)
+    params_ : dict
+        W (D, C) and b (C,), in the array library of the training samples; they act on the
+        standardised features.
+    mean_, scale_ : NumPy array of shape (D,), or None
+        The standardisation.
+    loss_history_ : list of float
+        One value a step.
+    val_accuracy_history_ : list of float
+        One value an epoch, if `fit` was given validation samples.
+    n_iter_, n_features_in_ : int
+
+    See Also
+    --------
+    gpuclf.softmax_loss_vectorized : the objective.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.array([[0.0], [1.0], [9.0], [10.0]]), np.array(["low", "low", "high", "high"])
+    >>> SoftmaxClassifier(random_state=0).fit(X, y).predict(np.array([[2.0], [8.0]]))
+    array(['low', 'high'], dtype='<U4')
+    """
+
+    def __init__(
+        self,
+        *,
+        solver: str = "sgd",
+        max_iter: int = 20,
+        learning_rate: float = 0.005,
+        learning_rate_decay: float = 0.8,
+        schedule: str = "exponential",
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        batch_size: int = 200,
+        reg: float = 1e-3,
+        tol: float = 1e-5,
+        standardize: bool = True,
+        augment: Any = None,
+        random_state: Any = None,
+    ) -> None:
+        self.solver = solver
+        self.max_iter = max_iter
+        self.learning_rate = learning_rate
+        self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.batch_size = batch_size
+        self.reg = reg
+        self.tol = tol
+        self.standardize = standardize
+        self.augment = augment
+        self.random_state = random_state
+
+    def _initial_params(
+        self, n_features: int, n_classes: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        # The objective is convex: zero is as good a start as any, and the same on every machine.
+        return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
+
+    _objective = staticmethod(partial(linear_loss, softmax_cross_entropy))
+
+    def _scores(self, params: dict[str, Array], X: Any) -> Array:
+        return linear_scores(params, X)

@@ -1,0 +1,136 @@
+"""The two-layer net as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace, to_device
+from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.two_layer import two_layer_objective, two_layer_scores
+
+__all__ = ["TwoLayerNetClassifier"]
+
+
+class TwoLayerNetClassifier(GradientClassifier):
+    r"""A net of affine, ReLU, affine and softmax, on the array library of the samples.
+
+    Parameters
+    ----------
+    hidden_size : int, default 100
+    max_iter : int, default 20
+        Epochs.
+    learning_rate : float, default 0.05
+        The largest learning rate, if the schedule varies it.
+    learning_rate_decay : float, default 0.95
+        Factor of the learning rate from one epoch to the next ("exponential" schedule).
+    schedule : {"one_cycle", "exponential"}, default "one_cycle"
+        One-cycle rises in a line over the first fifth of the steps, and falls to 0.
+    momentum : float, default 0.9
+    nesterov : bool, default True
+    batch_size : int, default 200
+    reg : float, default 1e-4
+        The penalty :math:`\lambda` on both W; a source that writes ``0.5 * reg`` means half of
+        this one.
+    dropout : float, default 0.0
+        Probability that a hidden unit is left out of a step; the others are scaled up.
+    standardize : bool, default True
+        Bring each feature to mean 0 and standard deviation 1 over the training set, without
+        writing the standardised samples out. Samples passed as Standardized stay as they are.
+    augment : callable, optional
+        ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
+        :func:`gpuclf.augment.horizontal_flip`.
+    random_state : int, RandomState, Generator or None
+        Initial parameters (normal, :math:`\sqrt{2 / \text{inputs}}`; He et al. 2015), order of the
+        samples, dropout and augmentation.
+
+    Attributes
+    ----------
+    classes_ : NumPy array of shape (C,)
+    params_ : dict
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), in the array library of the training samples.
+    mean_, scale_ : NumPy array of shape (D,), or None
+        The standardisation.
+    loss_history_ : list of float
+        One value a step.
+    val_accuracy_history_ : list of float
+        One value an epoch, if `fit` was given validation samples.
+    n_iter_, n_features_in_ : int
+
+    See Also
+    --------
+    gpuclf.two_layer_loss : the objective.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.array([[0, 0], [1, 1], [0, 1], [1, 0]] * 50) * 1.0, np.array([0, 0, 1, 1] * 50)
+    >>> net = TwoLayerNetClassifier(hidden_size=16, batch_size=20, random_state=0).fit(X, y)
+    >>> net.score(X, y)  # not linearly separable
+    1.0
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 100,
+        max_iter: int = 20,
+        learning_rate: float = 0.05,
+        learning_rate_decay: float = 0.95,
+        schedule: str = "one_cycle",
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        batch_size: int = 200,
+        reg: float = 1e-4,
+        dropout: float = 0.0,
+        standardize: bool = True,
+        augment: Any = None,
+        random_state: Any = None,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.max_iter = max_iter
+        self.learning_rate = learning_rate
+        self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.batch_size = batch_size
+        self.reg = reg
+        self.dropout = dropout
+        self.standardize = standardize
+        self.augment = augment
+        self.random_state = random_state
+
+    def _check_hyperparameters(self) -> None:
+        super()._check_hyperparameters()
+        if self.hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+
+    def _initial_params(
+        self, n_features: int, n_classes: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        return {
+            "W1": rng.standard_normal((n_features, self.hidden_size)) * np.sqrt(2 / n_features),
+            "b1": np.zeros(self.hidden_size),
+            "W2": rng.standard_normal((self.hidden_size, n_classes))
+            * np.sqrt(2 / self.hidden_size),
+            "b2": np.zeros(n_classes),
+        }
+
+    def _objective(
+        self, params: dict[str, Array], X: Any, y: Array, reg: float, weights: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        mask = self._dropout_mask(int(y.shape[0]), params["W2"]) if self.dropout else None
+        return two_layer_objective(params, X, y, reg, weights, mask)
+
+    def _dropout_mask(self, n_samples: int, like: Array) -> Array:
+        xp = array_namespace(like)
+        draws = self._rng.random((n_samples, self.hidden_size), dtype=np.float32)
+        kept = to_device(draws >= self.dropout, like=like)
+        return xp.astype(kept, like.dtype) / (1 - self.dropout)
+
+    def _scores(self, params: dict[str, Array], X: Any) -> Array:
+        return two_layer_scores(params, X)
