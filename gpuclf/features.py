@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, describe_location, to_device, to_host
-from gpuclf.row_blocks import row_slices
+from gpuclf.row_blocks import block_rows, sum_over_row_blocks
 
 __all__ = ["Features", "Standardized", "take_rows"]
 
@@ -89,13 +89,11 @@ class Standardized:
             Non-negative; a sample of weight 2 counts as two samples.
         """
         xp = array_namespace(X=X, sample_weight=sample_weight)
-        centre = BYTE_CENTRE if X.dtype == xp.uint8 else 0
-        mean, variance = _column_moments(X, centre, sample_weight)
+        mean, variance = _column_moments(X, sample_weight)
         # A constant column of floats leaves a variance of rounding errors, not of zero.
         rounding = 10 * xp.finfo(xp.float64).eps * (variance + mean * mean)
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        scale = xp.where(variance > rounding, deviation, xp.ones_like(deviation))
-        return cls(X, mean + centre, scale)
+        return cls(X, mean, xp.where(variance > rounding, deviation, xp.ones_like(deviation)))
 
     def apply(self, X: Array) -> Standardized:
         """Return other samples with this mean and scale (a test set, for example)."""
@@ -141,27 +139,33 @@ class Standardized:
         return (rows - xp.astype(shift, dtype)) * xp.astype(1 / self.scale, dtype)
 
 
-def _column_moments(
-    X: Array, centre: int, sample_weight: Array | None
-) -> tuple[Array, Array]:
-    """Means and variances of the columns of ``X - centre``, in float64, block by block."""
+def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array]:
+    """Means and variances of the columns of X, in float64, in one pass.
+
+    Sums of squares of raw values would lose every digit for features far from zero, so the
+    moments are taken about the first sample.
+    """
     xp = array_namespace(X)
     n_samples, n_features = (int(n) for n in X.shape)
-    zeros = xp.zeros((n_features,), dtype=xp.float64, device=X.device)
-    weights = xp.ones((n_samples,), dtype=xp.float64, device=X.device)
-    if sample_weight is not None:
-        weights = xp.astype(sample_weight, xp.float64)
-    blocks = row_slices(n_samples, 1024)
-    total, squares, count = zeros, zeros, xp.sum(weights)
-    for block in blocks:
-        total = total + weights[block] @ (xp.astype(X[block, :], xp.float64) - centre)
-    mean = total / count
-    # A second pass over the differences: the mean of squares minus the square of the mean would
-    # lose every digit for features far from zero.
-    for block in blocks:
-        difference = xp.astype(X[block, :], xp.float64) - (mean + centre)
-        squares = squares + weights[block] @ (difference * difference)
-    return mean, squares / count
+    # Squared differences of bytes are below 2**16: sums of up to 256 are exact in float32.
+    exact_in_float32 = X.dtype == xp.uint8 and sample_weight is None
+    dtype = xp.float32 if exact_in_float32 else xp.float64
+    if sample_weight is None:
+        weights = xp.ones((n_samples,), dtype=dtype, device=X.device)
+    else:
+        weights = xp.astype(sample_weight, dtype)
+    origin = xp.astype(X[0, :], dtype)
+
+    def moments(rows: slice) -> tuple[Array, Array]:
+        difference = xp.astype(X[rows, :], dtype) - origin
+        first, second = weights[rows] @ difference, weights[rows] @ (difference * difference)
+        return xp.astype(first, xp.float64), xp.astype(second, xp.float64)
+
+    step = min(256, block_rows(weights, 2 * n_features))
+    first, second = sum_over_row_blocks(moments, n_samples, step, parallel=xp is np)
+    count = xp.sum(weights, dtype=xp.float64)
+    mean = first / count
+    return xp.astype(origin, xp.float64) + mean, second / count - mean * mean
 
 
 def _as_floats(X: Array, dtype: object) -> Array:

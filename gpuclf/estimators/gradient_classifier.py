@@ -232,6 +232,10 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"schedule must be 'exponential' or 'one_cycle', got {self.schedule!r}"
             )
+        if self.precision not in (None, "float32", "float64"):
+            raise ValueError(
+                f"precision must be 'float32', 'float64' or None, got {self.precision!r}"
+            )
         if self.solver not in ("sgd", "lbfgs"):
             raise ValueError(f"solver must be 'sgd' or 'lbfgs', got {self.solver!r}")
 
@@ -368,8 +372,8 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
 
     def _new_params(self, features: Any) -> dict[str, Array]:
         stored = features.X if isinstance(features, Standardized) else features
-        wide = array_namespace(stored).float64
-        dtype = np.float64 if stored.dtype == wide else np.float32
+        is_wide = stored.dtype == array_namespace(stored).float64
+        dtype = self.precision or ("float64" if is_wide else "float32")
         host = self._initial_params(self.n_features_in_, len(self.classes_), self._rng)
         return to_device({k: v.astype(dtype) for k, v in host.items()}, like=stored)
 

@@ -44,6 +44,8 @@ class SoftmaxClassifier(GradientClassifier):
     augment : callable, optional
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
+    precision : {"float32", "float64"}, optional
+        Floats to compute in; by default float64 for float64 samples, float32 for all others.
     random_state : int, RandomState, Generator or None
 
     Attributes
@@ -87,6 +89,7 @@ class SoftmaxClassifier(GradientClassifier):
         tol: float = 1e-5,
         standardize: bool = True,
         augment: Any = None,
+        precision: str | None = None,
         random_state: Any = None,
     ) -> None:
         self.solver = solver
@@ -101,6 +104,7 @@ class SoftmaxClassifier(GradientClassifier):
         self.tol = tol
         self.standardize = standardize
         self.augment = augment
+        self.precision = precision
         self.random_state = random_state
 
     def _initial_params(

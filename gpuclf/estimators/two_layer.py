@@ -41,6 +41,8 @@ class TwoLayerNetClassifier(GradientClassifier):
     augment : callable, optional
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
+    precision : {"float32", "float64"}, optional
+        Floats to compute in; by default float64 for float64 samples, float32 for all others.
     random_state : int, RandomState, Generator or None
         Initial parameters (normal, :math:`\sqrt{2 / \text{inputs}}`; He et al. 2015), order of the
         samples, dropout and augmentation.
@@ -86,6 +88,7 @@ class TwoLayerNetClassifier(GradientClassifier):
         dropout: float = 0.0,
         standardize: bool = True,
         augment: Any = None,
+        precision: str | None = None,
         random_state: Any = None,
     ) -> None:
         self.hidden_size = hidden_size
@@ -100,6 +103,7 @@ class TwoLayerNetClassifier(GradientClassifier):
         self.dropout = dropout
         self.standardize = standardize
         self.augment = augment
+        self.precision = precision
         self.random_state = random_state
 
     def _check_hyperparameters(self) -> None:

@@ -1,0 +1,19 @@
+"""The benchmark: cases, the implementations of each, one timer, and the report.
+
+The command line, ``benchmarks/`` (pytest-benchmark) and the recorded runs all use what is here.
+"""
+
+from gpuclf.benchmark.cases import Case, Inputs, default_cases
+from gpuclf.benchmark.implementations import IMPLEMENTATIONS, Implementation, Unavailable
+from gpuclf.benchmark.timing import Row, run_case
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Case",
+    "Implementation",
+    "Inputs",
+    "Row",
+    "Unavailable",
+    "default_cases",
+    "run_case",
+]

@@ -1,0 +1,113 @@
+"""Who is measured: each implementation is one short function that prepares a call.
+
+It receives the case and its inputs and returns the call to be timed, or raises `Unavailable` with
+the reason. The call returns (loss, gradients), which are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gpuclf
+from gpuclf.backend import Backend, get_backend
+from gpuclf.benchmark import textbook
+from gpuclf.benchmark.cases import REG, Case, Inputs
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable"]
+
+Call = Callable[[], tuple[Any, Any]]
+
+
+class Unavailable(Exception):  # noqa: N818 - not an error: the row then carries the reason
+    """An implementation cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """How one implementation is named and prepared.
+
+    Attributes
+    ----------
+    name : str
+    array_library : {"python", "numpy", "cupy"}
+    features : {"float", "uint8"}
+        What X is stored as.
+    prepare : callable
+        ``prepare(case, inputs) -> call``.
+    extrapolated : bool
+        The call runs on `case.naive_samples` only.
+    """
+
+    name: str
+    array_library: str
+    features: str
+    prepare: Callable[[Case, Inputs], Call]
+    extrapolated: bool = False
+
+
+def _is_softmax(case: Case) -> bool:
+    return case.operation.startswith("softmax")
+
+
+def naive_loops(case: Case, inputs: Inputs) -> Call:
+    """Python loops over samples, classes and features, on a subset."""
+    X, y = inputs.floats[: case.naive_samples], inputs.y[: case.naive_samples]
+    if _is_softmax(case):
+        return lambda: gpuclf.softmax_loss_naive(inputs.W, X, y, REG)
+    return lambda: gpuclf.two_layer_loss_naive(inputs.params, X, y, REG)
+
+
+def textbook_numpy(case: Case, inputs: Inputs) -> Call:
+    """The course's vectorised version."""
+    X, y = inputs.floats[: case.samples], inputs.y[: case.samples]
+    if _is_softmax(case):
+        return lambda: textbook.softmax_loss(inputs.W, X, y, REG)
+    return lambda: textbook.two_layer_loss(inputs.params, X, y, REG)
+
+
+def gpuclf_floats(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
+    """Call this library on samples written out as floats."""
+    return _gpuclf_call(case, inputs, inputs.floats[: case.samples], backend)
+
+
+def gpuclf_bytes(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
+    """Call this library on uint8 pixels that are standardised on the fly."""
+    return _gpuclf_call(case, inputs, inputs.bytes_[: case.samples], backend)
+
+
+def gpuclf_cupy_floats(case: Case, inputs: Inputs) -> Call:
+    """Call this library on the GPU; upload is not part of the call."""
+    return gpuclf_floats(case, inputs, _cupy())
+
+
+def gpuclf_cupy_bytes(case: Case, inputs: Inputs) -> Call:
+    """Call this library on the GPU, on uint8 pixels; upload is not part of the call."""
+    return gpuclf_bytes(case, inputs, _cupy())
+
+
+def _cupy() -> Backend:
+    try:
+        return get_backend("cupy")
+    except gpuclf.BackendUnavailableError as error:
+        raise Unavailable(str(error)) from None
+
+
+def _gpuclf_call(case: Case, inputs: Inputs, X: Any, backend: str | Backend) -> Call:
+    X, y = gpuclf.to_device(X, backend), gpuclf.to_device(inputs.y[: case.samples], backend)
+    if _is_softmax(case):
+        W = gpuclf.to_device(inputs.W, backend)
+        return lambda: gpuclf.softmax_loss_vectorized(W, X, y, REG)
+    params = gpuclf.to_device(inputs.params, backend)
+    return lambda: gpuclf.two_layer_loss(params, X, y, REG)
+
+
+IMPLEMENTATIONS = [
+    Implementation("naive loops", "python", "float", naive_loops, extrapolated=True),
+    Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
+    Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
+    Implementation("gpuclf on NumPy, uint8 pixels", "numpy", "uint8", gpuclf_bytes),
+    Implementation("gpuclf on CuPy", "cupy", "float", gpuclf_cupy_floats),
+    Implementation("gpuclf on CuPy, uint8 pixels", "cupy", "uint8", gpuclf_cupy_bytes),
+]

@@ -1,0 +1,204 @@
+"""One timer for every implementation: checked first, warmed up, interleaved, medians."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import synchronize, to_host
+from gpuclf.benchmark.cases import Case, Inputs
+from gpuclf.benchmark.implementations import Implementation, Unavailable
+
+__all__ = ["DisagreementError", "Row", "run_case"]
+
+# Loss and gradient of a full pass in float32 agree with each other to a few 1e-6.
+TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+
+
+class DisagreementError(AssertionError):
+    """An implementation computed something else than the others; its time would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result.
+
+    Attributes
+    ----------
+    operation, implementation, array_library, features, dtype : str
+    samples : int
+        Samples that the times stand for.
+    measured_samples : int
+        Samples that the call ran on; fewer where extrapolated.
+    extrapolated : bool
+        The times were scaled up from `measured_samples` to `samples`.
+    median_s, p20_s, p80_s : float or None
+        Seconds a call; None where it could not run.
+    times_s : list of float
+        All of them, in the order measured.
+    unavailable : str or None
+        Why it could not run.
+    """
+
+    operation: str
+    implementation: str
+    array_library: str
+    features: str
+    dtype: str
+    samples: int
+    measured_samples: int
+    extrapolated: bool
+    median_s: float | None
+    p20_s: float | None
+    p80_s: float | None
+    times_s: list[float]
+    unavailable: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def run_case(
+    case: Case,
+    inputs: Inputs,
+    implementations: Iterable[Implementation],
+    advance: Callable[[str], None] = lambda _: None,
+    time_budget_s: float = 8.0,
+) -> list[Row]:
+    """Check and time the implementations of one case.
+
+    Parameters
+    ----------
+    case : Case
+    inputs : Inputs
+    implementations : iterable of Implementation
+    advance : callable
+        Called with the name of what is done next, for a progress bar.
+    time_budget_s : float
+        Rounds end when the case has at least 3 of them and has taken this long.
+
+    Returns
+    -------
+    list of Row
+
+    Raises
+    ------
+    DisagreementError
+        If an implementation's loss or gradient differs from the first one's.
+    """
+    calls: dict[str, Callable[[], tuple[Any, Any]]] = {}
+    reasons: dict[str, str] = {}
+    listed = list(implementations)
+    reference: dict[int, tuple[str, Any]] = {}
+    for implementation in listed:
+        advance(f"{case.title}: {implementation.name}")
+        try:
+            call = implementation.prepare(case, inputs)
+        except Unavailable as reason:
+            reasons[implementation.name] = str(reason)
+            continue
+        result = call()  # also the warm-up
+        size = case.naive_samples if implementation.extrapolated else case.samples
+        if size in reference:
+            _compare(implementation.name, result, *reference[size], inputs.dtype.name)
+        else:
+            reference[size] = (implementation.name, result)
+        calls[implementation.name] = call
+    _check_naive(case, inputs, listed, reference)
+    times = _time_interleaved(
+        calls, {i.name for i in listed if i.extrapolated}, case, time_budget_s
+    )
+    return [_row(case, inputs, i, times.get(i.name), reasons.get(i.name)) for i in listed]
+
+
+def _check_naive(
+    case: Case,
+    inputs: Inputs,
+    implementations: list[Implementation],
+    reference: dict[int, tuple[str, Any]],
+) -> None:
+    """Compare the loops with a vectorised implementation on the loops' own samples."""
+    if case.naive_samples not in reference or case.naive_samples == case.samples:
+        return
+    small = Case(case.operation, case.naive_samples, case.naive_samples, 1)
+    for implementation in implementations:
+        if not implementation.extrapolated and implementation.array_library == "numpy":
+            result = implementation.prepare(small, inputs)()
+            name, expected = reference[case.naive_samples]
+            _compare(implementation.name, result, name, expected, inputs.dtype.name)
+            return
+
+
+def _time_interleaved(
+    calls: dict[str, Callable[[], tuple[Any, Any]]],
+    slow: set[str],
+    case: Case,
+    time_budget_s: float,
+) -> dict[str, list[float]]:
+    # Interleaving spreads a noisy neighbour over all implementations instead of over one.
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began = time.perf_counter()
+    for round_number in range(case.min_rounds):
+        for name, call in calls.items():
+            if name in slow and round_number >= 3:
+                continue
+            synchronize()
+            start = time.perf_counter()
+            loss, _ = call()
+            synchronize(loss if hasattr(loss, "dtype") else None)
+            times[name].append(time.perf_counter() - start)
+        if round_number >= 2 and time.perf_counter() - began > time_budget_s:
+            break
+    return times
+
+
+def _row(
+    case: Case,
+    inputs: Inputs,
+    implementation: Implementation,
+    measured: list[float] | None,
+    reason: str | None,
+) -> Row:
+    size = case.naive_samples if implementation.extrapolated else case.samples
+    size = min(size, case.samples)
+    scaled = [t * case.samples / size for t in measured or []]
+    p20, median, p80 = np.percentile(scaled, [20, 50, 80]).tolist() if scaled else [None] * 3
+    return Row(
+        operation=case.operation,
+        implementation=implementation.name,
+        array_library=implementation.array_library,
+        features=implementation.features,
+        dtype=inputs.dtype.name,
+        samples=case.samples,
+        measured_samples=size,
+        extrapolated=implementation.extrapolated and size < case.samples,
+        median_s=median,
+        p20_s=p20,
+        p80_s=p80,
+        times_s=scaled,
+        unavailable=reason,
+    )
+
+
+def _compare(name: str, result: Any, reference_name: str, reference: Any, dtype: str) -> None:
+    tolerance = TOLERANCES[dtype]
+    for what, found, expected in zip(
+        ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
+    ):
+        error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
+        if not error <= tolerance:
+            raise DisagreementError(
+                f"{name} and {reference_name} disagree on the {what}: relative difference "
+                f"{error:.2e}, allowed {tolerance:.0e} in {dtype}"
+            )
+
+
+def _flat(value: Any) -> np.ndarray:
+    host = to_host(value)
+    parts = [host[key] for key in sorted(host)] if isinstance(host, dict) else [host]
+    return np.concatenate([np.ravel(np.asarray(part, np.float64)) for part in parts])

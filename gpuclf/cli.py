@@ -1,0 +1,303 @@
+"""The command line: ``gpuclf bench``, ``gpuclf train`` and ``gpuclf info``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(
+    help="Train and benchmark the classic image classifiers on NumPy and CuPy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+class BackendName(StrEnum):
+    """Values of --backend."""
+
+    auto = "auto"
+    numpy = "numpy"
+    cupy = "cupy"
+
+
+class DtypeName(StrEnum):
+    """Values of --dtype."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class DataName(StrEnum):
+    """Values of --data."""
+
+    auto = "auto"
+    cifar10 = "cifar10"
+    synthetic = "synthetic"
+
+
+class ModelName(StrEnum):
+    """What `gpuclf train` can train."""
+
+    softmax = "softmax"
+    two_layer = "two-layer"
+
+
+Backend_ = Annotated[BackendName, typer.Option("--backend", help="Array library to compute with.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Floats to compute in.")]
+Data = Annotated[
+    DataName,
+    typer.Option(help="auto: CIFAR-10 if it is on disk, else synthetic; cifar10 may download."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of CIFAR-10; else $GPUCLF_DATA, else a cache folder.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+# What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
+RECIPES: dict[ModelName, dict[str, Any]] = {
+    ModelName.softmax: {"max_iter": 10},
+    ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
+}
+N_VALIDATION = 1000
+
+
+@app.command()
+def bench(
+    backend: Backend_ = BackendName.auto,
+    dtype: Dtype = DtypeName.float32,
+    data: Data = DataName.auto,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    samples: Annotated[
+        int | None, typer.Option(min=200, help="Use this many training images; default all.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
+    from gpuclf.backend import environment, get_backend
+    from gpuclf.benchmark import IMPLEMENTATIONS, Inputs, Row, default_cases, run_case
+    from gpuclf.benchmark.report import print_rows, write_json
+
+    if backend is BackendName.cupy:
+        get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
+    listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.array_library != "cupy"]
+    rows: list[Row] = []
+    with _progress() as progress:
+        task = progress.add_task("preparing the data", total=None)
+        dataset = _load(data, data_dir, seed)
+        n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
+        inputs = Inputs(dataset.X_train[:n_samples], dataset.y_train[:n_samples], dtype, seed)
+        cases = default_cases(n_samples)
+        progress.update(task, total=len(cases) * len(listed))
+        for case in cases:
+            rows += run_case(
+                case,
+                inputs,
+                listed,
+                lambda what: progress.update(task, description=what, advance=1),
+            )
+    found = environment()
+    console.print(f"data: {dataset.source}; {n_samples:,} x {dataset.X_train.shape[1]:,}, {dtype}")
+    console.print(f"machine: {_machine_line(found)}")
+    print_rows(rows, console)
+    if json is not None:
+        settings = {"dtype": dtype, "seed": seed, "samples": n_samples, "backend": backend}
+        write_json(
+            json,
+            {
+                "dataset": _describe(dataset),
+                "settings": settings,
+                "environment": found,
+                "rows": [row.as_dict() for row in rows],
+            },
+        )
+        console.print(f"written to {json}")
+
+
+@app.command()
+def train(
+    model: Annotated[ModelName, typer.Argument(help="What to train.")],
+    backend: Backend_ = BackendName.auto,
+    dtype: Dtype = DtypeName.float32,
+    data: Data = DataName.auto,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    reg: Annotated[float | None, typer.Option(help="Factor of sum(W * W).")] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="two-layer only.")] = None,
+    solver: Annotated[str | None, typer.Option(help="softmax only: sgd or lbfgs.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Train a classifier and report its train, validation and test accuracy."""
+    from gpuclf.augment import horizontal_flip
+    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.benchmark.report import write_json
+    from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
+
+    options = {
+        "max_iter": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "reg": reg,
+        "hidden_size": hidden_size,
+        "solver": solver,
+    }
+    settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
+    foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
+    for name in foreign & settings.keys():
+        raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
+    if settings.get("solver") == "lbfgs" and epochs is None:
+        settings["max_iter"] = 60
+    augment = {"augment": horizontal_flip} if settings.pop("augment", False) else {}
+    kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
+    classifier = kind(random_state=seed, precision=str(dtype), **settings, **augment)
+
+    where = get_backend(backend)
+    dataset = _load(data, data_dir, seed)
+    console.print(f"data: {dataset.source}")
+    console.print(f"on: {where.name} ({where.reason})")
+    n_train = len(dataset.X_train) - N_VALIDATION
+    parts = {
+        "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
+        "val": (dataset.X_train[n_train:], dataset.y_train[n_train:]),
+        "test": (dataset.X_test, dataset.y_test),
+    }
+    parts = {k: (to_device(X, where), to_device(y, where)) for k, (X, y) in parts.items()}
+
+    with _progress() as progress:
+        task = progress.add_task(f"training {model}", total=classifier.max_iter)
+
+        def show(epoch: int, history: Any) -> None:
+            recent = history.loss[-len(history.loss) // epoch :]
+            line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
+            line += f", validation accuracy {history.val_accuracy[-1]:.3f}"
+            progress.update(task, completed=epoch, description=line)
+            if not console.is_terminal:
+                progress.console.print(line)
+
+        start = time.perf_counter()
+        X_val, y_val = parts["val"]
+        classifier.fit(*parts["train"], X_val=X_val, y_val=y_val, callback=show)
+        synchronize()
+        fit_seconds = time.perf_counter() - start
+    accuracy = {name: classifier.score(*part) for name, part in parts.items()}
+
+    table = Table(title=f"{model} on {dataset.name}", title_justify="left", title_style="bold")
+    for column in ("train accuracy", "validation accuracy", "test accuracy", "time to fit"):
+        table.add_column(column, justify="right")
+    table.add_row(*(f"{a:.4f}" for a in accuracy.values()), f"{fit_seconds:.1f} s")
+    console.print(table)
+    if json is not None:
+        params = {k: v for k, v in classifier.get_params().items() if k != "augment"}
+        params["augment"] = "horizontal_flip" if augment else None
+        write_json(
+            json,
+            {
+                "model": model,
+                "dataset": _describe(dataset),
+                "settings": params | {"backend": where.name},
+                "environment": environment(),
+                **{f"{name}_accuracy": value for name, value in accuracy.items()},
+                "fit_seconds": fit_seconds,
+                "loss_history": classifier.loss_history_,
+                "val_accuracy_history": classifier.val_accuracy_history_,
+            },
+        )
+        console.print(f"written to {json}")
+
+
+@app.command()
+def info(json: JsonFile = None) -> None:
+    """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
+    from gpuclf.backend import INSTALL_HINT, environment
+    from gpuclf.benchmark.report import write_json
+
+    found = environment()
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    table.add_row("Python", f"{found['python']} on {found['platform']}")
+    cpu = f"{found['cpu']}, {found['cpu_count']} usable, L2 {found['cpu_l2_bytes'] >> 10:,} KiB"
+    table.add_row("CPU", cpu)
+    if found["memory_bytes"]:
+        table.add_row("memory", f"{found['memory_bytes'] / 2**30:.1f} GiB")
+    for blas in found["blas"]:
+        line = f"{blas['library']} {blas['version']}, {blas['threads']} threads"
+        table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
+    gpu = found["gpu"]
+    table.add_row("GPU", gpu["reason"])
+    if gpu["usable"]:
+        table.add_row("", f"compute capability {gpu['compute_capability']}")
+        free, total = gpu["memory_free_bytes"] / 2**30, gpu["memory_bytes"] / 2**30
+        table.add_row("", f"{free:.1f} of {total:.1f} GiB free, L2 {gpu['l2_bytes'] >> 20} MiB")
+        table.add_row("", f"CUDA driver {gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}")
+    else:
+        table.add_row("", f"to use one: {INSTALL_HINT}")
+    console.print(table)
+    if json is not None:
+        write_json(json, found)
+        console.print(f"written to {json}")
+
+
+def _load(data: DataName, data_dir: Path | None, seed: int) -> Any:
+    from gpuclf.datasets import load_dataset
+
+    return load_dataset(str(data), data_dir, seed)
+
+
+def _describe(dataset: Any) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "train_samples": len(dataset.X_train),
+        "test_samples": len(dataset.X_test),
+    }
+
+
+def _machine_line(found: dict[str, Any]) -> str:
+    blas = found["blas"][0]["library"] if found["blas"] else "no BLAS found"
+    return f"{found['cpu']}, {found['threads']} threads ({blas}); {found['gpu']['reason']}"
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def main() -> None:
+    """Run the command line; expected errors end in one line, not in a traceback."""
+    from gpuclf.backend import BackendUnavailableError
+    from gpuclf.datasets import DatasetError
+
+    # Why there is no GPU stands in the output; the library's log line would say it twice.
+    logging.getLogger("gpuclf").setLevel(logging.ERROR)
+    try:
+        app()
+    except (BackendUnavailableError, DatasetError, FloatingPointError, MemoryError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
