@@ -30,11 +30,13 @@ __all__ = [
     "CupyProbe",
     "MixedDevicesError",
     "array_namespace",
+    "blas_architectures",
     "cache_bytes",
     "cpu_workers",
     "describe_location",
     "environment",
     "get_backend",
+    "library_name",
     "probe_cupy",
     "single_threaded_blas",
     "synchronize",
@@ -215,6 +217,11 @@ def _not_an_array(x: object) -> str:
     )
 
 
+def library_name(x: Array) -> str:
+    """Return the name of the library of an array, such as "numpy" or "cupy"."""
+    return "numpy" if _is_numpy(x) else _library_of(x).__name__.rpartition(".")[2]
+
+
 def _device_of(x: Array) -> object:
     return "cpu" if _is_numpy(x) else x.device
 
@@ -342,7 +349,7 @@ def to_host(x: Any) -> Any:
 def _array_to_host(a: Array) -> Array:
     if _is_numpy(a) or isinstance(a, bool | int | float):
         return a
-    library = _library_of(a).__name__.rpartition(".")[2]
+    library = library_name(a)
     if library == "cupy":
         return a.get()
     if library == "torch":
@@ -371,7 +378,7 @@ def synchronize(x: Array | Backend | None = None) -> None:
     if x is None:
         library = "cupy" if "cupy" in sys.modules and probe_cupy().usable else "numpy"
     else:
-        library = x.name if isinstance(x, Backend) else _library_of(x).__name__.rpartition(".")[2]
+        library = x.name if isinstance(x, Backend) else library_name(x)
     if library == "cupy":
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
     elif library == "torch" and getattr(x, "is_cuda", False):
@@ -386,7 +393,7 @@ def cache_bytes(x: Array = None) -> int:
 
     For NumPy that is one CPU core's L2, for CuPy the GPU's L2.
     """
-    if x is not None and _library_of(x).__name__.rpartition(".")[2] == "cupy":
+    if x is not None and library_name(x) == "cupy":
         with x.device:
             return int(x.device.attributes["L2CacheSize"])
     return _cpu_l2_bytes()
@@ -423,6 +430,12 @@ def cpu_workers() -> int:
     """
     libraries = _blas_controller().lib_controllers
     return max((library.num_threads for library in libraries), default=1)
+
+
+def blas_architectures() -> list[str]:
+    """Return the processor kinds that the BLAS libraries in use chose their kernels for."""
+    libraries = _blas_controller().lib_controllers
+    return [library.architecture for library in libraries if hasattr(library, "architecture")]
 
 
 _blas_lock = threading.Lock()

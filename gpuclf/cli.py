@@ -132,9 +132,7 @@ def train(
     data: Data = DataName.auto,
     data_dir: DataDir = None,
     seed: Seed = 0,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     reg: Annotated[float | None, typer.Option(help="Factor of sum(W * W).")] = None,
@@ -162,9 +160,9 @@ def train(
         raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
     if settings.get("solver") == "lbfgs" and epochs is None:
         settings["max_iter"] = 60
-    augment = {"augment": horizontal_flip} if settings.pop("augment", False) else {}
+    augment = horizontal_flip if settings.pop("augment", False) else None
     kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
-    classifier = kind(random_state=seed, precision=str(dtype), **settings, **augment)
+    classifier = kind(random_state=seed, precision=str(dtype), augment=augment, **settings)
 
     where = get_backend(backend)
     dataset = _load(data, data_dir, seed)

@@ -113,7 +113,9 @@ class Standardized:
     def __getitem__(self, rows: Array | slice) -> Standardized:
         if isinstance(rows, int | np.integer):
             raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
-        return self.with_samples(self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows))
+        return self.with_samples(
+            self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows)
+        )
 
     def __repr__(self) -> str:
         return f"Standardized({self.X.dtype} {self.shape}, {describe_location(self.X)})"
@@ -161,7 +163,7 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
         first, second = weights[rows] @ difference, weights[rows] @ (difference * difference)
         return xp.astype(first, xp.float64), xp.astype(second, xp.float64)
 
-    step = min(256, block_rows(weights, 2 * n_features))
+    step = min(256, block_rows(weights, 2 * n_features, converted=True))
     first, second = sum_over_row_blocks(moments, n_samples, step, parallel=xp is np)
     count = xp.sum(weights, dtype=xp.float64)
     mean = first / count
@@ -222,6 +224,11 @@ class Features:
             shift = (self._standardized.mean - centre) / self._standardized.scale
             self._inverse_scale = xp.astype(1 / self._standardized.scale, dtype)[:, None]
         self._shift = shift
+
+    @property
+    def are_converted(self) -> bool:
+        """Whether :meth:`rows` makes new floats instead of giving a view of X."""
+        return self._standardized is not None or self._stored.dtype != self._dtype
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""

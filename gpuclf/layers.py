@@ -6,10 +6,12 @@ Every function takes leading model axes: X (N, D) or (..., N, D), W (..., D, M),
 from __future__ import annotations
 
 from gpuclf.backend import Array, array_namespace
+from gpuclf.dispatch import fusable
 
 __all__ = ["affine", "affine_backward", "relu", "relu_backward"]
 
 
+@fusable
 def affine(X: Array, W: Array, b: Array | None = None) -> Array:
     """Return ``X @ W + b``.
 
@@ -69,6 +71,7 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     return dY @ xp.matrix_transpose(W), dW, db
 
 
+@fusable
 def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
     """Gradients of :func:`affine` with respect to W and b only.
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,16 +20,20 @@ from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, sin
 
 __all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks"]
 
-# Measured on the full CIFAR-10 pass: a block of about three times a core's L2 loses little to the
-# cache and spreads Python's cost per block over more rows. benchmarks/row_blocks.py repeats it.
-CPU_CACHE_SHARE = 3
+# A block of floats is read where it lies. It should be long enough that Python's cost per block
+# and the threads' waiting for the interpreter do not show, and short enough to stay in a CPU's
+# last-level cache for the second product. benchmarks/bench_row_blocks.py measures both sizes.
+CPU_BLOCK_BYTES = 24 << 20
+# A block of bytes is first converted into floats, which should still be in a core's L2 for the
+# products: in multiples of L2, because it may spill a little.
+CPU_CONVERTED_BLOCK_L2S = 1.5
 # On a device a launch costs more than the cache saves until the kernels are fused, so a block is
 # bounded by the memory that its temporaries may take.
 DEVICE_BLOCK_BYTES = 1 << 30
 MIN_BLOCK_ROWS = 32
 
 
-def block_rows(like: Array, floats_per_row: int) -> int:
+def block_rows(like: Array, floats_per_row: int, *, converted: bool) -> int:
     """Return how many rows a block should have.
 
     Parameters
@@ -37,11 +42,16 @@ def block_rows(like: Array, floats_per_row: int) -> int:
         Tells the library, device and dtype that the pass computes in.
     floats_per_row : int
         How many numbers one row occupies while it is worked on.
+    converted : bool
+        Whether a block of X is converted before use, or read where it lies.
     """
     xp = array_namespace(like)
-    budget = CPU_CACHE_SHARE * cache_bytes() if xp is np else DEVICE_BLOCK_BYTES
-    bytes_per_row = floats_per_row * xp.finfo(like.dtype).bits // 8
-    return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 8 * 8)
+    if xp is not np:
+        budget = DEVICE_BLOCK_BYTES
+    else:
+        budget = int(CPU_CONVERTED_BLOCK_L2S * cache_bytes()) if converted else CPU_BLOCK_BYTES
+    bytes_per_row: int = floats_per_row * xp.finfo(like.dtype).bits // 8
+    return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 32 * 32)
 
 
 def sum_over_row_blocks(
@@ -72,7 +82,7 @@ def sum_over_row_blocks(
         return _sum_in_order(partial, blocks)
     with single_threaded_blas():
         bounds = [len(blocks) * w // workers for w in range(workers + 1)]
-        shares = [blocks[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        shares = [blocks[a:b] for a, b in pairwise(bounds)]
         pending = [_thread_pool().submit(_sum_in_order, partial, share) for share in shares[1:]]
         try:
             totals = [_sum_in_order(partial, shares[0])]
@@ -85,9 +95,7 @@ def sum_over_row_blocks(
     return _sum_pairs(totals)
 
 
-def concat_row_blocks(
-    part: Callable[[slice], Array], n_rows: int, rows_per_block: int
-) -> Array:
+def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
     """Put together what ``part(rows)`` gives for each block, along the second last axis."""
     parts = [part(rows) for rows in row_slices(n_rows, rows_per_block)]
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)

@@ -142,9 +142,7 @@ def minimize_sgd(
     # The updates run in place, on copies: the caller's arrays stay as they are.
     params = {name: xp.asarray(value, copy=True) for name, value in params.items()}
     velocity = {
-        name: xp.zeros_like(value)
-        if velocity is None
-        else xp.asarray(velocity[name], copy=True)
+        name: xp.zeros_like(value) if velocity is None else xp.asarray(velocity[name], copy=True)
         for name, value in params.items()
     }
     history = History() if history is None else history

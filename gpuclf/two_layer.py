@@ -48,7 +48,7 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     def scores(rows: slice) -> Array:
         return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
 
-    return concat_row_blocks(scores, features.n_samples, _block_rows(params))
+    return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
 
 
 def two_layer_loss(
@@ -143,7 +143,7 @@ def two_layer_objective(
         return loss, dW1, db1, dW2, db2
 
     loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
-        partial, features.n_samples, _block_rows(params), parallel=xp is np
+        partial, features.n_samples, _block_rows(params, features), parallel=xp is np
     )
     grads = {
         "W1": features.unfold(dW1, db1) + 2 * reg * params["W1"],
@@ -178,7 +178,6 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
     }
 
 
-def _block_rows(params: dict[str, Array]) -> int:
-    W1 = params["W1"]
-    n_features, n_hidden = (int(n) for n in W1.shape[-2:])
-    return block_rows(W1, n_features + 2 * n_hidden)
+def _block_rows(params: dict[str, Array], features: Features) -> int:
+    n_features, n_hidden = (int(n) for n in params["W1"].shape[-2:])
+    return block_rows(params["W1"], n_features + 2 * n_hidden, converted=features.are_converted)

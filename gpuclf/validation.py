@@ -15,7 +15,14 @@ import numpy as np
 from gpuclf.backend import Array, array_namespace, values_are_on_host
 from gpuclf.features import Standardized
 
-__all__ = ["check_finite", "check_labels", "check_loss", "check_parameter", "check_samples", "check_weights"]
+__all__ = [
+    "check_finite",
+    "check_labels",
+    "check_loss",
+    "check_parameter",
+    "check_samples",
+    "check_weights",
+]
 
 
 def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, int]:
@@ -41,7 +48,9 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
     return xp, n_samples, n_features
 
 
-def check_parameter(name: str, value: Array, X: Array | Standardized, shape: tuple[int, ...]) -> Any:
+def check_parameter(
+    name: str, value: Array, X: Array | Standardized, shape: tuple[int, ...]
+) -> Any:
     """Check a parameter against the samples; return the dtype to compute in.
 
     Parameters
@@ -67,8 +76,8 @@ def check_parameter(name: str, value: Array, X: Array | Standardized, shape: tup
         wanted = "(" + ", ".join("any" if n == -1 else str(n) for n in shape)
         wanted += ",)" if len(shape) == 1 else ")"
         raise ValueError(
-            f"{name} must have shape {wanted} to fit X of shape {tuple(stored.shape)} and the other "
-            f"parameters, got {tuple(value.shape)}{_transposed_hint(name, found, shape)}"
+            f"{name} must have shape {wanted} to fit X of shape {tuple(stored.shape)} and the "
+            f"other parameters, got {tuple(value.shape)}{_transposed_hint(name, found, shape)}"
         )
     if stored.dtype == xp.uint8:
         return value.dtype

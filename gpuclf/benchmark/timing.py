@@ -190,7 +190,9 @@ def _compare(name: str, result: Any, reference_name: str, reference: Any, dtype:
     for what, found, expected in zip(
         ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
     ):
-        error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
+        error = float(np.linalg.norm(found - expected)) / max(
+            float(np.linalg.norm(expected)), 1e-30
+        )
         if not error <= tolerance:
             raise DisagreementError(
                 f"{name} and {reference_name} disagree on the {what}: relative difference "

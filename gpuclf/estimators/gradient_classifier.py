@@ -23,7 +23,7 @@ Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> st
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class GradientClassifier(ClassifierMixin, BaseEstimator):
+class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the classifiers that are trained by gradients.
 
     A subclass has the hyper-parameters as attributes and gives the model by `_initial_params`,
@@ -117,15 +117,19 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
             )
         else:
             history = self._run_sgd(
-                params, features, targets, weights, History(), self._rate(len(targets)),
-                epochs=self.max_iter, on_epoch=after_epoch,
+                params,
+                features,
+                targets,
+                weights,
+                History(),
+                self._rate(len(targets)),
+                epochs=self.max_iter,
+                on_epoch=after_epoch,
             )
         self._record(history)
         return self
 
-    def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
-    ) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch over these samples, going on from where the model is.
 
         Parameters
@@ -162,7 +166,12 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
             features = self._features(samples)
         rate = self.learning_rate * self.learning_rate_decay**self.n_iter_
         history = self._run_sgd(
-            self.params_, features, self._targets(labels), weights, self.history_, lambda _: rate,
+            self.params_,
+            features,
+            self._targets(labels),
+            weights,
+            self.history_,
+            lambda _: rate,
             epochs=1,
         )
         self.n_iter_ += 1
@@ -298,7 +307,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
         _, _, n_features = check_samples(X)
         if reset:
             self.n_features_in_ = n_features
-            vars(self).pop("feature_names_in_", None)
+            self.__dict__.pop("feature_names_in_", None)
         elif n_features != self.n_features_in_:
             raise ValueError(
                 f"X has {n_features} features, but {type(self).__name__} is expecting "
@@ -311,9 +320,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
         if not _is_checked_here(X):
-            X, y = validate_data(
-                self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False
-            )
+            X, y = validate_data(self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False)
             check_classification_targets(y)
             if sample_weight is not None:
                 sample_weight = _check_sample_weight(

@@ -1,0 +1,76 @@
+"""One shared body for a function, and room for faster versions of it.
+
+The body of a :func:`fusable` function is the reference: array API code that runs on every library.
+A library's kernel module may register a faster version, which looks at its arguments and either
+returns the result or declines with ``NotImplemented``; then the body runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from gpuclf.backend import library_name
+
+__all__ = ["Fusable", "fusable"]
+
+# Imported at the first call with an array of that library, never before.
+KERNEL_MODULES = {"numpy": "gpuclf.kernels.on_numpy"}
+
+
+class Fusable(Protocol):
+    """A function with a shared body and, for some libraries, faster versions."""
+
+    reference: Callable[..., Any]
+    register: Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def fusable(reference: Callable[..., Any]) -> Fusable:
+    """Let libraries register faster versions of a function; the first argument decides which.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> @fusable
+    ... def double(x):
+    ...     return x + x
+    >>> @double.register("numpy")
+    ... def double_long(x):
+    ...     return np.multiply(x, 2) if len(x) > 1000 else NotImplemented
+    >>> double(np.ones(2)), double.reference(np.ones(2))
+    (array([2., 2.]), array([2., 2.]))
+    """
+    kernels: dict[str, Callable[..., Any]] = {}
+
+    @functools.wraps(reference)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
+        library = library_name(args[0])
+        _load_kernels(library)
+        kernel = kernels.get(library)
+        if kernel is not None:
+            result = kernel(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return reference(*args, **kwargs)
+
+    def register(library: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
+            kernels[library] = kernel
+            return kernel
+
+        return decorate
+
+    function = cast(Fusable, dispatched)
+    function.reference = reference
+    function.register = register
+    return function
+
+
+@functools.cache
+def _load_kernels(library: str) -> None:
+    if library in KERNEL_MODULES:
+        importlib.import_module(KERNEL_MODULES[library])

@@ -1,0 +1,1 @@
+"""Faster versions of shared functions, registered by library: see :mod:`gpuclf.dispatch`."""

@@ -1,0 +1,82 @@
+"""Tall, thin matrix products on NumPy, cut into pieces that OpenBLAS multiplies without packing.
+
+A linear classifier multiplies thousands of rows by ten columns. BLAS copies ("packs") its operands
+into an order of its own first, which for so few columns costs as much as multiplying. On AVX-512
+processors OpenBLAS has kernels that skip it, for products of at most a million multiplications.
+:func:`numpy.matmul` on a stack of such pieces calls them one after another, in one call of Python.
+
+What it saves is measured by benchmarks/bench_skinny_products.py. Declines wide products, BLAS
+libraries without such kernels, and anything that is not one contiguous matrix.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import blas_architectures
+from gpuclf.layers import affine, affine_backward_params
+
+__all__ = ["SMALL_PRODUCT", "grouped_affine", "grouped_affine_backward_params"]
+
+SMALL_PRODUCT = 1_000_000  # OpenBLAS: interface/gemm.c, limit of the small matrix path
+MIN_GROUP_ROWS = 16
+GROUPS_AT_ONCE = 32  # each leaves a gradient of its own until they are summed
+WITH_SMALL_KERNELS = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
+
+
+@cache
+def _blas_has_small_kernels() -> bool:
+    return bool(WITH_SMALL_KERNELS.intersection(blas_architectures()))
+
+
+def _group_rows(X: Any, n_columns: int) -> int:
+    """Return the rows of one piece, or 0 if cutting does not pay."""
+    if X.ndim != 2 or not X.flags.c_contiguous or not _blas_has_small_kernels():
+        return 0
+    rows = SMALL_PRODUCT // (X.shape[1] * n_columns) // 8 * 8
+    return min(rows, 64) if rows >= MIN_GROUP_ROWS and len(X) >= 2 * rows else 0
+
+
+@affine.register("numpy")
+def grouped_affine(X: Any, W: Any, b: Any = None) -> Any:
+    """Compute :func:`gpuclf.layers.affine` in groups of rows."""
+    rows = _group_rows(X, W.shape[-1])
+    if rows == 0 or W.ndim != 2 or X.dtype != W.dtype:
+        return NotImplemented
+    n_groups, n_columns = len(X) // rows, W.shape[1]
+    whole = n_groups * rows
+    columns = np.ascontiguousarray(W.T).T  # each column in one piece: the kernels then run faster
+    Y = np.empty((len(X), n_columns), X.dtype)
+    np.matmul(
+        X[:whole].reshape(n_groups, rows, -1),
+        columns,
+        out=Y[:whole].reshape(n_groups, rows, n_columns),
+    )
+    if whole < len(X):
+        np.matmul(X[whole:], columns, out=Y[whole:])
+    if b is not None:
+        Y += b
+    return Y
+
+
+@affine_backward_params.register("numpy")
+def grouped_affine_backward_params(dY: Any, X: Any) -> Any:
+    """Compute :func:`gpuclf.layers.affine_backward_params` in groups of rows, then sum."""
+    rows = _group_rows(X, dY.shape[-1])
+    if rows == 0 or dY.ndim != 2 or X.dtype != dY.dtype:
+        return NotImplemented
+    n_groups = len(X) // rows
+    whole = n_groups * rows
+    dYT = np.ascontiguousarray(dY.T)
+    dY_groups = dYT[:, :whole].reshape(-1, n_groups, rows).transpose(1, 0, 2)
+    X_groups = X[:whole].reshape(n_groups, rows, -1)
+    dWT = np.zeros((dY.shape[1], X.shape[1]), X.dtype)
+    for start in range(0, n_groups, GROUPS_AT_ONCE):
+        some = slice(start, start + GROUPS_AT_ONCE)
+        dWT += np.matmul(dY_groups[some], X_groups[some]).sum(axis=0)
+    if whole < len(X):
+        dWT += dYT[:, whole:] @ X[whole:]
+    return dWT.T, dYT.sum(axis=1)
