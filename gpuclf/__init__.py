@@ -30,7 +30,7 @@ _HOMES = {
 }
 _MODULES = ("backend", "datasets", "estimators", "layers", "losses", "naive", "training")
 
-__all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="Train and benchmark the classic image classifiers on NumPy and CuPy.",
@@ -107,8 +109,9 @@ def bench(
                 lambda what: progress.update(task, description=what, advance=1),
             )
     found = environment()
-    console.print(f"data: {dataset.source}; {n_samples:,} x {dataset.X_train.shape[1]:,}, {dtype}")
-    console.print(f"machine: {_machine_line(found)}")
+    size = f"{n_samples:,} x {dataset.X_train.shape[1]:,}, {dtype}"
+    _say(f"data: {dataset.source}; {size}")
+    _say(f"machine: {_machine_line(found)}")
     print_rows(rows, console)
     if json is not None:
         settings = {"dtype": dtype, "seed": seed, "samples": n_samples, "backend": backend}
@@ -121,7 +124,7 @@ def bench(
                 "rows": [row.as_dict() for row in rows],
             },
         )
-        console.print(f"written to {json}")
+        _say(f"written to {json}")
 
 
 @app.command()
@@ -166,8 +169,8 @@ def train(
 
     where = get_backend(backend)
     dataset = _load(data, data_dir, seed)
-    console.print(f"data: {dataset.source}")
-    console.print(f"on: {where.name} ({where.reason})")
+    _say(f"data: {dataset.source}")
+    _say(f"on: {where.name} ({where.reason})")
     n_train = len(dataset.X_train) - N_VALIDATION
     parts = {
         "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
@@ -215,7 +218,7 @@ def train(
                 "val_accuracy_history": classifier.val_accuracy_history_,
             },
         )
-        console.print(f"written to {json}")
+        _say(f"written to {json}")
 
 
 @app.command()
@@ -238,18 +241,18 @@ def info(json: JsonFile = None) -> None:
         line = f"{blas['library']} {blas['version']}, {blas['threads']} threads"
         table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
     gpu = found["gpu"]
-    table.add_row("GPU", gpu["reason"])
+    table.add_row("GPU", escape(gpu["reason"]))
     if gpu["usable"]:
         table.add_row("", f"compute capability {gpu['compute_capability']}")
         free, total = gpu["memory_free_bytes"] / 2**30, gpu["memory_bytes"] / 2**30
         table.add_row("", f"{free:.1f} of {total:.1f} GiB free, L2 {gpu['l2_bytes'] >> 20} MiB")
         table.add_row("", f"CUDA driver {gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}")
     else:
-        table.add_row("", f"to use one: {INSTALL_HINT}")
+        table.add_row("", escape(f"to use one: {INSTALL_HINT}"))
     console.print(table)
     if json is not None:
         write_json(json, found)
-        console.print(f"written to {json}")
+        _say(f"written to {json}")
 
 
 def _load(data: DataName, data_dir: Path | None, seed: int) -> Any:
@@ -270,6 +273,11 @@ def _describe(dataset: Any) -> dict[str, Any]:
 def _machine_line(found: dict[str, Any]) -> str:
     blas = found["blas"][0]["library"] if found["blas"] else "no BLAS found"
     return f"{found['cpu']}, {found['threads']} threads ({blas}); {found['gpu']['reason']}"
+
+
+def _say(line: str) -> None:
+    # Paths and install commands hold brackets, which rich would read as markup.
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress() -> Progress:
@@ -293,7 +301,7 @@ def main() -> None:
     try:
         app()
     except (BackendUnavailableError, DatasetError, FloatingPointError, MemoryError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -26,7 +26,8 @@ class Fusable(Protocol):
     reference: Callable[..., Any]
     register: Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the faster version for the first argument's library, or else the body."""
 
 
 def fusable(reference: Callable[..., Any]) -> Fusable:

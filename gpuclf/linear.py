@@ -87,7 +87,8 @@ def linear_loss(
 
     step = block_rows(W, features.n_features, converted=features.are_converted)
     loss, dW, db = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
-    grads = {"W": features.unfold(dW, db) + 2 * reg * W}
+    grads = {"W": features.unfold(dW, db)}
+    grads["W"] += (2 * reg) * W
     if b is not None:
         grads["b"] = db
     return loss + reg * penalty(W), grads
@@ -102,9 +103,10 @@ def mean_weights(sample_weight: Array | None, n_samples: int, like: Array) -> Ar
 
 
 def penalty(W: Array) -> Array:
-    """Return the sum of squares of W over its last two axes, accumulated in float64."""
+    """Return the sum of squares of W over its last two axes."""
     xp = array_namespace(W)
-    return xp.sum(W * W, axis=(-2, -1), dtype=xp.float64)
+    flat = xp.reshape(W, (*W.shape[:-2], -1))
+    return xp.astype((flat[..., None, :] @ flat[..., :, None])[..., 0, 0], xp.float64)
 
 
 def softmax_loss_vectorized(

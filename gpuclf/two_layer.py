@@ -145,12 +145,9 @@ def two_layer_objective(
     loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
         partial, features.n_samples, _block_rows(params, features), parallel=xp is np
     )
-    grads = {
-        "W1": features.unfold(dW1, db1) + 2 * reg * params["W1"],
-        "b1": db1,
-        "W2": dW2 + 2 * reg * W2,
-        "b2": db2,
-    }
+    grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
+    for name in ("W1", "W2"):
+        grads[name] += (2 * reg) * params[name]
     return loss + reg * (penalty(params["W1"]) + penalty(W2)), grads
 
 

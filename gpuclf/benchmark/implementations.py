@@ -52,7 +52,7 @@ def _is_softmax(case: Case) -> bool:
 
 
 def naive_loops(case: Case, inputs: Inputs) -> Call:
-    """Python loops over samples, classes and features, on a subset."""
+    """Call Python loops over samples, classes and features, on a subset."""
     X, y = inputs.floats[: case.naive_samples], inputs.y[: case.naive_samples]
     if _is_softmax(case):
         return lambda: gpuclf.softmax_loss_naive(inputs.W, X, y, REG)
@@ -60,7 +60,7 @@ def naive_loops(case: Case, inputs: Inputs) -> Call:
 
 
 def textbook_numpy(case: Case, inputs: Inputs) -> Call:
-    """The course's vectorised version."""
+    """Call the course's vectorised version."""
     X, y = inputs.floats[: case.samples], inputs.y[: case.samples]
     if _is_softmax(case):
         return lambda: textbook.softmax_loss(inputs.W, X, y, REG)
@@ -107,7 +107,7 @@ IMPLEMENTATIONS = [
     Implementation("naive loops", "python", "float", naive_loops, extrapolated=True),
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
-    Implementation("gpuclf on NumPy, uint8 pixels", "numpy", "uint8", gpuclf_bytes),
+    Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),
     Implementation("gpuclf on CuPy", "cupy", "float", gpuclf_cupy_floats),
-    Implementation("gpuclf on CuPy, uint8 pixels", "cupy", "uint8", gpuclf_cupy_bytes),
+    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", gpuclf_cupy_bytes),
 ]

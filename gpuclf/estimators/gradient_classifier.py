@@ -94,7 +94,8 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError("X_val and y_val belong together: pass both, or neither")
         self._rng = _generator(self.random_state)
         params = self._new_params(features)
-        self.n_iter_, self._velocity = 0, None
+        self.n_iter_ = 0
+        self._velocity: dict[str, Array] | None = None
 
         def after_epoch(params: dict[str, Array], history: History) -> bool | None:
             self.params_ = params
@@ -382,7 +383,10 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         is_wide = stored.dtype == array_namespace(stored).float64
         dtype = self.precision or ("float64" if is_wide else "float32")
         host = self._initial_params(self.n_features_in_, len(self.classes_), self._rng)
-        return to_device({k: v.astype(dtype) for k, v in host.items()}, like=stored)
+        params: dict[str, Array] = to_device(
+            {name: value.astype(dtype) for name, value in host.items()}, like=stored
+        )
+        return params
 
 
 def _is_checked_here(X: Any) -> bool:

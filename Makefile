@@ -1,0 +1,19 @@
+.PHONY: check test lint bench picture
+
+check:  ## everything that CI runs
+	bash .ci/run
+
+test:
+	python -m pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy --strict gpuclf
+
+bench:  ## record a run and redraw the README's picture from it
+	gpuclf bench --json benchmarks/results/ladder.json
+	python benchmarks/draw_ladder.py
+
+picture:
+	python benchmarks/draw_ladder.py

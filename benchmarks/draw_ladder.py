@@ -1,0 +1,91 @@
+"""Draw the README's picture from the recorded run, and check that the README quotes it rightly.
+
+    python benchmarks/draw_ladder.py            writes docs/ladder.svg and the README's table
+    python benchmarks/draw_ladder.py --check    fails if the README's table is not the record's
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from gpuclf.benchmark.report import format_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "ladder.json"
+README = ROOT / "README.md"
+TABLE = re.compile(r"(<!-- ladder -->\n).*?(<!-- end ladder -->)", re.S)
+
+
+def table(record: dict) -> str:
+    """Write the record as Markdown."""
+    lines = ["| | " + " | ".join(title(rows) for rows in by_case(record)) + " |"]
+    lines.append("|---" * (1 + len(by_case(record))) + "|")
+    for name in dict.fromkeys(row["implementation"] for row in record["rows"]):
+        cells = []
+        for rows in by_case(record):
+            row = next(r for r in rows if r["implementation"] == name)
+            textbook = next(r for r in rows if r["implementation"] == "textbook NumPy")
+            if row["median_s"] is None:
+                cells.append("not yet measured on a GPU")
+                continue
+            cell = format_seconds(row["median_s"])
+            if row["extrapolated"]:
+                cell = f"about {cell}, from {row['measured_samples']} samples"
+            elif row is not textbook:
+                cell += f" ({textbook['median_s'] / row['median_s']:.2f}x)"
+            cells.append(cell)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    environment, settings = record["environment"], record["settings"]
+    lines.append("")
+    lines.append(
+        f"Median of interleaved runs on {record['dataset']['name']}, {settings['dtype']}; "
+        f"{environment['cpu']}, {environment['threads']} threads, "
+        f"{environment['blas'][0]['library']} {environment['blas'][0]['version']}, "
+        f"NumPy {environment['versions']['numpy']}. In brackets: times faster than the textbook "
+        "version. Record: `benchmarks/results/ladder.json`."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def by_case(record: dict) -> list[list[dict]]:
+    """Group the rows by operation and size."""
+    keys = list(dict.fromkeys((r["operation"], r["samples"]) for r in record["rows"]))
+    return [[r for r in record["rows"] if (r["operation"], r["samples"]) == k] for k in keys]
+
+
+def title(rows: list[dict]) -> str:
+    """Name a case in a few words."""
+    return f"{rows[0]['operation'].partition(' ')[0]}, {rows[0]['samples']:,}"
+
+
+def draw(record: dict, path: Path) -> None:
+    """Write the picture of the first case."""
+    import matplotlib as mpl
+
+    from gpuclf.plots import plot_ladder
+
+    mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
+    figure = plot_ladder(by_case(record)[0]).figure
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Draw, or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    record = json.loads(RECORD.read_text())
+    readme = README.read_text()
+    wanted = TABLE.sub(lambda found: found[1] + table(record) + found[2], readme)
+    if arguments.check:
+        if wanted != readme:
+            sys.exit("README.md does not show the recorded run: run benchmarks/draw_ladder.py")
+        return
+    README.write_text(wanted)
+    draw(record, ROOT / "docs" / "ladder.svg")
+
+
+if __name__ == "__main__":
+    main()

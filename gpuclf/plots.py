@@ -1,0 +1,71 @@
+"""Pictures of results; needs matplotlib (the ``plots`` extra)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gpuclf.benchmark.report import format_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_ladder"]
+
+COLOURS = {"python": "#8c8c8c", "numpy": "#4c72b0", "cupy": "#55a868"}
+
+
+def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
+    """Draw the times of one case as horizontal bars on a logarithmic scale.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Rows of one case, as in the JSON of ``gpuclf bench``; those without a time are left out.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed; the message has the command.
+    """
+    pyplot = _pyplot()
+    measured = [row for row in rows if row["median_s"] is not None]
+    if not measured:
+        raise ValueError("none of the rows has a time to draw")
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(8, 0.5 + 0.45 * len(measured)), layout="constrained")
+    times = [row["median_s"] for row in measured]
+    colours = [COLOURS[row["array_library"]] for row in measured]
+    bars = ax.barh(range(len(measured)), times, color=colours, height=0.65)
+    for bar, row in zip(bars, measured, strict=True):
+        about = "about " if row["extrapolated"] else ""
+        ax.annotate(
+            about + format_seconds(row["median_s"]),
+            (bar.get_width(), bar.get_y() + bar.get_height() / 2),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    ax.set_xscale("log")
+    ax.set_xlim(min(times) / 3, max(times) * 12)
+    ax.set_yticks(range(len(measured)), [row["implementation"] for row in measured])
+    ax.invert_yaxis()
+    ax.set_xlabel("seconds a call, logarithmic scale (shorter is better)")
+    ax.set_title(f"{measured[0]['operation']}, {measured[0]['samples']:,} samples", loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ImportError(
+            "pictures need matplotlib, which is not installed: pip install 'gpuclf[plots]'"
+        ) from None
+    return pyplot
