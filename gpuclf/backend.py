@@ -86,9 +86,9 @@ def probe_cupy() -> CupyProbe:
     """
     try:
         import cupy
-    except ImportError as error:
-        return CupyProbe(False, f"CuPy is not installed ({error})")
     except Exception as error:  # a broken install can raise anything while it loads libraries
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return CupyProbe(False, "CuPy is not installed")
         return CupyProbe(False, f"CuPy is installed but fails to import ({_one_line(error)})")
     version = f"CuPy {cupy.__version__}"
     try:
@@ -193,21 +193,19 @@ def _library_of(x: Array) -> ModuleType:
     if _is_numpy(x):
         return np  # NumPy 2 is the array API; wrapping it would only slow it down
     try:
-        import array_api_compat
-    except ImportError:
-        # CuPy 14 and later name things as the standard does, so bare CuPy suffices.
-        root = type(x).__module__.partition(".")[0]
-        if root == "cupy":
-            return sys.modules["cupy"]
-        if hasattr(x, "__array_namespace__"):
-            namespace: ModuleType = x.__array_namespace__()
-            return namespace
-        raise TypeError(_not_an_array(x)) from None
-    try:
-        found: ModuleType = array_api_compat.array_namespace(x)
+        found: ModuleType = _array_api_compat().array_namespace(x)
     except TypeError:
         raise TypeError(_not_an_array(x)) from None
     return found
+
+
+@functools.cache
+def _array_api_compat() -> ModuleType:
+    try:
+        import array_api_compat
+    except ImportError:  # scikit-learn carries a copy, which a bare CUDA image then has
+        from sklearn.externals import array_api_compat
+    return array_api_compat
 
 
 def _not_an_array(x: object) -> str:

@@ -70,7 +70,7 @@ def softmax_cross_entropy(
     -------
     loss : array of shape (...), float64
         Log-normaliser minus label score, never the logarithm of a probability: finite for any
-        finite logits, also in float32 and at score gaps of 1e4.
+        finite logits, also in float32 and at score gaps of 1e4. NaN if a label is out of range.
     dlogits : array of shape (..., N, C)
 
     Notes
@@ -95,6 +95,8 @@ def softmax_cross_entropy(
     unnormalised = xp.exp(shifted)
     normaliser = xp.sum(unnormalised, axis=-1, keepdims=True)
     losses = xp.log(normaliser[..., 0]) - xp.sum(shifted * onehot, axis=-1)
+    # On a device nobody has looked at the labels: a wrong one must not give a plausible loss.
+    losses = xp.where((labels >= 0) & (labels < n_classes), losses, xp.nan)
     dlogits = unnormalised / normaliser - onehot
     if sample_weight is None:
         return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dlogits / n_samples

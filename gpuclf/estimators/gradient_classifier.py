@@ -123,7 +123,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 targets,
                 weights,
                 History(),
-                self._rate(len(targets)),
+                self._rate(int(targets.shape[0])),
                 epochs=self.max_iter,
                 on_epoch=after_epoch,
             )
@@ -158,7 +158,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(
                     "the first call of partial_fit needs classes=, all labels that will ever occur"
                 )
-            self._number_classes(np.asarray(to_host(classes)))
+            self._number_classes(classes if hasattr(classes, "dtype") else np.asarray(classes))
             features = self._learn_standardization(samples, weights)
             self._rng = _generator(self.random_state)
             self.params_, self._velocity = self._new_params(features), None
