@@ -7,6 +7,7 @@ of its own inputs. This module is the only one that imports CuPy.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -202,10 +203,9 @@ def _library_of(x: Array) -> ModuleType:
 @functools.cache
 def _array_api_compat() -> ModuleType:
     try:
-        import array_api_compat
-    except ImportError:  # scikit-learn carries a copy, which a bare CUDA image then has
-        from sklearn.externals import array_api_compat
-    return array_api_compat
+        return importlib.import_module("array_api_compat")
+    except ImportError:  # scikit-learn carries a copy
+        return importlib.import_module("sklearn.externals.array_api_compat")
 
 
 def _not_an_array(x: object) -> str:
