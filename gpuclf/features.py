@@ -163,7 +163,7 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
         first, second = weights[rows] @ difference, weights[rows] @ (difference * difference)
         return xp.astype(first, xp.float64), xp.astype(second, xp.float64)
 
-    step = min(256, block_rows(weights, 2 * n_features, converted=True))
+    step = min(256, block_rows(weights, n_samples, 2 * n_features, converted=True))
     first, second = sum_over_row_blocks(moments, n_samples, step, parallel=xp is np)
     count = xp.sum(weights, dtype=xp.float64)
     mean = first / count

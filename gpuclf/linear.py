@@ -39,7 +39,7 @@ def linear_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
     W = params["W"]
     features = Features(X, int(W.shape[-1]), W.dtype)
     folded = features.fold(W, params.get("b"))
-    step = block_rows(W, features.n_features, converted=features.are_converted)
+    step = block_rows(W, features.n_samples, features.n_features, converted=features.are_converted)
     return concat_row_blocks(
         lambda rows: affine(features.rows(rows), *folded), features.n_samples, step
     )
@@ -85,7 +85,7 @@ def linear_loss(
         loss, dscores = data_loss(scores, y[rows], weights[rows])
         return (loss, *affine_backward_params(dscores, x))
 
-    step = block_rows(W, features.n_features, converted=features.are_converted)
+    step = block_rows(W, features.n_samples, features.n_features, converted=features.are_converted)
     loss, dW, db = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
     grads = {"W": features.unfold(dW, db)}
     grads["W"] += (2 * reg) * W

@@ -33,24 +33,28 @@ DEVICE_BLOCK_BYTES = 1 << 30
 MIN_BLOCK_ROWS = 32
 
 
-def block_rows(like: Array, floats_per_row: int, *, converted: bool) -> int:
+def block_rows(like: Array, n_rows: int, floats_per_row: int, *, converted: bool) -> int:
     """Return how many rows a block should have.
 
     Parameters
     ----------
     like : array
         Tells the library, device and dtype that the pass computes in.
+    n_rows : int
+        Rows of the whole pass. A mini-batch is one block: BLAS's own threads then share the work,
+        and there are no partial gradients to add up.
     floats_per_row : int
         How many numbers one row occupies while it is worked on.
     converted : bool
         Whether a block of X is converted before use, or read where it lies.
     """
     xp = array_namespace(like)
-    if xp is not np:
-        budget = DEVICE_BLOCK_BYTES
-    else:
-        budget = int(CPU_CONVERTED_BLOCK_L2S * cache_bytes()) if converted else CPU_BLOCK_BYTES
     bytes_per_row: int = floats_per_row * xp.finfo(like.dtype).bits // 8
+    budget = CPU_BLOCK_BYTES if xp is np else DEVICE_BLOCK_BYTES
+    if n_rows * bytes_per_row <= budget:
+        return n_rows
+    if converted and xp is np:
+        budget = int(CPU_CONVERTED_BLOCK_L2S * cache_bytes())
     return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 32 * 32)
 
 

@@ -16,8 +16,11 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.features import Standardized, take_rows
+from gpuclf.row_blocks import row_slices
 
 __all__ = ["DivergedError", "History", "minimize_lbfgs", "minimize_sgd", "one_cycle"]
+
+UPDATE_BYTES = 1 << 18  # of each of parameter, gradient, velocity and a temporary
 
 Params = dict[str, Array]
 Objective = Callable[[Params, Any, Array, float, Array | None], tuple[Array, Params]]
@@ -185,16 +188,25 @@ def _descend(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    for name, value in params.items():
-        step, v = grads[name], velocity[name]
-        step *= learning_rate
-        v *= momentum
-        v -= step
-        if nesterov:
-            value -= step
-            value += momentum * v
-        else:
-            value += v
+    for name, whole in params.items():
+        for rows in _update_slices(whole):
+            value, step, v = whole[rows, ...], grads[name][rows, ...], velocity[name][rows, ...]
+            step *= learning_rate
+            v *= momentum
+            v -= step
+            if nesterov:
+                value -= step
+                value += momentum * v
+            else:
+                value += v
+
+
+def _update_slices(param: Array) -> list[slice]:
+    """Cut a large parameter so that the six passes of an update find it in the cache."""
+    n_rows = int(param.shape[0])
+    if array_namespace(param) is not np or param.nbytes < 4 * UPDATE_BYTES:
+        return [slice(0, n_rows)]
+    return row_slices(n_rows, max(1, UPDATE_BYTES * n_rows // param.nbytes))
 
 
 def _normalized(sample_weight: Array, params: Params) -> Array:

@@ -177,4 +177,9 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
 
 def _block_rows(params: dict[str, Array], features: Features) -> int:
     n_features, n_hidden = (int(n) for n in params["W1"].shape[-2:])
-    return block_rows(params["W1"], n_features + 2 * n_hidden, converted=features.are_converted)
+    return block_rows(
+        params["W1"],
+        features.n_samples,
+        n_features + 2 * n_hidden,
+        converted=features.are_converted,
+    )

@@ -27,10 +27,12 @@ class SoftmaxClassifier(GradientClassifier):
         Mini-batch SGD, or SciPy's L-BFGS on all samples at once.
     max_iter : int, default 20
         Epochs of SGD, or iterations of L-BFGS.
-    learning_rate : float, default 0.005
-    learning_rate_decay : float, default 0.8
+    learning_rate : float, default 0.003
+        The largest learning rate, if the schedule varies it.
+    learning_rate_decay : float, default 0.95
         Factor of the learning rate from one epoch to the next ("exponential" schedule).
-    schedule : {"exponential", "one_cycle"}, default "exponential"
+    schedule : {"one_cycle", "exponential"}, default "one_cycle"
+        One-cycle rises in a line over the first fifth of the steps, and falls to 0.
     momentum : float, default 0.9
     nesterov : bool, default True
     batch_size : int, default 200
@@ -79,9 +81,9 @@ class SoftmaxClassifier(GradientClassifier):
         *,
         solver: str = "sgd",
         max_iter: int = 20,
-        learning_rate: float = 0.005,
-        learning_rate_decay: float = 0.8,
-        schedule: str = "exponential",
+        learning_rate: float = 0.003,
+        learning_rate_decay: float = 0.95,
+        schedule: str = "one_cycle",
         momentum: float = 0.9,
         nesterov: bool = True,
         batch_size: int = 200,
