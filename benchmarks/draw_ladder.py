@@ -1,7 +1,7 @@
 """Draw the README's picture from the recorded run, and check that the README quotes it rightly.
 
-    python benchmarks/draw_ladder.py            writes docs/ladder.svg and the README's table
-    python benchmarks/draw_ladder.py --check    fails if the README's table is not the record's
+python benchmarks/draw_ladder.py            writes docs/ladder.svg and the README's table
+python benchmarks/draw_ladder.py --check    fails if the README's table is not the record's
 """
 
 import argparse

@@ -427,8 +427,15 @@ def cpu_workers() -> int:
     """Return how many CPU threads a call may use: as many as BLAS would take.
 
     Following BLAS means that ``OMP_NUM_THREADS``, ``OPENBLAS_NUM_THREADS``, joblib's and
-    threadpoolctl's limits are all respected, and that nothing is oversubscribed.
+    threadpoolctl's limits are all respected, and that nothing is oversubscribed. While another
+    call of this library limits BLAS, the number from before it counts: results must not depend
+    on what else is running.
     """
+    with _blas_lock:
+        return _threads_before_limit if _blas_depth else _blas_threads()
+
+
+def _blas_threads() -> int:
     libraries = _blas_controller().lib_controllers
     return max((library.num_threads for library in libraries), default=1)
 
@@ -442,6 +449,7 @@ def blas_architectures() -> list[str]:
 _blas_lock = threading.Lock()
 _blas_depth = 0
 _blas_limiter: Any = None
+_threads_before_limit = 1
 
 
 @contextmanager
@@ -451,9 +459,10 @@ def single_threaded_blas() -> Iterator[None]:
     Blocks may overlap in time and across threads: the first to enter limits, the last to leave
     restores. With a plain save-and-restore, overlapping calls would leave BLAS on one thread.
     """
-    global _blas_depth, _blas_limiter
+    global _blas_depth, _blas_limiter, _threads_before_limit
     with _blas_lock:
         if _blas_depth == 0:
+            _threads_before_limit = _blas_threads()
             _blas_limiter = _blas_controller().limit(limits=1)
         _blas_depth += 1
     try:

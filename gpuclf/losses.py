@@ -18,8 +18,8 @@ def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
     not have.
     """
     xp = array_namespace(labels)
-    classes = xp.arange(n_classes, dtype=labels.dtype, device=labels.device)
-    return xp.astype(labels[:, None] == classes[None, :], dtype)
+    classes = xp.arange(n_classes, dtype=xp.int64, device=labels.device)
+    return xp.astype(xp.astype(labels, xp.int64)[:, None] == classes[None, :], dtype)
 
 
 def softmax(logits: Array) -> Array:

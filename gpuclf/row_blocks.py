@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 
@@ -22,7 +23,7 @@ __all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks
 
 # A block of floats is read where it lies. It should be long enough that Python's cost per block
 # and the threads' waiting for the interpreter do not show, and short enough to stay in a CPU's
-# last-level cache for the second product. benchmarks/bench_row_blocks.py measures both sizes.
+# last-level cache for the second product. benchmarks/test_row_blocks.py measures both sizes.
 CPU_BLOCK_BYTES = 24 << 20
 # A block of bytes is first converted into floats, which should still be in a core's L2 for the
 # products: in multiples of L2, because it may spill a little.
@@ -87,7 +88,11 @@ def sum_over_row_blocks(
     with single_threaded_blas():
         bounds = [len(blocks) * w // workers for w in range(workers + 1)]
         shares = [blocks[a:b] for a, b in pairwise(bounds)]
-        pending = [_thread_pool().submit(_sum_in_order, partial, share) for share in shares[1:]]
+        # A copied context carries numpy.errstate into the threads.
+        pending = [
+            _thread_pool().submit(copy_context().run, _sum_in_order, partial, share)
+            for share in shares[1:]
+        ]
         try:
             totals = [_sum_in_order(partial, shares[0])]
         finally:

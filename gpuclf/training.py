@@ -30,6 +30,10 @@ class DivergedError(FloatingPointError):
     """The loss became NaN or infinite during training."""
 
 
+# Divergence is reported by DivergedError; NumPy's warnings on the way there would say it twice.
+_quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 @dataclass
 class History:
     """What training went through.
@@ -71,6 +75,7 @@ def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
     return min(1.0, (step + 1) / (peak * total_steps)) if done < peak else (1 - done) / (1 - peak)
 
 
+@_quietly
 def minimize_sgd(
     objective: Objective,
     params: Params,
@@ -168,7 +173,7 @@ def minimize_sgd(
             losses.append(loss)
             history.learning_rate.append(learning_rate)
         history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
-        _raise_if_diverged(history)
+        _raise_if_diverged(history, len(losses))
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
@@ -217,16 +222,18 @@ def _normalized(sample_weight: Array, params: Params) -> Array:
     return xp.astype(wide / xp.sum(wide), dtype)
 
 
-def _raise_if_diverged(history: History) -> None:
-    if not math.isfinite(history.loss[-1]):
+def _raise_if_diverged(history: History, n_new: int) -> None:
+    wrong = [loss for loss in history.loss[-n_new:] if not math.isfinite(loss)]
+    if wrong:
         rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
         raise DivergedError(
-            f"the loss became {history.loss[-1]} within {len(history.loss)} steps: use a smaller "
+            f"the loss became {wrong[0]} within {len(history.loss)} steps: use a smaller "
             f"learning_rate{rate}, a smaller reg, or standardised features "
             "(gpuclf.Standardized.fit), and see that X holds no NaN"
         )
 
 
+@_quietly
 def minimize_lbfgs(
     objective: Objective,
     params: Params,
@@ -304,5 +311,5 @@ def minimize_lbfgs(
         options={"maxiter": max_iter, "gtol": tol, "ftol": 4 * rounding},
     )
     history.loss.append(float(found.fun))
-    _raise_if_diverged(history)
+    _raise_if_diverged(history, 1)
     return unpack(found.x), history, int(found.nit)

@@ -190,6 +190,11 @@ def _compare(name: str, result: Any, reference_name: str, reference: Any, dtype:
     for what, found, expected in zip(
         ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
     ):
+        if found.shape != expected.shape:
+            raise DisagreementError(
+                f"{name} and {reference_name} disagree on the {what}: {found.size} numbers against "
+                f"{expected.size}"
+            )
         error = float(np.linalg.norm(found - expected)) / max(
             float(np.linalg.norm(expected)), 1e-30
         )

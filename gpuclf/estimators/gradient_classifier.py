@@ -15,7 +15,7 @@ from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.features import Standardized
 from gpuclf.losses import softmax
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
-from gpuclf.validation import check_finite, check_samples
+from gpuclf.validation import check_finite, check_samples, check_weights
 
 __all__ = ["GradientClassifier"]
 
@@ -223,21 +223,18 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.val_accuracy_history_ = history.val_accuracy
 
     def _check_hyperparameters(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, math.inf),
-            ("learning_rate_decay", 0.0, 1.0),
-            ("max_iter", 1, math.inf),
-            ("batch_size", 1, math.inf),
-        ):
+        checks: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("learning_rate", lambda v: 0 < v < math.inf, "above 0 and finite"),
+            ("learning_rate_decay", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+            ("max_iter", lambda v: 1 <= v < math.inf, "at least 1"),
+            ("batch_size", lambda v: 1 <= v < math.inf, "at least 1"),
+            ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1"),
+            ("reg", lambda v: 0 <= v < math.inf, "at least 0 and finite"),
+        )
+        for name, fits, wanted in checks:
             value = getattr(self, name)
-            if not low <= value <= high or (low == 0 and value == 0):
-                span = f"above {low:g}" if low == 0 else f"at least {low}"
-                span += f" and at most {high:g}" if high < math.inf else ""
-                raise ValueError(f"{name} must be {span}, got {value!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        if self.reg < 0:
-            raise ValueError(f"reg must be at least 0, got {self.reg!r}")
+            if not fits(value):
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
         if self.schedule not in ("exponential", "one_cycle"):
             raise ValueError(
                 f"schedule must be 'exponential' or 'one_cycle', got {self.schedule!r}"
@@ -321,6 +318,9 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
         if not _is_checked_here(X):
+            for name, value in (("y", y), ("sample_weight", sample_weight)):
+                if _is_checked_here(value):
+                    array_namespace(**{"X": np.asarray(X), name: value})  # raises
             X, y = validate_data(self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False)
             check_classification_targets(y)
             if sample_weight is not None:
@@ -343,9 +343,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check_classification_targets(y)
         elif not xp.isdtype(y.dtype, "integral"):
             raise TypeError(f"labels on a device must be integers, got {y.dtype}")
-        if sample_weight is not None:
-            sample_weight = xp.astype(sample_weight, xp.float64)
-        return X, y, sample_weight
+        return X, y, check_weights(sample_weight, X, xp.float64)
 
     def _number_classes(self, labels: Any) -> None:
         host = isinstance(labels, np.ndarray)
@@ -363,7 +361,12 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             return np.searchsorted(self.classes_, labels)
         xp = array_namespace(labels)
-        return xp.searchsorted(to_device(self.classes_, like=labels), labels)
+        classes = xp.astype(to_device(self.classes_, like=labels), labels.dtype)
+        numbers = xp.searchsorted(classes, labels)
+        last = int(classes.shape[0]) - 1
+        nearest = xp.where(numbers > last, xp.asarray(last, device=labels.device), numbers)
+        # An unknown label gets a number that no class has, which makes the loss NaN.
+        return xp.where(xp.take(classes, nearest) == labels, nearest, last + 1)
 
     def _learn_standardization(self, samples: Any, weights: Array | None) -> Any:
         self.mean_ = self.scale_ = None

@@ -5,7 +5,7 @@ into an order of its own first, which for so few columns costs as much as multip
 processors OpenBLAS has kernels that skip it, for products of at most a million multiplications.
 :func:`numpy.matmul` on a stack of such pieces calls them one after another, in one call of Python.
 
-What it saves is measured by benchmarks/bench_skinny_products.py. Declines wide products, BLAS
+What it saves is measured by benchmarks/test_skinny_products.py. Declines wide products, BLAS
 libraries without such kernels, and anything that is not one contiguous matrix.
 """
 

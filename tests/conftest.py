@@ -1,0 +1,107 @@
+"""The array libraries that every shared function is tested on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpuclf import row_blocks
+from gpuclf.backend import probe_cupy
+
+
+@dataclass(frozen=True)
+class Library:
+    """An array library, with ways in and out that do not use gpuclf's own."""
+
+    name: str
+    xp: ModuleType
+    asarray: Callable[[Any], Any]
+    to_numpy: Callable[[Any], np.ndarray]
+
+    def __repr__(self):
+        return self.name
+
+
+def numpy_library():
+    return Library("numpy", np, np.array, np.asarray)
+
+
+def readonly_numpy_library():
+    def asarray(values):
+        array = np.array(values)
+        array.flags.writeable = False
+        return array
+
+    return Library("numpy-readonly", np, asarray, np.asarray)
+
+
+def strict_library(device="device1"):
+    xp = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    return Library(
+        "array-api-strict",
+        xp,
+        lambda values: xp.asarray(np.array(values), device=xp.Device(device)),
+        lambda array: np.asarray(array.to_device(xp.Device("CPU_DEVICE"))),
+    )
+
+
+def torch_library():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    import array_api_compat.torch as xp
+
+    return Library(
+        "torch",
+        xp,
+        lambda values: xp.asarray(np.array(values)),
+        lambda array: array.detach().cpu().numpy(),
+    )
+
+
+def cupy_library():
+    probe = probe_cupy()
+    if not probe.usable:
+        pytest.skip(probe.reason)
+    import array_api_compat.cupy as xp
+
+    return Library("cupy", xp, xp.asarray, lambda array: array.get())
+
+
+LIBRARIES = {
+    "numpy": numpy_library,
+    "numpy-readonly": readonly_numpy_library,
+    "array-api-strict": strict_library,
+    "torch": torch_library,
+    "cupy": cupy_library,
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.gpu if name == "cupy" else ()) for name in LIBRARIES
+    ]
+)
+def lib(request):
+    return LIBRARIES[request.param]()
+
+
+@pytest.fixture
+def strict():
+    return strict_library()
+
+
+@pytest.fixture
+def strict_on_cpu():
+    return strict_library("CPU_DEVICE")
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of seven rows, shared among three threads whatever the machine has."""
+    monkeypatch.setattr(row_blocks, "MIN_BLOCK_ROWS", 7)
+    monkeypatch.setattr(row_blocks, "CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_L2S", 0)
+    monkeypatch.setattr(row_blocks, "DEVICE_BLOCK_BYTES", 1)
+    monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)

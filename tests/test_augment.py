@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from gpuclf.augment import horizontal_flip
+from gpuclf.backend import array_namespace
+from gpuclf.features import Standardized
+
+SHAPE = (3, 2, 4)
+
+
+def make_images(n, dtype=np.uint8):
+    # No image is its own mirror, and no channel or row equals another.
+    values = np.random.default_rng(0).permutation(n * 24).reshape(n, 24)
+    return (values % 256 if dtype == np.uint8 else values).astype(dtype)
+
+
+def mirror(image):
+    """Reverse each row of each channel, one after another."""
+    rows = image.reshape(-1, SHAPE[-1])
+    return np.concatenate([row[::-1] for row in rows])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_each_image_is_itself_or_its_exact_mirror(lib, dtype):
+    X = make_images(40, dtype)
+    flipped = lib.to_numpy(horizontal_flip(lib.asarray(X), np.random.default_rng(1), SHAPE))
+    assert flipped.dtype == dtype
+    assert flipped.shape == X.shape
+    kept = [np.array_equal(a, b) for a, b in zip(X, flipped, strict=True)]
+    mirrored = [np.array_equal(mirror(a), b) for a, b in zip(X, flipped, strict=True)]
+    assert all(k != m for k, m in zip(kept, mirrored, strict=True))
+    assert any(kept)
+    assert any(mirrored)
+
+
+def test_about_half_are_flipped():
+    X = make_images(4000, np.float64)
+    flipped = horizontal_flip(X, np.random.default_rng(2), SHAPE)
+    share = np.mean(np.any(flipped != X, axis=1))
+    assert abs(share - 0.5) < 0.04  # five standard deviations
+
+
+def test_the_generator_decides_and_moves_on(lib):
+    X = lib.asarray(make_images(50))
+    rng = np.random.default_rng(3)
+    first = lib.to_numpy(horizontal_flip(X, rng, SHAPE))
+    second = lib.to_numpy(horizontal_flip(X, rng, SHAPE))
+    again = lib.to_numpy(horizontal_flip(X, np.random.default_rng(3), SHAPE))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+
+
+def test_every_library_flips_the_same_images(lib):
+    X = make_images(50)
+    here = horizontal_flip(X, np.random.default_rng(4), SHAPE)
+    there = horizontal_flip(lib.asarray(X), np.random.default_rng(4), SHAPE)
+    np.testing.assert_array_equal(lib.to_numpy(there), here)
+    assert array_namespace(there) is array_namespace(lib.asarray(X))
+    assert there.device == lib.asarray(X).device
+
+
+def test_standardized_images_keep_their_statistics(lib):
+    X = make_images(50)
+    samples = Standardized(lib.asarray(X), np.arange(24.0), np.arange(1.0, 25.0))
+    flipped = horizontal_flip(samples, np.random.default_rng(5), SHAPE)
+    assert isinstance(flipped, Standardized)
+    expected = horizontal_flip(X, np.random.default_rng(5), SHAPE)
+    np.testing.assert_array_equal(lib.to_numpy(flipped.X), expected)
+    np.testing.assert_array_equal(lib.to_numpy(flipped.mean), np.arange(24.0))
+    np.testing.assert_array_equal(lib.to_numpy(flipped.scale), np.arange(1.0, 25.0))
+
+
+def test_the_batch_passed_in_is_unchanged(lib):
+    X = lib.asarray(make_images(50))
+    before = lib.to_numpy(X).tobytes()
+    horizontal_flip(X, np.random.default_rng(6), SHAPE)
+    horizontal_flip(Standardized(X, 0.0, 1.0), np.random.default_rng(6), SHAPE)
+    assert lib.to_numpy(X).tobytes() == before
+
+
+def test_images_are_cifars_by_default():
+    X = np.zeros((30, 3, 32, 32), np.uint8)
+    X[..., :16] = 1  # left half
+    flipped = horizontal_flip(X.reshape(30, 3072), np.random.default_rng(7)).reshape(X.shape)
+    sides = {(image[0, 0, 0], image[0, 0, -1]) for image in flipped}
+    assert sides == {(1, 0), (0, 1)}
+
+
+def test_a_shape_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="reshape"):
+        horizontal_flip(np.zeros((2, 25)), np.random.default_rng(0), SHAPE)

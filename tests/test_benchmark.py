@@ -1,0 +1,462 @@
+import io
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from gpuclf.backend import CupyProbe, probe_cupy
+from gpuclf.benchmark import (
+    IMPLEMENTATIONS,
+    Case,
+    Implementation,
+    Inputs,
+    Row,
+    Unavailable,
+    default_cases,
+    run_case,
+    timing,
+)
+from gpuclf.benchmark.report import format_seconds, print_rows, write_json
+from gpuclf.benchmark.timing import DisagreementError
+
+SOFTMAX, TWO_LAYER = "softmax loss+gradient", "two-layer loss+gradient"
+BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
+NAIVE, TEXTBOOK, FLOATS, BYTES = (
+    BY_NAME[name]
+    for name in (
+        "naive loops",
+        "textbook NumPy",
+        "gpuclf on NumPy",
+        "gpuclf on NumPy, uint8",
+    )
+)
+REASON = "CuPy is not installed: pip install 'gpuclf[cuda13]' or 'gpuclf[cuda12]'"
+
+
+def make_inputs(dtype="float32", n=40, n_features=12):
+    rng = np.random.default_rng(0)
+    X = rng.integers(256, size=(n, n_features), dtype=np.uint8)
+    return Inputs(X, np.arange(n) % 10, dtype)
+
+
+def tiny_case(operation=SOFTMAX, samples=40, naive_samples=10, min_rounds=3):
+    return Case(operation, samples, naive_samples, min_rounds)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("gpuclf.backend.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace the benchmark's clock by one that only moves when a call moves it."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def timed(clock, name, seconds, extrapolated=False, calls=None):
+    """Return an implementation whose calls take the given seconds on the replaced clock."""
+
+    def prepare(case, inputs):
+        durations = iter([0.0, *seconds])  # the first call is the warm-up
+
+        def call():
+            clock.now += next(durations)
+            if calls is not None:
+                calls.append(name)
+            return np.float64(1.0), np.ones(3)
+
+        return call
+
+    return Implementation(name, "numpy", "float", prepare, extrapolated)
+
+
+# ------------------------------------------------------------------------------------- cases
+
+
+def test_the_main_job_has_two_models_on_the_training_set_and_on_a_mini_batch():
+    found = [(case.operation, case.samples) for case in default_cases(50_000)]
+    assert found == [(SOFTMAX, 50_000), (SOFTMAX, 200), (TWO_LAYER, 50_000), (TWO_LAYER, 200)]
+    assert all(case.naive_samples < 200 for case in default_cases(50_000))
+    assert default_cases(50_000)[0].title == "softmax loss+gradient, 50,000 samples"
+
+
+def test_a_mini_batch_is_never_larger_than_the_training_set():
+    assert [case.samples for case in default_cases(120)] == [120] * 4
+    assert [case.samples for case in default_cases(1000, batch_size=32)] == [1000, 32, 1000, 32]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inputs_are_the_same_numbers_in_every_form(dtype):
+    inputs = make_inputs(dtype)
+    assert inputs.floats.dtype == inputs.W.dtype == inputs.params["W1"].dtype == np.dtype(dtype)
+    X = inputs.bytes_.X.astype(np.float64)
+    # The rounding of the dtype, on numbers of size 1.
+    atol = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(
+        inputs.floats, (X - X.mean(axis=0)) / X.std(axis=0), rtol=0, atol=atol
+    )
+    again = make_inputs(dtype)
+    np.testing.assert_array_equal(inputs.W, again.W)
+
+
+def test_the_seed_draws_the_parameters():
+    inputs = make_inputs()
+    other = Inputs(inputs.bytes_.X, inputs.y, seed=1)
+    assert not np.array_equal(inputs.W, other.W)
+
+
+def test_inputs_longer_than_a_piece_are_written_out_whole():
+    inputs = make_inputs(n=2500)
+    np.testing.assert_array_equal(inputs.floats, inputs.bytes_.to_array(np.float32))
+
+
+# ---------------------------------------------------------------------------------- agreement
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+@pytest.mark.parametrize("samples", [40, 10], ids=["extrapolated", "whole"])
+def test_every_implementation_agrees(no_gpu, operation, dtype, samples):
+    rows = run_case(tiny_case(operation, samples), make_inputs(dtype), IMPLEMENTATIONS)
+    assert [row.implementation for row in rows] == [i.name for i in IMPLEMENTATIONS]
+    for row in rows:
+        assert row.operation == operation
+        assert row.samples == samples
+        assert row.dtype == dtype
+        if row.array_library == "cupy":
+            assert row.median_s is None
+        else:
+            assert 0 < row.p20_s <= row.median_s <= row.p80_s
+            assert len(row.times_s) == 3
+            assert row.unavailable is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+def test_every_implementation_agrees_on_the_gpu(operation):
+    if not probe_cupy().usable:
+        pytest.skip(probe_cupy().reason)
+    rows = run_case(tiny_case(operation), make_inputs(), IMPLEMENTATIONS)
+    assert all(row.median_s > 0 and row.unavailable is None for row in rows)
+
+
+def spoil_loss(loss, gradient):
+    return loss * (1 + 1e-3), gradient
+
+
+def spoil_gradient(loss, gradient):
+    if isinstance(gradient, dict):
+        return loss, {name: value * 1.001 for name, value in gradient.items()}
+    return loss, gradient * 1.001
+
+
+def spoil_with_nan(loss, gradient):
+    return np.float64(np.nan), gradient
+
+
+def spoiled(implementation, spoil, name="the wrong one"):
+    def prepare(case, inputs):
+        call = implementation.prepare(case, inputs)
+        return lambda: spoil(*call())
+
+    return replace(implementation, name=name, prepare=prepare)
+
+
+@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [(spoil_loss, "loss"), (spoil_gradient, "gradient"), (spoil_with_nan, "loss")],
+)
+@pytest.mark.parametrize("kind", [FLOATS, BYTES, NAIVE], ids=lambda kind: kind.name)
+def test_a_wrong_implementation_is_refused_and_both_are_named(kind, spoil, what, operation):
+    implementations = [TEXTBOOK, spoiled(kind, spoil)]
+    with pytest.raises(DisagreementError, match=f"disagree on the {what}") as caught:
+        run_case(tiny_case(operation), make_inputs(), implementations)
+    assert "the wrong one" in str(caught.value)
+    assert "textbook NumPy" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["W1", "b1", "W2", "b2"])
+def test_one_wrong_gradient_among_several_is_found(name):
+    def spoil(loss, gradients):
+        return loss, gradients | {name: 0 * gradients[name]}
+
+    with pytest.raises(DisagreementError, match="disagree on the gradient"):
+        run_case(tiny_case(TWO_LAYER), make_inputs(), [TEXTBOOK, spoiled(FLOATS, spoil)])
+
+
+@pytest.mark.parametrize("spoil", [lambda loss, dW: (loss, dW[:, :-1]), lambda loss, dW: (loss, 1)])
+def test_a_gradient_of_another_shape_is_refused(spoil):
+    with pytest.raises(DisagreementError, match="the wrong one and textbook NumPy disagree"):
+        run_case(tiny_case(), make_inputs(), [TEXTBOOK, spoiled(FLOATS, spoil)])
+
+
+def test_loops_are_checked_on_their_own_samples_although_they_come_first():
+    with pytest.raises(DisagreementError, match="the wrong one"):
+        run_case(tiny_case(), make_inputs(), [spoiled(NAIVE, spoil_gradient), TEXTBOOK])
+
+
+def test_a_wrong_result_is_found_before_anything_is_timed(clock):
+    calls = []
+    good = timed(clock, "good", [1.0] * 3, calls=calls)
+    bad = spoiled(timed(clock, "bad", [1.0] * 3, calls=calls), spoil_loss)
+    with pytest.raises(DisagreementError):
+        run_case(tiny_case(), make_inputs(), [good, bad])
+    assert calls == ["good", "bad"]
+
+
+# ------------------------------------------------------------------------------------- timing
+
+
+def test_an_unavailable_implementation_gives_a_row_with_the_reason():
+    def prepare(case, inputs):
+        raise Unavailable(REASON)
+
+    missing = Implementation("missing", "cupy", "uint8", prepare)
+    rows = run_case(tiny_case(), make_inputs(), [missing, TEXTBOOK])
+    assert rows[0] == Row(
+        operation=SOFTMAX,
+        implementation="missing",
+        array_library="cupy",
+        features="uint8",
+        dtype="float32",
+        samples=40,
+        measured_samples=40,
+        extrapolated=False,
+        median_s=None,
+        p20_s=None,
+        p80_s=None,
+        times_s=[],
+        unavailable=REASON,
+    )
+    assert rows[1].median_s > 0
+
+
+def test_without_a_gpu_the_reason_has_the_install_command(no_gpu):
+    rows = run_case(tiny_case(), make_inputs(), IMPLEMENTATIONS)
+    reasons = {row.unavailable for row in rows if row.array_library == "cupy"}
+    assert len(reasons) == 1
+    reason = reasons.pop()
+    assert "no CuPy in tests" in reason
+    assert "pip install 'gpuclf[cuda13]'" in reason
+
+
+def test_median_and_percentiles_are_of_the_calls_after_the_warm_up(clock):
+    seconds = [5.0, 1.0, 2.0, 4.0, 3.0, 6.0]
+    (row,) = run_case(
+        tiny_case(min_rounds=6), make_inputs(), [timed(clock, "a", seconds)], time_budget_s=1e9
+    )
+    assert row.times_s == seconds
+    assert (row.p20_s, row.median_s, row.p80_s) == (2.0, 3.5, 5.0)
+    assert not row.extrapolated
+    assert row.measured_samples == row.samples == 40
+
+
+def test_extrapolated_times_are_scaled_and_marked(clock):
+    whole = timed(clock, "whole", [1.0] * 5)
+    part = timed(clock, "part", [0.25, 0.5, 0.75], extrapolated=True)
+    rows = run_case(tiny_case(min_rounds=5), make_inputs(), [whole, part], time_budget_s=1e9)
+    assert [row.extrapolated for row in rows] == [False, True]
+    assert (rows[1].samples, rows[1].measured_samples) == (40, 10)
+    assert rows[1].times_s == [1.0, 2.0, 3.0]  # 40 / 10 times as long
+    assert rows[1].median_s == 2.0
+    assert rows[0].median_s == 1.0
+
+
+@pytest.mark.parametrize("samples", [10, 6])
+def test_loops_on_all_samples_are_not_extrapolated(clock, samples):
+    part = timed(clock, "part", [0.5] * 3, extrapolated=True)
+    (row,) = run_case(tiny_case(samples=samples), make_inputs(), [part])
+    assert not row.extrapolated
+    assert row.measured_samples == row.samples == samples
+    assert row.median_s == 0.5
+
+
+def test_loops_run_on_no_more_samples_than_the_case_has():
+    case = tiny_case(samples=6, naive_samples=10)
+    inputs = make_inputs()  # holds 40: more than the case
+    naive_loss, _ = NAIVE.prepare(case, inputs)()
+    whole_loss, _ = TEXTBOOK.prepare(case, inputs)()
+    assert float(naive_loss) == pytest.approx(float(whole_loss), rel=1e-4)  # float32
+
+
+def test_rounds_alternate_between_implementations(clock):
+    calls = []
+    first = timed(clock, "a", [1.0] * 3, calls=calls)
+    second = timed(clock, "b", [1.0] * 3, calls=calls)
+    run_case(tiny_case(), make_inputs(), [first, second], time_budget_s=1e9)
+    assert calls == ["a", "b"] * 4
+
+
+def test_rounds_end_when_the_time_is_spent_but_not_before_three(clock):
+    (row,) = run_case(
+        tiny_case(min_rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=0.1
+    )
+    assert len(row.times_s) == 3
+    (row,) = run_case(
+        tiny_case(min_rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=9.5
+    )
+    assert len(row.times_s) == 10
+
+
+def test_progress_is_told_what_is_done_next():
+    said = []
+    run_case(tiny_case(), make_inputs(), [TEXTBOOK, FLOATS], said.append)
+    assert said == [f"{tiny_case().title}: {i.name}" for i in (TEXTBOOK, FLOATS)]
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+def make_row(name="textbook NumPy", median_s=0.25, **changes):
+    return Row(
+        **{
+            "operation": SOFTMAX,
+            "implementation": name,
+            "array_library": "numpy",
+            "features": "float",
+            "dtype": "float32",
+            "samples": 50_000,
+            "measured_samples": 50_000,
+            "extrapolated": False,
+            "median_s": median_s,
+            "p20_s": None if median_s is None else 0.9 * median_s,
+            "p80_s": None if median_s is None else 1.1 * median_s,
+            "times_s": [] if median_s is None else [median_s] * 3,
+        }
+        | changes
+    )
+
+
+ROWS = [
+    make_row("naive loops", 812.5, extrapolated=True, measured_samples=16),
+    make_row("textbook NumPy", 0.25),
+    make_row("gpuclf on NumPy", 0.1),
+    make_row("gpuclf on NumPy, uint8", 0.05),
+    make_row("gpuclf on CuPy", None, array_library="cupy", unavailable=REASON),
+    make_row("gpuclf on CuPy, uint8", None, array_library="cupy", unavailable=REASON),
+]
+
+
+def printed(rows, width=80):
+    out = io.StringIO()
+    print_rows(rows, Console(file=out, width=width, force_terminal=False))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 ns"),
+        (3e-9, "3 ns"),
+        (999e-9, "999 ns"),
+        (1e-6, "1.00 us"),
+        (0.0734, "73.4 ms"),
+        (0.0009990, "999 us"),
+        (0.0009999, "1.00 ms"),
+        (0.001, "1.00 ms"),
+        (0.09996, "100 ms"),
+        (0.9994, "999 ms"),
+        (0.9999, "1.00 s"),
+        (1.0, "1.00 s"),
+        (12.34, "12.3 s"),
+        (59.94, "59.9 s"),
+        (59.99, "1.00 min"),
+        (60.0, "1.00 min"),
+        (3599.9, "1.00 h"),
+        (3600.0, "1.00 h"),
+        (4000.0, "1.11 h"),
+        (36_000.0, "10.0 h"),
+    ],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_format_seconds_has_three_digits_that_are_right():
+    sizes = {"h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    for seconds in np.geomspace(1e-7, 3e5, 4001):
+        number, unit = format_seconds(seconds).split(" ")
+        assert re.fullmatch(r"\d\.\d\d|\d\d\.\d|\d{2,3}", number), number
+        limit = 60 if unit in ("s", "min") else 1000
+        assert float(number) <= limit
+        # Half of the third digit; nanoseconds are whole, hence half of one.
+        assert float(number) * sizes[unit] == pytest.approx(seconds, rel=5.1e-3, abs=0.5e-9)
+
+
+def test_the_table_fits_80_columns_and_cuts_nothing():
+    text = printed(ROWS)
+    lines = text.splitlines()
+    # Reasons are prose and may be longer; the table may not.
+    assert max(len(line.rstrip()) for line in lines if "not run:" not in line) <= 80
+    assert "…" not in text
+    for row in ROWS:
+        (line,) = [
+            line for line in lines if re.match(rf"\s*{re.escape(row.implementation)}( \*|  )", line)
+        ]
+        assert ("not run" if row.median_s is None else format_seconds(row.median_s)) in line
+    assert "softmax loss+gradient, 50,000 samples" in text
+
+
+def test_the_table_compares_with_the_textbook():
+    lines = printed(ROWS).splitlines()
+
+    def line_of(name):
+        return next(line for line in lines if line.strip().startswith(name + "  "))
+
+    assert "1.00x" in line_of("textbook NumPy")
+    assert "2.50x" in line_of("gpuclf on NumPy")
+    assert "5.00x" in line_of("gpuclf on NumPy, uint8")
+    assert "-10..+10%" in line_of("textbook NumPy")
+    naive = next(line for line in lines if "naive loops" in line)
+    assert "1/3,250" in naive
+    bars = [line_of(i).count("█") for i in ("textbook NumPy", "gpuclf on NumPy")]
+    assert 0 < naive.count("█") < bars[0] < bars[1]
+
+
+def test_extrapolated_rows_are_marked_and_explained():
+    text = printed(ROWS)
+    assert "naive loops * (16)" in text
+    assert "* extrapolated" in text
+    assert "extrapolated" not in printed(ROWS[1:])
+
+
+def test_reasons_are_shown_literally_and_once():
+    # Joined again where the console may have wrapped it.
+    text = " ".join(printed(ROWS).split())
+    assert text.count(f"not run: {REASON}") == 1
+    assert "not run:" not in printed(ROWS[:4])
+
+
+def test_each_case_has_its_own_table():
+    others = [replace(row, operation=TWO_LAYER, samples=200) for row in ROWS]
+    text = printed(ROWS + others)
+    assert "softmax loss+gradient, 50,000 samples" in text
+    assert "two-layer loss+gradient, 200 samples" in text
+    assert text.count("naive loops * (16)") == 2
+
+
+def test_without_the_textbook_there_is_no_comparison_with_it():
+    text = printed([row for row in ROWS if row.implementation != "textbook NumPy"])
+    assert "nan" not in text
+    assert "100 ms" in text
+
+
+def test_a_table_in_which_nothing_could_run():
+    assert "not run" in printed(ROWS[4:])
+
+
+def test_rows_survive_json(no_gpu, tmp_path):
+    rows = run_case(tiny_case(), make_inputs(), IMPLEMENTATIONS)
+    path = tmp_path / "not" / "there" / "yet.json"
+    write_json(path, {"rows": [row.as_dict() for row in rows]})
+    text = path.read_text()
+    assert text.endswith("\n")
+    assert [Row(**row) for row in json.loads(text)["rows"]] == rows

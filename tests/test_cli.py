@@ -1,0 +1,380 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import gpuclf
+import gpuclf.cli
+import gpuclf.datasets
+from gpuclf.augment import horizontal_flip
+from gpuclf.backend import CupyProbe
+from gpuclf.benchmark import IMPLEMENTATIONS, default_cases
+from gpuclf.cli import app
+from gpuclf.datasets import ImageDataset, make_synthetic
+
+N_TRAIN, N_TEST, N_VALIDATION = 1400, 120, 1000
+PRECISE = "float64"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("gpuclf.backend.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    X, y = make_synthetic(N_TRAIN + N_TEST, seed=0)
+    return ImageDataset(
+        X[:N_TRAIN], y[:N_TRAIN], X[N_TRAIN:], y[N_TRAIN:], name="small", source="small, in memory"
+    )
+
+
+@pytest.fixture
+def small(monkeypatch, images):
+    """Replace the synthetic data by few images; other data are looked for as ever."""
+    load = gpuclf.datasets.load_dataset
+    asked = []
+
+    def load_small(name="auto", data_dir=None, seed=0):
+        asked.append((name, data_dir, seed))
+        return images if name == "synthetic" and seed >= 0 else load(name, data_dir, seed)
+
+    monkeypatch.setattr(gpuclf.datasets, "load_dataset", load_small)
+    return asked
+
+
+@pytest.fixture
+def narrow(monkeypatch, images):
+    """The same with every 64th pixel only, where the loops run."""
+    few = images._replace(X_train=images.X_train[:, ::64].copy(), X_test=images.X_test[:, ::64])
+    monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *args: few)
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result.output
+
+
+def run_main(monkeypatch, capfd, *arguments):
+    """Run the entry point itself, in which expected errors become one line."""
+    monkeypatch.setattr(sys, "argv", ["gpuclf", *map(str, arguments)])
+    # The module's console may have been made for a stream of another test.
+    monkeypatch.setattr(gpuclf.cli, "console", Console())
+    with pytest.raises(SystemExit) as ended:
+        gpuclf.cli.main()
+    out, err = capfd.readouterr()
+    return ended.value.code, out, err
+
+
+def in_a_new_process(code):
+    environment = {k: v for k, v in os.environ.items() if k != "GPUCLF_DATA"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+# ---------------------------------------------------------------------------------- --help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"""
+import sys
+sys.argv = ["gpuclf", *{arguments!r}]
+from gpuclf.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+heavy = ("sklearn", "scipy", "cupy", "torch", "gpuclf.estimators", "gpuclf.benchmark")
+print("loaded:", [name for name in heavy if name in sys.modules])
+"""
+    done = in_a_new_process(code)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    assert "loaded: []" in done.stdout
+
+
+def test_help_names_the_commands():
+    output = run("--help")
+    for command in ("bench", "train", "info"):
+        assert command in output
+
+
+# ------------------------------------------------------------------------------------ info
+
+
+def test_info_shows_versions_and_why_there_is_no_gpu():
+    output = " ".join(run("info").split())
+    assert f"gpuclf {gpuclf.__version__}" in output
+    assert f"numpy {np.__version__}" in output
+    assert "no CuPy in tests" in output
+    assert "pip install 'gpuclf[cuda13]'" in output
+    assert "BLAS" in output
+
+
+def test_info_writes_json(tmp_path):
+    path = tmp_path / "info.json"
+    run("info", "--json", path)
+    found = json.loads(path.read_text())
+    assert {"python", "platform", "cpu", "cpu_count", "blas", "threads", "gpu", "versions"} <= set(
+        found
+    )
+    assert found["gpu"] == {"usable": False, "reason": "no CuPy in tests"}
+    assert found["versions"]["numpy"] == np.__version__
+
+
+# ----------------------------------------------------------------------------------- bench
+
+
+def test_bench_writes_what_was_measured(narrow, tmp_path):
+    path = tmp_path / "new folder" / "bench.json"
+    output = run("bench", "--data", "synthetic", "--samples", 400, "--seed", 5, "--json", path)
+    found = json.loads(path.read_text())
+    assert set(found) == {"dataset", "settings", "environment", "rows"}
+    assert found["settings"] == {
+        "dtype": "float32",
+        "seed": 5,
+        "samples": 400,
+        "backend": "auto",
+    }
+    assert found["dataset"]["source"] == "small, in memory"
+    assert found["environment"]["gpu"]["usable"] is False
+    measured = {(row["operation"], row["samples"], row["implementation"]) for row in found["rows"]}
+    assert measured == {
+        (case.operation, case.samples, implementation.name)
+        for case in default_cases(400)
+        for implementation in IMPLEMENTATIONS
+    }
+    for row in found["rows"]:
+        assert row["dtype"] == "float32"
+        assert row["array_library"] in ("python", "numpy", "cupy")
+        assert row["extrapolated"] is (row["implementation"] == "naive loops")
+        if row["array_library"] == "cupy":
+            assert row["median_s"] is row["p20_s"] is row["p80_s"] is None
+            assert "no CuPy in tests" in row["unavailable"]
+        else:
+            assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]
+    assert "data: small, in memory; 400 x 48, float32" in output
+    assert "softmax loss+gradient, 400 samples" in output
+    assert "two-layer loss+gradient, 200 samples" in output
+    assert "gpuclf[cuda13]" in output
+    assert str(path) in output.replace("\n", "")
+
+
+def test_bench_on_numpy_lists_no_gpu(narrow, tmp_path):
+    path = tmp_path / "bench.json"
+    output = run(
+        *("bench", "--data", "synthetic", "--samples", 200, "--backend", "numpy"),
+        *("--dtype", "float64", "--json", path),
+    )
+    assert "CuPy, uint8" not in output
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["array_library"] for row in rows} == {"python", "numpy"}
+    assert {row["dtype"] for row in rows} == {"float64"}
+    assert {row["samples"] for row in rows} == {200}
+
+
+def test_bench_on_more_samples_than_there_are_takes_all(narrow, tmp_path):
+    path = tmp_path / "bench.json"
+    run(
+        *("bench", "--data", "synthetic", "--samples", 10**6, "--backend", "numpy"),
+        *("--json", path),
+    )
+    assert json.loads(path.read_text())["settings"]["samples"] == N_TRAIN
+
+
+# ----------------------------------------------------------------------------------- train
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (
+            "softmax",
+            ["--epochs", 2, "--learning-rate", 0.002, "--batch-size", 50, "--reg", 0.01],
+            {"max_iter": 2, "learning_rate": 0.002, "batch_size": 50, "reg": 0.01},
+        ),
+        (
+            "softmax",
+            ["--epochs", 3, "--solver", "lbfgs"],
+            {"max_iter": 3, "solver": "lbfgs"},
+        ),
+        (
+            "two-layer",
+            ["--epochs", 1, "--hidden-size", 8],
+            {"max_iter": 1, "hidden_size": 8, "batch_size": 256, "augment": "horizontal_flip"},
+        ),
+    ],
+    ids=["softmax", "softmax-lbfgs", "two-layer"],
+)
+def test_train_reports_the_accuracy_on_each_part(small, images, tmp_path, model, options, expected):
+    path = tmp_path / "train.json"
+    output = run(
+        *("train", model, "--data", "synthetic", "--dtype", PRECISE, "--seed", 3),
+        *options,
+        *("--json", path),
+    )
+    found = json.loads(path.read_text())
+    assert found["model"] == model
+    assert found["dataset"] == {
+        "name": "small",
+        "source": "small, in memory",
+        "train_samples": N_TRAIN,
+        "test_samples": N_TEST,
+    }
+    settings = found["settings"]
+    wanted = {"precision": PRECISE, "random_state": 3, "backend": "numpy"} | expected
+    assert {name: settings[name] for name in wanted} == wanted
+    assert small == [("synthetic", None, 3)]
+
+    # Trained again with the settings it reports, on the parts it should have used.
+    kind = gpuclf.SoftmaxClassifier if model == "softmax" else gpuclf.TwoLayerNetClassifier
+    params = {name: value for name, value in settings.items() if name != "backend"}
+    params["augment"] = horizontal_flip if params["augment"] else None
+    n_fit = N_TRAIN - N_VALIDATION
+    X_val, y_val = images.X_train[n_fit:], images.y_train[n_fit:]
+    classifier = kind(**params).fit(
+        images.X_train[:n_fit], images.y_train[:n_fit], X_val=X_val, y_val=y_val
+    )
+    assert found["loss_history"] == classifier.loss_history_
+    assert found["val_accuracy_history"] == classifier.val_accuracy_history_
+    assert len(found["val_accuracy_history"]) == expected["max_iter"]
+    assert found["train_accuracy"] == classifier.score(
+        images.X_train[:n_fit], images.y_train[:n_fit]
+    )
+    assert found["val_accuracy"] == classifier.score(X_val, y_val)
+    assert found["test_accuracy"] == classifier.score(images.X_test, images.y_test)
+    assert len({found[f"{part}_accuracy"] for part in ("train", "val", "test")}) == 3
+    assert found["fit_seconds"] > 0
+    assert found["environment"]["versions"]["numpy"] == np.__version__
+
+    assert "data: small, in memory" in output
+    assert "on: numpy" in output
+    for part in ("train", "val", "test"):
+        assert f"{found[f'{part}_accuracy']:.4f}" in output
+    assert "validation accuracy" in output
+    assert str(path) in output.replace("\n", "")
+
+
+def test_train_shows_each_epoch_where_there_is_no_terminal(small):
+    output = run("train", "softmax", "--data", "synthetic", "--epochs", 2, "--backend", "numpy")
+    for epoch in (1, 2):
+        assert f"epoch {epoch}: loss" in output
+
+
+def test_the_same_seed_trains_the_same_model(small, tmp_path):
+    losses = []
+    for seed in (1, 1, 2):
+        path = tmp_path / "train.json"
+        run(
+            *("train", "softmax", "--data", "synthetic", "--epochs", 1),
+            *("--seed", seed, "--json", path),
+        )
+        losses.append(json.loads(path.read_text())["loss_history"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
+def test_softmax_learns_the_real_cifar10(tmp_path):
+    path = tmp_path / "train.json"
+    output = run("train", "softmax", "--data", "cifar10", "--epochs", 3, "--json", path)
+    found = json.loads(path.read_text())
+    assert found["dataset"]["train_samples"] == 50_000
+    assert found["test_accuracy"] > 0.36
+    assert "CIFAR-10" in output
+
+
+# ---------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"]])
+def test_cupy_without_a_gpu_ends_with_the_reason_and_the_remedy(
+    monkeypatch, capfd, small, arguments
+):
+    code, out, err = run_main(
+        monkeypatch, capfd, *arguments, "--data", "synthetic", "--backend", "cupy"
+    )
+    assert code == 1
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert "no CuPy in tests" in err
+    assert "pip install 'gpuclf[cuda13]'" in err
+    assert "Traceback" not in out + err
+    assert small == []  # it failed before any data were loaded
+
+
+@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"]])
+def test_a_folder_without_cifar10_ends_with_where_was_looked(
+    monkeypatch, capfd, tmp_path, arguments
+):
+    code, out, err = run_main(
+        monkeypatch, capfd, *arguments, "--data", "auto", "--data-dir", tmp_path
+    )
+    assert code == 1
+    assert err.startswith("error: CIFAR-10 was not found")
+    assert str(tmp_path) in err
+    assert "Traceback" not in out + err
+
+
+def test_a_missing_folder_ends_in_the_shell_with_exit_code_1(tmp_path):
+    done = in_a_new_process(
+        "import sys; from gpuclf.cli import main;"
+        f"sys.argv = ['gpuclf', 'train', 'softmax', '--data-dir', {str(tmp_path / 'x')!r}]; main()"
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_divergence_ends_with_the_remedy(monkeypatch, capfd, small):
+    code, out, err = run_main(
+        *(monkeypatch, capfd, "train", "softmax", "--data", "synthetic", "--epochs", 30),
+        *("--learning-rate", 1e9, "--reg", 1),
+    )
+    assert code == 1
+    assert "error: the loss became" in err
+    assert "smaller learning_rate" in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["softmax", "--reg", -1],
+        ["softmax", "--learning-rate", 0],
+        ["softmax", "--solver", "adam"],
+        ["softmax", "--seed", -1],
+    ],
+    ids=lambda arguments: arguments[1],
+)
+def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, arguments):
+    code, out, err = run_main(monkeypatch, capfd, "train", "--data", "synthetic", *arguments)
+    assert code in (1, 2)
+    assert arguments[1].strip("-").replace("-", " ") in err.replace("_", " ").replace("-", " ")
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
+        (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
+        (["train", "svm"], "'svm' is not one of"),
+        (["train", "softmax", "--epochs", 0], "--epochs"),
+        (["bench", "--samples", 100], "--samples"),
+        (["bench", "--backend", "jax"], "--backend"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(monkeypatch, capfd, small, arguments, message):
+    code, _, err = run_main(monkeypatch, capfd, *arguments)
+    assert code == 2
+    assert message in err
+    assert small == []
