@@ -62,7 +62,7 @@ Data = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of CIFAR-10; else $GPUCLF_DATA, else a cache folder.")
 ]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
@@ -148,6 +148,7 @@ def train(
     from gpuclf.backend import environment, get_backend, synchronize, to_device
     from gpuclf.benchmark.report import write_json
     from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     options = {
         "max_iter": epochs,
@@ -165,7 +166,11 @@ def train(
         settings["max_iter"] = 60
     augment = horizontal_flip if settings.pop("augment", False) else None
     kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
-    classifier = kind(random_state=seed, precision=str(dtype), augment=augment, **settings)
+    classifier: GradientClassifier = kind(
+        random_state=seed, precision=str(dtype), augment=augment, **settings
+    )
+
+    classifier.check_hyperparameters()  # before the data are loaded
 
     where = get_backend(backend)
     dataset = _load(data, data_dir, seed)
@@ -294,13 +299,12 @@ def _progress() -> Progress:
 def main() -> None:
     """Run the command line; expected errors end in one line, not in a traceback."""
     from gpuclf.backend import BackendUnavailableError
-    from gpuclf.datasets import DatasetError
 
     # Why there is no GPU stands in the output; the library's log line would say it twice.
     logging.getLogger("gpuclf").setLevel(logging.ERROR)
     try:
         app()
-    except (BackendUnavailableError, DatasetError, FloatingPointError, MemoryError) as error:
+    except (BackendUnavailableError, FloatingPointError, MemoryError, ValueError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None
 

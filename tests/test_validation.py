@@ -216,7 +216,7 @@ def test_X_of_another_dtype_is_refused_with_the_remedy(function, dtype):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_whole_numbers_as_X_are_refused_in_every_library(lib, function):
-    with pytest.raises(TypeError, match="X must be uint8, float32 or float64, got .*int64"):
+    with pytest.raises(TypeError, match=r"X must be uint8, float32 or float64, got .*int64"):
         call(function, asarray=lib.asarray, X=lib.asarray(np.ones((N, D), np.int64)))
 
 

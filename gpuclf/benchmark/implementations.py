@@ -53,7 +53,8 @@ def _is_softmax(case: Case) -> bool:
 
 def naive_loops(case: Case, inputs: Inputs) -> Call:
     """Call Python loops over samples, classes and features, on a subset."""
-    X, y = inputs.floats[: case.naive_samples], inputs.y[: case.naive_samples]
+    rows = slice(min(case.naive_samples, case.samples))
+    X, y = inputs.floats[rows], inputs.y[rows]
     if _is_softmax(case):
         return lambda: gpuclf.softmax_loss_naive(inputs.W, X, y, REG)
     return lambda: gpuclf.two_layer_loss_naive(inputs.params, X, y, REG)

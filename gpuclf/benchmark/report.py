@@ -61,16 +61,19 @@ def _table(title: str, rows: list[Row]) -> Table:
             continue
         if row.extrapolated:
             name += f" * ({row.measured_samples})"
-        ratio = textbook / row.median_s if textbook else math.nan
         low, high = row.p20_s / row.median_s - 1, row.p80_s / row.median_s - 1
         table.add_row(
             name,
             format_seconds(row.median_s),
             f"{100 * low:+.0f}..{100 * high:+.0f}%",
-            f"{ratio:.2f}x" if ratio >= 0.01 else f"1/{1 / ratio:,.0f}",
+            _ratio(textbook / row.median_s) if textbook else "",
             _bar(row.median_s, medians),
         )
     return table
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio >= 0.01 else f"1/{1 / ratio:,.0f}"
 
 
 def _bar(seconds: float, medians: list[float]) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -85,7 +86,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
         """
-        self._check_hyperparameters()
+        self.check_hyperparameters()
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=True)
         self._number_classes(labels)
         features = self._learn_standardization(samples, weights)
@@ -148,9 +149,9 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Notes
         -----
         The first call's samples set the standardisation. The learning rate is `learning_rate`,
-        times `learning_rate_decay` for each call before this one; always by SGD.
+        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD.
         """
-        self._check_hyperparameters()
+        self.check_hyperparameters()
         first = not hasattr(self, "params_")
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=first)
         if first:
@@ -222,18 +223,19 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.loss_history_ = history.loss
         self.val_accuracy_history_ = history.val_accuracy
 
-    def _check_hyperparameters(self) -> None:
-        checks: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("learning_rate", lambda v: 0 < v < math.inf, "above 0 and finite"),
-            ("learning_rate_decay", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-            ("max_iter", lambda v: 1 <= v < math.inf, "at least 1"),
-            ("batch_size", lambda v: 1 <= v < math.inf, "at least 1"),
-            ("momentum", lambda v: 0 <= v < 1, "at least 0 and below 1"),
-            ("reg", lambda v: 0 <= v < math.inf, "at least 0 and finite"),
+    def check_hyperparameters(self) -> None:
+        """Raise a ValueError that names the first hyper-parameter out of range."""
+        checks: tuple[tuple[str, Any, Callable[[float], bool], str], ...] = (
+            ("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
+            ("learning_rate_decay", Real, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
+            ("max_iter", Integral, lambda v: v >= 1, "an integer, at least 1"),
+            ("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
+            ("momentum", Real, lambda v: 0 <= v < 1, "a number, at least 0 and below 1"),
+            ("reg", Real, lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
         )
-        for name, fits, wanted in checks:
+        for name, kind, fits, wanted in checks:
             value = getattr(self, name)
-            if not fits(value):
+            if not isinstance(value, kind) or not fits(value):
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
         if self.schedule not in ("exponential", "one_cycle"):
             raise ValueError(
@@ -274,6 +276,11 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = xp.argmax(scores, axis=-1)
         if xp is np:
             return self.classes_[best]
+        if self.classes_.dtype.kind not in "iub":
+            raise TypeError(
+                f"the labels are of type {self.classes_.dtype}, which only NumPy arrays can hold: "
+                "pass X by gpuclf.to_host(X), or fit with integer labels"
+            )
         return xp.take(to_device(self.classes_, like=scores), best)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,12 @@ class TwoLayerNetClassifier(GradientClassifier):
         self.precision = precision
         self.random_state = random_state
 
-    def _check_hyperparameters(self) -> None:
-        super()._check_hyperparameters()
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size!r}")
+    def check_hyperparameters(self) -> None:  # noqa: D102 - the base class's
+        super().check_hyperparameters()
+        if not isinstance(self.hidden_size, Integral) or self.hidden_size < 1:
+            raise ValueError(
+                f"hidden_size must be an integer, at least 1, got {self.hidden_size!r}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
 
