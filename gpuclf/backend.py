@@ -232,8 +232,7 @@ def describe_location(x: Array) -> str:
     >>> describe_location(np.zeros(3))
     'numpy on cpu'
     """
-    library = _library_of(x).__name__.removeprefix("array_api_compat.")
-    return f"{library} on {_device_of(x)}"
+    return f"{library_name(x)} on {_device_of(x)}"
 
 
 def array_namespace(*arrays: Array, **named: Array) -> ModuleType:
@@ -472,6 +471,16 @@ def single_threaded_blas() -> Iterator[None]:
             _blas_depth -= 1
             if _blas_depth == 0:
                 _blas_limiter.restore_original_limits()
+
+
+def _forget_other_threads() -> None:
+    """Reset, in a forked child, what threads that the child does not have were doing."""
+    global _blas_lock, _blas_depth
+    _blas_lock, _blas_depth = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def environment() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def fusable(reference: Callable[..., Any]) -> Fusable:
 
     @functools.wraps(reference)
     def dispatched(*args: Any, **kwargs: Any) -> Any:
-        library = library_name(args[0])
+        library = library_name(args[0] if args else next(iter(kwargs.values())))
         _load_kernels(library)
         kernel = kernels.get(library)
         if kernel is not None:

@@ -8,6 +8,7 @@ back at every pass. It is linear, so it folds into the first layer instead:
 
 and the gradient unfolds the same way. Pixels are taken relative to 128 because raw bytes are all
 positive: their common part would dominate the scores and cancel in the last step, costing digits.
+Floats may lie anywhere; their mean is subtracted block by block, and only the scale folds.
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ class Standardized:
             Non-negative; a sample of weight 2 counts as two samples.
         """
         xp = array_namespace(X=X, sample_weight=sample_weight)
+        if X.ndim != 2 or X.shape[0] == 0:
+            raise ValueError(
+                f"X must have shape (N, D) with at least one sample, got {tuple(X.shape)}"
+            )
         mean, variance = _column_moments(X, sample_weight)
-        # A constant column of floats leaves a variance of rounding errors, not of zero.
-        rounding = 10 * xp.finfo(xp.float64).eps * (variance + mean * mean)
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        return cls(X, mean, xp.where(variance > rounding, deviation, xp.ones_like(deviation)))
+        return cls(X, mean, xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
 
     def apply(self, X: Array) -> Standardized:
         """Return other samples with this mean and scale (a test set, for example)."""
@@ -183,10 +186,12 @@ def _as_floats(X: Array, dtype: object) -> Array:
 
 
 def take_rows(X: Array, indices: Array) -> Array:
-    """Gather rows of an array by integer index (or of Standardized features)."""
+    """Gather rows of an array, or of Standardized samples, by integer index or boolean mask."""
     if isinstance(X, Standardized):
         return X[indices]
     xp = array_namespace(X=X, indices=indices)
+    if xp.isdtype(indices.dtype, "bool"):
+        (indices,) = xp.nonzero(indices)
     return xp.take(X, indices, axis=0)
 
 
@@ -210,20 +215,27 @@ class Features:
         self.n_samples, self.n_features = (int(n) for n in self._stored.shape)
         xp = array_namespace(self._stored)
         is_bytes = self._stored.dtype == xp.uint8
+        self._centre: Array | None = None
         self._fold = (is_bytes or self._standardized is not None) and n_outputs < self.n_samples
         if not self._fold:
             return
         # The shift stays in float64: b' is the difference of two large sums.
-        centre = float(BYTE_CENTRE if is_bytes else 0)
         if self._standardized is None:
-            shift = xp.full(
-                (self.n_features,), -centre, dtype=xp.float64, device=self._stored.device
+            self._shift = xp.full(
+                (self.n_features,), -BYTE_CENTRE, dtype=xp.float64, device=self._stored.device
             )
             self._inverse_scale = None
+            return
+        mean, scale = self._standardized.mean, self._standardized.scale
+        if not is_bytes:
+            # Floats may lie anywhere, so their mean is subtracted from the rows; what its
+            # rounding to `dtype` left is folded.
+            self._centre = xp.astype(mean, dtype)
+            mean = mean - xp.astype(self._centre, xp.float64)
         else:
-            shift = (self._standardized.mean - centre) / self._standardized.scale
-            self._inverse_scale = xp.astype(1 / self._standardized.scale, dtype)[:, None]
-        self._shift = shift
+            mean = mean - BYTE_CENTRE
+        self._shift = mean / scale
+        self._inverse_scale = xp.astype(1 / scale, dtype)[:, None]
 
     @property
     def are_converted(self) -> bool:
@@ -233,7 +245,8 @@ class Features:
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
         if self._fold:
-            return _as_floats(self._stored[block, :], self._dtype)
+            rows = _as_floats(self._stored[block, :], self._dtype)
+            return rows if self._centre is None else rows - self._centre
         if self._standardized is not None:
             return self._standardized[block].to_array(self._dtype)
         xp = array_namespace(self._stored)

@@ -90,6 +90,7 @@ def softmax_cross_entropy(
     """
     xp = array_namespace(logits=logits, labels=labels, sample_weight=sample_weight)
     n_samples, n_classes = logits.shape[-2:]
+    labels = xp.astype(labels, xp.int64)  # a byte could not be compared with 300 classes
     onehot = one_hot(labels, n_classes, dtype=logits.dtype)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
     unnormalised = xp.exp(shifted)

@@ -23,7 +23,7 @@ __all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks
 
 # A block of floats is read where it lies. It should be long enough that Python's cost per block
 # and the threads' waiting for the interpreter do not show, and short enough to stay in a CPU's
-# last-level cache for the second product. benchmarks/test_row_blocks.py measures both sizes.
+# last-level cache for the second product. benchmarks/test_block_sizes.py measures both sizes.
 CPU_BLOCK_BYTES = 24 << 20
 # A block of bytes is first converted into floats, which should still be in a core's L2 for the
 # products: in multiples of L2, because it may spill a little.

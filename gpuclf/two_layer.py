@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace
@@ -12,8 +14,8 @@ from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
 from gpuclf.validation import (
     check_labels,
-    check_loss,
     check_parameter,
+    check_result,
     check_samples,
     check_weights,
 )
@@ -51,6 +53,7 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # check_result says it better
 def two_layer_loss(
     params: dict[str, Array],
     X: Array | Standardized,
@@ -101,7 +104,7 @@ def two_layer_loss(
     y = check_labels(y, X, int(params["W2"].shape[-1]))
     weights = check_weights(sample_weight, X, params["W1"].dtype)
     loss, grads = two_layer_objective(params, X, y, reg, weights)
-    check_loss(loss, X, **params)
+    check_result(loss, grads["W1"], X, **params)
     return loss, grads
 
 
@@ -176,10 +179,11 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
 
 
 def _block_rows(params: dict[str, Array], features: Features) -> int:
-    n_features, n_hidden = (int(n) for n in params["W1"].shape[-2:])
+    W1 = params["W1"]
+    n_hidden = math.prod(W1.shape[:-2]) * int(W1.shape[-1])
     return block_rows(
-        params["W1"],
+        W1,
         features.n_samples,
-        n_features + 2 * n_hidden,
+        features.n_features + 3 * n_hidden,
         converted=features.are_converted,
     )

@@ -18,8 +18,8 @@ from gpuclf.features import Standardized
 __all__ = [
     "check_finite",
     "check_labels",
-    "check_loss",
     "check_parameter",
+    "check_result",
     "check_samples",
     "check_weights",
 ]
@@ -62,6 +62,7 @@ def check_parameter(
         Expected trailing shape; -1 stands for any size of at least 1.
     """
     stored = X.X if isinstance(X, Standardized) else X
+    array_namespace(value)  # None would be passed over below
     xp = array_namespace(**{"X": stored, name: value})
     if value.dtype not in (xp.float32, xp.float64):
         raise TypeError(
@@ -96,6 +97,7 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
     if isinstance(y, list | tuple | range):
         xp = array_namespace(stored)
         y = xp.asarray(np.asarray(y), device=stored.device)
+    array_namespace(y)
     xp = array_namespace(X=stored, y=y)
     n_samples = int(stored.shape[0])
     if tuple(y.shape) != (n_samples,):
@@ -158,18 +160,20 @@ def _raise_if_not_finite(name: str, value: np.ndarray) -> None:
         )
 
 
-def check_loss(loss: Array, X: Array | Standardized, **parameters: Array) -> None:
-    """Raise if the loss is not finite, naming the input that made it so (host arrays only).
+def check_result(
+    loss: Array, gradient: Array, X: Array | Standardized, **parameters: Array
+) -> None:
+    """Raise if a result is not finite, naming the input that made it so (host arrays only).
 
-    A NaN or an infinity anywhere in the inputs reaches the loss, so looking at the one number
-    saves a pass over X.
+    A NaN or an infinity anywhere in the inputs reaches the loss or, where ReLU stops it on the
+    way, the gradient of the first layer; looking at those saves a pass over X.
     """
-    if not values_are_on_host(loss) or np.all(np.isfinite(loss)):
+    if not values_are_on_host(loss) or np.all(np.isfinite(loss + np.sum(gradient))):
         return
     stored = X.X if isinstance(X, Standardized) else X
     for name, value in {"X": stored, **parameters}.items():
         _raise_if_not_finite(name, value)
     raise FloatingPointError(
-        f"the loss is {loss} although X and the parameters are finite: the scores overflow; use "
+        f"the loss is {loss}, but X and the parameters are finite: something overflows; use "
         "smaller parameters, standardised features, or float64"
     )

@@ -90,7 +90,6 @@ def test_something_that_is_no_array_is_refused(double):
         double([1, 2])
 
 
-@pytest.mark.xfail(reason="defect: the library is asked of args[0], which may not be there")
 def test_every_argument_may_be_passed_by_name():
     Y = layers.affine(X=np.ones((2, 3)), W=np.ones((3, 1)))
     assert Y.tolist() == [[3.0], [3.0]]

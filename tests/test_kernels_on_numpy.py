@@ -181,7 +181,6 @@ def test_declined_products_come_from_the_reference(group_of):
         np.testing.assert_array_equal(affine(X, W), affine.reference(X, W), err_msg=case)
 
 
-@pytest.mark.xfail(reason="defect: the bias is added in place, in X's dtype and shape")
 def test_the_bias_promotes_as_in_the_reference(group_of):
     group_of(64)
     X, W = np.zeros((200, 6), np.float32), np.zeros((6, 4), np.float32)

@@ -23,6 +23,7 @@ __all__ = ["SMALL_PRODUCT", "grouped_affine", "grouped_affine_backward_params"]
 
 SMALL_PRODUCT = 1_000_000  # OpenBLAS: interface/gemm.c, limit of the small matrix path
 MIN_GROUP_ROWS = 16
+MAX_GROUP_ROWS = 64
 GROUPS_AT_ONCE = 32  # each leaves a gradient of its own until they are summed
 WITH_SMALL_KERNELS = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
 
@@ -36,8 +37,9 @@ def _group_rows(X: Any, n_columns: int) -> int:
     """Return the rows of one piece, or 0 if cutting does not pay."""
     if X.ndim != 2 or not X.flags.c_contiguous or not _blas_has_small_kernels():
         return 0
-    rows = SMALL_PRODUCT // (X.shape[1] * n_columns) // 8 * 8
-    return min(rows, 64) if rows >= MIN_GROUP_ROWS and len(X) >= 2 * rows else 0
+    multiplications_per_row = max(1, X.shape[1] * n_columns)
+    rows = min(SMALL_PRODUCT // multiplications_per_row // 8 * 8, MAX_GROUP_ROWS)
+    return rows if rows >= MIN_GROUP_ROWS and len(X) >= 2 * rows else 0
 
 
 @affine.register("numpy")
@@ -45,6 +47,8 @@ def grouped_affine(X: Any, W: Any, b: Any = None) -> Any:
     """Compute :func:`gpuclf.layers.affine` in groups of rows."""
     rows = _group_rows(X, W.shape[-1])
     if rows == 0 or W.ndim != 2 or X.dtype != W.dtype:
+        return NotImplemented
+    if b is not None and (b.ndim != 1 or b.dtype != X.dtype):
         return NotImplemented
     n_groups, n_columns = len(X) // rows, W.shape[1]
     whole = n_groups * rows
@@ -66,7 +70,7 @@ def grouped_affine(X: Any, W: Any, b: Any = None) -> Any:
 def grouped_affine_backward_params(dY: Any, X: Any) -> Any:
     """Compute :func:`gpuclf.layers.affine_backward_params` in groups of rows, then sum."""
     rows = _group_rows(X, dY.shape[-1])
-    if rows == 0 or dY.ndim != 2 or X.dtype != dY.dtype:
+    if rows == 0 or dY.ndim != 2 or len(dY) != len(X) or X.dtype != dY.dtype:
         return NotImplemented
     n_groups = len(X) // rows
     whole = n_groups * rows
