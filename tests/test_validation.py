@@ -112,7 +112,6 @@ def test_labels_on_a_device_are_not_looked_at_but_make_the_loss_nan(strict):
 # -------------------------------------------------------------------------- NaN and infinity
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_in_X_are_named_with_index_and_remedy(function, value):
@@ -128,7 +127,6 @@ def test_nan_and_infinity_in_X_are_named_with_index_and_remedy(function, value):
         check_finite(X)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_in_W_are_named_with_the_index(value):
     W = np.ones((D, C), np.float64)
@@ -154,7 +152,6 @@ def test_nan_in_one_of_several_models_is_named_with_the_index():
         call("softmax", W=W)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_infinity_that_relu_hides_is_found_too():
     X = make_X()
     X[4, 1] = np.inf
@@ -169,7 +166,6 @@ def test_nan_inside_standardized_floats_is_found():
         call("softmax", X=Standardized(X, 0.0, 1.0))
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 def test_scores_that_overflow_are_told_from_bad_inputs():
     X, W = np.full((N, D), 1e30, np.float32), np.full((D, C), 1e30, np.float32)
     with pytest.raises(FloatingPointError, match=r"X and the parameters are finite: something ov"):
