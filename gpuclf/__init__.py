@@ -28,7 +28,21 @@ _HOMES = {
     "SoftmaxClassifier": "gpuclf.estimators",
     "TwoLayerNetClassifier": "gpuclf.estimators",
 }
-_MODULES = ("backend", "datasets", "estimators", "layers", "losses", "naive", "training")
+_MODULES = (
+    "augment",
+    "backend",
+    "datasets",
+    "estimators",
+    "features",
+    "layers",
+    "linear",
+    "losses",
+    "naive",
+    "plots",
+    "row_blocks",
+    "training",
+    "two_layer",
+)
 
 __all__ = ["__version__", *_HOMES, *_MODULES]
 

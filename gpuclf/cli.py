@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 app = typer.Typer(
-    help="Train and benchmark the classic image classifiers on NumPy and CuPy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -53,6 +52,13 @@ class ModelName(StrEnum):
     two_layer = "two-layer"
 
 
+class SolverName(StrEnum):
+    """Values of --solver."""
+
+    sgd = "sgd"
+    lbfgs = "lbfgs"
+
+
 Backend_ = Annotated[BackendName, typer.Option("--backend", help="Array library to compute with.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Floats to compute in.")]
 Data = Annotated[
@@ -60,10 +66,18 @@ Data = Annotated[
     typer.Option(help="auto: CIFAR-10 if it is on disk, else synthetic; cifar10 may download."),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of CIFAR-10; else $GPUCLF_DATA, else a cache folder.")
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help="Folder of CIFAR-10; else $GPUCLF_DATA, else a cache folder.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", dir_okay=False, writable=True, help="Write the result to this file."),
+]
 
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
 RECIPES: dict[ModelName, dict[str, Any]] = {
@@ -71,6 +85,24 @@ RECIPES: dict[ModelName, dict[str, Any]] = {
     ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
 }
 N_VALIDATION = 1000
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from gpuclf import __version__
+
+        _say(f"gpuclf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gpuclf(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Train and benchmark the classic image classifiers on NumPy and CuPy."""
 
 
 @app.command()
@@ -90,6 +122,7 @@ def bench(
     from gpuclf.benchmark import IMPLEMENTATIONS, Inputs, Row, default_cases, run_case
     from gpuclf.benchmark.report import print_rows, write_json
 
+    _prepare(json)
     if backend is BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
     listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.array_library != "cupy"]
@@ -136,11 +169,19 @@ def train(
     data_dir: DataDir = None,
     seed: Seed = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    reg: Annotated[float | None, typer.Option(help="Factor of sum(W * W).")] = None,
-    hidden_size: Annotated[int | None, typer.Option(min=1, help="two-layer only.")] = None,
-    solver: Annotated[str | None, typer.Option(help="softmax only: sgd or lbfgs.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its largest; default 0.003 softmax, 0.05 two-layer.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default 200 for softmax, 256 for two-layer.")
+    ] = None,
+    reg: Annotated[
+        float | None, typer.Option(help="Factor of sum(W * W); default 1e-3, 1e-4 two-layer.")
+    ] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="two-layer only; default 512.")
+    ] = None,
+    solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
     json: JsonFile = None,
 ) -> None:
     """Train a classifier and report its train, validation and test accuracy."""
@@ -150,13 +191,14 @@ def train(
     from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
+    _prepare(json)
     options = {
         "max_iter": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "reg": reg,
         "hidden_size": hidden_size,
-        "solver": solver,
+        "solver": None if solver is None else str(solver),
     }
     settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
     foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
@@ -232,6 +274,7 @@ def info(json: JsonFile = None) -> None:
     from gpuclf.backend import INSTALL_HINT, environment
     from gpuclf.benchmark.report import write_json
 
+    _prepare(json)
     found = environment()
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
@@ -258,6 +301,13 @@ def info(json: JsonFile = None) -> None:
     if json is not None:
         write_json(json, found)
         _say(f"written to {json}")
+
+
+def _prepare(json: Path | None) -> None:
+    # Better now than after minutes of work whose result could not be written.
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.open("a").close()
 
 
 def _load(data: DataName, data_dir: Path | None, seed: int) -> Any:
@@ -304,7 +354,7 @@ def main() -> None:
     logging.getLogger("gpuclf").setLevel(logging.ERROR)
     try:
         app()
-    except (BackendUnavailableError, FloatingPointError, MemoryError, ValueError) as error:
+    except (BackendUnavailableError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -17,7 +17,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, describe_location, to_device, to_host
+from gpuclf.backend import (
+    Array,
+    array_namespace,
+    describe_location,
+    to_device,
+    to_host,
+    values_are_on_host,
+)
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
 
 __all__ = ["Features", "Standardized", "take_rows"]
@@ -56,7 +63,7 @@ class Standardized:
     """
 
     def __init__(self, X: Array, mean: Array | float, scale: Array | float) -> None:
-        array_namespace(X)
+        _refuse_other_dtypes(X)
         if X.ndim != 2:
             raise ValueError(f"X must have shape (N, D), got {tuple(X.shape)}")
         self.X = X
@@ -90,11 +97,14 @@ class Standardized:
             Non-negative; a sample of weight 2 counts as two samples.
         """
         xp = array_namespace(X=X, sample_weight=sample_weight)
+        _refuse_other_dtypes(X)
         if X.ndim != 2 or X.shape[0] == 0:
             raise ValueError(
                 f"X must have shape (N, D) with at least one sample, got {tuple(X.shape)}"
             )
         mean, variance = _column_moments(X, sample_weight)
+        if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
+            raise ValueError("X has NaN, infinite or too large values: remove or replace them")
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
         return cls(X, mean, xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
 
@@ -116,6 +126,8 @@ class Standardized:
     def __getitem__(self, rows: Array | slice) -> Standardized:
         if isinstance(rows, int | np.integer):
             raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
+        if isinstance(rows, list):
+            rows = to_device(np.asarray(rows), like=self.X)
         return self.with_samples(
             self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows)
         )
@@ -144,11 +156,20 @@ class Standardized:
         return (rows - xp.astype(shift, dtype)) * xp.astype(1 / self.scale, dtype)
 
 
+def _refuse_other_dtypes(X: Array) -> None:
+    xp = array_namespace(X)
+    if X.dtype not in (xp.uint8, xp.float32, xp.float64):
+        raise TypeError(
+            f"X must be uint8, float32 or float64, got {X.dtype}; convert it with "
+            "X.astype('float32')"
+        )
+
+
 def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array]:
     """Means and variances of the columns of X, in float64, in one pass.
 
     Sums of squares of raw values would lose every digit for features far from zero, so the
-    moments are taken about the first sample.
+    moments are taken about one of the samples.
     """
     xp = array_namespace(X)
     n_samples, n_features = (int(n) for n in X.shape)
@@ -159,7 +180,9 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
         weights = xp.ones((n_samples,), dtype=dtype, device=X.device)
     else:
         weights = xp.astype(sample_weight, dtype)
-    origin = xp.astype(X[0, :], dtype)
+    # A sample of weight 0 may be anything, so it is no origin.
+    first_counted = xp.reshape(xp.argmax(xp.astype(weights > 0, xp.uint8)), (1,))
+    origin = xp.astype(xp.take(X, first_counted, axis=0)[0, :], dtype)
 
     def moments(rows: slice) -> tuple[Array, Array]:
         difference = xp.astype(X[rows, :], dtype) - origin
@@ -191,6 +214,11 @@ def take_rows(X: Array, indices: Array) -> Array:
         return X[indices]
     xp = array_namespace(X=X, indices=indices)
     if xp.isdtype(indices.dtype, "bool"):
+        if tuple(indices.shape) != (int(X.shape[0]),):
+            raise IndexError(
+                f"a mask must have shape ({X.shape[0]},), one entry a row, got "
+                f"{tuple(indices.shape)}"
+            )
         (indices,) = xp.nonzero(indices)
     return xp.take(X, indices, axis=0)
 

@@ -15,6 +15,7 @@ from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
 from gpuclf.validation import (
     check_labels,
     check_parameter,
+    check_penalty,
     check_result,
     check_samples,
 )
@@ -167,6 +168,7 @@ def softmax_loss_vectorized(
     _, _, n_features = check_samples(X)
     dtype = check_parameter("W", W, X, (n_features, -1))
     y = check_labels(y, X, int(W.shape[-1]))
+    check_penalty(reg)
     xp = array_namespace(W)
     params = {"W": xp.astype(W, dtype, copy=False)}
     loss, grads = linear_loss(softmax_cross_entropy, params, X, y, reg)

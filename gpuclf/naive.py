@@ -95,7 +95,7 @@ def two_layer_loss_naive(
     W1, b1, W2, b2 = (params[name] for name in ("W1", "b1", "W2", "b2"))
     n_samples, n_features, n_hidden = X.shape[0], X.shape[1], W1.shape[1]
     _check_sizes(W1, X, None)
-    _, _, n_classes = _check_sizes(W2, np.empty((n_samples, n_hidden)), y)
+    _, _, n_classes = _check_sizes(W2, np.zeros((n_samples, n_hidden)), y)
     loss = 0.0
     grads = {name: np.zeros_like(value) for name, value in params.items()}
     for i in range(n_samples):
@@ -135,11 +135,19 @@ def two_layer_loss_naive(
 
 
 def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer] | None) -> tuple[int, int, int]:
+    for name, value in (("X", X), ("W", W)):
+        if not isinstance(value, np.ndarray):
+            raise TypeError(
+                f"the loops take plain NumPy arrays, but {name} is {type(value).__name__}; write "
+                "Standardized samples out with to_array()"
+            )
     if X.ndim != 2 or W.ndim != 2 or X.shape[1] != W.shape[0] or len(X) == 0:
         raise ValueError(
             f"X (N, D) and W (D, C) must fit, with N at least 1, got {X.shape} and {W.shape}"
         )
     n_classes = W.shape[1]
+    if not (np.isfinite(X).all() and np.isfinite(W).all()):
+        raise ValueError("X and W must hold no NaN or infinity; numpy.nan_to_num replaces them")
     if y is not None:
         if y.shape != (len(X),) or not np.issubdtype(y.dtype, np.integer):
             raise ValueError(

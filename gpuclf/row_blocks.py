@@ -27,7 +27,7 @@ __all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks
 CPU_BLOCK_BYTES = 24 << 20
 # A block of bytes is first converted into floats, which should still be in a core's L2 for the
 # products: in multiples of L2, because it may spill a little.
-CPU_CONVERTED_BLOCK_L2S = 1.5
+CPU_CONVERTED_BLOCK_L2S = 3
 # On a device a launch costs more than the cache saves until the kernels are fused, so a block is
 # bounded by the memory that its temporaries may take.
 DEVICE_BLOCK_BYTES = 1 << 30

@@ -15,14 +15,16 @@ from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
 from gpuclf.validation import (
     check_labels,
     check_parameter,
+    check_penalty,
     check_result,
     check_samples,
     check_weights,
 )
 
-__all__ = ["two_layer_loss", "two_layer_objective", "two_layer_scores"]
+__all__ = ["two_layer_forward", "two_layer_loss", "two_layer_objective", "two_layer_scores"]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # check_result says it better
 def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
     """Return the scores ``relu(X @ W1 + b1) @ W2 + b2``.
 
@@ -44,6 +46,13 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     array([[3.]])
     """
     params = _check_params(params, X)
+    scores = two_layer_forward(params, X)
+    check_result(scores, scores, X, **params)
+    return scores
+
+
+def two_layer_forward(params: dict[str, Array], X: Array | Standardized) -> Array:
+    """Compute :func:`two_layer_scores` without checking the inputs, in the parameters' dtype."""
     features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
     W1, b1 = features.fold(params["W1"], params["b1"])
 
@@ -102,6 +111,7 @@ def two_layer_loss(
     """
     params = _check_params(params, X)
     y = check_labels(y, X, int(params["W2"].shape[-1]))
+    check_penalty(reg)
     weights = check_weights(sample_weight, X, params["W1"].dtype)
     loss, grads = two_layer_objective(params, X, y, reg, weights)
     check_result(loss, grads["W1"], X, **params)
@@ -157,6 +167,8 @@ def two_layer_objective(
 def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str, Array]:
     """Check the parameters and bring them to the one dtype to compute in."""
     _, _, n_features = check_samples(X)
+    if not isinstance(params, dict):
+        raise TypeError(f"params must be a dict of W1, b1, W2 and b2, got {type(params).__name__}")
     missing = [name for name in ("W1", "b1", "W2", "b2") if name not in params]
     if missing:
         raise ValueError(
@@ -170,6 +182,9 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
         check_parameter("W2", W2, X, (int(W1.shape[-1]), -1)),
         check_parameter("b2", b2, X, (int(W2.shape[-1]),)),
     ]
+    if not W1.shape[:-2] == b1.shape[:-1] == W2.shape[:-2] == b2.shape[:-1]:
+        shapes = {name: tuple(params[name].shape) for name in ("W1", "b1", "W2", "b2")}
+        raise ValueError(f"all parameters must have the same leading model axes, got {shapes}")
     xp = array_namespace(W1)
     dtype = xp.result_type(*dtypes)
     return {

@@ -8,6 +8,7 @@ range or a NaN makes the loss NaN, and training reports it when it reads the los
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "check_finite",
     "check_labels",
     "check_parameter",
+    "check_penalty",
     "check_result",
     "check_samples",
     "check_weights",
@@ -62,7 +64,7 @@ def check_parameter(
         Expected trailing shape; -1 stands for any size of at least 1.
     """
     stored = X.X if isinstance(X, Standardized) else X
-    array_namespace(value)  # None would be passed over below
+    _refuse_none(name, value)
     xp = array_namespace(**{"X": stored, name: value})
     if value.dtype not in (xp.float32, xp.float64):
         raise TypeError(
@@ -97,7 +99,7 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
     if isinstance(y, list | tuple | range):
         xp = array_namespace(stored)
         y = xp.asarray(np.asarray(y), device=stored.device)
-    array_namespace(y)
+    _refuse_none("y", y)
     xp = array_namespace(X=stored, y=y)
     n_samples = int(stored.shape[0])
     if tuple(y.shape) != (n_samples,):
@@ -143,6 +145,17 @@ def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: A
     return xp.astype(weights / total, dtype)
 
 
+def _refuse_none(name: str, value: Array) -> None:
+    if value is None:
+        raise TypeError(f"expected an array for {name}, got None")
+
+
+def check_penalty(reg: float) -> None:
+    """Check the factor of the penalty."""
+    if not isinstance(reg, Real) or not 0 <= reg < math.inf:
+        raise ValueError(f"reg must be a finite number, at least 0, got {reg!r}")
+
+
 def check_finite(X: Array | Standardized) -> None:
     """Raise if samples on the host hold a NaN or an infinity."""
     stored = X.X if isinstance(X, Standardized) else X
@@ -174,6 +187,6 @@ def check_result(
     for name, value in {"X": stored, **parameters}.items():
         _raise_if_not_finite(name, value)
     raise FloatingPointError(
-        f"the loss is {loss}, but X and the parameters are finite: something overflows; use "
-        "smaller parameters, standardised features, or float64"
+        f"the result is {np.sum(loss)}, but X and the parameters are finite: something overflows; "
+        "use smaller parameters, standardised features, or float64"
     )

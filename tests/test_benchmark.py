@@ -43,8 +43,8 @@ def make_inputs(dtype="float32", n=40, n_features=12):
     return Inputs(X, np.arange(n) % 10, dtype)
 
 
-def tiny_case(operation=SOFTMAX, samples=40, naive_samples=10, min_rounds=3):
-    return Case(operation, samples, naive_samples, min_rounds)
+def tiny_case(operation=SOFTMAX, samples=40, naive_samples=10, rounds=3):
+    return Case(operation, samples, naive_samples, rounds)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_without_a_gpu_the_reason_has_the_install_command(no_gpu):
 def test_median_and_percentiles_are_of_the_calls_after_the_warm_up(clock):
     seconds = [5.0, 1.0, 2.0, 4.0, 3.0, 6.0]
     (row,) = run_case(
-        tiny_case(min_rounds=6), make_inputs(), [timed(clock, "a", seconds)], time_budget_s=1e9
+        tiny_case(rounds=6), make_inputs(), [timed(clock, "a", seconds)], time_budget_s=1e9
     )
     assert row.times_s == seconds
     assert (row.p20_s, row.median_s, row.p80_s) == (2.0, 3.5, 5.0)
@@ -262,7 +262,7 @@ def test_median_and_percentiles_are_of_the_calls_after_the_warm_up(clock):
 def test_extrapolated_times_are_scaled_and_marked(clock):
     whole = timed(clock, "whole", [1.0] * 5)
     part = timed(clock, "part", [0.25, 0.5, 0.75], extrapolated=True)
-    rows = run_case(tiny_case(min_rounds=5), make_inputs(), [whole, part], time_budget_s=1e9)
+    rows = run_case(tiny_case(rounds=5), make_inputs(), [whole, part], time_budget_s=1e9)
     assert [row.extrapolated for row in rows] == [False, True]
     assert (rows[1].samples, rows[1].measured_samples) == (40, 10)
     assert rows[1].times_s == [1.0, 2.0, 3.0]  # 40 / 10 times as long
@@ -295,13 +295,13 @@ def test_rounds_alternate_between_implementations(clock):
     assert calls == ["a", "b"] * 4
 
 
-def test_rounds_end_when_the_time_is_spent_but_not_before_three(clock):
+def test_rounds_end_when_the_time_is_spent_but_not_before_five(clock):
     (row,) = run_case(
-        tiny_case(min_rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=0.1
+        tiny_case(rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=0.1
     )
-    assert len(row.times_s) == 3
+    assert len(row.times_s) == 5
     (row,) = run_case(
-        tiny_case(min_rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=9.5
+        tiny_case(rounds=50), make_inputs(), [timed(clock, "a", [1.0] * 50)], time_budget_s=9.5
     )
     assert len(row.times_s) == 10
 

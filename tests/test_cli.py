@@ -329,9 +329,26 @@ def test_a_missing_folder_ends_in_the_shell_with_exit_code_1(tmp_path):
         "import sys; from gpuclf.cli import main;"
         f"sys.argv = ['gpuclf', 'train', 'softmax', '--data-dir', {str(tmp_path / 'x')!r}]; main()"
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_result_that_could_not_be_written_is_refused_at_once(tmp_path):
+    done = in_a_new_process(
+        "import sys; from gpuclf.cli import main;"
+        f"sys.argv = ['gpuclf', 'info', '--json', {str(tmp_path)!r}]; main()"
+    )
+    assert done.returncode == 2
+    assert "is a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version():
+    done = in_a_new_process(
+        "import sys; from gpuclf.cli import main;sys.argv = ['gpuclf', '--version']; main()"
+    )
+    assert done.stdout == "gpuclf 0.1.0\n"
 
 
 def test_divergence_ends_with_the_remedy(monkeypatch, capfd, small):

@@ -351,12 +351,80 @@ def test_standardized_samples_are_accepted(kind, make):
     by_itself = KINDS[kind]().fit(X, y)
     standardized = Standardized.fit(X)
     given = KINDS[kind]().fit(standardized, y)
-    assert given.mean_ is None
-    assert given.scale_ is None
+    np.testing.assert_array_equal(given.mean_, standardized.mean)
+    np.testing.assert_array_equal(given.scale_, standardized.scale)
     np.testing.assert_allclose(given.loss_history_, by_itself.loss_history_, rtol=1e-6)
     found = given.predict_proba(standardized.apply(X_test))
     # Only float32's rounding: the same standardisation, learnt inside or outside.
     np.testing.assert_allclose(found, by_itself.predict_proba(X_test), rtol=0, atol=1e-5)
+    # Samples that come raw are standardised as the training samples were.
+    np.testing.assert_allclose(given.predict_proba(X_test), found, rtol=0, atol=1e-5)
+
+
+def test_score_takes_what_fit_takes():
+    X, y = make_data()
+    classifier = KINDS["softmax"]().fit(X.tolist(), y.tolist())
+    expected = np.mean(classifier.predict(X) == y)
+    weights = np.linspace(0, 1, len(y))
+    weighted = np.average(classifier.predict(X) == y, weights=weights)
+    assert classifier.score(X.tolist(), y.tolist()) == pytest.approx(expected)
+    assert classifier.score(X, y, weights.tolist()) == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("labels", [lambda y: y[:1], lambda y: y[:10], lambda y: 0, lambda y: None])
+def test_score_refuses_labels_that_are_not_one_for_each_sample(labels):
+    X, y = make_data()
+    classifier = KINDS["softmax"]().fit(X, y)
+    with pytest.raises((ValueError, TypeError)):
+        classifier.score(X, labels(y))
+
+
+def test_a_fit_that_fails_leaves_the_model_before_it():
+    X, y = make_data()
+    classifier = KINDS["softmax"]().fit(X, y)
+    before, params = dict(vars(classifier)), {k: v.copy() for k, v in classifier.params_.items()}
+
+    def interrupt(epoch, history):
+        raise KeyboardInterrupt
+
+    for method in (
+        lambda: classifier.fit(X[:, :2], y + 10, callback=interrupt),
+        lambda: classifier.partial_fit(X, y + 10),
+    ):
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            method()
+        assert vars(classifier) == before
+        for name, value in params.items():
+            np.testing.assert_array_equal(classifier.params_[name], value)
+
+
+def test_a_callback_may_keep_the_parameters_it_sees():
+    X, y = make_data()
+    kept = []
+    classifier = KINDS["softmax"]()
+    classifier.fit(X, y, callback=lambda *_: kept.append(classifier.params_["W"]))
+    assert len({w.tobytes() for w in kept}) == classifier.max_iter
+
+
+def test_two_layer_predicts_in_the_precision_asked_for():
+    X, y = make_data()
+    net = KINDS["two-layer"](precision="float32").fit(X, y)
+    assert X.dtype == np.float64
+    assert net.predict_proba(X).dtype == np.float32
+
+
+def test_initial_weights_of_the_net_have_the_standard_deviation_of_he():
+    net = TwoLayerNetClassifier(hidden_size=200)
+    params = net._initial_params(500, 10, np.random.default_rng(0))
+    assert params["W1"].std() == pytest.approx(np.sqrt(2 / 500), rel=0.01)
+    assert params["W2"].std() == pytest.approx(np.sqrt(2 / 200), rel=0.05)
+
+
+def test_partial_fit_refuses_other_classes_than_the_first_call_had():
+    X, y = make_data()
+    classifier = KINDS["softmax"]().partial_fit(X, y, classes=np.arange(C))
+    with pytest.raises(ValueError, match="differ from those of the first call"):
+        classifier.partial_fit(X, y, classes=np.arange(C + 2))
 
 
 def test_standardize_false_leaves_the_features_alone():

@@ -26,14 +26,14 @@ class Case:
     samples : int
     naive_samples : int
         How many of them the loops run on; their time is scaled to `samples`.
-    min_rounds : int
-        Timed runs of each implementation at least.
+    rounds : int
+        Timed runs of each implementation, if the time budget allows.
     """
 
     operation: str
     samples: int
     naive_samples: int
-    min_rounds: int
+    rounds: int
 
     @property
     def title(self) -> str:

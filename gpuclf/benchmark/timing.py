@@ -19,6 +19,10 @@ __all__ = ["DisagreementError", "Row", "run_case"]
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 
 
+MIN_ROUNDS = 5
+SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
+
+
 class DisagreementError(AssertionError):
     """An implementation computed something else than the others; its time would mean nothing."""
 
@@ -68,7 +72,7 @@ def run_case(
     inputs: Inputs,
     implementations: Iterable[Implementation],
     advance: Callable[[str], None] = lambda _: None,
-    time_budget_s: float = 8.0,
+    time_budget_s: float = 10.0,
 ) -> list[Row]:
     """Check and time the implementations of one case.
 
@@ -80,7 +84,7 @@ def run_case(
     advance : callable
         Called with the name of what is done next, for a progress bar.
     time_budget_s : float
-        Rounds end when the case has at least 3 of them and has taken this long.
+        Rounds end early when the case has 5 of them and has taken this long.
 
     Returns
     -------
@@ -143,16 +147,16 @@ def _time_interleaved(
     # Interleaving spreads a noisy neighbour over all implementations instead of over one.
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    for round_number in range(case.min_rounds):
+    for round_number in range(case.rounds):
         for name, call in calls.items():
-            if name in slow and round_number >= 3:
+            if name in slow and round_number >= SLOW_ROUNDS:
                 continue
             synchronize()
             start = time.perf_counter()
             loss, _ = call()
             synchronize(loss if hasattr(loss, "dtype") else None)
             times[name].append(time.perf_counter() - start)
-        if round_number >= 2 and time.perf_counter() - began > time_budget_s:
+        if round_number + 1 >= MIN_ROUNDS and time.perf_counter() - began > time_budget_s:
             break
     return times
 

@@ -65,10 +65,15 @@ def load_dataset(
                 raise
         return _synthetic_dataset(
             seed,
-            " (CIFAR-10 was not found on this machine: load_cifar10() downloads it, or set "
+            f" (CIFAR-10 was not found {_where_looked()}: load_cifar10() downloads it, or set "
             "GPUCLF_DATA to the folder that has it)",
         )
     raise ValueError(f"name must be one of {', '.join(map(repr, _CHOICES))}, got {name!r}")
+
+
+def _where_looked() -> str:
+    folder = os.environ.get("GPUCLF_DATA")
+    return f"in GPUCLF_DATA={folder}" if folder else "on this machine"
 
 
 def _synthetic_dataset(seed: int, remark: str = "") -> ImageDataset:

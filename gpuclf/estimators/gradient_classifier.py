@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -65,8 +69,10 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like of shape (N, D), or Standardized
-            uint8, float32 or float64 are used as they are; the model is computed in float64 for
-            float64 samples and in float32 otherwise, on the device where X is.
+            uint8, float32 and float64 are used as they are, on the device where X is; other
+            numbers are converted to float64. The model is computed in float64 for float64
+            samples and in float32 for float32 and uint8, unless `precision` says otherwise.
+            The mean and scale of Standardized samples are kept, for later samples that come raw.
         y : array-like of shape (N,)
             Class labels; on a device, integers on the same device.
         sample_weight : array-like of shape (N,), optional
@@ -86,6 +92,13 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
         """
+        with self._unchanged_if_it_fails():
+            self._fit(X, y, sample_weight, X_val, y_val, callback)
+        return self
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any, callback: Callback | None
+    ) -> None:
         self.check_hyperparameters()
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=True)
         self._number_classes(labels)
@@ -99,7 +112,8 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._velocity: dict[str, Array] | None = None
 
         def after_epoch(params: dict[str, Array], history: History) -> bool | None:
-            self.params_ = params
+            # A copy: training goes on in place, and callbacks may keep what they see.
+            self.params_ = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
             self.n_iter_ += 1
             if X_val is not None:
                 history.val_accuracy.append(self.score(X_val, y_val))
@@ -129,7 +143,6 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 on_epoch=after_epoch,
             )
         self._record(history)
-        return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch over these samples, going on from where the model is.
@@ -151,6 +164,11 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The first call's samples set the standardisation. The learning rate is `learning_rate`,
         times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD.
         """
+        with self._unchanged_if_it_fails():
+            self._partial_fit(X, y, classes, sample_weight)
+        return self
+
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:
         self.check_hyperparameters()
         first = not hasattr(self, "params_")
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=first)
@@ -165,6 +183,11 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.params_, self._velocity = self._new_params(features), None
             self.n_iter_, self.history_ = 0, History()
         else:
+            if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+                raise ValueError(
+                    f"classes={np.unique(classes).tolist()} differ from those of the first call, "
+                    f"{self.classes_.tolist()}"
+                )
             features = self._features(samples)
         rate = self.learning_rate * self.learning_rate_decay**self.n_iter_
         history = self._run_sgd(
@@ -172,13 +195,23 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             features,
             self._targets(labels),
             weights,
-            self.history_,
+            deepcopy(self.history_),
             lambda _: rate,
             epochs=1,
         )
         self.n_iter_ += 1
         self._record(history)
-        return self
+
+    @contextmanager
+    def _unchanged_if_it_fails(self) -> Iterator[None]:
+        """Leave no half-trained model behind an error or an interruption."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _run_sgd(
         self,
@@ -293,9 +326,9 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             True labels.
         sample_weight : array-like of shape (N,), optional
         """
-        right = np.asarray(to_host(self.predict(X))) == np.asarray(to_host(y))
-        weights = None if sample_weight is None else np.asarray(to_host(sample_weight))
-        return float(np.average(right, weights=weights))
+        predicted = to_host(self.predict(X))
+        y, sample_weight = (to_host(v) if _is_checked_here(v) else v for v in (y, sample_weight))
+        return float(accuracy_score(column_or_1d(y), predicted, sample_weight=sample_weight))
 
     def _class_scores(self, X: Any) -> Array:
         check_is_fitted(self, "params_")
@@ -378,9 +411,9 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _learn_standardization(self, samples: Any, weights: Array | None) -> Any:
         self.mean_ = self.scale_ = None
         if self.standardize and not isinstance(samples, Standardized):
-            fitted = Standardized.fit(samples, weights)
-            self.mean_, self.scale_ = to_host(fitted.mean), to_host(fitted.scale)
-            return fitted
+            samples = Standardized.fit(samples, weights)
+        if isinstance(samples, Standardized):
+            self.mean_, self.scale_ = to_host(samples.mean), to_host(samples.scale)
         return samples
 
     def _features(self, samples: Any) -> Any:

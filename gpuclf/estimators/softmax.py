@@ -47,7 +47,7 @@ class SoftmaxClassifier(GradientClassifier):
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
     precision : {"float32", "float64"}, optional
-        Floats to compute in; by default float64 for float64 samples, float32 for all others.
+        Floats to compute in; by default as `fit` says.
     random_state : int, RandomState, Generator or None
 
     Attributes

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device
 from gpuclf.estimators.gradient_classifier import GradientClassifier
-from gpuclf.two_layer import two_layer_objective, two_layer_scores
+from gpuclf.two_layer import two_layer_forward, two_layer_objective
 
 __all__ = ["TwoLayerNetClassifier"]
 
@@ -43,7 +43,7 @@ class TwoLayerNetClassifier(GradientClassifier):
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
     precision : {"float32", "float64"}, optional
-        Floats to compute in; by default float64 for float64 samples, float32 for all others.
+        Floats to compute in; by default as `fit` says.
     random_state : int, RandomState, Generator or None
         Initial parameters (normal, :math:`\sqrt{2 / \text{inputs}}`; He et al. 2015), order of the
         samples, dropout and augmentation.
@@ -140,4 +140,4 @@ class TwoLayerNetClassifier(GradientClassifier):
         return xp.astype(kept, like.dtype) / (1 - self.dropout)
 
     def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return two_layer_scores(params, X)
+        return two_layer_forward(params, X)
