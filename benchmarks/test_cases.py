@@ -53,7 +53,7 @@ def test_case(benchmark, bench_inputs, bench_dataset, case, implementation):
         synchronize(loss if hasattr(loss, "dtype") else None)
         return loss
 
-    rounds = NAIVE_ROUNDS if implementation.extrapolated else case.rounds
+    rounds = NAIVE_ROUNDS if implementation.extrapolated else case.rounds * case.calls_a_turn
     loss = benchmark.pedantic(finished_call, rounds=rounds, warmup_rounds=1)
 
     same_samples = Case(case.operation, measured, measured, 1)

@@ -7,6 +7,7 @@ is scored against the same N labels.
 from __future__ import annotations
 
 from gpuclf.backend import Array, array_namespace
+from gpuclf.dispatch import fusable
 
 __all__ = ["one_hot", "softmax", "softmax_cross_entropy"]
 
@@ -45,6 +46,7 @@ def softmax(logits: Array) -> Array:
     return unnormalised / xp.sum(unnormalised, axis=-1, keepdims=True)
 
 
+@fusable
 def softmax_cross_entropy(
     logits: Array, labels: Array, sample_weight: Array | None = None
 ) -> tuple[Array, Array]:

@@ -80,14 +80,16 @@ def sum_over_row_blocks(
         One sum for each array that `partial` returns.
     """
     blocks = row_slices(n_rows, rows_per_block)
-    if len(blocks) == 1:
-        return list(partial(blocks[0]))
     workers = min(cpu_workers(), len(blocks)) if parallel else 1
     if workers == 1:
         return _sum_in_order(partial, blocks)
     with single_threaded_blas():
-        bounds = [len(blocks) * w // workers for w in range(workers + 1)]
-        shares = [blocks[a:b] for a, b in pairwise(bounds)]
+        # Shares of equal length: nobody should wait for the thread that has one block more.
+        bounds = [n_rows * w // workers for w in range(workers + 1)]
+        shares = [
+            [slice(a + rows.start, a + rows.stop) for rows in row_slices(b - a, rows_per_block)]
+            for a, b in pairwise(bounds)
+        ]
         # A copied context carries numpy.errstate into the threads.
         pending = [
             _thread_pool().submit(copy_context().run, _sum_in_order, partial, share)

@@ -56,7 +56,9 @@ def no_gpu(monkeypatch):
 def clock(monkeypatch):
     """Replace the benchmark's clock by one that only moves when a call moves it."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(
+        timing, "time", SimpleNamespace(perf_counter=lambda: clock.now, sleep=lambda _: None)
+    )
     return clock
 
 

@@ -2,9 +2,14 @@ import numpy as np
 import pytest
 
 from gpuclf.kernels import on_numpy
-from gpuclf.kernels.on_numpy import grouped_affine, grouped_affine_backward_params
+from gpuclf.kernels.on_numpy import (
+    class_major_softmax_cross_entropy,
+    grouped_affine,
+    grouped_affine_backward_params,
+)
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.linear import softmax_loss_vectorized
+from gpuclf.losses import softmax_cross_entropy
 
 # Rows, features, columns, rows in a group. 32 groups are summed at once.
 SIZES = [
@@ -204,3 +209,41 @@ def test_the_linear_loss_is_the_same_with_and_without_groups(monkeypatch, group_
     tolerance = 1e-5 if dtype == "float32" else 1e-12  # another order of summation
     assert loss == pytest.approx(plain, rel=tolerance)
     assert np.max(np.abs(dW - plain_dW)) <= tolerance * np.max(np.abs(plain_dW))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("label_dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 2e-6), (np.float64, 1e-14)])
+@pytest.mark.parametrize(("n", "c"), [(1, 1), (1, 5), (7, 2), (33, 10), (500, 300)])
+def test_class_major_softmax_is_the_reference(n, c, dtype, rtol, label_dtype, weighted):
+    rng = np.random.default_rng(n)
+    logits = (5 * rng.standard_normal((n, c))).astype(dtype)
+    labels = rng.integers(0, min(c, 256), n).astype(label_dtype)
+    weights = rng.random(n).astype(dtype) if weighted else None
+    kept = logits.copy()
+    loss, dlogits = class_major_softmax_cross_entropy(logits, labels, weights)
+    expected, gradient = softmax_cross_entropy.reference(logits, labels, weights)
+    np.testing.assert_array_equal(logits, kept)
+    np.testing.assert_allclose(loss, expected, rtol=rtol, atol=rtol)
+    # Probabilities next to 1 lose digits when 1 is subtracted, hence the absolute part.
+    np.testing.assert_allclose(dlogits, gradient, rtol=rtol, atol=rtol / 10)
+    assert dlogits.dtype == dtype
+    assert loss.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": np.array([0, 3, 1])},
+        {"labels": np.array([0, -1, 1])},
+        {"labels": np.array([0.0, 1.0, 1.0])},
+        {"labels": np.array([0, 1])},
+        {"logits": np.zeros((2, 3, 3))},
+        {"sample_weight": np.ones(3, np.float32)},
+        {"sample_weight": np.ones((2, 3))},
+    ],
+)
+def test_class_major_softmax_declines_what_it_was_not_written_for(change):
+    arguments = {"logits": np.zeros((3, 3)), "labels": np.array([0, 1, 1]), "sample_weight": None}
+    assert class_major_softmax_cross_entropy(**arguments) is not NotImplemented
+    assert class_major_softmax_cross_entropy(**(arguments | change)) is NotImplemented

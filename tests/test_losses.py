@@ -54,7 +54,10 @@ def test_model_axis_gives_what_each_model_gives_alone(lib):
             own = None if w is None else lib.asarray(np.broadcast_to(w, (4, 6))[k])
             loss, dlogits = softmax_cross_entropy(lib.asarray(logits[k]), lib.asarray(labels), own)
             np.testing.assert_allclose(lib.to_numpy(together[0])[k], lib.to_numpy(loss), rtol=1e-14)
-            np.testing.assert_array_equal(lib.to_numpy(together[1])[k], lib.to_numpy(dlogits))
+            # One model alone may take a kernel that rounds its last bit differently.
+            np.testing.assert_allclose(
+                lib.to_numpy(together[1])[k], lib.to_numpy(dlogits), rtol=1e-13, atol=1e-16
+            )
 
 
 def test_equal_logits_give_the_logarithm_of_the_number_of_classes(lib):

@@ -27,13 +27,16 @@ class Case:
     naive_samples : int
         How many of them the loops run on; their time is scaled to `samples`.
     rounds : int
-        Timed runs of each implementation, if the time budget allows.
+        Turns of each implementation, if the time budget allows.
+    calls_a_turn : int
+        Timed calls in a turn. Short calls are made many in a row, as training makes them.
     """
 
     operation: str
     samples: int
     naive_samples: int
     rounds: int
+    calls_a_turn: int = 1
 
     @property
     def title(self) -> str:
@@ -45,9 +48,9 @@ def default_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     """Return the four cases of the main job: two models, full training set and mini-batch."""
     return [
         Case("softmax loss+gradient", n_samples, 16, 9),
-        Case("softmax loss+gradient", min(batch_size, n_samples), 16, 100),
+        Case("softmax loss+gradient", min(batch_size, n_samples), 16, 10, calls_a_turn=20),
         Case("two-layer loss+gradient", n_samples, 4, 7),
-        Case("two-layer loss+gradient", min(batch_size, n_samples), 4, 100),
+        Case("two-layer loss+gradient", min(batch_size, n_samples), 4, 10, calls_a_turn=20),
     ]
 
 
