@@ -32,6 +32,7 @@ __all__ = [
     "MixedDevicesError",
     "array_namespace",
     "blas_architectures",
+    "blas_threads",
     "cache_bytes",
     "cpu_workers",
     "describe_location",
@@ -431,10 +432,11 @@ def cpu_workers() -> int:
     on what else is running.
     """
     with _blas_lock:
-        return _threads_before_limit if _blas_depth else _blas_threads()
+        return _threads_before_limit if _blas_depth else blas_threads()
 
 
-def _blas_threads() -> int:
+def blas_threads() -> int:
+    """Return how many threads BLAS would use for a product now."""
     libraries = _blas_controller().lib_controllers
     return max((library.num_threads for library in libraries), default=1)
 
@@ -461,7 +463,7 @@ def single_threaded_blas() -> Iterator[None]:
     global _blas_depth, _blas_limiter, _threads_before_limit
     with _blas_lock:
         if _blas_depth == 0:
-            _threads_before_limit = _blas_threads()
+            _threads_before_limit = blas_threads()
             _blas_limiter = _blas_controller().limit(limits=1)
         _blas_depth += 1
     try:

@@ -28,7 +28,7 @@ FEATURES, COLUMNS = 6, 4
 @pytest.fixture(autouse=True)
 def blas_with_small_kernels(monkeypatch):
     """Let grouping happen on every processor."""
-    monkeypatch.setattr(on_numpy, "_blas_has_small_kernels", lambda: True)
+    monkeypatch.setattr(on_numpy, "_small_products_pay", lambda: True)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_declines_where_blas_has_no_small_kernels(monkeypatch, group_of):
     group_of(64)
     X, W = np.zeros((200, 6), np.float32), np.zeros((6, 4), np.float32)
     assert grouped_affine(X, W) is not NotImplemented
-    monkeypatch.setattr(on_numpy, "_blas_has_small_kernels", lambda: False)
+    monkeypatch.setattr(on_numpy, "_small_products_pay", lambda: False)
     assert grouped_affine(X, W) is NotImplemented
     assert grouped_affine_backward_params(np.zeros((200, 4), np.float32), X) is NotImplemented
 
@@ -204,7 +204,7 @@ def test_the_linear_loss_is_the_same_with_and_without_groups(monkeypatch, group_
     W = W.astype(np.float32 if dtype == "float32" else np.float64)
     loss, dW = softmax_loss_vectorized(W, X, y, 0.1)
     assert grouped_affine(X.astype(W.dtype), W) is not NotImplemented
-    monkeypatch.setattr(on_numpy, "_blas_has_small_kernels", lambda: False)
+    monkeypatch.setattr(on_numpy, "_small_products_pay", lambda: False)
     plain, plain_dW = softmax_loss_vectorized(W, X, y, 0.1)
     tolerance = 1e-5 if dtype == "float32" else 1e-12  # another order of summation
     assert loss == pytest.approx(plain, rel=tolerance)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import blas_architectures
+from gpuclf.backend import blas_architectures, blas_threads
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.losses import softmax_cross_entropy
 
@@ -37,6 +37,11 @@ GROUPS_AT_ONCE = 32  # each leaves a gradient of its own until they are summed
 WITH_SMALL_KERNELS = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
 
 
+def _small_products_pay() -> bool:
+    # A stack of products runs on one thread; where BLAS has more, they win it back.
+    return _blas_has_small_kernels() and blas_threads() == 1
+
+
 @cache
 def _blas_has_small_kernels() -> bool:
     return bool(WITH_SMALL_KERNELS.intersection(blas_architectures()))
@@ -44,7 +49,7 @@ def _blas_has_small_kernels() -> bool:
 
 def _group_rows(X: Any, n_columns: int) -> int:
     """Return the rows of one piece, or 0 if cutting does not pay."""
-    if X.ndim != 2 or not X.flags.c_contiguous or not _blas_has_small_kernels():
+    if X.ndim != 2 or not X.flags.c_contiguous or not _small_products_pay():
         return 0
     multiplications_per_row = max(1, X.shape[1] * n_columns)
     rows = min(SMALL_PRODUCT // multiplications_per_row // 8 * 8, MAX_GROUP_ROWS)
