@@ -154,7 +154,7 @@ def softmax_loss_vectorized(
     Notes
     -----
     For a source with W (C, D) and X (D, N), pass ``W.T`` and ``X.T`` and transpose the gradient.
-    X is read from memory once, in blocks of rows: see :mod:`gpuclf.row_blocks`. Source: Stanford
+    X is walked in blocks of rows: see :mod:`gpuclf.row_blocks`. Source: Stanford
     CS231n, assignment 1, softmax exercise.
 
     Examples

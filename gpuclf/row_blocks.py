@@ -1,9 +1,9 @@
-"""Walk the samples in blocks of rows that fit the cache, and sum what the blocks give.
+"""Walk the samples in blocks of rows, and sum what the blocks give.
 
-A full pass needs the rows of X twice, once for the scores and once for the gradient. Finishing a
-block while it is still in the cache reads X from memory once. On a CPU each core walks its own
-stretch of blocks with single-threaded BLAS inside, because BLAS's own threads spend more time
-meeting each other than computing on such tall, thin products.
+A full pass needs the rows of X twice, once for the scores and once for the gradient. In blocks, the
+second time finds what the cache still holds, and no temporary is longer than a block. On a CPU each
+core walks its own stretch of blocks with single-threaded BLAS inside, because BLAS's own threads
+spend more time meeting each other than computing on such tall, thin products.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, sin
 
 __all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks"]
 
-# A block of floats is read where it lies. It should be long enough that Python's cost per block
-# and the threads' waiting for the interpreter do not show, and short enough to stay in a CPU's
-# last-level cache for the second product. benchmarks/test_block_sizes.py measures both sizes.
+# A block of floats is read where it lies. Blocks that fit L2 would be read from memory once, but
+# the threads would meet at the interpreter's lock so often that it costs more than it saves;
+# benchmarks/test_block_sizes.py measures both sizes.
 CPU_BLOCK_BYTES = 24 << 20
 # A block of bytes is first converted into floats, which should still be in a core's L2 for the
 # products: in multiples of L2, because it may spill a little.
