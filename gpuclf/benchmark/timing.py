@@ -26,6 +26,12 @@ SETTLE_S = 0.05
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
 
 
+# Rounding can put a hidden unit's input on the other side of ReLU's kink: seen once in 50,000 x 50
+# inputs, where it moved the gradient by 2e-4; in a mini-batch one sample counts for more. The
+# strict comparison is that in float64.
+KINK_TOLERANCES = {"float32": 2e-2, "float64": 1e-10}
+
+
 class DisagreementError(AssertionError):
     """An implementation computed something else than the others; its time would mean nothing."""
 
@@ -112,33 +118,31 @@ def run_case(
         result = call()  # also the warm-up
         size = case.naive_samples if implementation.extrapolated else case.samples
         if size in reference:
-            _compare(implementation.name, result, *reference[size], inputs.dtype.name)
+            _compare(implementation.name, result, *reference[size], inputs.dtype.name, case)
         else:
             reference[size] = (implementation.name, result)
         calls[implementation.name] = call
-    _check_naive(case, inputs, listed, reference)
+    _check_in_float64(case, inputs, {i.name: i for i in listed if i.name in calls})
     times = _time_interleaved(
         calls, {i.name for i in listed if i.extrapolated}, case, time_budget_s
     )
     return [_row(case, inputs, i, times.get(i.name), reasons.get(i.name)) for i in listed]
 
 
-def _check_naive(
-    case: Case,
-    inputs: Inputs,
-    implementations: list[Implementation],
-    reference: dict[int, tuple[str, Any]],
+def _check_in_float64(
+    case: Case, inputs: Inputs, implementations: dict[str, Implementation]
 ) -> None:
-    """Compare the loops with a vectorised implementation on the loops' own samples."""
-    if case.naive_samples not in reference or case.naive_samples == case.samples:
-        return
-    small = Case(case.operation, case.naive_samples, case.naive_samples, 1)
-    for implementation in implementations:
-        if not implementation.extrapolated and implementation.array_library == "numpy":
-            result = implementation.prepare(small, inputs)()
-            name, expected = reference[case.naive_samples]
-            _compare(implementation.name, result, name, expected, inputs.dtype.name)
-            return
+    """Compare all implementations, the loops too, strictly on a few samples."""
+    n_samples = min(case.naive_samples, case.samples)
+    few = Inputs(inputs.bytes_.X[:n_samples], inputs.y[:n_samples], "float64")
+    small = Case(case.operation, n_samples, n_samples, 1)
+    reference: tuple[str, Any] | None = None
+    for name, implementation in implementations.items():
+        result = implementation.prepare(small, few)()
+        if reference is None:
+            reference = (name, result)
+        else:
+            _compare(name, result, *reference, "float64", small)
 
 
 def _time_interleaved(
@@ -194,11 +198,14 @@ def _row(
     )
 
 
-def _compare(name: str, result: Any, reference_name: str, reference: Any, dtype: str) -> None:
-    tolerance = TOLERANCES[dtype]
+def _compare(
+    name: str, result: Any, reference_name: str, reference: Any, dtype: str, case: Case
+) -> None:
     for what, found, expected in zip(
         ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
     ):
+        has_kinks = what == "gradient" and case.operation.startswith("two-layer")
+        tolerance = (KINK_TOLERANCES if has_kinks else TOLERANCES)[dtype]
         if found.shape != expected.shape:
             raise DisagreementError(
                 f"{name} and {reference_name} disagree on the {what}: {found.size} numbers against "
