@@ -9,7 +9,7 @@ spend more time meeting each other than computing on such tall, thin products.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
@@ -103,7 +103,7 @@ def sum_over_row_blocks(
             if error is not None:
                 raise error
         totals += [future.result() for future in pending]
-    return _sum_pairs(totals)
+    return _sum(totals)
 
 
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
@@ -121,21 +121,19 @@ def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
 
 
 def _sum_in_order(
-    partial: Callable[[slice], Sequence[Array]], blocks: Sequence[slice]
+    partial: Callable[[slice], Sequence[Array]], blocks: Iterable[slice]
 ) -> list[Array]:
-    totals = list(partial(blocks[0]))
-    for rows in blocks[1:]:
-        for i, term in enumerate(partial(rows)):
+    return _sum(partial(rows) for rows in blocks)
+
+
+def _sum(rounds: Iterable[Sequence[Array]]) -> list[Array]:
+    """Sum corresponding arrays, into those of the first round."""
+    remaining = iter(rounds)
+    totals = list(next(remaining))
+    for terms in remaining:
+        for i, term in enumerate(terms):
             totals[i] += term
     return totals
-
-
-def _sum_pairs(totals: list[list[Array]]) -> list[Array]:
-    first, *rest = totals
-    for other in rest:
-        for i, term in enumerate(other):
-            first[i] += term
-    return first
 
 
 @cache

@@ -17,15 +17,11 @@ __all__ = ["DisagreementError", "Row", "run_case"]
 
 # Loss and gradient of a full pass in float32 agree with each other to a few 1e-6.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
-
-
 MIN_ROUNDS = 5
 # After a threaded product OpenBLAS's threads keep a core busy for some 30 ms, waiting for the next
 # one: that is the time of the implementation before, not of the one that is timed.
 SETTLE_S = 0.05
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
-
-
 # Rounding can put a hidden unit's input on the other side of ReLU's kink: seen once in 50,000 x 50
 # inputs, where it moved the gradient by 2e-4; in a mini-batch one sample counts for more. The
 # strict comparison is that in float64.
@@ -122,27 +118,25 @@ def run_case(
         else:
             reference[size] = (implementation.name, result)
         calls[implementation.name] = call
-    _check_in_float64(case, inputs, {i.name: i for i in listed if i.name in calls})
+    _check_in_float64(case, inputs, [i for i in listed if i.name in calls])
     times = _time_interleaved(
         calls, {i.name for i in listed if i.extrapolated}, case, time_budget_s
     )
     return [_row(case, inputs, i, times.get(i.name), reasons.get(i.name)) for i in listed]
 
 
-def _check_in_float64(
-    case: Case, inputs: Inputs, implementations: dict[str, Implementation]
-) -> None:
+def _check_in_float64(case: Case, inputs: Inputs, implementations: list[Implementation]) -> None:
     """Compare all implementations, the loops too, strictly on a few samples."""
     n_samples = min(case.naive_samples, case.samples)
     few = Inputs(inputs.bytes_.X[:n_samples], inputs.y[:n_samples], "float64")
     small = Case(case.operation, n_samples, n_samples, 1)
     reference: tuple[str, Any] | None = None
-    for name, implementation in implementations.items():
+    for implementation in implementations:
         result = implementation.prepare(small, few)()
         if reference is None:
-            reference = (name, result)
+            reference = (implementation.name, result)
         else:
-            _compare(name, result, *reference, "float64", small)
+            _compare(implementation.name, result, *reference, "float64", small)
 
 
 def _time_interleaved(
