@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import gpuclf
-import gpuclf.cli
+import gpuclf.cli.output
 import gpuclf.datasets
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import CupyProbe
@@ -65,7 +65,7 @@ def run_main(monkeypatch, capfd, *arguments):
     """Run the entry point itself, in which expected errors become one line."""
     monkeypatch.setattr(sys, "argv", ["gpuclf", *map(str, arguments)])
     # The module's console may have been made for a stream of another test.
-    monkeypatch.setattr(gpuclf.cli, "console", Console())
+    monkeypatch.setattr(gpuclf.cli.output, "console", Console())
     with pytest.raises(SystemExit) as ended:
         gpuclf.cli.main()
     out, err = capfd.readouterr()

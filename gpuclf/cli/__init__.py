@@ -1,0 +1,57 @@
+"""The command line: one module for each command."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from gpuclf.cli import output
+from gpuclf.cli.bench import bench
+from gpuclf.cli.info import info
+from gpuclf.cli.train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from gpuclf import __version__
+
+        output.say(f"gpuclf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gpuclf(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Train and benchmark the classic image classifiers on NumPy and CuPy."""
+
+
+for command in (bench, train, info):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; expected errors end in one line, not in a traceback."""
+    from gpuclf.backend import BackendUnavailableError
+
+    # Why there is no GPU stands in the output; the library's log line would say it twice.
+    logging.getLogger("gpuclf").setLevel(logging.ERROR)
+    try:
+        app()
+    except (BackendUnavailableError, FloatingPointError, MemoryError, OSError, ValueError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,45 @@
+"""``gpuclf info``: versions and devices."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from gpuclf.cli import output
+from gpuclf.cli.options import JsonOption
+
+__all__ = ["info"]
+
+
+def info(json: JsonOption = None) -> None:
+    """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
+    from gpuclf.backend import INSTALL_HINT, environment
+    from gpuclf.benchmark.report import write_json
+
+    output.prepare(json)
+    found = environment()
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    table.add_row("Python", f"{found['python']} on {found['platform']}")
+    cpu = f"{found['cpu']}, {found['cpu_count']} usable, L2 {found['cpu_l2_bytes'] >> 10:,} KiB"
+    table.add_row("CPU", cpu)
+    if found["memory_bytes"]:
+        table.add_row("memory", f"{found['memory_bytes'] / 2**30:.1f} GiB")
+    for blas in found["blas"]:
+        line = f"{blas['library']} {blas['version']}, {blas['threads']} threads"
+        table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
+    gpu = found["gpu"]
+    table.add_row("GPU", escape(gpu["reason"]))
+    if gpu["usable"]:
+        table.add_row("", f"compute capability {gpu['compute_capability']}")
+        free, total = gpu["memory_free_bytes"] / 2**30, gpu["memory_bytes"] / 2**30
+        table.add_row("", f"{free:.1f} of {total:.1f} GiB free, L2 {gpu['l2_bytes'] >> 20} MiB")
+        table.add_row("", f"CUDA driver {gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}")
+    else:
+        table.add_row("", escape(f"to use one: {INSTALL_HINT}"))
+    output.console.print(table)
+    if json is not None:
+        write_json(json, found)
+        output.say(f"written to {json}")

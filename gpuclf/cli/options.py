@@ -1,0 +1,67 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BackendName",
+    "BackendOption",
+    "DataDirOption",
+    "DataName",
+    "DataOption",
+    "DtypeName",
+    "DtypeOption",
+    "JsonOption",
+    "SeedOption",
+]
+
+
+class BackendName(StrEnum):
+    """Values of --backend."""
+
+    auto = "auto"
+    numpy = "numpy"
+    cupy = "cupy"
+
+
+class DtypeName(StrEnum):
+    """Values of --dtype."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class DataName(StrEnum):
+    """Values of --data."""
+
+    auto = "auto"
+    cifar10 = "cifar10"
+    synthetic = "synthetic"
+
+
+BackendOption = Annotated[
+    BackendName, typer.Option("--backend", help="Array library to compute with.")
+]
+DtypeOption = Annotated[DtypeName, typer.Option(help="Floats to compute in.")]
+DataOption = Annotated[
+    DataName,
+    typer.Option(help="auto: CIFAR-10 if it is on disk, else synthetic; cifar10 may download."),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help="Folder of CIFAR-10; else $GPUCLF_DATA, else a cache folder.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", dir_okay=False, writable=True, help="Write the result to this file."),
+]

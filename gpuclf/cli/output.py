@@ -1,0 +1,62 @@
+"""What the commands print with, and the data they load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gpuclf.cli.options import DataName
+
+__all__ = ["console", "describe", "load", "machine_line", "prepare", "progress", "say"]
+
+console = Console()
+
+
+def prepare(json: Path | None) -> None:
+    """Raise if the result could not be written: better now than after minutes of work."""
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.open("a").close()
+
+
+def load(data: DataName, data_dir: Path | None, seed: int) -> Any:
+    """Load the data set that the options name."""
+    from gpuclf.datasets import load_dataset
+
+    return load_dataset(str(data), data_dir, seed)
+
+
+def describe(dataset: Any) -> dict[str, Any]:
+    """Return what the JSON says of a data set."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "train_samples": len(dataset.X_train),
+        "test_samples": len(dataset.X_test),
+    }
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """Return the machine in one line, given :func:`gpuclf.backend.environment`."""
+    blas = found["blas"][0]["library"] if found["blas"] else "no BLAS found"
+    return f"{found['cpu']}, {found['threads']} threads ({blas}); {found['gpu']['reason']}"
+
+
+def say(line: str) -> None:
+    """Print a line as it is: paths and install commands hold brackets, no markup."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress() -> Progress:
+    """Return a progress bar that leaves nothing behind."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )

@@ -1,0 +1,154 @@
+"""``gpuclf train``: one classifier, trained and scored."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from gpuclf.cli import output
+from gpuclf.cli.options import (
+    BackendName,
+    BackendOption,
+    DataDirOption,
+    DataName,
+    DataOption,
+    DtypeName,
+    DtypeOption,
+    JsonOption,
+    SeedOption,
+)
+
+__all__ = ["train"]
+
+
+class ModelName(StrEnum):
+    """What `gpuclf train` can train."""
+
+    softmax = "softmax"
+    two_layer = "two-layer"
+
+
+class SolverName(StrEnum):
+    """Values of --solver."""
+
+    sgd = "sgd"
+    lbfgs = "lbfgs"
+
+
+# What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
+RECIPES: dict[ModelName, dict[str, Any]] = {
+    ModelName.softmax: {"max_iter": 10},
+    ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
+}
+N_VALIDATION = 1000
+
+
+def train(
+    model: Annotated[ModelName, typer.Argument(help="What to train.")],
+    backend: BackendOption = BackendName.auto,
+    dtype: DtypeOption = DtypeName.float32,
+    data: DataOption = DataName.auto,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its largest; default 0.003 softmax, 0.05 two-layer.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Default 200 for softmax, 256 for two-layer.")
+    ] = None,
+    reg: Annotated[
+        float | None, typer.Option(help="Factor of sum(W * W); default 1e-3, 1e-4 two-layer.")
+    ] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="two-layer only; default 512.")
+    ] = None,
+    solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Train a classifier and report its train, validation and test accuracy."""
+    from gpuclf.augment import horizontal_flip
+    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.benchmark.report import write_json
+    from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
+
+    output.prepare(json)
+    options = {
+        "max_iter": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "reg": reg,
+        "hidden_size": hidden_size,
+        "solver": None if solver is None else str(solver),
+    }
+    settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
+    foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
+    for name in foreign & settings.keys():
+        raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
+    if settings.get("solver") == "lbfgs" and epochs is None:
+        settings["max_iter"] = 60
+    augment = horizontal_flip if settings.pop("augment", False) else None
+    kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
+    classifier: GradientClassifier = kind(
+        random_state=seed, precision=str(dtype), augment=augment, **settings
+    )
+
+    classifier.check_hyperparameters()  # before the data are loaded
+
+    where = get_backend(backend)
+    dataset = output.load(data, data_dir, seed)
+    output.say(f"data: {dataset.source}")
+    output.say(f"on: {where.name} ({where.reason})")
+    n_train = len(dataset.X_train) - N_VALIDATION
+    parts = {
+        "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
+        "val": (dataset.X_train[n_train:], dataset.y_train[n_train:]),
+        "test": (dataset.X_test, dataset.y_test),
+    }
+    parts = {k: (to_device(X, where), to_device(y, where)) for k, (X, y) in parts.items()}
+
+    with output.progress() as progress:
+        task = progress.add_task(f"training {model}", total=classifier.max_iter)
+
+        def show(epoch: int, history: Any) -> None:
+            recent = history.loss[-len(history.loss) // epoch :]
+            line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
+            line += f", validation accuracy {history.val_accuracy[-1]:.3f}"
+            progress.update(task, completed=epoch, description=line)
+            if not output.console.is_terminal:
+                progress.console.print(line)
+
+        start = time.perf_counter()
+        X_val, y_val = parts["val"]
+        classifier.fit(*parts["train"], X_val=X_val, y_val=y_val, callback=show)
+        synchronize()
+        fit_seconds = time.perf_counter() - start
+    accuracy = {name: classifier.score(*part) for name, part in parts.items()}
+
+    table = Table(title=f"{model} on {dataset.name}", title_justify="left", title_style="bold")
+    for column in ("train accuracy", "validation accuracy", "test accuracy", "time to fit"):
+        table.add_column(column, justify="right")
+    table.add_row(*(f"{a:.4f}" for a in accuracy.values()), f"{fit_seconds:.1f} s")
+    output.console.print(table)
+    if json is not None:
+        params = {k: v for k, v in classifier.get_params().items() if k != "augment"}
+        params["augment"] = "horizontal_flip" if augment else None
+        write_json(
+            json,
+            {
+                "model": model,
+                "dataset": output.describe(dataset),
+                "settings": params | {"backend": where.name},
+                "environment": environment(),
+                **{f"{name}_accuracy": value for name, value in accuracy.items()},
+                "fit_seconds": fit_seconds,
+                "loss_history": classifier.loss_history_,
+                "val_accuracy_history": classifier.val_accuracy_history_,
+            },
+        )
+        output.say(f"written to {json}")
