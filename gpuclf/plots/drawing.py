@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from gpuclf.backend import to_host
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "MARKERS", "as_numpy", "new_axes"]
+__all__ = ["COLOURS", "MARKERS", "as_numpy", "log_axis_with_ticks_at", "new_axes"]
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind readers too. With as
 # many markers beside them, no picture depends on colour alone.
@@ -45,3 +46,10 @@ def new_axes(ax: Axes | None, figsize: tuple[float, float]) -> Any:
 def as_numpy(values: Any) -> np.ndarray:
     """Return a NumPy array of what a picture is given: arrays of any library, or lists."""
     return np.asarray(to_host(values) if hasattr(values, "dtype") else values)
+
+
+def log_axis_with_ticks_at(ax: Any, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with these ticks only."""
+    ax.set_xscale("log")
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.minorticks_off()
