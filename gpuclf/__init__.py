@@ -40,6 +40,7 @@ _MODULES = (
     "naive",
     "plots",
     "row_blocks",
+    "search",
     "training",
     "two_layer",
 )
