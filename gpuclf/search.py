@@ -172,7 +172,7 @@ def train_candidates(
         try:
             model.fit(X_train, y_train)
             val_accuracy = model.score(X_val, y_val)
-            train_accuracy = model.score(X_train[::step], y_train[::step])
+            train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
             diverged = False
         except DivergedError:
             val_accuracy = train_accuracy = None
@@ -199,6 +199,12 @@ def n_candidates(space: Space, rounds: int, per_round: int) -> int:
 
 def _length(y: Any) -> int:
     return int(y.shape[0]) if hasattr(y, "shape") else len(y)
+
+
+def _every(step: int, samples: Any) -> Any:
+    # The array API standard wants all axes named; lists and Standardized know rows only.
+    is_array = hasattr(samples, "__array_namespace__")
+    return samples[::step, ...] if is_array else samples[::step]
 
 
 def _has_ranges(space: Space) -> bool:
