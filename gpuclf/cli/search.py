@@ -239,7 +239,7 @@ class _Leaders:
             self._task, completed=n_done, description=f"{n_done} of {self._n_planned}, {left}"
         )
         if output.console.is_terminal:
-            self._live.update(self._view(results))
+            self._live.update(self._view(results), refresh=True)
             return
         row = results[-1]
         params = ", ".join(f"{name} {value:g}" for name, value in row["params"].items())
