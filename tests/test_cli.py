@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -82,7 +83,7 @@ def in_a_new_process(code):
 # ---------------------------------------------------------------------------------- --help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["search", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     code = f"""
 import sys
@@ -103,7 +104,7 @@ print("loaded:", [name for name in heavy if name in sys.modules])
 
 def test_help_names_the_commands():
     output = run("--help")
-    for command in ("bench", "train", "info"):
+    for command in ("bench", "train", "search", "info"):
         assert command in output
 
 
@@ -293,10 +294,139 @@ def test_the_defaults_learn_the_real_cifar10(tmp_path, model, accuracy):
     assert "CIFAR-10" in output
 
 
+# ---------------------------------------------------------------------------------- search
+
+
+def searched(tmp_path, *arguments):
+    path = tmp_path / "search.json"
+    output = run("search", *arguments, "--data", "synthetic", "--json", path)
+    return output, json.loads(path.read_text())
+
+
+def test_search_trains_and_tests_the_best_it_found(small, images, tmp_path):
+    picture = tmp_path / "new folder" / "search.png"
+    output, found = searched(
+        *(tmp_path, "softmax", "--rounds", 2, "--candidates", 3, "--epochs", 1),
+        *("--final-epochs", 2, "--samples", 300, "--dtype", PRECISE, "--seed", 3),
+        *("--learning-rate", 1e-4, 1e-1, "--plot", picture),
+    )
+    assert small == [("synthetic", None, 3)]
+    assert found["model"] == "softmax"
+    assert found["dataset"]["train_samples"] == N_TRAIN
+    assert found["space"]["learning_rate"] == [1e-4, 1e-1]
+    rows = found["results"]
+    assert [row["round"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    assert found["best_params"] == best["params"]
+
+    n_fit = N_TRAIN - N_VALIDATION
+    X_val, y_val = images.X_train[n_fit:], images.y_train[n_fit:]
+    features = gpuclf.Standardized.fit(images.X_train[:n_fit])
+    options = {"precision": PRECISE, "random_state": 3} | found["best_params"]
+    candidate = gpuclf.SoftmaxClassifier(max_iter=1, **options)
+    candidate.fit(features[:300], images.y_train[:300])
+    assert best["val_accuracy"] == candidate.score(X_val, y_val)
+    final = gpuclf.SoftmaxClassifier(max_iter=2, **options).fit(features, images.y_train[:n_fit])
+    assert found["val_accuracy"] == final.score(X_val, y_val)
+    assert found["test_accuracy"] == final.score(images.X_test, images.y_test)
+    wanted = options | {"max_iter": 2, "backend": "numpy", "samples": 300}
+    assert {name: found["settings"][name] for name in wanted} == wanted
+    assert found["search_seconds"] > 0
+    assert found["fit_seconds"] > 0
+
+    for number in range(1, 7):
+        assert f"{number} of 6: learning_rate" in output
+    assert "of searching left" in output
+    assert "best candidates" in output
+    assert f"{found['test_accuracy']:.4f}" in output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"drawn to {picture}" in output
+
+
+def test_search_of_the_net_takes_its_size(small, tmp_path):
+    _, found = searched(
+        *(tmp_path, "two-layer", "--rounds", 1, "--candidates", 2, "--epochs", 1),
+        *("--final-epochs", 1, "--hidden-size", 5),
+    )
+    assert found["settings"]["hidden_size"] == 5
+    assert len(found["results"]) == 2
+
+
+def test_search_says_which_candidates_diverged_and_goes_on(small, tmp_path):
+    output, found = searched(
+        *(tmp_path, "softmax", "--rounds", 1, "--candidates", 4, "--epochs", 3),
+        *("--learning-rate", 1e-3, 1e9, "--reg", 1, 10, "--final-epochs", 1),
+    )
+    assert {row["diverged"] for row in found["results"]} == {True, False}
+    assert ": diverged (" in output
+
+
+def test_search_on_a_terminal_shows_the_leaders_live(monkeypatch, small):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(gpuclf.cli.output, "console", console)
+    run("search", "softmax", "--data", "synthetic", "--rounds", 1, "--candidates", 2)
+    shown = screen.getvalue()
+    assert shown.count("best candidates") >= 2  # drawn again and again
+    assert "1 of 2, about" in shown
+    assert "1 of 2: " not in shown  # lines are for where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [("search.gif2", "must end in one of"), ("search", "must end in one of")],
+)
+def test_a_picture_that_could_not_be_written_is_refused_at_once(
+    monkeypatch, capfd, tmp_path, small, plot, message
+):
+    arguments = ("search", "softmax", "--data", "synthetic", "--plot", tmp_path / plot)
+    code, _, err = run_main(monkeypatch, capfd, *arguments)
+    assert code == 1
+    assert message in err
+    assert ".png" in err
+    assert small == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_a_picture_is_refused_at_once(monkeypatch, capfd, tmp_path, small):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = ("search", "softmax", "--data", "synthetic", "--plot", tmp_path / "x.png")
+    code, out, err = run_main(monkeypatch, capfd, *arguments)
+    assert code == 1
+    assert "pip install 'gpuclf[plots]'" in err
+    assert "Traceback" not in out + err
+    assert small == []
+
+
+def test_a_search_in_which_all_diverge_ends_with_the_remedy(monkeypatch, capfd, small):
+    code, _, err = run_main(
+        *(monkeypatch, capfd, "search", "softmax", "--data", "synthetic", "--rounds", 1),
+        *("--candidates", 2, "--learning-rate", 1e9, 1e12, "--reg", 1, 10),
+    )
+    assert code == 1
+    assert "error: all 2 candidates diverged" in err
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
+@pytest.mark.parametrize(("model", "accuracy"), [("softmax", 0.39), ("two-layer", 0.52)])
+def test_a_short_search_reaches_the_course_s_accuracies_on_the_real_cifar10(
+    tmp_path, model, accuracy
+):
+    path = tmp_path / "search.json"
+    run(
+        *("search", model, "--data", "cifar10", "--rounds", 2, "--candidates", 4),
+        *("--epochs", 1, "--json", path),
+    )
+    found = json.loads(path.read_text())
+    assert found["val_accuracy"] >= accuracy
+    assert found["test_accuracy"] >= accuracy - 0.02  # of ten times as many images
+
+
 # ---------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"]])
+@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"], ["search", "softmax"]])
 def test_cupy_without_a_gpu_ends_with_the_reason_and_the_remedy(
     monkeypatch, capfd, small, arguments
 ):
@@ -312,7 +442,7 @@ def test_cupy_without_a_gpu_ends_with_the_reason_and_the_remedy(
     assert small == []  # it failed before any data were loaded
 
 
-@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"]])
+@pytest.mark.parametrize("arguments", [["bench"], ["train", "softmax"], ["search", "softmax"]])
 def test_a_folder_without_cifar10_ends_with_where_was_looked(
     monkeypatch, capfd, tmp_path, arguments
 ):
@@ -386,6 +516,10 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
         (["train", "svm"], "'svm' is not one of"),
+        (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
+        (["search", "knn", "--epochs", 3], "--epochs does not apply to knn"),
+        (["search", "knn", "--reg", 1, 2], "--reg does not apply to knn"),
+        (["search", "softmax", "--rounds", 0], "--rounds"),
         (["train", "softmax", "--epochs", 0], "--epochs"),
         (["bench", "--samples", 100], "--samples"),
         (["bench", "--backend", "jax"], "--backend"),

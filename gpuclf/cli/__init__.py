@@ -12,6 +12,7 @@ from rich.text import Text
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
 from gpuclf.cli.info import info
+from gpuclf.cli.search import search
 from gpuclf.cli.train import train
 
 __all__ = ["app", "main"]
@@ -40,7 +41,7 @@ def gpuclf(
     """Train and benchmark the classic image classifiers on NumPy and CuPy."""
 
 
-for command in (bench, train, info):
+for command in (bench, train, search, info):
     app.command()(command)
 
 
@@ -52,6 +53,13 @@ def main() -> None:
     logging.getLogger("gpuclf").setLevel(logging.ERROR)
     try:
         app()
-    except (BackendUnavailableError, FloatingPointError, MemoryError, OSError, ValueError) as error:
+    except (
+        BackendUnavailableError,
+        FloatingPointError,
+        ImportError,
+        MemoryError,
+        OSError,
+        ValueError,
+    ) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(1) from None

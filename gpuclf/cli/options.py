@@ -17,6 +17,7 @@ __all__ = [
     "DtypeName",
     "DtypeOption",
     "JsonOption",
+    "PlotOption",
     "SeedOption",
 ]
 
@@ -64,4 +65,8 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", dir_okay=False, writable=True, help="Write the result to this file."),
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option("--plot", dir_okay=False, writable=True, help="Draw the result to this file."),
 ]

@@ -10,7 +10,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from gpuclf.cli.options import DataName
 
-__all__ = ["console", "describe", "load", "machine_line", "prepare", "progress", "say"]
+__all__ = [
+    "console",
+    "describe",
+    "load",
+    "machine_line",
+    "prepare",
+    "prepare_picture",
+    "progress",
+    "say",
+]
 
 console = Console()
 
@@ -20,6 +29,21 @@ def prepare(json: Path | None) -> None:
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.open("a").close()
+
+
+def prepare_picture(path: Path | None) -> None:
+    """Raise if the picture could not be drawn, or not be written."""
+    if path is None:
+        return
+    from gpuclf.plots.drawing import new_axes
+
+    figure = new_axes(None, (1, 1)).figure
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"{path} must end in one of {', '.join('.' + name for name in sorted(formats))}"
+        )
+    prepare(path)
 
 
 def load(data: DataName, data_dir: Path | None, seed: int) -> Any:

@@ -1,16 +1,21 @@
-"""Data sets of 32 x 32 colour images, as bytes: the real CIFAR-10 and a stand-in made in memory."""
+"""CIFAR-10, a stand-in of its shape made in memory, the course's split of them, and the spiral."""
 
 import os
 
 from gpuclf.datasets.cifar10 import DatasetError, DatasetNotFoundError, ImageDataset, load_cifar10
+from gpuclf.datasets.course_split import CourseSplit, course_split
+from gpuclf.datasets.spiral import make_spiral
 from gpuclf.datasets.synthetic import make_synthetic
 
 __all__ = [
+    "CourseSplit",
     "DatasetError",
     "DatasetNotFoundError",
     "ImageDataset",
+    "course_split",
     "load_cifar10",
     "load_dataset",
+    "make_spiral",
     "make_synthetic",
 ]
 

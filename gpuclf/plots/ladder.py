@@ -1,10 +1,11 @@
-"""Pictures of results; needs matplotlib (the ``plots`` extra)."""
+"""The picture of the measured ladder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from gpuclf.benchmark.report import format_seconds
+from gpuclf.plots.drawing import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,12 +34,10 @@ def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
     ImportError
         If matplotlib is not installed; the message has the command.
     """
-    pyplot = _pyplot()
     measured = [row for row in rows if row["median_s"] is not None]
     if not measured:
         raise ValueError("none of the rows has a time to draw")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(8, 0.5 + 0.45 * len(measured)), layout="constrained")
+    ax = new_axes(ax, (8, 0.5 + 0.45 * len(measured)))
     times = [row["median_s"] for row in measured]
     colours = [COLOURS[row["array_library"]] for row in measured]
     bars = ax.barh(range(len(measured)), times, color=colours, height=0.65)
@@ -57,15 +56,4 @@ def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.set_xlabel("seconds a call, logarithmic scale (shorter is better)")
     ax.set_title(f"{measured[0]['operation']}, {measured[0]['samples']:,} samples", loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def _pyplot() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise ImportError(
-            "pictures need matplotlib, which is not installed: pip install 'gpuclf[plots]'"
-        ) from None
-    return pyplot

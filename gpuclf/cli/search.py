@@ -1,0 +1,272 @@
+"""``gpuclf search``: hyper-parameters, coarse to fine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+
+from gpuclf.cli import output
+from gpuclf.cli.options import (
+    BackendName,
+    BackendOption,
+    DataDirOption,
+    DataName,
+    DataOption,
+    DtypeName,
+    DtypeOption,
+    JsonOption,
+    PlotOption,
+    SeedOption,
+)
+
+__all__ = ["search"]
+
+
+class ModelName(StrEnum):
+    """What `gpuclf search` can search for."""
+
+    softmax = "softmax"
+    svm = "svm"
+    two_layer = "two-layer"
+    knn = "knn"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is searched: the candidates' settings, and where they differ."""
+
+    classifier: str  # its name in gpuclf
+    space: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    final_epochs: int | None = None  # None: not trained by gradients
+
+
+# Ranges and epochs: chosen on CIFAR-10's validation images, for two minutes on two cores.
+RECIPES = {
+    ModelName.softmax: Recipe(
+        "SoftmaxClassifier",
+        {"learning_rate": (1e-4, 1e-1), "reg": (1e-5, 1e0)},
+        {"max_iter": 3},
+        final_epochs=10,
+    ),
+    ModelName.svm: Recipe(
+        "LinearSVMClassifier",
+        {"learning_rate": (1e-5, 1e-2), "reg": (1e-4, 1e1)},
+        {"max_iter": 3},
+        final_epochs=10,
+    ),
+    ModelName.two_layer: Recipe(
+        "TwoLayerNetClassifier",
+        {"learning_rate": (5e-3, 5e-1), "reg": (1e-6, 1e-2)},
+        {"max_iter": 2, "hidden_size": 100},
+        final_epochs=10,
+    ),
+    ModelName.knn: Recipe(
+        "KNeighborsClassifier", {"n_neighbors": [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]}
+    ),
+}
+N_VALIDATION = 1000
+N_LEADERS = 8
+
+
+def search(
+    model: Annotated[ModelName, typer.Argument(help="What to search for.")],
+    backend: BackendOption = BackendName.auto,
+    dtype: DtypeOption = DtypeName.float32,
+    data: DataOption = DataName.auto,
+    data_dir: DataDirOption = None,
+    seed: SeedOption = 0,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Each in narrower ranges around the best so far.")
+    ] = 3,
+    candidates: Annotated[int, typer.Option(min=1, help="In a round.")] = 8,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of a candidate; default 3, two-layer 2.")
+    ] = None,
+    final_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of the best one's training; default 10.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train the candidates on this many images; default all."),
+    ] = None,
+    learning_rate: Annotated[
+        tuple[float, float] | None, typer.Option(help="Range to search.", metavar="LOW HIGH")
+    ] = None,
+    reg: Annotated[
+        tuple[float, float] | None, typer.Option(help="Range to search.", metavar="LOW HIGH")
+    ] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(min=1, help="two-layer only; default 100.")
+    ] = None,
+    json: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
+    import gpuclf
+    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.benchmark.report import write_json
+    from gpuclf.features import Standardized
+    from gpuclf.search import coarse_to_fine, n_candidates
+
+    output.prepare(json)
+    output.prepare_picture(plot)
+    recipe = RECIPES[model]
+    by_gradients = recipe.final_epochs is not None
+    ranges = {"learning_rate": learning_rate, "reg": reg}
+    options = {"max_iter": epochs, "hidden_size": hidden_size}
+    given = {k: v for k, v in (ranges | options | {"final_epochs": final_epochs}).items() if v}
+    allowed = {*recipe.space, *recipe.settings, "final_epochs"} if by_gradients else set()
+    for name in given.keys() - allowed:
+        option = "epochs" if name == "max_iter" else name.replace("_", "-")
+        raise typer.BadParameter(f"--{option} does not apply to {model}")
+    space = recipe.space | {k: v for k, v in ranges.items() if v}
+    settings = recipe.settings | {k: v for k, v in options.items() if v}
+    if by_gradients:
+        settings |= {"precision": str(dtype), "random_state": seed}
+    classifier = getattr(gpuclf, recipe.classifier)(**settings)
+    n_planned = n_candidates(space, rounds, candidates)
+
+    where = get_backend(backend)
+    dataset = output.load(data, data_dir, seed)
+    output.say(f"data: {dataset.source}")
+    output.say(f"on: {where.name} ({where.reason})")
+    n_train = len(dataset.X_train) - N_VALIDATION
+    n_searched = min(samples or n_train, n_train)
+    X, y = (to_device(a, where) for a in (dataset.X_train, dataset.y_train))
+    X_val, y_val = X[n_train:], y[n_train:]
+    test = tuple(to_device(a, where) for a in (dataset.X_test, dataset.y_test))
+    X, y = X[:n_train], y[:n_train]
+    if by_gradients:
+        X = Standardized.fit(X)  # once, not for each candidate
+
+    start = time.perf_counter()
+    with _Leaders(list(space), n_planned) as leaders:
+        found = coarse_to_fine(
+            *(classifier, space, X[:n_searched], y[:n_searched], X_val, y_val),
+            rounds=rounds,
+            per_round=candidates,
+            rng=seed,
+            callback=leaders.show,
+            refit=False,
+        )
+    search_seconds = time.perf_counter() - start
+    output.console.print(leaders.table(found.results))
+
+    final = {"max_iter": final_epochs or recipe.final_epochs} if by_gradients else {}
+    best = getattr(gpuclf, recipe.classifier)(**settings | final | found.best_params)
+    chosen = ", ".join(f"{name} {value:g}" for name, value in found.best_params.items())
+    output.say(f"training with {chosen} on all {n_train:,} images")
+    with output.progress() as progress:
+        task = progress.add_task(f"training {model}", total=final.get("max_iter"))
+        start = time.perf_counter()
+        if by_gradients:
+            best.fit(X, y, callback=lambda epoch, _: progress.update(task, completed=epoch))
+        else:
+            best.fit(X, y)
+        synchronize()
+        fit_seconds = time.perf_counter() - start
+        progress.update(task, description="testing", total=None)
+        accuracy = {"val": best.score(X_val, y_val), "test": best.score(*test)}
+
+    table = Table(title=f"{model} on {dataset.name}", title_justify="left", title_style="bold")
+    for column in ("validation accuracy", "test accuracy", "time to search", "time to fit"):
+        table.add_column(column, justify="right")
+    times = (f"{search_seconds:.1f} s", f"{fit_seconds:.1f} s")
+    table.add_row(*(f"{a:.4f}" for a in accuracy.values()), *times)
+    output.console.print(table)
+    if plot is not None:
+        from gpuclf.plots import plot_search
+
+        names = list(space)
+        ax: Any = plot_search(found.results, names[0], names[1] if len(names) > 1 else None)
+        ax.figure.savefig(plot, dpi=150)
+        output.say(f"drawn to {plot}")
+    if json is not None:
+        write_json(
+            json,
+            {
+                "model": model,
+                "dataset": output.describe(dataset),
+                "settings": settings
+                | final
+                | found.best_params
+                | {"backend": where.name, "samples": n_searched, "seed": seed},
+                "space": space,
+                "environment": environment(),
+                "results": found.results,
+                "best_params": found.best_params,
+                "search_seconds": search_seconds,
+                "fit_seconds": fit_seconds,
+                **{f"{part}_accuracy": value for part, value in accuracy.items()},
+            },
+        )
+        output.say(f"written to {json}")
+
+
+class _Leaders:
+    """The best candidates so far, with the progress of the search below them."""
+
+    def __init__(self, names: list[str], n_planned: int) -> None:
+        self._names = names
+        self._progress = output.progress()
+        self._task = self._progress.add_task("searching", total=n_planned)
+        self._n_planned = n_planned
+        self._live = Live(self._view([]), console=output.console, transient=True)
+
+    def __enter__(self) -> _Leaders:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, results: list[dict[str, Any]]) -> None:
+        """Bring the view up to date; where there is no terminal, print a line."""
+        from gpuclf.benchmark.report import format_seconds
+
+        n_done = len(results)
+        seconds = sum(row["seconds"] for row in results) / n_done * (self._n_planned - n_done)
+        left = f"about {format_seconds(seconds)} of searching left" if seconds else "searched"
+        self._progress.update(
+            self._task, completed=n_done, description=f"{n_done} of {self._n_planned}, {left}"
+        )
+        if output.console.is_terminal:
+            self._live.update(self._view(results), refresh=True)
+            return
+        row = results[-1]
+        params = ", ".join(f"{name} {value:g}" for name, value in row["params"].items())
+        accuracy = "diverged" if row["diverged"] else f"validation accuracy {row['val_accuracy']}"
+        output.say(f"{n_done} of {self._n_planned}: {params}: {accuracy} ({left})")
+
+    def table(self, results: list[dict[str, Any]]) -> Table:
+        """Return the best candidates, best first, those that diverged last."""
+        table = Table(
+            title="best candidates, by validation accuracy",
+            title_justify="left",
+            title_style="bold",
+        )
+        for column in (
+            *(name.replace("_", " ") for name in self._names),
+            *("validation", "train", "round", "time"),
+        ):
+            table.add_column(column, justify="right")
+        ranked = sorted(results, key=lambda row: row["val_accuracy"] or -1, reverse=True)
+        for row in ranked[:N_LEADERS]:
+            accuracies = (
+                "diverged" if value is None else f"{value:.4f}"
+                for value in (row["val_accuracy"], row["train_accuracy"])
+            )
+            values = (f"{row['params'][name]:g}" for name in self._names)
+            table.add_row(*values, *accuracies, str(row["round"] + 1), f"{row['seconds']:.1f} s")
+        return table
+
+    def _view(self, results: list[dict[str, Any]]) -> Group:
+        return Group(self.table(results), self._progress)

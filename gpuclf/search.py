@@ -1,0 +1,267 @@
+"""Search for hyper-parameters on validation samples, coarse to fine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuclf.training import DivergedError
+
+__all__ = ["SearchResult", "best_row", "coarse_to_fine", "n_candidates", "train_candidates"]
+
+NARROWING = 0.4  # how wide a round's ranges are, on the logarithmic scale, beside those before
+
+Space = Mapping[str, "tuple[float, float] | list[Any]"]
+Row = dict[str, Any]
+
+
+@dataclass
+class SearchResult:
+    """What a search found.
+
+    Attributes
+    ----------
+    results : list of dict
+        One row a candidate, in the order of training: `params` (dict), `val_accuracy`,
+        `train_accuracy` (both None if it diverged), `seconds` (training and scoring), `diverged`
+        and `round`, counted from 0.
+    best_params : dict
+        Of the highest validation accuracy; of equals, the first.
+    best_val_accuracy : float
+    best_estimator : classifier or None
+        Trained with them, if the search was to refit.
+    """
+
+    results: list[Row]
+    best_params: dict[str, Any]
+    best_val_accuracy: float
+    best_estimator: Any = None
+
+
+def coarse_to_fine(
+    classifier: Any,
+    space: Space,
+    X_train: Any,
+    y_train: Any,
+    X_val: Any,
+    y_val: Any,
+    *,
+    rounds: int = 3,
+    per_round: int = 8,
+    rng: np.random.Generator | int | None = None,
+    callback: Callable[[list[Row]], bool | None] | None = None,
+    refit: bool = True,
+) -> SearchResult:
+    """Try hyper-parameters at random, each round in narrower ranges around the best so far.
+
+    Parameters
+    ----------
+    classifier : estimator
+        Gives all other hyper-parameters, the seed among them; not changed.
+    space : dict
+        For each hyper-parameter to search either ``(low, high)``, a range that is drawn from
+        evenly on the logarithmic scale, or a list of values. Where there are lists only, each
+        combination is tried once, in one round.
+    X_train, y_train : array-like
+        What the candidates are trained on.
+    X_val, y_val : array-like
+        What they are compared on.
+    rounds : int, default 3
+    per_round : int, default 8
+        Candidates a round. Their values are spread over the ranges as a Latin hypercube, so that
+        few candidates leave no large gap.
+    rng : numpy.random.Generator, int or None
+        Where the candidates come from; a seed makes them the same on every run.
+    callback : callable, optional
+        ``callback(results)``, called after each candidate with the rows so far; the search ends
+        when it returns True.
+    refit : bool, default True
+        Train the best candidate again, and keep it.
+
+    Returns
+    -------
+    SearchResult
+
+    Raises
+    ------
+    ValueError
+        If the space is empty, holds a name that the classifier does not have, or a range that is
+        not positive and finite.
+    gpuclf.training.DivergedError
+        If every candidate diverged.
+
+    Notes
+    -----
+    Source: Bergstra and Bengio, "Random search for hyper-parameter optimization" (2012), and
+    Stanford CS231n, "Learning and evaluation", section on hyper-parameter optimisation.
+
+    Examples
+    --------
+    >>> import gpuclf
+    >>> X, y = gpuclf.datasets.make_synthetic(300)
+    >>> found = coarse_to_fine(
+    ...     gpuclf.SoftmaxClassifier(max_iter=2, random_state=0),
+    ...     {"learning_rate": (1e-4, 1e-1), "reg": [0.0, 1e-3]},
+    ...     X[:200], y[:200], X[200:], y[200:], rounds=2, per_round=3, rng=0)
+    >>> len(found.results), sorted(found.best_params)
+    (6, ['learning_rate', 'reg'])
+    """
+    _check(classifier, space, rounds, per_round)
+    rng = np.random.default_rng(rng)
+    results: list[Row] = []
+    for number in range(rounds if _has_ranges(space) else 1):
+        narrowed = _narrowed(space, best_row(results), NARROWING**number)
+        candidates = _draw(narrowed, per_round, rng) if _has_ranges(space) else _grid(space)
+        stop = False
+        for row in train_candidates(classifier, candidates, X_train, y_train, X_val, y_val):
+            results.append({"round": number} | row)
+            stop = callback is not None and bool(callback(results))
+            if stop:
+                break
+        if stop:
+            break
+    best = best_row(results)
+    if best is None:
+        tried = ", ".join(f"{name} in {values}" for name, values in space.items())
+        raise DivergedError(
+            f"all {len(results)} candidates diverged ({tried}): search smaller learning rates and "
+            "penalties, and standardise the features"
+        )
+    found = SearchResult(results, best["params"], best["val_accuracy"])
+    if refit:
+        model = classifier.__sklearn_clone__().set_params(**found.best_params)
+        found.best_estimator = model.fit(X_train, y_train)
+    return found
+
+
+def train_candidates(
+    classifier: Any,
+    candidates: Iterable[dict[str, Any]],
+    X_train: Any,
+    y_train: Any,
+    X_val: Any,
+    y_val: Any,
+) -> Iterator[Row]:
+    """Train one classifier for each candidate and yield its row, without the round.
+
+    Parameters
+    ----------
+    classifier : estimator
+        Not changed.
+    candidates : iterable of dict
+        Hyper-parameters to set.
+    X_train, y_train, X_val, y_val : array-like
+        The accuracy on the training samples is taken on about as many as there are to validate
+        on, evenly spaced: to see overfitting, a full pass would be too much.
+
+    Yields
+    ------
+    dict
+        As :class:`SearchResult` describes.
+    """
+    step = max(1, _length(y_train) // max(1, _length(y_val)))
+    for params in candidates:
+        start = time.perf_counter()
+        model = classifier.__sklearn_clone__().set_params(**params)
+        try:
+            model.fit(X_train, y_train)
+            val_accuracy = model.score(X_val, y_val)
+            train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
+            diverged = False
+        except DivergedError:
+            val_accuracy = train_accuracy = None
+            diverged = True
+        yield {
+            "params": params,
+            "val_accuracy": val_accuracy,
+            "train_accuracy": train_accuracy,
+            "seconds": time.perf_counter() - start,
+            "diverged": diverged,
+        }
+
+
+def best_row(results: Sequence[Row]) -> Row | None:
+    """Return the row of the highest validation accuracy, the first of equals, None of none."""
+    trained = (row for row in results if not row["diverged"])
+    return max(trained, key=lambda row: float(row["val_accuracy"]), default=None)
+
+
+def n_candidates(space: Space, rounds: int, per_round: int) -> int:
+    """Return how many candidates a search will train."""
+    return rounds * per_round if _has_ranges(space) else len(_grid(space))
+
+
+def _length(y: Any) -> int:
+    return int(y.shape[0]) if hasattr(y, "shape") else len(y)
+
+
+def _every(step: int, samples: Any) -> Any:
+    # The array API standard wants all axes named; lists and Standardized know rows only.
+    is_array = hasattr(samples, "__array_namespace__")
+    return samples[::step, ...] if is_array else samples[::step]
+
+
+def _has_ranges(space: Space) -> bool:
+    return any(isinstance(values, tuple) for values in space.values())
+
+
+def _grid(space: Space) -> list[dict[str, Any]]:
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def _narrowed(space: Space, best: Row | None, width: float) -> Space:
+    """Shrink the ranges around the best candidate; they stay within the first ones."""
+    if best is None:
+        return space
+    narrowed = dict(space)
+    for name, values in space.items():
+        if isinstance(values, tuple):
+            low, high = values
+            reach = (high / low) ** (width / 2)
+            centre = best["params"][name]
+            narrowed[name] = max(low, centre / reach), min(high, centre * reach)
+    return narrowed
+
+
+def _draw(space: Space, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    drawn: dict[str, list[Any]] = {}
+    for name, values in space.items():
+        if isinstance(values, tuple):
+            low, high = values
+            shares = (rng.permutation(count) + rng.random(count)) / count  # a Latin hypercube
+            # Three digits, so that the figures of a table are the whole truth.
+            rounded = (float(f"{low * (high / low) ** share:.3g}") for share in shares)
+            drawn[name] = [min(max(value, low), high) for value in rounded]
+        else:
+            drawn[name] = [values[i] for i in rng.integers(len(values), size=count)]
+    return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+
+
+def _check(classifier: Any, space: Space, rounds: int, per_round: int) -> None:
+    if not space:
+        raise ValueError("space must name at least one hyper-parameter to search")
+    unknown = sorted(set(space) - set(classifier.get_params()))
+    if unknown:
+        raise ValueError(
+            f"{type(classifier).__name__} has no hyper-parameter {unknown[0]!r}; it has "
+            f"{', '.join(sorted(classifier.get_params()))}"
+        )
+    for name, values in space.items():
+        if isinstance(values, list) and values:
+            continue
+        if not (
+            isinstance(values, tuple) and len(values) == 2 and 0 < values[0] <= values[1] < math.inf
+        ):
+            raise ValueError(
+                f"{name} must be searched in (low, high) with 0 < low <= high < infinity, or in "
+                f"a list of values, got {values!r}"
+            )
+    for what, count in (("rounds", rounds), ("per_round", per_round)):
+        if count < 1:
+            raise ValueError(f"{what} must be at least 1, got {count!r}")
