@@ -16,6 +16,7 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.features import Standardized, take_rows
+from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.row_blocks import row_slices
 
 __all__ = ["DivergedError", "History", "minimize_lbfgs", "minimize_sgd", "one_cycle"]
@@ -47,11 +48,14 @@ class History:
         One value a step (SGD only).
     val_accuracy : list of float
         One value an epoch, where validation samples were given.
+    reached_max_iter : bool
+        Whether `max_iter` ended L-BFGS before its tolerance was met.
     """
 
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
+    reached_max_iter: bool = False
 
 
 def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
@@ -274,37 +278,23 @@ def minimize_lbfgs(
     from scipy.optimize import minimize
 
     history = History()
-    names = list(params)
     weights = None if sample_weight is None else _normalized(sample_weight, params)
 
-    def unpack(flat: np.ndarray) -> Params:
-        unpacked, start = {}, 0
-        for name in names:
-            like = params[name]
-            size = math.prod(like.shape)
-            host = flat[start : start + size].reshape(like.shape)
-            host_dtype = np.dtype(str(like.dtype).rpartition(".")[2])
-            unpacked[name] = to_device(host.astype(host_dtype), like=like)
-            start += size
-        return unpacked
-
-    def flatten(values: Params) -> np.ndarray:
-        return np.concatenate([np.asarray(to_host(values[n]), np.float64).ravel() for n in names])
-
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, grads = objective(unpack(flat), X, y, reg, weights)
-        return float(to_host(loss)), flatten(grads)
+        loss, grads = objective(unflatten_params(flat, params), X, y, reg, weights)
+        return float(to_host(loss)), flatten_params({name: grads[name] for name in params})
 
     def after_iteration(intermediate_result: Any) -> None:
         history.loss.append(float(intermediate_result.fun))
-        if on_iteration is not None and on_iteration(unpack(intermediate_result.x), history):
+        now = intermediate_result.x
+        if on_iteration is not None and on_iteration(unflatten_params(now, params), history):
             raise StopIteration
 
-    xp = array_namespace(params[names[0]])
-    rounding = float(xp.finfo(params[names[0]].dtype).eps)
+    first = next(iter(params.values()))
+    rounding = float(array_namespace(first).finfo(first.dtype).eps)
     found = minimize(
         evaluate,
-        flatten(params),
+        flatten_params(params),
         jac=True,
         method="L-BFGS-B",
         callback=after_iteration,
@@ -312,4 +302,5 @@ def minimize_lbfgs(
     )
     history.loss.append(float(found.fun))
     _raise_if_diverged(history, 1)
-    return unpack(found.x), history, int(found.nit)
+    history.reached_max_iter = found.status == 1
+    return unflatten_params(found.x, params), history, int(found.nit)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
+from gpuclf.cli.check import check
 from gpuclf.cli.info import info
 from gpuclf.cli.train import train
 
@@ -40,7 +41,7 @@ def gpuclf(
     """Train and benchmark the classic image classifiers on NumPy and CuPy."""
 
 
-for command in (bench, train, info):
+for command in (bench, train, check, info):
     app.command()(command)
 
 
