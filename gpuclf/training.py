@@ -32,7 +32,7 @@ class DivergedError(FloatingPointError):
 
 
 # Divergence is reported by DivergedError; NumPy's warnings on the way there would say it twice.
-_quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 @dataclass
@@ -79,7 +79,7 @@ def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
     return min(1.0, (step + 1) / (peak * total_steps)) if done < peak else (1 - done) / (1 - peak)
 
 
-@_quietly
+@quietly
 def minimize_sgd(
     objective: Objective,
     params: Params,
@@ -159,8 +159,7 @@ def minimize_sgd(
     }
     history = History() if history is None else history
     n_samples = int(y.shape[0])
-    if sample_weight is not None:
-        sample_weight = _normalized(sample_weight, params) * n_samples
+    shares = normalized_weights(sample_weight, params)
     for _ in range(epochs):
         losses = []
         order = to_device(rng.permutation(n_samples), like=y)
@@ -169,15 +168,15 @@ def minimize_sgd(
             if augment is not None:
                 X_batch = augment(X_batch, rng)
             weights = None
-            if sample_weight is not None:
-                weights = xp.take(sample_weight, batch) / int(batch.shape[0])
+            if shares is not None:
+                weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
             loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             learning_rate = rate(len(history.learning_rate))
             _descend(params, velocity, grads, learning_rate, momentum, nesterov)
             losses.append(loss)
             history.learning_rate.append(learning_rate)
         history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
-        _raise_if_diverged(history, len(losses))
+        raise_if_diverged(history, len(losses))
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
@@ -218,15 +217,18 @@ def _update_slices(param: Array) -> list[slice]:
     return row_slices(n_rows, max(1, UPDATE_BYTES * n_rows // param.nbytes))
 
 
-def _normalized(sample_weight: Array, params: Params) -> Array:
+def normalized_weights(sample_weight: Array | None, params: Params) -> Array | None:
     """Scale the weights to sum 1, in the dtype that the losses are computed in."""
+    if sample_weight is None:
+        return None
     xp = array_namespace(sample_weight)
     dtype = next(iter(params.values())).dtype
     wide = xp.astype(sample_weight, xp.float64)
     return xp.astype(wide / xp.sum(wide), dtype)
 
 
-def _raise_if_diverged(history: History, n_new: int) -> None:
+def raise_if_diverged(history: History, n_new: int) -> None:
+    """Raise if one of the last `n_new` losses is not finite."""
     wrong = [loss for loss in history.loss[-n_new:] if not math.isfinite(loss)]
     if wrong:
         rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
@@ -237,7 +239,7 @@ def _raise_if_diverged(history: History, n_new: int) -> None:
         )
 
 
-@_quietly
+@quietly
 def minimize_lbfgs(
     objective: Objective,
     params: Params,
@@ -278,7 +280,7 @@ def minimize_lbfgs(
     from scipy.optimize import minimize
 
     history = History()
-    weights = None if sample_weight is None else _normalized(sample_weight, params)
+    weights = normalized_weights(sample_weight, params)
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         loss, grads = objective(unflatten_params(flat, params), X, y, reg, weights)
@@ -301,6 +303,6 @@ def minimize_lbfgs(
         options={"maxiter": max_iter, "gtol": tol, "ftol": 4 * rounding},
     )
     history.loss.append(float(found.fun))
-    _raise_if_diverged(history, 1)
+    raise_if_diverged(history, 1)
     history.reached_max_iter = found.status == 1
     return unflatten_params(found.x, params), history, int(found.nit)
