@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -91,6 +93,11 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ------
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If L-BFGS stopped at `max_iter`.
         """
         with self._unchanged_if_it_fails():
             self._fit(X, y, sample_weight, X_val, y_val, callback)
@@ -131,6 +138,13 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 sample_weight=weights,
                 on_iteration=None if X_val is None and callback is None else after_epoch,
             )
+            if history.reached_max_iter:
+                warnings.warn(
+                    f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
+                    "max_iter or tol, or standardise the features",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
         else:
             history = self._run_sgd(
                 params,
