@@ -22,6 +22,7 @@ from gpuclf.validation import (
 )
 
 __all__ = [
+    "add_penalty_gradient",
     "linear_loss",
     "linear_loss_only",
     "linear_pass",
@@ -86,8 +87,7 @@ def linear_loss(
     features = Features(X, int(W.shape[-1]), W.dtype)
     weights = mean_weights(sample_weight, features.n_samples, W)
     loss, dW, db = linear_pass(*features.fold(W, b), features, y, weights, data_loss)
-    grads = {"W": features.unfold(dW, db)}
-    grads["W"] += (2 * reg) * W
+    grads = {"W": add_penalty_gradient(features.unfold(dW, db), W, reg)}
     if b is not None:
         grads["b"] = db
     return loss + reg * penalty(W), grads
@@ -197,6 +197,13 @@ def penalty(W: Array) -> Array:
     xp = array_namespace(W)
     flat = xp.reshape(W, (*W.shape[:-2], -1))
     return xp.astype((flat[..., None, :] @ flat[..., :, None])[..., 0, 0], xp.float64)
+
+
+@fusable
+def add_penalty_gradient(dW: Array, W: Array, reg: float) -> Array:
+    """Add the gradient of ``reg * penalty(W)`` to dW, in place, and return it."""
+    dW += (2 * reg) * W
+    return dW
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better

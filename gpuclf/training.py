@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.dispatch import fusable
 from gpuclf.features import Standardized, take_rows
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.row_blocks import row_slices
@@ -172,7 +173,8 @@ def minimize_sgd(
                 weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
             loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             learning_rate = rate(len(history.learning_rate))
-            _descend(params, velocity, grads, learning_rate, momentum, nesterov)
+            for name, value in params.items():
+                momentum_step(value, grads[name], velocity[name], learning_rate, momentum, nesterov)
             losses.append(loss)
             history.learning_rate.append(learning_rate)
         history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
@@ -188,25 +190,29 @@ def _batches(order: Array, batch_size: int) -> Iterator[Array]:
         yield order[start : min(start + batch_size, n_samples)]
 
 
-def _descend(
-    params: Params,
-    velocity: Params,
-    grads: Params,
+@fusable
+def momentum_step(
+    value: Array,
+    gradient: Array,
+    velocity: Array,
     learning_rate: float,
     momentum: float,
     nesterov: bool,
 ) -> None:
-    for name, whole in params.items():
-        for rows in _update_slices(whole):
-            value, step, v = whole[rows, ...], grads[name][rows, ...], velocity[name][rows, ...]
-            step *= learning_rate
-            v *= momentum
-            v -= step
-            if nesterov:
-                value -= step
-                value += momentum * v
-            else:
-                value += v
+    """Update one parameter and its velocity in place, as :func:`minimize_sgd` says.
+
+    The gradient may be overwritten.
+    """
+    for rows in _update_slices(value):
+        w, step, v = value[rows, ...], gradient[rows, ...], velocity[rows, ...]
+        step *= learning_rate
+        v *= momentum
+        v -= step
+        if nesterov:
+            w -= step
+            w += momentum * v
+        else:
+            w += v
 
 
 def _update_slices(param: Array) -> list[slice]:
