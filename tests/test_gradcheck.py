@@ -154,6 +154,16 @@ def test_relative_errors_do_not_depend_on_the_scale_of_the_function():
         assert found.max_relative_error == pytest.approx(5e-4, rel=1e-2)
 
 
+def test_what_rounding_leaves_in_the_difference_is_neither_an_error_nor_a_kink():
+    x = np.array([1.0, 1e-3, -2.0])
+    f = lambda x: 1e6 + np.sum(x * x)  # noqa: E731  # rounded to 1e-10: the difference to 1e-5
+    found = grad_check(f, x, 2 * x)
+    assert found.passed
+    assert (found.n_checked, found.n_kinks) == (3, 0)
+    assert not grad_check(f, x, 2 * x + [0, 0.01, 0]).passed
+    assert grad_check(f, x, 2 * x, atol=0.0).n_checked < 3  # without the allowance
+
+
 def test_zeros_that_agree_are_no_error():
     assert grad_check(lambda x: 0.0 * np.sum(x), np.ones(3), np.zeros(3)).max_relative_error == 0
 
