@@ -308,6 +308,25 @@ def test_every_model_has_the_gradients_of_its_parameters_and_of_x(lib, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_every_model_agrees_to_1e_7_without_any_allowance_for_rounding(lib, model):
+    # Of each gradient as a whole: single values near 0 have fewer digits in the difference.
+    rng = np.random.default_rng(5)
+    shapes = MODELS[model].shapes | {"X": (12, 7)}
+    point = {name: lib.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    y = lib.asarray(rng.integers(4, size=12))
+
+    def evaluate(values):
+        params = {name: values[name] for name in MODELS[model].shapes}
+        return MODELS[model].gradients(params, values["X"], y, 0.05)
+
+    numeric = numeric_gradient(lambda values: evaluate(values)[0], point)
+    for name, gradient in evaluate(point)[1].items():
+        a, n = lib.to_numpy(gradient), lib.to_numpy(numeric[name])
+        assert np.linalg.norm(a - n) < 1e-7 * (np.linalg.norm(a) + np.linalg.norm(n)), name
+        np.testing.assert_allclose(a, n, rtol=0, atol=1e-7 * np.abs(n).max())
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_its_gradients_in_float32(lib, model):
     for name, found in check_model(
         MODELS[model], like=lib.asarray(np.zeros(1)), dtype="float32"
