@@ -43,10 +43,11 @@ class History:
     Attributes
     ----------
     loss : list of float
-        One value a step: the loss of the mini-batch (SGD), or of all samples after each iteration
-        and once more at the end (L-BFGS).
+        One value a step: the loss of the mini-batch (SGD), or of all samples before each step
+        (gradient descent), after each iteration and once more at the end (L-BFGS), at the best
+        parameters so far (random searches).
     learning_rate : list of float
-        One value a step (SGD only).
+        One value a step (SGD and gradient descent).
     val_accuracy : list of float
         One value an epoch, where validation samples were given.
     reached_max_iter : bool

@@ -154,6 +154,16 @@ def test_relative_errors_do_not_depend_on_the_scale_of_the_function():
         assert found.max_relative_error == pytest.approx(5e-4, rel=1e-2)
 
 
+def test_what_rounding_leaves_in_the_difference_is_neither_an_error_nor_a_kink():
+    x = np.array([1.0, 1e-3, -2.0])
+    f = lambda x: 1e6 + np.sum(x * x)  # noqa: E731  # rounded to 1e-10: the difference to 1e-5
+    found = grad_check(f, x, 2 * x)
+    assert found.passed
+    assert (found.n_checked, found.n_kinks) == (3, 0)
+    assert not grad_check(f, x, 2 * x + [0, 0.01, 0]).passed
+    assert grad_check(f, x, 2 * x, atol=0.0).n_checked < 3  # without the allowance
+
+
 def test_zeros_that_agree_are_no_error():
     assert grad_check(lambda x: 0.0 * np.sum(x), np.ones(3), np.zeros(3)).max_relative_error == 0
 
@@ -295,6 +305,25 @@ def test_every_model_has_the_gradients_of_its_parameters_and_of_x(lib, model):
         assert found.passed, f"{name}: {found}"
         assert found.max_relative_error < 1e-7
         assert found.n_checked > 3 * found.n_kinks
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_agrees_to_1e_7_without_any_allowance_for_rounding(lib, model):
+    # Of each gradient as a whole: single values near 0 have fewer digits in the difference.
+    rng = np.random.default_rng(5)
+    shapes = MODELS[model].shapes | {"X": (12, 7)}
+    point = {name: lib.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    y = lib.asarray(rng.integers(4, size=12))
+
+    def evaluate(values):
+        params = {name: values[name] for name in MODELS[model].shapes}
+        return MODELS[model].gradients(params, values["X"], y, 0.05)
+
+    numeric = numeric_gradient(lambda values: evaluate(values)[0], point)
+    for name, gradient in evaluate(point)[1].items():
+        a, n = lib.to_numpy(gradient), lib.to_numpy(numeric[name])
+        assert np.linalg.norm(a - n) < 1e-7 * (np.linalg.norm(a) + np.linalg.norm(n)), name
+        np.testing.assert_allclose(a, n, rtol=0, atol=1e-7 * np.abs(n).max())
 
 
 @pytest.mark.parametrize("model", MODELS)

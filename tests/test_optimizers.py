@@ -358,15 +358,17 @@ def test_the_searches_reach_about_the_course_s_accuracy_on_the_real_cifar10():
 
     data = load_cifar10(download=False)
     # A fifth of the samples and a few hundred candidates: enough to tell the rungs apart.
-    X, y = data.X_train[:10_000], data.y_train[:10_000]
-    start = {"W": np.zeros((X.shape[1], 10), np.float32), "b": np.zeros(10, np.float32)}
+    X, y = Standardized.fit(data.X_train[:10_000]), data.y_train[:10_000]
+    X_test = X.apply(data.X_test)
+    start = {"W": np.zeros((3072, 10), np.float32), "b": np.zeros(10, np.float32)}
 
     def test_accuracy(params):
-        return float(np.mean(linear_scores(params, data.X_test).argmax(axis=1) == data.y_test))
+        return float(np.mean(linear_scores(params, X_test).argmax(axis=1) == data.y_test))
 
-    options = {"reg": 0.0, "scale": 1e-4, "rng": np.random.default_rng(0)}
+    options = {"reg": 0.0, "scale": 1e-3, "rng": np.random.default_rng(0)}
     searched, _ = random_search(softmax_only, start, X, y, n_candidates=300, **options)
     local, _ = random_local_search(softmax_only, searched, X, y, max_iter=300, **options)
-    # The notes: 15.5 % and 21.4 %, after 1,000 candidates and 1,000 steps. Guessing: 10 %.
-    assert 0.12 <= test_accuracy(searched) <= 0.20
-    assert 0.17 <= test_accuracy(local) <= 0.26
+    # The notes: 15.5 % and 21.4 %, after 1,000 candidates and 1,000 steps of the hinge loss on raw
+    # pixels. Here, over seeds: 13 to 15.5 %, and 22.5 to 25 %. Guessing: 10 %.
+    assert 0.12 <= test_accuracy(searched) <= 0.17
+    assert 0.20 <= test_accuracy(local) <= 0.28
