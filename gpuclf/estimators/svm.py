@@ -1,0 +1,121 @@
+"""The linear support vector machine as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import Array
+from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.linear import linear_loss, linear_scores
+from gpuclf.losses import multiclass_hinge
+
+__all__ = ["LinearSVMClassifier"]
+
+
+class LinearSVMClassifier(GradientClassifier):
+    r"""Linear multiclass support vector machine, on the array library of the samples.
+
+    Minimises the hinge loss of Weston and Watkins,
+
+    .. math::
+
+        \frac{1}{N} \sum_i \sum_{c \ne y_i} \max(0, s_{ic} - s_{i y_i} + 1) + \lambda \sum W^2,
+
+    by mini-batch SGD; the bias is not penalised. There is no L-BFGS here: the hinge has kinks, for
+    which that is not made.
+
+    Parameters
+    ----------
+    solver : {"sgd", "lbfgs"}, default "sgd"
+        Mini-batch SGD, or SciPy's L-BFGS on all samples at once.
+    max_iter : int, default 20
+        Epochs of SGD, or iterations of L-BFGS, which warns when it stops there.
+    learning_rate : float, default 3e-4
+        The largest learning rate, if the schedule varies it.
+    learning_rate_decay : float, default 0.95
+        Factor of the learning rate from one epoch to the next ("exponential" schedule).
+    schedule : {"one_cycle", "exponential"}, default "one_cycle"
+        One-cycle rises in a line over the first fifth of the steps, and falls to 0.
+    momentum : float, default 0.9
+    nesterov : bool, default True
+    batch_size : int, default 200
+    reg : float, default 1e-2
+        The penalty :math:`\lambda`; a source that writes ``0.5 * reg`` means half of this one.
+    standardize : bool, default True
+        Bring each feature to mean 0 and standard deviation 1 over the training set, without
+        writing the standardised samples out. Samples passed as Standardized stay as they are.
+    augment : callable, optional
+        ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
+        :func:`gpuclf.augment.horizontal_flip`.
+    precision : {"float32", "float64"}, optional
+        Floats to compute in; by default as `fit` says.
+    random_state : int, RandomState, Generator or None
+
+    Attributes
+    ----------
+    classes_ : NumPy array of shape (C,)
+    params_ : dict
+        W (D, C) and b (C,), in the array library of the training samples; they act on the
+        standardised features.
+    mean_, scale_ : NumPy array of shape (D,), or None
+        The standardisation.
+    loss_history_ : list of float
+        One value a step.
+    val_accuracy_history_ : list of float
+        One value an epoch, if `fit` was given validation samples.
+    n_iter_, n_features_in_ : int
+
+    See Also
+    --------
+    gpuclf.svm_loss_vectorized : the objective.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.array([[0.0], [1.0], [9.0], [10.0]]), np.array(["low", "low", "high", "high"])
+    >>> LinearSVMClassifier(random_state=0).fit(X, y).predict(np.array([[2.0], [8.0]]))
+    array(['low', 'high'], dtype='<U4')
+    """
+
+    def __init__(
+        self,
+        *,
+        max_iter: int = 20,
+        learning_rate: float = 3e-4,
+        learning_rate_decay: float = 0.95,
+        schedule: str = "one_cycle",
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        batch_size: int = 200,
+        reg: float = 1e-2,
+        standardize: bool = True,
+        augment: Any = None,
+        precision: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.max_iter = max_iter
+        self.learning_rate = learning_rate
+        self.learning_rate_decay = learning_rate_decay
+        self.schedule = schedule
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.batch_size = batch_size
+        self.reg = reg
+        self.standardize = standardize
+        self.augment = augment
+        self.precision = precision
+        self.random_state = random_state
+
+    def _initial_params(
+        self, n_features: int, n_classes: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        # The objective is convex: zero is as good a start as any, and the same on every machine.
+        return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
+
+    _objective = staticmethod(partial(linear_loss, multiclass_hinge))
+
+    def _scores(self, params: dict[str, Array], X: Any) -> Array:
+        return linear_scores(params, X)
