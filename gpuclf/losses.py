@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpuclf.backend import Array, array_namespace
 from gpuclf.dispatch import fusable
 
-__all__ = ["multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]
+__all__ = ["one_hot", "softmax", "softmax_cross_entropy"]
 
 
 def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
@@ -98,72 +98,10 @@ def softmax_cross_entropy(
     unnormalised = xp.exp(shifted)
     normaliser = xp.sum(unnormalised, axis=-1, keepdims=True)
     losses = xp.log(normaliser[..., 0]) - xp.sum(shifted * onehot, axis=-1)
-    losses = xp.where(_in_range(labels, n_classes), losses, xp.nan)
+    # On a device nobody has looked at the labels: a wrong one must not give a plausible loss.
+    losses = xp.where((labels >= 0) & (labels < n_classes), losses, xp.nan)
     dlogits = unnormalised / normaliser - onehot
     if sample_weight is None:
         return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dlogits / n_samples
     weighted = losses * sample_weight
     return xp.sum(weighted, axis=-1, dtype=xp.float64), dlogits * sample_weight[..., None]
-
-
-@fusable
-def multiclass_hinge(
-    scores: Array, labels: Array, sample_weight: Array | None = None
-) -> tuple[Array, Array]:
-    r"""Weston and Watkins' hinge loss with margin 1, and its gradient with respect to the scores.
-
-    With weights :math:`w_i` that default to :math:`1/N`,
-
-    .. math::
-
-        L = \sum_i w_i \sum_{c \ne y_i} \max(0, m_{ic}), \quad m_{ic} = s_{ic} - s_{i y_i} + 1,
-        \qquad
-        \frac{\partial L}{\partial s_{ic}} = w_i [m_{ic} > 0] \ (c \ne y_i), \quad
-        \frac{\partial L}{\partial s_{i y_i}} = -w_i \sum_{c \ne y_i} [m_{ic} > 0]
-
-    Parameters
-    ----------
-    scores : array of shape (..., N, C), float32 or float64
-    labels : integer array of shape (N,), values in 0..C-1
-    sample_weight : array of shape (N,) or (..., N), optional
-        The factor of each sample's loss, used as it is. By default 1/N, which makes `loss` the
-        mean.
-
-    Returns
-    -------
-    loss : array of shape (...), float64
-        NaN if a label is out of range.
-    dscores : array of shape (..., N, C)
-        At a kink, where a margin is exactly 0, the gradient of the side that is flat.
-
-    Notes
-    -----
-    Source: Stanford CS231n, "Linear classification" (multiclass SVM loss); Weston and Watkins,
-    "Support vector machines for multi-class pattern recognition" (1999).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> loss, dscores = multiclass_hinge(np.array([[3.2, 5.1, -1.7]]), np.array([0]))
-    >>> round(float(loss), 6), dscores
-    (2.9, array([[-1.,  1.,  0.]]))
-    """
-    xp = array_namespace(scores=scores, labels=labels, sample_weight=sample_weight)
-    n_samples, n_classes = scores.shape[-2:]
-    labels = xp.astype(labels, xp.int64)
-    onehot = one_hot(labels, n_classes, dtype=scores.dtype)
-    own = xp.sum(scores * onehot, axis=-1, keepdims=True)
-    margins = (scores - own + 1) * (1 - onehot)
-    violations = xp.astype(margins > 0, scores.dtype)
-    losses = xp.sum(margins * violations, axis=-1)
-    losses = xp.where(_in_range(labels, n_classes), losses, xp.nan)
-    dscores = violations - onehot * xp.sum(violations, axis=-1, keepdims=True)
-    if sample_weight is None:
-        return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dscores / n_samples
-    weighted = losses * sample_weight
-    return xp.sum(weighted, axis=-1, dtype=xp.float64), dscores * sample_weight[..., None]
-
-
-def _in_range(labels: Array, n_classes: int) -> Array:
-    # On a device nobody has looked at the labels: a wrong one must not give a plausible loss.
-    return (labels >= 0) & (labels < n_classes)

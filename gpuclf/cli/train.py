@@ -30,7 +30,6 @@ class ModelName(StrEnum):
     """What `gpuclf train` can train."""
 
     softmax = "softmax"
-    svm = "svm"
     two_layer = "two-layer"
 
 
@@ -44,7 +43,6 @@ class SolverName(StrEnum):
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
 RECIPES: dict[ModelName, dict[str, Any]] = {
     ModelName.softmax: {"max_iter": 10},
-    ModelName.svm: {"max_iter": 10},
     ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
 }
 N_VALIDATION = 1000
@@ -77,7 +75,7 @@ def train(
     from gpuclf.augment import horizontal_flip
     from gpuclf.backend import environment, get_backend, synchronize, to_device
     from gpuclf.benchmark.report import write_json
-    from gpuclf.estimators import LinearSVMClassifier, SoftmaxClassifier, TwoLayerNetClassifier
+    from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     output.prepare(json)
@@ -90,18 +88,16 @@ def train(
         "solver": None if solver is None else str(solver),
     }
     settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
-    kinds: dict[ModelName, type[GradientClassifier]] = {
-        ModelName.softmax: SoftmaxClassifier,
-        ModelName.svm: LinearSVMClassifier,
-        ModelName.two_layer: TwoLayerNetClassifier,
-    }
-    accepted = {*kinds[model]().get_params(), "augment"}
-    for name in settings.keys() - accepted:
+    foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
+    for name in foreign & settings.keys():
         raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
     if settings.get("solver") == "lbfgs" and epochs is None:
         settings["max_iter"] = 60
     augment = horizontal_flip if settings.pop("augment", False) else None
-    classifier = kinds[model](random_state=seed, precision=str(dtype), augment=augment, **settings)
+    kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
+    classifier: GradientClassifier = kind(
+        random_state=seed, precision=str(dtype), augment=augment, **settings
+    )
 
     classifier.check_hyperparameters()  # before the data are loaded
 

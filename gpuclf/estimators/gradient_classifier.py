@@ -24,7 +24,7 @@ from gpuclf.losses import softmax
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
 from gpuclf.validation import check_finite, check_samples, check_weights
 
-__all__ = ["GradientClassifier", "ProbabilisticClassifier"]
+__all__ = ["GradientClassifier"]
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
@@ -312,8 +312,12 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self._class_scores(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
+        return softmax(self._class_scores(X))
+
     def predict(self, X: Any) -> Array:
-        """Return the labels of the highest scores, shape (N,), in the array library of X."""
+        """Return the most probable labels, shape (N,), in the array library of X."""
         scores = self._class_scores(X)
         xp = array_namespace(scores)
         best = xp.argmax(scores, axis=-1)
@@ -450,14 +454,6 @@ def _is_checked_here(X: Any) -> bool:
         return False
     root = type(X).__module__.partition(".")[0]
     return root in ("cupy", "torch") or hasattr(X, "__array_namespace__")
-
-
-class ProbabilisticClassifier(GradientClassifier):
-    """Base of the classifiers whose scores are logits."""
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
-        return softmax(self._class_scores(X))
 
 
 def _generator(random_state: Any) -> np.random.Generator:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array
-from gpuclf.estimators.gradient_classifier import ProbabilisticClassifier
+from gpuclf.estimators.gradient_classifier import GradientClassifier
 from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import softmax_cross_entropy
 
 __all__ = ["SoftmaxClassifier"]
 
 
-class SoftmaxClassifier(ProbabilisticClassifier):
+class SoftmaxClassifier(GradientClassifier):
     r"""Softmax regression (multinomial logistic regression), on the array library of the samples.
 
     Minimises :math:`\frac{1}{N} \sum_i -\log p_{i y_i} + \lambda \sum W^2`; the bias is not
