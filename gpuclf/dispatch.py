@@ -22,6 +22,7 @@ KERNEL_MODULES = {
         "gpuclf.kernels.on_numpy",
         "gpuclf.kernels.compiled_linear",
         "gpuclf.kernels.compiled_elementwise",
+        "gpuclf.kernels.neighbors_on_numpy",
     )
 }
 

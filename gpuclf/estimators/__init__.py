@@ -1,7 +1,13 @@
 """scikit-learn estimators over the shared functions; the only place that imports scikit-learn."""
 
+from gpuclf.estimators.neighbors import KNeighborsClassifier
 from gpuclf.estimators.softmax import SoftmaxClassifier
 from gpuclf.estimators.svm import LinearSVMClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
-__all__ = ["LinearSVMClassifier", "SoftmaxClassifier", "TwoLayerNetClassifier"]
+__all__ = [
+    "KNeighborsClassifier",
+    "LinearSVMClassifier",
+    "SoftmaxClassifier",
+    "TwoLayerNetClassifier",
+]
