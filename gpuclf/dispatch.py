@@ -17,7 +17,7 @@ from gpuclf.backend import library_name
 __all__ = ["Fusable", "fusable"]
 
 # Imported at the first call with an array of that library, never before.
-KERNEL_MODULES = {"numpy": "gpuclf.kernels.on_numpy"}
+KERNEL_MODULES = {"numpy": ("gpuclf.kernels.on_numpy", "gpuclf.kernels.compiled_linear")}
 
 
 class Fusable(Protocol):
@@ -73,5 +73,5 @@ def fusable(reference: Callable[..., Any]) -> Fusable:
 
 @functools.cache
 def _load_kernels(library: str) -> None:
-    if library in KERNEL_MODULES:
-        importlib.import_module(KERNEL_MODULES[library])
+    for module in KERNEL_MODULES.get(library, ()):
+        importlib.import_module(module)

@@ -234,23 +234,34 @@ class Features:
         rows, so a batch with fewer rows than W has columns is standardised directly.
     dtype : dtype
         Floats to compute in.
+
+    Attributes
+    ----------
+    stored : array of shape (N, D)
+        The samples as they are stored.
+    centre : array of shape (D,) or None
+        What :meth:`rows` subtracts from stored floats.
+    folds : bool
+        Whether the standardisation goes into the parameters; :meth:`rows` then gives what is
+        stored minus 128 (bytes) or `centre` (floats).
+    n_samples, n_features : int
     """
 
     def __init__(self, X: Array | Standardized, n_outputs: int, dtype: object) -> None:
         self._standardized = X if isinstance(X, Standardized) else None
-        self._stored = X.X if isinstance(X, Standardized) else X
+        self.stored = X.X if isinstance(X, Standardized) else X
         self._dtype = dtype
-        self.n_samples, self.n_features = (int(n) for n in self._stored.shape)
-        xp = array_namespace(self._stored)
-        is_bytes = self._stored.dtype == xp.uint8
-        self._centre: Array | None = None
-        self._fold = (is_bytes or self._standardized is not None) and n_outputs < self.n_samples
-        if not self._fold:
+        self.n_samples, self.n_features = (int(n) for n in self.stored.shape)
+        xp = array_namespace(self.stored)
+        is_bytes = self.stored.dtype == xp.uint8
+        self.centre: Array | None = None
+        self.folds = (is_bytes or self._standardized is not None) and n_outputs < self.n_samples
+        if not self.folds:
             return
         # The shift stays in float64: b' is the difference of two large sums.
         if self._standardized is None:
             self._shift = xp.full(
-                (self.n_features,), -BYTE_CENTRE, dtype=xp.float64, device=self._stored.device
+                (self.n_features,), -BYTE_CENTRE, dtype=xp.float64, device=self.stored.device
             )
             self._inverse_scale = None
             return
@@ -258,8 +269,8 @@ class Features:
         if not is_bytes:
             # Floats may lie anywhere, so their mean is subtracted from the rows; what its
             # rounding to `dtype` left is folded.
-            self._centre = xp.astype(mean, dtype)
-            mean = mean - xp.astype(self._centre, xp.float64)
+            self.centre = xp.astype(mean, dtype)
+            mean = mean - xp.astype(self.centre, xp.float64)
         else:
             mean = mean - BYTE_CENTRE
         self._shift = mean / scale
@@ -268,21 +279,27 @@ class Features:
     @property
     def are_converted(self) -> bool:
         """Whether :meth:`rows` makes new floats instead of giving a view of X."""
-        return self._standardized is not None or self._stored.dtype != self._dtype
+        return self._standardized is not None or self.stored.dtype != self._dtype
+
+    @property
+    def are_plain_floats(self) -> bool:
+        """Whether the samples are used as they are, but for their precision."""
+        xp = array_namespace(self.stored)
+        return self._standardized is None and self.stored.dtype != xp.uint8
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
-        if self._fold:
-            rows = _as_floats(self._stored[block, :], self._dtype)
-            return rows if self._centre is None else rows - self._centre
+        if self.folds:
+            rows = _as_floats(self.stored[block, :], self._dtype)
+            return rows if self.centre is None else rows - self.centre
         if self._standardized is not None:
             return self._standardized[block].to_array(self._dtype)
-        xp = array_namespace(self._stored)
-        return xp.astype(self._stored[block, :], self._dtype, copy=False)
+        xp = array_namespace(self.stored)
+        return xp.astype(self.stored[block, :], self._dtype, copy=False)
 
     def fold(self, W: Array, b: Array | None) -> tuple[Array, Array | None]:
         """Return W', b' with ``rows @ W' + b' == features @ W + b``."""
-        if not self._fold:
+        if not self.folds:
             return W, b
         xp = array_namespace(W)
         moved = xp.astype(self._shift @ xp.astype(W, xp.float64), self._dtype)
@@ -291,7 +308,7 @@ class Features:
 
     def unfold(self, dW: Array, db: Array) -> Array:
         """Return the gradient with respect to W, given those with respect to W' and b'."""
-        if not self._fold:
+        if not self.folds:
             return dW
         xp = array_namespace(dW)
         scaled = dW if self._inverse_scale is None else dW * self._inverse_scale

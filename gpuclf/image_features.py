@@ -172,7 +172,7 @@ def _over_blocks(
         return features
 
     like = xp.empty((0,), dtype=xp.float32, device=planes.device)
-    step = block_rows(like, n_images, 10 * height * width, converted=True)
+    step = block_rows(like, n_images, 14 * height * width, converted=True)
     return concat_row_blocks(part, n_images, step)
 
 

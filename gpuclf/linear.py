@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace
+from gpuclf.dispatch import fusable
 from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.losses import softmax_cross_entropy
@@ -20,7 +21,7 @@ from gpuclf.validation import (
     check_samples,
 )
 
-__all__ = ["linear_loss", "linear_scores", "softmax_loss_vectorized"]
+__all__ = ["linear_loss", "linear_pass", "linear_scores", "softmax_loss_vectorized"]
 
 DataLoss = Callable[[Array, Array, Array], tuple[Array, Array]]
 
@@ -77,23 +78,53 @@ def linear_loss(
     """
     W, b = params["W"], params.get("b")
     features = Features(X, int(W.shape[-1]), W.dtype)
-    xp = array_namespace(W)
     weights = mean_weights(sample_weight, features.n_samples, W)
-    folded_W, folded_b = features.fold(W, b)
-
-    def partial(rows: slice) -> tuple[Array, Array, Array]:
-        x = features.rows(rows)
-        scores = affine(x, folded_W, folded_b)
-        loss, dscores = data_loss(scores, y[rows], weights[rows])
-        return (loss, *affine_backward_params(dscores, x))
-
-    step = _block_rows(W, features)
-    loss, dW, db = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
+    loss, dW, db = linear_pass(*features.fold(W, b), features, y, weights, data_loss)
     grads = {"W": features.unfold(dW, db)}
     grads["W"] += (2 * reg) * W
     if b is not None:
         grads["b"] = db
     return loss + reg * penalty(W), grads
+
+
+@fusable
+def linear_pass(
+    W: Array,
+    b: Array | None,
+    features: Features,
+    y: Array,
+    weights: Array,
+    data_loss: DataLoss,
+) -> tuple[Array, Array, Array]:
+    """Walk the samples once: the data loss and its gradients, without penalty.
+
+    Parameters
+    ----------
+    W : array of shape (..., D, C)
+    b : array of shape (..., C), or None
+        Both folded: they act on ``features.rows``.
+    features : Features
+    y : integer array of shape (N,)
+    weights : array of shape (N,)
+    data_loss : callable
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW, db : array
+        With respect to the folded parameters; db also where b is None.
+    """
+
+    def partial(rows: slice) -> tuple[Array, Array, Array]:
+        x = features.rows(rows)
+        loss, dscores = data_loss(affine(x, W, b), y[rows], weights[rows])
+        return (loss, *affine_backward_params(dscores, x))
+
+    parallel = array_namespace(W) is np
+    loss, dW, db = sum_over_row_blocks(
+        partial, features.n_samples, _block_rows(W, features), parallel=parallel
+    )
+    return loss, dW, db
 
 
 def _block_rows(W: Array, features: Features) -> int:

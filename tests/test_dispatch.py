@@ -98,14 +98,16 @@ def test_every_argument_may_be_passed_by_name():
 def test_kernel_modules_are_loaded_at_the_first_use_of_their_library(double, monkeypatch, strict):
     loaded = []
     monkeypatch.setattr(dispatch.importlib, "import_module", loaded.append)
-    monkeypatch.setattr(dispatch, "KERNEL_MODULES", {"array_api_strict": "kernels.of.strict"})
+    monkeypatch.setattr(
+        dispatch, "KERNEL_MODULES", {"array_api_strict": ("kernels.of.strict", "more.of.them")}
+    )
     dispatch._load_kernels.cache_clear()
     try:
         double(np.ones(2))
         assert loaded == []
         double(strict.asarray(np.ones(2)))
         double(strict.asarray(np.ones(2)))
-        assert loaded == ["kernels.of.strict"]
+        assert loaded == ["kernels.of.strict", "more.of.them"]
     finally:
         dispatch._load_kernels.cache_clear()
 

@@ -1,0 +1,243 @@
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuclf import dispatch, row_blocks
+from gpuclf.features import Features, Standardized
+from gpuclf.kernels import compiled_linear
+from gpuclf.kernels.compiled_linear import compiled_linear_pass
+from gpuclf.linear import linear_loss, linear_pass
+from gpuclf.losses import softmax_cross_entropy
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+TOLERANCES = {np.float32: 5e-6, np.float64: 1e-13}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch):
+    monkeypatch.setattr(compiled_linear, "MIN_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(compiled_linear, "MIN_FEATURES", 1)
+
+
+def samples(kind, n, d, dtype, rng):
+    if "bytes" in kind:
+        X = rng.integers(0, 256, (n, d)).astype(np.uint8)
+    else:
+        X = (rng.standard_normal((n, d)) + 3).astype(dtype)
+    return Standardized.fit(X) if "standardized" in kind else X
+
+
+def arguments(n=40, d=70, c=10, dtype=np.float64, kind="floats", seed=0):
+    rng = np.random.default_rng(seed)
+    X = samples(kind, n, d, dtype, rng)
+    W = (rng.standard_normal((d, c)) / d).astype(dtype)
+    features = Features(X, c, dtype)
+    return {
+        "W": W,
+        "b": rng.standard_normal(c).astype(dtype),
+        "features": features,
+        "y": rng.integers(0, c, n),
+        "weights": rng.random(n).astype(dtype),
+        "data_loss": softmax_cross_entropy,
+    }
+
+
+def assert_agrees(given, dtype):
+    found, expected = compiled_linear_pass(**given), linear_pass.reference(**given)
+    assert found is not NotImplemented
+    for ours, reference in zip(found, expected, strict=True):
+        assert ours.dtype == reference.dtype
+        assert ours.shape == reference.shape
+        error = np.linalg.norm(ours - reference)
+        assert error <= TOLERANCES[dtype] * np.linalg.norm(reference)
+
+
+KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_the_shared_pass(dtype, kind):
+    # Rows around the blocks of 16, features around vectors of 4 to 16 numbers and their pairs.
+    for n in (11, 15, 16, 17, 33):
+        for d in (3, 16, 31, 32, 65, 1030):
+            assert_agrees(arguments(n, d, 10, dtype, kind), dtype)
+
+
+@pytest.mark.parametrize("c", [1, 2, 3, 7, 13, 25])
+def test_tiles_that_the_classes_do_not_fill(c):
+    assert_agrees(arguments(37, 40, c, np.float32), np.float32)
+
+
+def test_stretches_and_threads_add_up(monkeypatch):
+    monkeypatch.setattr(compiled_linear, "MAX_STRETCH_ROWS", 20)
+    monkeypatch.setattr(compiled_linear, "MIN_STRETCH_ROWS", 20)
+    monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)
+    for kind in KINDS:
+        assert_agrees(arguments(101, 40, 10, np.float64, kind), np.float64)
+
+
+def test_without_bias():
+    assert_agrees(arguments() | {"b": None}, np.float64)
+
+
+def test_mixed_floats_are_computed_in_the_dtype_of_the_parameters():
+    given = arguments()
+    X = np.random.default_rng(1).standard_normal((40, 70)).astype(np.float32)
+    assert_agrees(given | {"features": Features(X, 10, np.float64)}, np.float64)
+
+
+@pytest.mark.parametrize("labels", [np.uint8, np.int32, np.int64])
+def test_labels_of_any_integer_type(labels):
+    given = arguments()
+    assert_agrees(given | {"y": given["y"].astype(labels)}, np.float64)
+
+
+def test_read_only_arrays():
+    given = arguments()
+    for array in (given["W"], given["b"], given["features"].stored, given["y"], given["weights"]):
+        array.flags.writeable = False
+    assert_agrees(given, np.float64)
+
+
+@pytest.mark.parametrize("shift", [1e3, -1e3])
+def test_scores_far_from_zero_lose_no_more_digits_than_the_shared_pass_does(shift):
+    given = arguments(dtype=np.float32)
+    given["b"] += np.float32(shift)
+    exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
+    exact["features"] = Features(given["features"].stored, 10, np.float64)
+    truth, shared = linear_pass.reference(**exact), linear_pass.reference(**given)
+    for ours, theirs, true in zip(compiled_linear_pass(**given), shared, truth, strict=True):
+        allowed = 2 * np.linalg.norm(theirs - true) + 1e-6 * np.linalg.norm(true)
+        assert np.linalg.norm(ours - true) <= allowed
+
+
+def test_one_sample():
+    assert_agrees(arguments(n=1), np.float64)
+
+
+def test_score_gaps_of_ten_thousand_stay_finite():
+    given = arguments(dtype=np.float32)
+    given["b"][0] = 1e4
+    loss, dW, db = compiled_linear_pass(**given)
+    others = given["weights"][given["y"] != 0]
+    assert loss == pytest.approx(1e4 * others.sum(), rel=1e-3)
+    assert np.isfinite(dW).all()
+    assert np.isfinite(db).all()
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 1 << 40])
+def test_a_label_out_of_range_makes_the_loss_nan(wrong):
+    given = arguments()
+    given["y"][17] = wrong
+    loss, dW, _ = compiled_linear_pass(**given)
+    assert np.isnan(loss)
+    assert np.isnan(dW).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_make_the_loss_nan(value):
+    given = arguments()
+    given["features"].stored[23, 5] = value
+    assert np.isnan(compiled_linear_pass(**given)[0])
+
+
+def test_the_same_bits_on_every_run():
+    given = arguments(3000, 200, 10, np.float32)
+    first, second = compiled_linear_pass(**given), compiled_linear_pass(**given)
+    for a, b in zip(first, second, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def other_loss(scores, labels, weights):
+    return np.float64(0), scores
+
+
+DECLINED = {
+    "another loss": {"data_loss": other_loss},
+    "several models": {"W": np.zeros((2, 70, 10))},
+    "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES + 1))},
+    "rows that do not follow each other": {"features": Features(np.zeros((80, 70))[::2], 10, None)},
+    "columns first": {"features": Features(np.zeros((70, 40)).T, 10, None)},
+    "weights for each model": {"weights": np.ones((2, 40))},
+    "bytes too few to fold": {"features": Features(np.zeros((10, 70), np.uint8), 10, np.float64)},
+    "samples too few to fold": {
+        "features": Features(Standardized.fit(np.eye(10, 70)), 10, np.float64)
+    },
+}
+
+
+@pytest.mark.parametrize("change", DECLINED)
+def test_declines(change):
+    assert compiled_linear_pass(**arguments()) is not NotImplemented
+    assert compiled_linear_pass(**arguments() | DECLINED[change]) is NotImplemented
+
+
+@pytest.mark.parametrize("limit", ["MIN_MULTIPLICATIONS", "MIN_FEATURES"])
+def test_declines_what_is_too_small(monkeypatch, limit):
+    size = {"MIN_MULTIPLICATIONS": 40 * 70 * 10, "MIN_FEATURES": 70}[limit]
+    monkeypatch.setattr(compiled_linear, limit, size)
+    assert compiled_linear_pass(**arguments()) is not NotImplemented
+    monkeypatch.setattr(compiled_linear, limit, size + 1)
+    assert compiled_linear_pass(**arguments()) is NotImplemented
+
+
+def test_declines_without_numba(monkeypatch):
+    monkeypatch.setattr(compiled_linear, "find_spec", lambda name: None)
+    compiled_linear._numba_is_installed.cache_clear()
+    try:
+        assert compiled_linear_pass(**arguments()) is NotImplemented
+    finally:
+        compiled_linear._numba_is_installed.cache_clear()
+
+
+def test_has_the_signature_of_the_shared_pass():
+    assert inspect.signature(compiled_linear_pass).parameters.keys() == (
+        inspect.signature(linear_pass.reference).parameters.keys()
+    )
+
+
+def test_training_uses_it(monkeypatch):
+    assert compiled_linear.__name__ in dispatch.KERNEL_MODULES["numpy"]
+    calls = []
+    shared = compiled_linear.sum_over_row_blocks
+    monkeypatch.setattr(
+        compiled_linear, "sum_over_row_blocks", lambda *a, **k: calls.append(1) or shared(*a, **k)
+    )
+    X, y = np.ones((20, 30)), np.zeros(20, int)
+    linear_loss(softmax_cross_entropy, {"W": np.zeros((30, 3))}, X, y, 0.0)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("extensions", [{"avx"}, {"neon"}, set()])
+def test_processors_with_shorter_vectors(tmp_path, extensions):
+    program = f"""
+import llvmlite.binding as binding
+real = binding.get_host_cpu_features
+binding.get_host_cpu_features = lambda: dict.fromkeys({sorted(extensions)}, True)
+from gpuclf.kernels import register_tiles
+binding.get_host_cpu_features = real
+import test_compiled_linear as tests
+tests.compiled_linear.MIN_MULTIPLICATIONS = 0
+for kind in ("bytes",):
+    tests.assert_agrees(tests.arguments(37, 70, 10, tests.np.float32, kind), tests.np.float32)
+print(register_tiles.VECTOR_BYTES, register_tiles.TILE_ROWS)
+"""
+    # A folder of its own: numba would take what it compiled for the real processor.
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"avx": "32 2", "neon": "16 4"}.get("".join(extensions), "16 2")
+    assert done.stdout.strip() == expected
