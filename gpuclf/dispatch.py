@@ -17,7 +17,13 @@ from gpuclf.backend import library_name
 __all__ = ["Fusable", "fusable"]
 
 # Imported at the first call with an array of that library, never before.
-KERNEL_MODULES = {"numpy": ("gpuclf.kernels.on_numpy", "gpuclf.kernels.compiled_linear")}
+KERNEL_MODULES = {
+    "numpy": (
+        "gpuclf.kernels.on_numpy",
+        "gpuclf.kernels.compiled_linear",
+        "gpuclf.kernels.neighbors_on_numpy",
+    )
+}
 
 
 class Fusable(Protocol):

@@ -11,7 +11,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["softmax_loss_naive", "two_layer_loss_naive"]
+__all__ = [
+    "pairwise_distances_one_loop",
+    "pairwise_distances_two_loops",
+    "softmax_loss_naive",
+    "two_layer_loss_naive",
+]
 
 Floats = NDArray[np.floating]
 
@@ -132,6 +137,69 @@ def two_layer_loss_naive(
             loss += reg * float(value) ** 2
         grads[name] += 2 * reg * params[name]
     return loss, grads
+
+
+def pairwise_distances_two_loops(A: Floats, B: Floats, metric: str = "l2") -> Floats:
+    """L2 or L1 distances, looping over both sets of samples.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+    metric : {"l2", "l1"}
+
+    Returns
+    -------
+    float64 array of shape (N, M)
+
+    Raises
+    ------
+    ValueError
+        If the shapes or the metric do not fit.
+
+    Examples
+    --------
+    >>> pairwise_distances_two_loops(np.zeros((1, 2)), np.array([[3.0, 4.0]]))
+    array([[5.]])
+    """
+    A, B = _check_pair(A, B, metric)
+    distances = np.zeros((len(A), len(B)))
+    for i in range(len(A)):
+        for j in range(len(B)):
+            difference = A[i] - B[j]
+            if metric == "l2":
+                distances[i, j] = np.sqrt(np.sum(difference * difference))
+            else:
+                distances[i, j] = np.sum(np.abs(difference))
+    return distances
+
+
+def pairwise_distances_one_loop(A: Floats, B: Floats, metric: str = "l2") -> Floats:
+    """L2 or L1 distances, looping over A; as :func:`pairwise_distances_two_loops`.
+
+    Examples
+    --------
+    >>> pairwise_distances_one_loop(np.zeros((1, 2)), np.array([[3.0, 4.0]]), metric="l1")
+    array([[7.]])
+    """
+    A, B = _check_pair(A, B, metric)
+    distances = np.zeros((len(A), len(B)))
+    for i in range(len(A)):
+        differences = A[i] - B
+        if metric == "l2":
+            distances[i] = np.sqrt(np.sum(differences * differences, axis=1))
+        else:
+            distances[i] = np.sum(np.abs(differences), axis=1)
+    return distances
+
+
+def _check_pair(A: Floats, B: Floats, metric: str) -> tuple[Floats, Floats]:
+    if metric not in ("l2", "l1"):
+        raise ValueError(f"metric must be 'l2' or 'l1', got {metric!r}")
+    A, B = np.asarray(A, dtype=np.float64), np.asarray(B, dtype=np.float64)  # bytes would wrap
+    if A.ndim != 2 or B.ndim != 2 or A.shape[1] != B.shape[1]:
+        raise ValueError(f"A (N, D) and B (M, D) must fit, got {A.shape} and {B.shape}")
+    return A, B
 
 
 def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer] | None) -> tuple[int, int, int]:

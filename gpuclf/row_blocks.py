@@ -14,12 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, single_threaded_blas
 
-__all__ = ["block_rows", "concat_row_blocks", "row_slices", "sum_over_row_blocks"]
+__all__ = ["block_rows", "concat_row_blocks", "map_row_blocks", "row_slices", "sum_over_row_blocks"]
+
+Result = TypeVar("Result")
 
 # A block of floats is read where it lies. Blocks that fit L2 would be read from memory once, but
 # the threads would meet at the interpreter's lock so often that it costs more than it saves;
@@ -79,10 +82,32 @@ def sum_over_row_blocks(
     list of array
         One sum for each array that `partial` returns.
     """
+    return _sum(
+        _in_shares(lambda share: _sum_in_order(partial, share), n_rows, rows_per_block, parallel)
+    )
+
+
+def map_row_blocks(
+    part: Callable[[slice], Result], n_rows: int, rows_per_block: int, *, parallel: bool
+) -> list[Result]:
+    """Return what ``part(rows)`` gives for each block, in the order of the rows.
+
+    The parameters are those of :func:`sum_over_row_blocks`.
+    """
+    shares = _in_shares(
+        lambda share: [part(rows) for rows in share], n_rows, rows_per_block, parallel
+    )
+    return [result for share in shares for result in share]
+
+
+def _in_shares(
+    work: Callable[[Sequence[slice]], Result], n_rows: int, rows_per_block: int, parallel: bool
+) -> list[Result]:
+    """Return ``work(blocks)`` for the blocks of each thread."""
     blocks = row_slices(n_rows, rows_per_block)
     workers = min(cpu_workers(), len(blocks)) if parallel else 1
     if workers == 1:
-        return _sum_in_order(partial, blocks)
+        return [work(blocks)]
     with single_threaded_blas():
         # Shares of equal length: nobody should wait for the thread that has one block more.
         bounds = [n_rows * w // workers for w in range(workers + 1)]
@@ -91,19 +116,15 @@ def sum_over_row_blocks(
             for a, b in pairwise(bounds)
         ]
         # A copied context carries numpy.errstate into the threads.
-        pending = [
-            _thread_pool().submit(copy_context().run, _sum_in_order, partial, share)
-            for share in shares[1:]
-        ]
+        pending = [_thread_pool().submit(copy_context().run, work, share) for share in shares[1:]]
         try:
-            totals = [_sum_in_order(partial, shares[0])]
+            results = [work(shares[0])]
         finally:
             finished = [future.exception() for future in pending]
         for error in finished:
             if error is not None:
                 raise error
-        totals += [future.result() for future in pending]
-    return _sum(totals)
+        return results + [future.result() for future in pending]
 
 
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:

@@ -156,11 +156,11 @@ def check_penalty(reg: float) -> None:
         raise ValueError(f"reg must be a finite number, at least 0, got {reg!r}")
 
 
-def check_finite(X: Array | Standardized) -> None:
+def check_finite(X: Array | Standardized, name: str = "X") -> None:
     """Raise if samples on the host hold a NaN or an infinity."""
     stored = X.X if isinstance(X, Standardized) else X
     if values_are_on_host(stored):
-        _raise_if_not_finite("X", stored)
+        _raise_if_not_finite(name, stored)
 
 
 def _raise_if_not_finite(name: str, value: np.ndarray) -> None:

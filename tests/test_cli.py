@@ -264,6 +264,26 @@ def test_train_reports_the_accuracy_on_each_part(small, images, tmp_path, model,
     assert str(path) in output.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "n_neighbors", "metric"),
+    [((), 5, "l2"), (("--neighbors", 1, "--metric", "l1"), 1, "l1")],
+)
+def test_train_knn_classifies_the_test_images(
+    small, images, tmp_path, options, n_neighbors, metric
+):
+    path = tmp_path / "knn.json"
+    arguments = ("--data", "synthetic", "--backend", "numpy", "--json", path)
+    output = run("train", "knn", *arguments, *options)
+    found = json.loads(path.read_text())
+    assert found["settings"] == {"n_neighbors": n_neighbors, "metric": metric, "backend": "numpy"}
+    classifier = gpuclf.KNeighborsClassifier(n_neighbors, metric=metric)
+    classifier.fit(images.X_train, images.y_train)
+    assert found["test_accuracy"] == classifier.score(images.X_test, images.y_test)
+    assert f"{found['test_accuracy']:.4f}" in output
+    assert found["predict_seconds"] > 0
+    assert str(path) in output.replace("\n", "")
+
+
 def test_train_shows_each_epoch_where_there_is_no_terminal(small):
     output = run("train", "softmax", "--data", "synthetic", "--epochs", 2, "--backend", "numpy")
     for epoch in (1, 2):
@@ -515,6 +535,9 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
     [
         (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
+        (["train", "softmax", "--metric", "l1"], "--metric does not apply to softmax"),
+        (["train", "knn", "--epochs", 2], "--epochs does not apply to knn"),
+        (["train", "knn", "--learning-rate", 2], "--learning-rate does not apply to knn"),
         (["train", "svm"], "'svm' is not one of"),
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["search", "knn", "--epochs", 3], "--epochs does not apply to knn"),

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from gpuclf.cli import output
+from gpuclf.cli.knn import train_knn
 from gpuclf.cli.options import (
     BackendName,
     BackendOption,
@@ -30,6 +31,7 @@ class ModelName(StrEnum):
 
     softmax = "softmax"
     two_layer = "two-layer"
+    knn = "knn"
 
 
 class SolverName(StrEnum):
@@ -37,6 +39,13 @@ class SolverName(StrEnum):
 
     sgd = "sgd"
     lbfgs = "lbfgs"
+
+
+class MetricName(StrEnum):
+    """Values of --metric."""
+
+    l2 = "l2"
+    l1 = "l1"
 
 
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
@@ -68,6 +77,8 @@ def train(
         int | None, typer.Option(min=1, help="two-layer only; default 512.")
     ] = None,
     solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
+    neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
+    metric: Annotated[MetricName | None, typer.Option(help="knn only; default l2.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Train a classifier and report its train, validation and test accuracy."""
@@ -86,6 +97,14 @@ def train(
         "hidden_size": hidden_size,
         "solver": None if solver is None else str(solver),
     }
+    if model is ModelName.knn:
+        for name in (name for name, value in options.items() if value is not None):
+            option = "epochs" if name == "max_iter" else name.replace("_", "-")
+            raise typer.BadParameter(f"--{option} does not apply to {model}")
+        return train_knn(neighbors or 5, str(metric or "l2"), backend, data, data_dir, seed, json)
+    for name, value in (("neighbors", neighbors), ("metric", metric)):
+        if value is not None:
+            raise typer.BadParameter(f"--{name} does not apply to {model}")
     settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
     foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
     for name in foreign & settings.keys():

@@ -1,6 +1,7 @@
 """scikit-learn estimators over the shared functions; the only place that imports scikit-learn."""
 
+from gpuclf.estimators.neighbors import KNeighborsClassifier
 from gpuclf.estimators.softmax import SoftmaxClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
-__all__ = ["SoftmaxClassifier", "TwoLayerNetClassifier"]
+__all__ = ["KNeighborsClassifier", "SoftmaxClassifier", "TwoLayerNetClassifier"]

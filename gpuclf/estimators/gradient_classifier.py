@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import accuracy_score
-from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.estimators.array_classifier import ArrayClassifier
 from gpuclf.features import Standardized
 from gpuclf.losses import softmax
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
-from gpuclf.validation import check_finite, check_samples, check_weights
 
 __all__ = ["GradientClassifier"]
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
-ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class GradientClassifier(ArrayClassifier):
     """Base of the classifiers that are trained by gradients.
 
     A subclass has the hyper-parameters as attributes and gives the model by `_initial_params`,
@@ -202,17 +196,6 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_iter_ += 1
         self._record(history)
 
-    @contextmanager
-    def _unchanged_if_it_fails(self) -> Iterator[None]:
-        """Leave no half-trained model behind an error or an interruption."""
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
     def _run_sgd(
         self,
         params: dict[str, Array],
@@ -306,29 +289,7 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the most probable labels, shape (N,), in the array library of X."""
         scores = self._class_scores(X)
         xp = array_namespace(scores)
-        best = xp.argmax(scores, axis=-1)
-        if xp is np:
-            return self.classes_[best]
-        if self.classes_.dtype.kind not in "iub":
-            raise TypeError(
-                f"the labels are of type {self.classes_.dtype}, which only NumPy arrays can hold: "
-                "pass X by gpuclf.to_host(X), or fit with integer labels"
-            )
-        return xp.take(to_device(self.classes_, like=scores), best)
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the share of right predictions, as a float on the host.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D), or Standardized
-        y : array-like of shape (N,)
-            True labels.
-        sample_weight : array-like of shape (N,), optional
-        """
-        predicted = to_host(self.predict(X))
-        y, sample_weight = (to_host(v) if _is_checked_here(v) else v for v in (y, sample_weight))
-        return float(accuracy_score(column_or_1d(y), predicted, sample_weight=sample_weight))
+        return self._labels(xp.argmax(scores, axis=-1))
 
     def _class_scores(self, X: Any) -> Array:
         check_is_fitted(self, "params_")
@@ -336,77 +297,6 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         features = self._features(samples)
         stored = features.X if isinstance(features, Standardized) else features
         return self._scores(to_device(self.params_, like=stored), features)
-
-    # ----------------------------------------------------------------------- input checks
-
-    def _check_samples(self, X: Any, *, reset: bool) -> Any:
-        if not _is_checked_here(X):
-            return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
-        _, _, n_features = check_samples(X)
-        if reset:
-            self.n_features_in_ = n_features
-            self.__dict__.pop("feature_names_in_", None)
-        elif n_features != self.n_features_in_:
-            raise ValueError(
-                f"X has {n_features} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input"
-            )
-        check_finite(X)
-        return X
-
-    def _check_training_data(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
-    ) -> tuple[Any, Any, Array | None]:
-        if not _is_checked_here(X):
-            for name, value in (("y", y), ("sample_weight", sample_weight)):
-                if _is_checked_here(value):
-                    array_namespace(**{"X": np.asarray(X), name: value})  # raises
-            X, y = validate_data(self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False)
-            check_classification_targets(y)
-            if sample_weight is not None:
-                sample_weight = _check_sample_weight(
-                    sample_weight, X, dtype=np.float64, ensure_non_negative=True
-                )
-            return X, y, sample_weight
-        X = self._check_samples(X, reset=reset)
-        stored = X.X if isinstance(X, Standardized) else X
-        if isinstance(stored, np.ndarray):
-            y = np.asarray(y)
-            sample_weight = None if sample_weight is None else np.asarray(sample_weight)
-        xp = array_namespace(X=stored, y=y, sample_weight=sample_weight)
-        if tuple(y.shape) != (stored.shape[0],):
-            raise ValueError(
-                f"y must have shape ({stored.shape[0]},), one label for each row of X, got "
-                f"{tuple(y.shape)}"
-            )
-        if xp is np:
-            check_classification_targets(y)
-        elif not xp.isdtype(y.dtype, "integral"):
-            raise TypeError(f"labels on a device must be integers, got {y.dtype}")
-        return X, y, check_weights(sample_weight, X, xp.float64)
-
-    def _number_classes(self, labels: Any) -> None:
-        host = isinstance(labels, np.ndarray)
-        found = np.unique(labels) if host else array_namespace(labels).unique_values(labels)
-        self.classes_ = np.sort(np.asarray(to_host(found)))
-
-    def _targets(self, labels: Array) -> Array:
-        """Return the number of each label's class."""
-        if isinstance(labels, np.ndarray):
-            unknown = ~np.isin(labels, self.classes_)
-            if unknown.any():
-                raise ValueError(
-                    f"y has the label {labels[unknown][0]!r}, which is not among the classes "
-                    f"{self.classes_.tolist()}"
-                )
-            return np.searchsorted(self.classes_, labels)
-        xp = array_namespace(labels)
-        classes = xp.astype(to_device(self.classes_, like=labels), labels.dtype)
-        numbers = xp.searchsorted(classes, labels)
-        last = int(classes.shape[0]) - 1
-        nearest = xp.where(numbers > last, xp.asarray(last, device=labels.device), numbers)
-        # An unknown label gets a number that no class has, which makes the loss NaN.
-        return xp.where(xp.take(classes, nearest) == labels, nearest, last + 1)
 
     def _learn_standardization(self, samples: Any, weights: Array | None) -> Any:
         self.mean_ = self.scale_ = None
@@ -430,16 +320,6 @@ class GradientClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             {name: value.astype(dtype) for name, value in host.items()}, like=stored
         )
         return params
-
-
-def _is_checked_here(X: Any) -> bool:
-    """Tell the inputs that scikit-learn's checks would refuse or copy to the host."""
-    if isinstance(X, Standardized):
-        return True
-    if isinstance(X, np.ndarray):
-        return False
-    root = type(X).__module__.partition(".")[0]
-    return root in ("cupy", "torch") or hasattr(X, "__array_namespace__")
 
 
 def _generator(random_state: Any) -> np.random.Generator:

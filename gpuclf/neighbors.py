@@ -1,0 +1,531 @@
+"""Distances between samples, and the nearest neighbours that they rank.
+
+Bytes are compared in integers: no distance is rounded, so that ties are ties on every machine. The
+squared L2 distance is expanded into norms and a product, and BLAS does the product in float32:
+pixels relative to 128, multiplied and summed over 1,024 features, stay below 2**24, up to where
+float32 holds every integer.
+
+Floats are compared in float64, the expansion relative to the middle of the training samples. What
+the expansion still rounds is put right for the neighbours: a few more candidates than asked for
+are ranked again by their differences, so that equal samples have distance 0 and tie.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from numbers import Integral
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_host
+from gpuclf.dispatch import fusable
+from gpuclf.features import BYTE_CENTRE, Standardized
+from gpuclf.row_blocks import map_row_blocks, row_slices
+from gpuclf.validation import check_finite, check_samples
+
+__all__ = [
+    "MEMORY_BUDGET",
+    "METRICS",
+    "count_votes",
+    "cross_validate_k",
+    "k_neighbors",
+    "knn_vote",
+    "manhattan",
+    "pairwise_distances",
+    "smallest_k",
+    "squared_euclidean",
+]
+
+METRICS = ("l2", "l1")
+MEMORY_BUDGET = 256 << 20
+EXACT_FEATURES = 1024  # 1,024 * 128 * 128 = 2**24
+SPARE_CANDIDATES = 8
+CENTRE_SAMPLES = 100
+# L1 has no product that BLAS could do, only differences that are written out and summed. On a CPU
+# they should stay in a core's cache; on a device they should be many.
+CPU_DIFFERENCES_BYTES = 256 << 10
+DEVICE_DIFFERENCES_BYTES = 64 << 20
+
+Callback = Callable[[int, int], object]  # (distances done, of how many)
+
+
+def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
+    r"""Distances between all samples of A and all samples of B.
+
+    .. math::
+
+        \text{l2}: \sqrt{\sum_d (a_{id} - b_{jd})^2}, \qquad \text{l1}: \sum_d |a_{id} - b_{jd}|
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+        uint8, float32 or float64; other integers are computed as float64.
+    metric : {"l2", "l1"}, default "l2"
+
+    Returns
+    -------
+    array of shape (N, M), float64
+        In the library of A and B. From bytes they are exact (l2 up to the root's rounding); from
+        floats their squares have an error of about 1e-16 times the squared norms of the centred
+        samples, so that the l2 distance of equal samples may come out as 1e-8 of their norm
+        (:func:`k_neighbors` gives 0).
+
+    Raises
+    ------
+    TypeError
+        If A or B is not an array of real numbers, or they live on different devices.
+    ValueError
+        If shapes or `metric` do not fit, or A or B has NaN (looked for in NumPy arrays only).
+
+    See Also
+    --------
+    gpuclf.naive.pairwise_distances_two_loops, gpuclf.naive.pairwise_distances_one_loop
+    k_neighbors : the nearest ones, without the whole matrix in memory.
+
+    Notes
+    -----
+    Always float64, because rounding distances to float32 would make ties of some that differ.
+    Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise ("no loops").
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A, B = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [0.0, 1.0]])
+    >>> pairwise_distances(A, B)
+    array([[5., 1.]])
+    >>> pairwise_distances(A, B, metric="l1")
+    array([[7., 1.]])
+    """
+    A, B = _check_pair(A, B)
+    return _to_distances(_ranking(B, metric)(A, B), metric)
+
+
+@fusable
+def squared_euclidean(A: Array, B: Array, centre: Array | None = None) -> Array:
+    """Squared L2 distances (N, M): integers for bytes, else float64; inputs are not checked.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+    centre : array of shape (D,), float64, optional
+        Subtracted from A and B first, which changes no distance: the expansion
+        ``a*a + b*b - 2*a*b`` loses the digits that a common offset takes. Not needed by bytes.
+    """
+    xp = array_namespace(A, B)
+    if A.dtype != xp.uint8 or B.dtype != xp.uint8:
+        A, B = xp.astype(A, xp.float64), xp.astype(B, xp.float64)
+        if centre is not None:
+            A, B = A - centre, B - centre
+        squares = A @ B.T
+        squares *= -2
+        squares += xp.sum(A * A, axis=1)[:, None]
+        squares += xp.sum(B * B, axis=1)
+        return xp.maximum(squares, xp.zeros_like(squares[:1, :1]))
+    n_features = int(A.shape[1])
+    integer = xp.int32 if n_features * 255**2 < 2**31 else xp.int64
+    products: Array = 0
+    norms_A: Array = 0
+    norms_B: Array = 0
+    for features in row_slices(n_features, EXACT_FEATURES):
+        a, b = (xp.astype(x[:, features], xp.float32) - BYTE_CENTRE for x in (A, B))
+        products += xp.astype(a @ b.T, integer)
+        norms_A += xp.astype(xp.sum(a * a, axis=1), integer)
+        norms_B += xp.astype(xp.sum(b * b, axis=1), integer)
+    products *= -2
+    products += norms_A[:, None]
+    products += norms_B
+    return products
+
+
+@fusable
+def manhattan(A: Array, B: Array) -> Array:
+    """L1 distances (N, M): integers for bytes, else float64; inputs are not checked.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+    """
+    xp = array_namespace(A, B)
+    exact = A.dtype == xp.uint8 and B.dtype == xp.uint8
+    # Bytes have no negative differences: the larger minus the smaller.
+    dtype, result = (xp.uint8, xp.int32) if exact else (xp.float64, xp.float64)
+    row_bytes = int(A.shape[1]) * (1 if exact else 8)
+    budget = CPU_DIFFERENCES_BYTES if xp is np else DEVICE_DIFFERENCES_BYTES
+    step_B = max(1, min(budget // row_bytes, int(B.shape[0])))
+    step_A = max(1, budget // (row_bytes * step_B))
+
+    def distances(rows_A: slice, rows_B: slice) -> Array:
+        a = xp.astype(A[rows_A, :], dtype)[:, None, :]
+        b = xp.astype(B[rows_B, :], dtype)[None, :, :]
+        return xp.sum(xp.maximum(a, b) - xp.minimum(a, b), axis=-1, dtype=result)
+
+    return xp.concat(
+        [
+            xp.concat([distances(a, b) for a in row_slices(int(A.shape[0]), step_A)], axis=0)
+            for b in row_slices(int(B.shape[0]), step_B)
+        ],
+        axis=1,
+    )
+
+
+@fusable
+def smallest_k(distances: Array, k: int) -> Array:
+    """Columns of the k smallest distances of each row, ordered by (distance, column).
+
+    Parameters
+    ----------
+    distances : array of shape (N, M)
+    k : int
+        From 1 to M.
+
+    Returns
+    -------
+    integer array of shape (N, k)
+        Of equal distances, the one with the smaller column comes first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> smallest_k(np.array([[2.0, 0.0, 2.0, 1.0, 0.0]]), k=4)
+    array([[1, 4, 3, 0]])
+    """
+    check_n_neighbors(k, int(distances.shape[1]))
+    return array_namespace(distances).argsort(distances, axis=1, stable=True)[:, :k]
+
+
+def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
+    """Label that most of the k nearest training samples have.
+
+    Parameters
+    ----------
+    distances : array of shape (N, M)
+        As :func:`pairwise_distances` gives them.
+    y_train : integer array of shape (M,)
+    k : int
+        From 1 to M. Of equal distances, the training sample with the smaller index is nearer.
+
+    Returns
+    -------
+    integer array of shape (N,)
+        A tied vote goes to the smaller label.
+
+    Raises
+    ------
+    TypeError
+        If `y_train` does not hold integers, or lives on another device.
+    ValueError
+        If the shapes do not fit or `k` is out of range.
+
+    Notes
+    -----
+    Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise, with its rule for ties.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> knn_vote(np.array([[3.0, 1.0, 2.0, 2.0]]), np.array([0, 2, 1, 0]), k=3)
+    array([0])
+    """
+    if isinstance(y_train, list | tuple):
+        y_train = to_device(np.asarray(y_train), like=distances)
+    xp = array_namespace(distances=distances, y_train=y_train)
+    if distances.ndim != 2 or tuple(y_train.shape) != (distances.shape[1],):
+        raise ValueError(
+            "distances must have shape (N, M) and y_train (M,), one label for each column, got "
+            f"{tuple(distances.shape)} and {tuple(y_train.shape)}"
+        )
+    if not xp.isdtype(y_train.dtype, "integral"):
+        raise TypeError(f"y_train must hold integers, got {y_train.dtype}")
+    classes = xp.sort(xp.unique_values(y_train))
+    votes = count_votes(_take(y_train, smallest_k(distances, k)), classes)
+    return xp.take(classes, xp.argmax(votes, axis=1))
+
+
+def count_votes(labels: Array, classes: Array) -> Array:
+    """Count how often each class occurs in each row: (N, k) labels, (C,) classes -> (N, C)."""
+    xp = array_namespace(labels, classes)
+    votes = xp.zeros((labels.shape[0], classes.shape[0]), dtype=xp.int64, device=labels.device)
+    for j in range(int(labels.shape[1])):
+        votes += xp.astype(labels[:, j : j + 1] == classes, xp.int64)
+    return votes
+
+
+def k_neighbors(
+    A: Array,
+    B: Array,
+    k: int,
+    metric: str = "l2",
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    callback: Callback | None = None,
+) -> tuple[Array, Array]:
+    """Find the k nearest samples of B to each sample of A, in bounded memory.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+        The queries; dtypes as for :func:`pairwise_distances`.
+    B : array of shape (M, D)
+        The training samples.
+    k : int
+        From 1 to M.
+    metric : {"l2", "l1"}, default "l2"
+    memory_budget : int, default 256 MiB
+        Bytes that temporaries may take, beside the samples and the result: queries and training
+        samples are compared in tiles of that size.
+    callback : callable, optional
+        ``callback(done, total)``, called after each tile with the number of distances; from
+        several threads, one at a time.
+
+    Returns
+    -------
+    distances : array of shape (N, k), float64
+    indices : array of shape (N, k), int64
+        Rows of B, ordered by (distance, index). For bytes, and for integers in floats as far as
+        float64 holds the squares, this is the order of the exact distances.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`pairwise_distances`; also if `k` is out of range or the budget too small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> training = np.array([[0, 0], [3, 4], [0, 3]], dtype=np.uint8)
+    >>> k_neighbors(np.array([[0, 0]], dtype=np.uint8), training, k=2)
+    (array([[0., 3.]]), array([[0, 2]]))
+    """
+    A, B = _check_pair(A, B)
+    xp = array_namespace(A)
+    (n_queries, n_features), n_training = (int(n) for n in A.shape), int(B.shape[0])
+    check_n_neighbors(k, n_training)
+    ranking = _ranking(B, metric)
+    exact = A.dtype == B.dtype == xp.uint8
+    rounds = metric == "l2" and not exact
+    n_candidates = min(k + SPARE_CANDIDATES, n_training) if rounds else k
+    workers = cpu_workers() if xp is np else 1
+    tile_queries, tile_training = _tile_shape(n_queries, n_features, exact, memory_budget, workers)
+    done, lock = 0, threading.Lock()
+
+    def nearest(rows: slice) -> tuple[Array, Array]:
+        nonlocal done
+        queries = A[rows, :]
+        best: tuple[Array, Array] | None = None
+        for tile in row_slices(n_training, tile_training):
+            ranks = ranking(queries, B[tile, :])
+            columns = smallest_k(ranks, min(n_candidates, tile.stop - tile.start))
+            found = _take_from_rows(ranks, columns), columns + tile.start
+            best = found if best is None else _merge(best, found, n_candidates)
+            if callback is not None:
+                with lock:
+                    done += (tile.stop - tile.start) * (rows.stop - rows.start)
+                    callback(done, n_queries * n_training)
+        assert best is not None
+        return _ranked_by_differences(queries, B, best[1], k) if rounds else best
+
+    blocks = map_row_blocks(nearest, n_queries, tile_queries, parallel=xp is np)
+    ranks, indices = (xp.concat(parts, axis=0) for parts in zip(*blocks, strict=True))
+    return _to_distances(ranks, metric), xp.astype(indices, xp.int64, copy=False)
+
+
+def cross_validate_k(
+    X: Array,
+    y: Array,
+    ks: Sequence[int],
+    n_folds: int = 5,
+    metric: str = "l2",
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    callback: Callback | None = None,
+) -> dict[int, list[float]]:
+    """Accuracies of k-nearest neighbours by cross-validation, for several k at once.
+
+    The neighbours are searched once a fold, for the largest k; each smaller k counts the first
+    of them.
+
+    Parameters
+    ----------
+    X : array of shape (N, D)
+    y : integer array of shape (N,)
+    ks : sequence of int
+    n_folds : int, default 5
+        The folds are stretches of X in its own order: shuffle X and y first if they are sorted.
+    metric : {"l2", "l1"}, default "l2"
+    memory_budget : int, default 256 MiB
+        As in :func:`k_neighbors`; a copy of the training folds comes on top.
+    callback : callable, optional
+        ``callback(done, total)``, with the number of distances of all folds.
+
+    Returns
+    -------
+    dict
+        For each k a list of `n_folds` accuracies.
+
+    Notes
+    -----
+    Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise (``k_to_accuracies``).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.array([[0.0], [9.0], [1.0], [8.0]]), np.array([0, 1, 0, 1])
+    >>> cross_validate_k(X, y, ks=[1, 2], n_folds=2)
+    {1: [1.0, 1.0], 2: [0.5, 0.5]}
+    """
+    xp, n_samples = array_namespace(X=X, y=y), int(X.shape[0])
+    if not isinstance(n_folds, Integral) or not 2 <= n_folds <= n_samples:
+        raise ValueError(f"n_folds must be from 2 to the {n_samples} samples, got {n_folds!r}")
+    bounds = [n_samples * i // n_folds for i in range(n_folds + 1)]
+    folds = [slice(start, stop) for start, stop in pairwise(bounds)]
+    smallest_training = n_samples - max(fold.stop - fold.start for fold in folds)
+    if len(ks) == 0:
+        raise ValueError("ks is empty: pass at least one number of neighbours")
+    for k in ks:
+        check_n_neighbors(k, smallest_training)
+    classes = xp.sort(xp.unique_values(y))
+    total = sum((f.stop - f.start) * (n_samples - f.stop + f.start) for f in folds)
+    accuracies: dict[int, list[float]] = {int(k): [] for k in ks}
+    done = 0
+    for fold in folds:
+        before_fold, after_fold = slice(0, fold.start), slice(fold.stop, n_samples)
+        X_train = xp.concat([X[before_fold, :], X[after_fold, :]], axis=0)
+        y_train = xp.concat([y[before_fold], y[after_fold]])
+        report = None if callback is None else _offset(callback, done, total)
+        _, indices = k_neighbors(
+            X[fold, :], X_train, max(ks), metric, memory_budget=memory_budget, callback=report
+        )
+        done += (fold.stop - fold.start) * int(X_train.shape[0])
+        labels = _take(y_train, indices)
+        for k, found in accuracies.items():
+            predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
+            right = xp.astype(predicted == y[fold], xp.float64)
+            found.append(float(xp.mean(right)))
+    return accuracies
+
+
+def check_n_neighbors(k: int, n_training: int) -> None:
+    """Raise a ValueError if there are not k neighbours to find."""
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= n_training:
+        raise ValueError(
+            f"the number of neighbours must be an integer from 1 to the {n_training} training "
+            f"samples (n_samples = {n_training}), got {k!r}"
+        )
+
+
+def _check_pair(A: Array, B: Array) -> tuple[Array, Array]:
+    checked = []
+    for name, X in (("A", A), ("B", B)):
+        if isinstance(X, Standardized):
+            raise TypeError(f"{name} is Standardized; write the samples out: {name}.to_array()")
+        xp = array_namespace(X)
+        if xp.isdtype(X.dtype, ("integral", "bool")) and X.dtype != xp.uint8:
+            X = xp.astype(X, xp.float64)
+        check_samples(X, name)
+        if X.dtype != xp.uint8 and not _is_finite(X):
+            check_finite(X, name)
+        checked.append(X)
+    array_namespace(A=A, B=B)
+    if A.shape[1] != B.shape[1]:
+        raise ValueError(
+            f"A and B must have the same number of features, got shapes {tuple(A.shape)} and "
+            f"{tuple(B.shape)}"
+        )
+    return checked[0], checked[1]
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _is_finite(X: Array) -> bool:
+    """Tell, for NumPy arrays, whether the sum is finite: it needs no temporary."""
+    return not isinstance(X, np.ndarray) or bool(np.isfinite(np.sum(X, dtype=np.float64)))
+
+
+def _ranking(B: Array, metric: str) -> Callable[[Array, Array], Array]:
+    """Return the function whose values order the samples as their distances do."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be 'l2' or 'l1', got {metric!r}")
+    if metric == "l1":
+        return manhattan
+    centre = None if B.dtype == array_namespace(B).uint8 else _centre(B)
+    return lambda A, B: squared_euclidean(A, B, centre)
+
+
+def _to_distances(ranks: Array, metric: str) -> Array:
+    xp = array_namespace(ranks)
+    ranks = xp.astype(ranks, xp.float64, copy=False)
+    return xp.sqrt(ranks) if metric == "l2" else ranks
+
+
+def _centre(B: Array) -> Array:
+    """Return about the mean, rounded to a power of two near the standard deviation.
+
+    So integers stay integers (or halves, quarters, ...), and their squares exact in float64.
+    """
+    standardized = Standardized.fit(B[:: int(B.shape[0]) // CENTRE_SAMPLES + 1, :])
+    grid = 2.0 ** math.floor(math.log2(np.max(to_host(standardized.scale))))
+    return array_namespace(B).round(standardized.mean / grid) * grid
+
+
+def _tile_shape(
+    n_queries: int, n_features: int, exact: bool, memory_budget: int, workers: int
+) -> tuple[int, int]:
+    """Return how many queries are compared with how many training samples at a time.
+
+    A pair takes its distance, the products that it is made of, and what the selection needs. A
+    sample is converted to float64 and squared; bytes are converted to float32, some features at a
+    time. A square tile converts least.
+    """
+    pair = 32
+    row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 24 * n_features
+    memory = memory_budget // workers
+    if memory < pair + 2 * row:
+        raise ValueError(
+            f"memory_budget={memory_budget} bytes is too small for samples of {n_features} "
+            f"features; at least {workers * (pair + 2 * row)} are needed"
+        )
+    side = int((math.sqrt(row**2 + pair * memory) - row) / pair)
+    tile_queries = max(1, min(-(-n_queries // workers), side))
+    return tile_queries, (memory - tile_queries * row) // (tile_queries * pair + row)
+
+
+def _merge(best: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tuple[Array, Array]:
+    # The columns of `best` come first and have the smaller indices: ties keep their order.
+    xp = array_namespace(*best)
+    ranks, indices = (xp.concat(pair, axis=1) for pair in zip(best, found, strict=True))
+    order = smallest_k(ranks, min(k, int(ranks.shape[1])))
+    return _take_from_rows(ranks, order), _take_from_rows(indices, order)
+
+
+def _ranked_by_differences(A: Array, B: Array, candidates: Array, k: int) -> tuple[Array, Array]:
+    """Return squared distances and indices of the k nearest candidates, without expansion."""
+    xp = array_namespace(A)
+    candidates = xp.sort(candidates, axis=1)
+    A = xp.astype(A, xp.float64)
+    squares = []
+    for j in range(int(candidates.shape[1])):
+        difference = A - xp.astype(xp.take(B, candidates[:, j], axis=0), xp.float64)
+        squares.append(xp.sum(difference * difference, axis=1))
+    ranks = xp.stack(squares, axis=1)
+    order = smallest_k(ranks, k)
+    return _take_from_rows(ranks, order), _take_from_rows(candidates, order)
+
+
+def _take(values: Array, indices: Array) -> Array:
+    xp = array_namespace(values, indices)
+    return xp.reshape(xp.take(values, xp.reshape(indices, (-1,))), indices.shape)
+
+
+def _take_from_rows(values: Array, columns: Array) -> Array:
+    xp = array_namespace(values, columns)
+    starts = xp.arange(values.shape[0], dtype=columns.dtype, device=values.device)
+    return _take(xp.reshape(values, (-1,)), columns + starts[:, None] * values.shape[1])
+
+
+def _offset(callback: Callback, before: int, total: int) -> Callback:
+    return lambda done, _: callback(before + done, total)

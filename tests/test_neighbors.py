@@ -1,0 +1,471 @@
+import os
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuclf import (
+    KNeighborsClassifier,
+    MixedDevicesError,
+    knn_vote,
+    neighbors,
+    pairwise_distances,
+)
+from gpuclf.datasets import load_cifar10
+from gpuclf.features import Standardized
+from gpuclf.kernels import neighbors_on_numpy
+from gpuclf.naive import pairwise_distances_one_loop, pairwise_distances_two_loops
+from gpuclf.neighbors import cross_validate_k, k_neighbors, smallest_k
+
+METRICS = ("l2", "l1")
+DTYPES = (np.uint8, np.float32, np.float64)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def exact_distances(A, B, metric):
+    """Return the distances of integers: squares or sums in int64, where nothing is rounded."""
+    difference = A.astype(np.int64)[:, None] - B.astype(np.int64)
+    if metric == "l2":
+        return np.sqrt((difference**2).sum(axis=-1))
+    return np.abs(difference).sum(axis=-1)
+
+
+def assert_exact(lib, found, expected):
+    """Compare to the last bit; PyTorch's square root may be off by that one."""
+    ulps = 1 if lib.name == "torch" else 0
+    np.testing.assert_array_max_ulp(lib.to_numpy(found), expected.astype(np.float64), ulps)
+
+
+def by_distance_and_index(distances, k):
+    return np.array(
+        [sorted(range(len(row)), key=lambda j, row=row: (row[j], j))[:k] for row in distances]
+    )
+
+
+def vote_in_loops(distances, y, k):
+    labels = []
+    for nearest in by_distance_and_index(distances, k):
+        counts = Counter(int(y[j]) for j in nearest)
+        labels.append(min(counts, key=lambda label: (-counts[label], label)))
+    return np.array(labels)
+
+
+def small_integers(n, m, n_features=5, highest=3, seed=0, dtype=np.uint8):
+    """Return samples of few different distances, some of them equal."""
+    rng = np.random.default_rng(seed)
+    A, B = (rng.integers(0, highest, (size, n_features)).astype(dtype) for size in (n, m))
+    return A, B
+
+
+def pixels(n, m, n_features=70, seed=0):
+    rng = np.random.default_rng(seed)
+    A, B = (rng.integers(0, 256, (size, n_features), np.uint8) for size in (n, m))
+    A[0], A[-1], B[0], B[-1] = 0, 255, 255, 0  # the largest distances there are
+    return A, B
+
+
+@pytest.fixture
+def compiled_only(monkeypatch):
+    """Use the compiled distances however little there is to do."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    monkeypatch.setattr(neighbors_on_numpy, "WORTH_COMPILED", 0)
+
+
+# ------------------------------------------------------------------------------- distances
+
+
+@every_metric
+@every_dtype
+def test_loops_give_the_exact_distances_of_integers(metric, dtype):
+    A, B = (x.astype(dtype) for x in pixels(4, 6, 9))
+    expected = exact_distances(A, B, metric)
+    np.testing.assert_array_equal(pairwise_distances_two_loops(A, B, metric), expected)
+    np.testing.assert_array_equal(pairwise_distances_one_loop(A, B, metric), expected)
+
+
+@every_metric
+@every_dtype
+def test_distances_of_integers_are_exact_on_every_library(lib, metric, dtype):
+    A, B = (x.astype(dtype) for x in pixels(7, 11))
+    given = lib.asarray(A), lib.asarray(B)
+    found = pairwise_distances(*given, metric)
+    assert type(found) is type(given[0])
+    assert found.dtype == lib.xp.float64
+    assert_exact(lib, found, exact_distances(A, B, metric))
+    np.testing.assert_array_equal(lib.to_numpy(given[0]), A)
+
+
+@every_metric
+def test_distances_of_long_bytes_are_exact(lib, metric):
+    # More features than float32 can sum, and extremes that fill the chunks to the last digit.
+    A, B = pixels(3, 4, 2500)
+    found = pairwise_distances(lib.asarray(A), lib.asarray(B), metric)
+    assert_exact(lib, found, exact_distances(A, B, metric))
+
+
+@every_metric
+def test_distances_beyond_int32_are_exact(lib, metric):
+    n_features = 2**31 // 255**2 + 1
+    A, B = np.zeros((1, n_features), np.uint8), np.full((2, n_features), 255, np.uint8)
+    found = pairwise_distances(lib.asarray(A), lib.asarray(B), metric)
+    assert_exact(lib, found, exact_distances(A, B, metric))
+
+
+@every_metric
+@pytest.mark.parametrize("dtypes", [(np.uint8, np.float32), (np.float64, np.uint8)])
+def test_dtypes_may_differ(lib, metric, dtypes):
+    A, B = pixels(5, 4, 12)
+    A, B = A.astype(dtypes[0]), B.astype(dtypes[1])
+    found = pairwise_distances(lib.asarray(A), lib.asarray(B), metric)
+    assert_exact(lib, found, exact_distances(A, B, metric))
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_])
+def test_other_integers_are_computed_as_floats(lib, metric, dtype):
+    A, B = small_integers(5, 4, dtype=dtype)
+    found = pairwise_distances(lib.asarray(A), lib.asarray(B), metric)
+    assert_exact(lib, found, exact_distances(A, B, metric))
+
+
+@every_metric
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_distances_of_floats_survive_a_common_offset(lib, metric, dtype, offset):
+    rng = np.random.default_rng(0)
+    A, B = ((rng.standard_normal((n, 30)) + offset).astype(dtype) for n in (8, 9))
+    found = lib.to_numpy(pairwise_distances(lib.asarray(A), lib.asarray(B), metric))
+    expected = pairwise_distances_two_loops(A, B, metric)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+def test_differences_in_pieces_are_the_same(lib, monkeypatch):
+    monkeypatch.setattr(neighbors, "CPU_DIFFERENCES_BYTES", 200)
+    monkeypatch.setattr(neighbors, "DEVICE_DIFFERENCES_BYTES", 200)
+    A, B = pixels(7, 11, 30)
+    for dtype in DTYPES:
+        given = lib.asarray(A.astype(dtype)), lib.asarray(B.astype(dtype))
+        found = lib.to_numpy(pairwise_distances(*given, "l1"))
+        np.testing.assert_array_equal(found, exact_distances(A, B, "l1"))
+
+
+@every_metric
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 64), (9, 70, 130), (5, 131, 3072)])
+def test_compiled_distances_are_those_of_the_shared_body(metric, shape, compiled_only):
+    from gpuclf.kernels import compiled_distances
+
+    n, m, n_features = shape
+    A, B = pixels(n, m, n_features)
+    function = {"l2": neighbors.squared_euclidean, "l1": neighbors.manhattan}[metric]
+    found = getattr(compiled_distances, function.__name__)(A, B)
+    if found is NotImplemented:
+        pytest.skip("this processor lacks the instruction")
+    np.testing.assert_array_equal(found, function.reference(A, B))
+    for view in (A[:, ::2], np.asfortranarray(A), A[::-1]):
+        other = B[:, : view.shape[1]]
+        found = getattr(compiled_distances, function.__name__)(view, other)
+        np.testing.assert_array_equal(found, function.reference(view, other))
+
+
+@every_metric
+def test_the_compiled_distances_are_used_for_much_work(metric, compiled_only, monkeypatch):
+    calls = []
+
+    class Compiled:
+        squared_euclidean = manhattan = staticmethod(lambda A, B: calls.append(1) or NotImplemented)
+
+    monkeypatch.setattr(neighbors_on_numpy, "_compiled", lambda: Compiled)
+    A, B = pixels(3, 4)
+    pairwise_distances(A, B, metric)
+    assert calls == [1]
+    pairwise_distances(A.astype(np.float32), B, metric)
+    assert calls == [1]
+
+
+@every_metric
+def test_without_numba_the_shared_body_runs(metric, compiled_only, monkeypatch):
+    monkeypatch.setattr(neighbors_on_numpy, "find_spec", lambda name: None)
+    neighbors_on_numpy._compiled.cache_clear()
+    try:
+        A, B = pixels(3, 4)
+        np.testing.assert_array_equal(
+            pairwise_distances(A, B, metric), exact_distances(A, B, metric)
+        )
+    finally:
+        neighbors_on_numpy._compiled.cache_clear()
+
+
+# ------------------------------------------------------------------------------- selection
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
+@pytest.mark.parametrize("highest", [1, 3, 1000])
+def test_the_smallest_are_ordered_by_distance_and_index(lib, dtype, highest):
+    distances = np.random.default_rng(highest).integers(0, highest, (13, 40)).astype(dtype)
+    for k in (1, 2, 7, 39, 40):
+        found = lib.to_numpy(smallest_k(lib.asarray(distances), k))
+        np.testing.assert_array_equal(found, by_distance_and_index(distances, k))
+
+
+def test_nan_is_farther_than_infinity(lib):
+    distances = np.array([[np.nan, np.inf, 1.0], [np.nan, np.nan, np.nan], [3.0, 2.0, 1.0]])
+    for k in (1, 2, 3):
+        found = lib.to_numpy(smallest_k(lib.asarray(distances), k))
+        np.testing.assert_array_equal(found, [[2, 1, 0][:k], [0, 1, 2][:k], [2, 1, 0][:k]])
+
+
+@pytest.mark.parametrize("k", [0, -1, 4, 1.0, True, None])
+def test_a_number_of_neighbours_that_does_not_fit_is_refused(lib, k):
+    distances, y = lib.asarray(np.zeros((3, 3))), lib.asarray(np.zeros(3, np.int64))
+    message = "integer from 1 to the 3 training samples"
+    with pytest.raises(ValueError, match=message):
+        smallest_k(distances, k)
+    with pytest.raises(ValueError, match=message):
+        knn_vote(distances, y, k)
+    with pytest.raises(ValueError, match=message):
+        k_neighbors(distances, distances, k)
+
+
+# ------------------------------------------------------------------------------------ vote
+
+
+@every_metric
+@every_dtype
+def test_predictions_with_many_ties_are_the_same_everywhere(lib, metric, dtype):
+    A, B = small_integers(23, 31, dtype=dtype)
+    y = np.random.default_rng(1).integers(0, 4, len(B))
+    distances = pairwise_distances_two_loops(A, B, metric)
+    assert len(np.unique(distances)) < 20  # there are ties
+    given = lib.asarray(A), lib.asarray(B)
+    labels = lib.asarray(y)
+    classifier = KNeighborsClassifier(metric=metric).fit(given[1], labels)
+    for k in (1, 2, 5, 31):
+        expected = vote_in_loops(distances, y, k)
+        voted = knn_vote(pairwise_distances(*given, metric), labels, k)
+        assert type(voted) is type(labels)
+        np.testing.assert_array_equal(lib.to_numpy(voted), expected)
+        predicted = classifier.set_params(n_neighbors=k).predict(given[0])
+        np.testing.assert_array_equal(lib.to_numpy(predicted), expected)
+
+
+def test_a_tied_vote_goes_to_the_smaller_label(lib):
+    distances = lib.asarray(np.array([[1.0, 2.0, 3.0, 4.0]]))
+    for y, k, expected in (
+        ([7, 3, 5, 5], 3, 3),
+        ([7, 3, 3, 7], 4, 3),
+        ([9, -2, 9, -2], 4, -2),
+        ([9, -2, 9, -2], 3, 9),
+    ):
+        assert lib.to_numpy(knn_vote(distances, lib.asarray(np.array(y)), k)).tolist() == [expected]
+
+
+def test_labels_may_be_a_list():
+    assert knn_vote(np.array([[1.0, 0.0]]), [4, 6], 1).tolist() == [6]
+
+
+def test_labels_that_do_not_fit_are_refused(lib):
+    distances = lib.asarray(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"y_train \(M,\).* got \(2, 3\) and \(2,\)"):
+        knn_vote(distances, lib.asarray(np.array([0, 1])), 1)
+    with pytest.raises(TypeError, match="y_train must hold integers, got"):
+        knn_vote(distances, lib.asarray(np.zeros(3)), 1)
+
+
+# ------------------------------------------------------------------------------ neighbours
+
+
+@every_metric
+@every_dtype
+@pytest.mark.parametrize("tile", [(5, 1), (4, 3), (100, 5), (3, 100)])
+def test_neighbours_do_not_depend_on_the_tiles(lib, metric, dtype, tile, monkeypatch, small_blocks):
+    monkeypatch.setattr(neighbors, "_tile_shape", lambda *sizes: tile)
+    A, B = small_integers(11, 17, dtype=dtype)
+    distances = exact_distances(A, B, metric)
+    for k in (1, 6, 17):
+        found = k_neighbors(lib.asarray(A), lib.asarray(B), k, metric)
+        expected = by_distance_and_index(distances, k)
+        np.testing.assert_array_equal(lib.to_numpy(found[1]), expected)
+        assert_exact(lib, found[0], np.take_along_axis(distances, expected, axis=1))
+        assert found[0].dtype == lib.xp.float64
+        assert found[1].dtype == lib.xp.int64
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_floats_have_distance_0_and_the_smaller_index_first(lib, metric, dtype):
+    rng = np.random.default_rng(0)
+    half = (rng.standard_normal((40, 100)) * rng.uniform(0.1, 9, 100) + 50).astype(dtype)
+    B = np.concatenate([half, half, half])
+    distances, indices = k_neighbors(lib.asarray(half), lib.asarray(B), 3, metric)
+    np.testing.assert_array_equal(lib.to_numpy(distances), np.zeros((40, 3)))
+    expected = np.arange(40)[:, None] + [0, 40, 80]
+    np.testing.assert_array_equal(lib.to_numpy(indices), expected)
+
+
+@every_metric
+def test_progress_counts_every_distance(metric, small_blocks):
+    A, B = pixels(40, 50, 20)
+    seen = []
+    k_neighbors(A, B, 3, metric, memory_budget=30_000, callback=lambda *done: seen.append(done))
+    assert len(seen) > 5
+    assert seen[-1] == (2000, 2000)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("budget", [2 << 20, 16 << 20])
+def test_memory_stays_within_the_budget(metric, dtype, budget, monkeypatch):
+    monkeypatch.setattr(neighbors_on_numpy, "_compiled", lambda: None)
+    rng = np.random.default_rng(0)
+    A, B = (rng.integers(0, 256, (n, 1100), np.uint8).astype(dtype) for n in (300, 900))
+    k_neighbors(A[:5], B[:9], 1, metric)  # thread pools and imports
+    tracemalloc.start()
+    try:
+        k_neighbors(A, B, 5, metric, memory_budget=budget)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= budget
+
+
+def test_memory_stays_within_the_budget_of_compiled_distances(compiled_only):
+    A, B = pixels(300, 2000, 1100)
+    for metric in METRICS:
+        k_neighbors(A[:5], B[:9], 1, metric)
+        tracemalloc.start()
+        try:
+            k_neighbors(A, B, 5, metric, memory_budget=4 << 20)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak <= 4 << 20
+
+
+def test_a_budget_that_is_too_small_names_the_least():
+    A, B = pixels(5, 5, 100)
+    with pytest.raises(ValueError, match=r"memory_budget=1000 .* at least (\d+) are") as raised:
+        k_neighbors(A, B, 1, memory_budget=1000)
+    least = int(str(raised.value).split()[-3])
+    k_neighbors(A, B, 1, memory_budget=least)
+    with pytest.raises(ValueError, match="too small"):
+        k_neighbors(A, B, 1, memory_budget=least - 1)
+
+
+def test_an_error_in_the_callback_reaches_the_caller(small_blocks):
+    A, B = pixels(40, 50, 20)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        k_neighbors(A, B, 3, callback=stop)
+
+
+# -------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("function", [pairwise_distances, lambda A, B, m: k_neighbors(A, B, 1, m)])
+def test_what_does_not_fit_is_refused(lib, function):
+    A, B = lib.asarray(np.zeros((2, 3))), lib.asarray(np.zeros((4, 3)))
+    with pytest.raises(
+        ValueError, match=r"same number of features, got shapes \(2, 3\) and \(4, 2"
+    ):
+        function(A, B[:, :2], "l2")
+    with pytest.raises(ValueError, match=r"A must have shape \(N, D\).* got \(2,\)"):
+        function(A[:, 0], B, "l2")
+    with pytest.raises(ValueError, match=r"B is empty"):
+        function(A, B[:0, :], "l2")
+    with pytest.raises(ValueError, match="metric must be 'l2' or 'l1', got 'cosine'"):
+        function(A, B, "cosine")
+    with pytest.raises(TypeError, match=r"B is Standardized; .*to_array"):
+        function(A, Standardized(B, 0.0, 1.0), "l2")
+    if lib.xp is not np:
+        with pytest.raises(MixedDevicesError, match=r"A is .* but B is numpy"):
+            function(A, np.zeros((4, 3)), "l2")
+
+
+def test_nan_is_refused_by_name():
+    A, B = np.zeros((2, 3)), np.zeros((4, 3))
+    B[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"B has 1 NaN .* B\[1, 2\]"):
+        pairwise_distances(A, B)
+
+
+@pytest.mark.parametrize("loops", [pairwise_distances_one_loop, pairwise_distances_two_loops])
+def test_the_loops_refuse_what_does_not_fit(loops):
+    with pytest.raises(ValueError, match=r"must fit, got \(2, 3\) and \(2, 4\)"):
+        loops(np.zeros((2, 3)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="metric must be"):
+        loops(np.zeros((2, 3)), np.zeros((2, 3)), "l3")
+
+
+# ------------------------------------------------------------------------- cross-validation
+
+
+@every_metric
+def test_cross_validation_is_that_of_one_k_after_another(lib, metric):
+    rng = np.random.default_rng(0)
+    X, y = small_integers(43, 1, dtype=np.uint8)[0], rng.integers(0, 3, 43)
+    ks = [5, 1, 8]
+    found = cross_validate_k(lib.asarray(X), lib.asarray(y), ks, n_folds=4, metric=metric)
+    assert list(found) == ks
+    bounds = [43 * i // 4 for i in range(5)]
+    for k in ks:
+        for fold in range(4):
+            own = np.arange(bounds[fold], bounds[fold + 1])
+            rest = np.setdiff1d(np.arange(43), own)
+            distances = exact_distances(X[own], X[rest], metric)
+            expected = np.mean(vote_in_loops(distances, y[rest], k) == y[own])
+            assert found[k][fold] == expected
+            assert isinstance(found[k][fold], float)
+
+
+def test_cross_validation_reports_progress_over_all_folds():
+    X, y = small_integers(20, 1)[0], np.arange(20) % 3
+    seen = []
+    cross_validate_k(X, y, [1], n_folds=4, callback=lambda *done: seen.append(done))
+    assert seen[-1] == (300, 300)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_cross_validation_refuses_what_does_not_fit():
+    X, y = np.zeros((6, 2)), np.arange(6) % 2
+    with pytest.raises(ValueError, match="from 1 to the 3 training samples"):
+        cross_validate_k(X, y, [1, 4], n_folds=2)
+    with pytest.raises(ValueError, match="ks is empty"):
+        cross_validate_k(X, y, [])
+    for n_folds in (1, 7, 2.5):
+        with pytest.raises(ValueError, match=f"n_folds must be from 2 to the 6 .* {n_folds}"):
+            cross_validate_k(X, y, [1], n_folds=n_folds)
+
+
+# --------------------------------------------------------------------------- the real pixels
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
+@pytest.mark.parametrize(("metric", "accuracy"), [("l2", 0.3539), ("l1", 0.3859)])
+def test_the_accuracies_of_nearest_neighbour_on_real_cifar10(metric, accuracy):
+    data = load_cifar10(Path(os.environ["GPUCLF_DATA"]), download=False)
+    if metric == "l1":
+        pytest.importorskip("numba", reason="takes minutes without numba")
+    classifier = KNeighborsClassifier(n_neighbors=1, metric=metric).fit(data.X_train, data.y_train)
+    assert classifier.score(data.X_test, data.y_test) == accuracy
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
+@every_metric
+def test_real_pixels_have_the_same_neighbours_in_loops(metric):
+    data = load_cifar10(Path(os.environ["GPUCLF_DATA"]), download=False)
+    A, B = data.X_test[:40], data.X_train[:3000]
+    distances = pairwise_distances_one_loop(A, B, metric)
+    expected = by_distance_and_index(distances, 10)
+    for dtype in DTYPES:
+        found, indices = k_neighbors(A.astype(dtype), B.astype(dtype), 10, metric)
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(found, np.take_along_axis(distances, expected, axis=1))
