@@ -21,6 +21,7 @@ KERNEL_MODULES = {
     "numpy": (
         "gpuclf.kernels.on_numpy",
         "gpuclf.kernels.compiled_linear",
+        "gpuclf.kernels.compiled_elementwise",
         "gpuclf.kernels.neighbors_on_numpy",
     )
 }

@@ -25,11 +25,13 @@ from gpuclf.backend import (
     to_host,
     values_are_on_host,
 )
+from gpuclf.dispatch import fusable
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
 
-__all__ = ["Features", "Standardized", "take_rows"]
+__all__ = ["Features", "Standardized", "standardized_rows", "take_rows"]
 
 BYTE_CENTRE = 128
+ROWS_TO_FOLD = 16  # for each column of W
 
 
 class Standardized:
@@ -152,8 +154,19 @@ class Standardized:
         xp = array_namespace(self.X)
         dtype = xp.float32 if dtype is None else dtype
         shift = self.mean - BYTE_CENTRE if self.X.dtype == xp.uint8 else self.mean
-        rows = _as_floats(self.X, dtype)
-        return (rows - xp.astype(shift, dtype)) * xp.astype(1 / self.scale, dtype)
+        return standardized_rows(self.X, xp.astype(shift, dtype), xp.astype(1 / self.scale, dtype))
+
+
+@fusable
+def standardized_rows(X: Array, shift: Array, factor: Array) -> Array:
+    """Return ``(X - shift) * factor`` in the dtype of `factor`; bytes count from 128.
+
+    Parameters
+    ----------
+    X : array of shape (N, D), uint8, float32 or float64
+    shift, factor : array of shape (D,)
+    """
+    return (_as_floats(X, factor.dtype) - shift) * factor
 
 
 def _refuse_other_dtypes(X: Array) -> None:
@@ -230,8 +243,8 @@ class Features:
     ----------
     X : array of shape (N, D) or Standardized
     n_outputs : int
-        Columns of the first layer's W. Folding costs a few passes over W and saves a few over the
-        rows, so a batch with fewer rows than W has columns is standardised directly.
+        Columns of the first layer's W. Folding costs a few passes over W, in part in float64, and
+        saves two over the rows: below 16 rows a column, samples are standardised directly.
     dtype : dtype
         Floats to compute in.
 
@@ -255,7 +268,9 @@ class Features:
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
         self.centre: Array | None = None
-        self.folds = (is_bytes or self._standardized is not None) and n_outputs < self.n_samples
+        self.folds = (is_bytes or self._standardized is not None) and (
+            ROWS_TO_FOLD * n_outputs < self.n_samples
+        )
         if not self.folds:
             return
         # The shift stays in float64: b' is the difference of two large sums.

@@ -21,7 +21,14 @@ from gpuclf.validation import (
     check_samples,
 )
 
-__all__ = ["linear_loss", "linear_pass", "linear_scores", "softmax_loss_vectorized"]
+__all__ = [
+    "add_penalty_gradient",
+    "linear_loss",
+    "linear_loss_only",
+    "linear_pass",
+    "linear_scores",
+    "softmax_loss_vectorized",
+]
 
 DataLoss = Callable[[Array, Array, Array], tuple[Array, Array]]
 
@@ -80,8 +87,7 @@ def linear_loss(
     features = Features(X, int(W.shape[-1]), W.dtype)
     weights = mean_weights(sample_weight, features.n_samples, W)
     loss, dW, db = linear_pass(*features.fold(W, b), features, y, weights, data_loss)
-    grads = {"W": features.unfold(dW, db)}
-    grads["W"] += (2 * reg) * W
+    grads = {"W": add_penalty_gradient(features.unfold(dW, db), W, reg)}
     if b is not None:
         grads["b"] = db
     return loss + reg * penalty(W), grads
@@ -127,6 +133,51 @@ def linear_pass(
     return loss, dW, db
 
 
+def linear_loss_only(
+    data_loss: DataLoss,
+    params: dict[str, Array],
+    X: Array | Standardized,
+    y: Array,
+    reg: float,
+    sample_weight: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Compute the loss of :func:`linear_loss` without gradients, for K models in one wide product.
+
+    K products with C columns each read X K times and leave most of a processor idle; side by side,
+    the K models are one product (N, D) x (D, K C).
+
+    Parameters
+    ----------
+    data_loss, params, X, y, reg, sample_weight
+        As in :func:`linear_loss`.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    grads : dict
+        Empty.
+    """
+    W, b = params["W"], params.get("b")
+    xp = array_namespace(W)
+    n_models, (n_features, n_classes) = math.prod(W.shape[:-2]), W.shape[-2:]
+    n_columns = n_models * n_classes
+    features = Features(X, n_columns, W.dtype)
+    weights = mean_weights(sample_weight, features.n_samples, W)
+    W_models, b_models = features.fold(W, b)
+    W_models = xp.reshape(W_models, (n_models, n_features, n_classes))
+    wide_W = xp.reshape(xp.permute_dims(W_models, (1, 0, 2)), (n_features, n_columns))
+    wide_b = None if b_models is None else xp.reshape(b_models, (n_columns,))
+
+    def partial(rows: slice) -> tuple[Array]:
+        wide = affine(features.rows(rows), wide_W, wide_b)
+        scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
+        return (data_loss(scores, y[rows], weights[rows])[0],)
+
+    step = _block_rows(W, features)
+    (loss,) = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
+    return xp.reshape(loss, W.shape[:-2]) + reg * penalty(W), {}
+
+
 def _block_rows(W: Array, features: Features) -> int:
     scores_per_row = 3 * math.prod(W.shape[:-2]) * int(W.shape[-1])  # and what loss makes of them
     floats_per_row = features.n_features + scores_per_row
@@ -146,6 +197,13 @@ def penalty(W: Array) -> Array:
     xp = array_namespace(W)
     flat = xp.reshape(W, (*W.shape[:-2], -1))
     return xp.astype((flat[..., None, :] @ flat[..., :, None])[..., 0, 0], xp.float64)
+
+
+@fusable
+def add_penalty_gradient(dW: Array, W: Array, reg: float) -> Array:
+    """Add the gradient of ``reg * penalty(W)`` to dW, in place, and return it."""
+    dW += (2 * reg) * W
+    return dW
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.dispatch import fusable
 from gpuclf.features import Standardized, take_rows
+from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.row_blocks import row_slices
 
 __all__ = ["DivergedError", "History", "minimize_lbfgs", "minimize_sgd", "one_cycle"]
@@ -31,7 +33,7 @@ class DivergedError(FloatingPointError):
 
 
 # Divergence is reported by DivergedError; NumPy's warnings on the way there would say it twice.
-_quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 @dataclass
@@ -41,17 +43,21 @@ class History:
     Attributes
     ----------
     loss : list of float
-        One value a step: the loss of the mini-batch (SGD), or of all samples after each iteration
-        and once more at the end (L-BFGS).
+        One value a step: the loss of the mini-batch (SGD), or of all samples before each step
+        (gradient descent), after each iteration and once more at the end (L-BFGS), at the best
+        parameters so far (random searches).
     learning_rate : list of float
-        One value a step (SGD only).
+        One value a step (SGD and gradient descent).
     val_accuracy : list of float
         One value an epoch, where validation samples were given.
+    reached_max_iter : bool
+        Whether `max_iter` ended L-BFGS before its tolerance was met.
     """
 
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
+    reached_max_iter: bool = False
 
 
 def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
@@ -75,7 +81,7 @@ def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
     return min(1.0, (step + 1) / (peak * total_steps)) if done < peak else (1 - done) / (1 - peak)
 
 
-@_quietly
+@quietly
 def minimize_sgd(
     objective: Objective,
     params: Params,
@@ -155,8 +161,7 @@ def minimize_sgd(
     }
     history = History() if history is None else history
     n_samples = int(y.shape[0])
-    if sample_weight is not None:
-        sample_weight = _normalized(sample_weight, params) * n_samples
+    shares = normalized_weights(sample_weight, params)
     for _ in range(epochs):
         losses = []
         order = to_device(rng.permutation(n_samples), like=y)
@@ -165,15 +170,16 @@ def minimize_sgd(
             if augment is not None:
                 X_batch = augment(X_batch, rng)
             weights = None
-            if sample_weight is not None:
-                weights = xp.take(sample_weight, batch) / int(batch.shape[0])
+            if shares is not None:
+                weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
             loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             learning_rate = rate(len(history.learning_rate))
-            _descend(params, velocity, grads, learning_rate, momentum, nesterov)
+            for name, value in params.items():
+                momentum_step(value, grads[name], velocity[name], learning_rate, momentum, nesterov)
             losses.append(loss)
             history.learning_rate.append(learning_rate)
         history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
-        _raise_if_diverged(history, len(losses))
+        raise_if_diverged(history, len(losses))
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
@@ -185,25 +191,29 @@ def _batches(order: Array, batch_size: int) -> Iterator[Array]:
         yield order[start : min(start + batch_size, n_samples)]
 
 
-def _descend(
-    params: Params,
-    velocity: Params,
-    grads: Params,
+@fusable
+def momentum_step(
+    value: Array,
+    gradient: Array,
+    velocity: Array,
     learning_rate: float,
     momentum: float,
     nesterov: bool,
 ) -> None:
-    for name, whole in params.items():
-        for rows in _update_slices(whole):
-            value, step, v = whole[rows, ...], grads[name][rows, ...], velocity[name][rows, ...]
-            step *= learning_rate
-            v *= momentum
-            v -= step
-            if nesterov:
-                value -= step
-                value += momentum * v
-            else:
-                value += v
+    """Update one parameter and its velocity in place, as :func:`minimize_sgd` says.
+
+    The gradient may be overwritten.
+    """
+    for rows in _update_slices(value):
+        w, step, v = value[rows, ...], gradient[rows, ...], velocity[rows, ...]
+        step *= learning_rate
+        v *= momentum
+        v -= step
+        if nesterov:
+            w -= step
+            w += momentum * v
+        else:
+            w += v
 
 
 def _update_slices(param: Array) -> list[slice]:
@@ -214,15 +224,18 @@ def _update_slices(param: Array) -> list[slice]:
     return row_slices(n_rows, max(1, UPDATE_BYTES * n_rows // param.nbytes))
 
 
-def _normalized(sample_weight: Array, params: Params) -> Array:
+def normalized_weights(sample_weight: Array | None, params: Params) -> Array | None:
     """Scale the weights to sum 1, in the dtype that the losses are computed in."""
+    if sample_weight is None:
+        return None
     xp = array_namespace(sample_weight)
     dtype = next(iter(params.values())).dtype
     wide = xp.astype(sample_weight, xp.float64)
     return xp.astype(wide / xp.sum(wide), dtype)
 
 
-def _raise_if_diverged(history: History, n_new: int) -> None:
+def raise_if_diverged(history: History, n_new: int) -> None:
+    """Raise if one of the last `n_new` losses is not finite."""
     wrong = [loss for loss in history.loss[-n_new:] if not math.isfinite(loss)]
     if wrong:
         rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
@@ -233,7 +246,7 @@ def _raise_if_diverged(history: History, n_new: int) -> None:
         )
 
 
-@_quietly
+@quietly
 def minimize_lbfgs(
     objective: Objective,
     params: Params,
@@ -274,42 +287,29 @@ def minimize_lbfgs(
     from scipy.optimize import minimize
 
     history = History()
-    names = list(params)
-    weights = None if sample_weight is None else _normalized(sample_weight, params)
-
-    def unpack(flat: np.ndarray) -> Params:
-        unpacked, start = {}, 0
-        for name in names:
-            like = params[name]
-            size = math.prod(like.shape)
-            host = flat[start : start + size].reshape(like.shape)
-            host_dtype = np.dtype(str(like.dtype).rpartition(".")[2])
-            unpacked[name] = to_device(host.astype(host_dtype), like=like)
-            start += size
-        return unpacked
-
-    def flatten(values: Params) -> np.ndarray:
-        return np.concatenate([np.asarray(to_host(values[n]), np.float64).ravel() for n in names])
+    weights = normalized_weights(sample_weight, params)
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, grads = objective(unpack(flat), X, y, reg, weights)
-        return float(to_host(loss)), flatten(grads)
+        loss, grads = objective(unflatten_params(flat, params), X, y, reg, weights)
+        return float(to_host(loss)), flatten_params({name: grads[name] for name in params})
 
     def after_iteration(intermediate_result: Any) -> None:
         history.loss.append(float(intermediate_result.fun))
-        if on_iteration is not None and on_iteration(unpack(intermediate_result.x), history):
+        now = intermediate_result.x
+        if on_iteration is not None and on_iteration(unflatten_params(now, params), history):
             raise StopIteration
 
-    xp = array_namespace(params[names[0]])
-    rounding = float(xp.finfo(params[names[0]].dtype).eps)
+    first = next(iter(params.values()))
+    rounding = float(array_namespace(first).finfo(first.dtype).eps)
     found = minimize(
         evaluate,
-        flatten(params),
+        flatten_params(params),
         jac=True,
         method="L-BFGS-B",
         callback=after_iteration,
         options={"maxiter": max_iter, "gtol": tol, "ftol": 4 * rounding},
     )
     history.loss.append(float(found.fun))
-    _raise_if_diverged(history, 1)
-    return unpack(found.x), history, int(found.nit)
+    raise_if_diverged(history, 1)
+    history.reached_max_iter = found.status == 1
+    return unflatten_params(found.x, params), history, int(found.nit)

@@ -9,7 +9,7 @@ import numpy as np
 from gpuclf.backend import Array, array_namespace
 from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
-from gpuclf.linear import mean_weights, penalty
+from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
 from gpuclf.validation import (
@@ -160,7 +160,7 @@ def two_layer_objective(
     )
     grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
     for name in ("W1", "W2"):
-        grads[name] += (2 * reg) * params[name]
+        grads[name] = add_penalty_gradient(grads[name], params[name], reg)
     return loss + reg * (penalty(params["W1"]) + penalty(W2)), grads
 
 

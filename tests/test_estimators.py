@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -463,6 +463,7 @@ def test_precision_of_the_model(kind, dtype, precision, expected):
 
 
 @every_kind
+@pytest.mark.filterwarnings("ignore:L-BFGS stopped at max_iter")
 def test_validation_accuracy_has_one_value_an_epoch(kind):
     X, y = make_data()
     X_val, y_val = make_data(seed=1)
@@ -471,6 +472,17 @@ def test_validation_accuracy_has_one_value_an_epoch(kind):
     assert len(classifier.val_accuracy_history_) == 4
     assert classifier.val_accuracy_history_[-1] == classifier.score(X_val, y_val)
     assert KINDS[kind](max_iter=4).fit(X, y).val_accuracy_history_ == []
+
+
+def test_lbfgs_warns_where_it_was_called_if_it_stops_at_max_iter():
+    X, y = make_data()
+    with pytest.warns(ConvergenceWarning, match="max_iter=3 before it converged") as caught:
+        stopped = KINDS["softmax-lbfgs"](max_iter=3).fit(X, y)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert stopped.n_iter_ == 3
+    assert KINDS["softmax-lbfgs"](max_iter=500).fit(X, y).n_iter_ < 500  # warnings are errors
+    stopped_by_callback = KINDS["softmax-lbfgs"](max_iter=3)
+    stopped_by_callback.fit(X, y, callback=lambda epoch, history: epoch == 3)
 
 
 def test_validation_does_not_change_what_is_learnt():

@@ -50,7 +50,7 @@ def test_standardising_in_the_pass_equals_writing_the_floats_out(lib, n, dtype):
         assert relative_error(ours, written) < 1e-12  # float64, folded: some cancellation
 
 
-@pytest.mark.parametrize("n", [9, 40], ids=["standardised directly", "folded"])
+@pytest.mark.parametrize("n", [160, 161], ids=["standardised directly", "folded"])
 def test_raw_bytes_equal_raw_floats(lib, n):
     X, params, y = make_bytes(n, 6), make_linear(6, 10), np.arange(n) % 10
     params["W"] /= 100
@@ -61,16 +61,16 @@ def test_raw_bytes_equal_raw_floats(lib, n):
 
 
 def test_both_branches_are_taken(lib):
-    samples = Standardized(lib.asarray(make_bytes(10, 4)), 128.0, 50.0)
+    samples = Standardized(lib.asarray(make_bytes(32, 4)), 128.0, 50.0)
     W = lib.asarray(np.ones((4, 2)))
     b = lib.asarray(np.ones(2))
-    few = Features(samples, 10, lib.xp.float64)
+    few = Features(samples, 2, lib.xp.float64)
     assert few.fold(W, b) == (W, b)
-    many = Features(samples, 9, lib.xp.float64)
+    many = Features(samples, 1, lib.xp.float64)
     np.testing.assert_allclose(lib.to_numpy(many.fold(W, b)[0]), 1 / 50, rtol=1e-15)
 
 
-@pytest.mark.parametrize("n_outputs", [2, 50], ids=["folded", "standardised directly"])
+@pytest.mark.parametrize("n_outputs", [1, 50], ids=["folded", "standardised directly"])
 @pytest.mark.parametrize("kind", ["uint8", "float64", "standardized uint8", "standardized float64"])
 def test_folding_moves_between_equal_products(lib, kind, n_outputs):
     X, (mean, scale) = make_bytes(20, 5), make_statistics(5)

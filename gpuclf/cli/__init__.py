@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
+from gpuclf.cli.check import check
 from gpuclf.cli.info import info
 from gpuclf.cli.search import search
 from gpuclf.cli.train import train
@@ -41,7 +42,7 @@ def gpuclf(
     """Train and benchmark the classic image classifiers on NumPy and CuPy."""
 
 
-for command in (bench, train, search, info):
+for command in (bench, train, search, check, info):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -144,9 +145,13 @@ def train(
 
         start = time.perf_counter()
         X_val, y_val = parts["val"]
-        classifier.fit(*parts["train"], X_val=X_val, y_val=y_val, callback=show)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
+            classifier.fit(*parts["train"], X_val=X_val, y_val=y_val, callback=show)
         synchronize()
         fit_seconds = time.perf_counter() - start
+    if classifier.history_.reached_max_iter:
+        output.say(f"L-BFGS had not converged after {classifier.max_iter} iterations (--epochs)")
     accuracy = {name: classifier.score(*part) for name, part in parts.items()}
 
     table = Table(title=f"{model} on {dataset.name}", title_justify="left", title_style="bold")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
@@ -85,6 +87,11 @@ class GradientClassifier(ArrayClassifier):
         ------
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If L-BFGS stopped at `max_iter`.
         """
         with self._unchanged_if_it_fails():
             self._fit(X, y, sample_weight, X_val, y_val, callback)
@@ -125,6 +132,13 @@ class GradientClassifier(ArrayClassifier):
                 sample_weight=weights,
                 on_iteration=None if X_val is None and callback is None else after_epoch,
             )
+            if history.reached_max_iter:
+                warnings.warn(
+                    f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
+                    "max_iter or tol, or standardise the features",
+                    ConvergenceWarning,
+                    stacklevel=3,
+                )
         else:
             history = self._run_sgd(
                 params,

@@ -26,7 +26,7 @@ class SoftmaxClassifier(GradientClassifier):
     solver : {"sgd", "lbfgs"}, default "sgd"
         Mini-batch SGD, or SciPy's L-BFGS on all samples at once.
     max_iter : int, default 20
-        Epochs of SGD, or iterations of L-BFGS.
+        Epochs of SGD, or iterations of L-BFGS, which warns when it stops there.
     learning_rate : float, default 0.003
         The largest learning rate, if the schedule varies it.
     learning_rate_decay : float, default 0.95

@@ -11,14 +11,12 @@ models, other losses, samples that are not one contiguous matrix.
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuclf.backend import cpu_workers
+from gpuclf.kernels.compilation import numba_is_installed
 from gpuclf.linear import linear_pass
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import sum_over_row_blocks
@@ -34,11 +32,6 @@ MAX_CLASSES = 48
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 4096
 MIN_STRETCH_ROWS = 512
-
-
-@cache
-def _numba_is_installed() -> bool:
-    return find_spec("numba") is not None
 
 
 @linear_pass.register("numpy")
@@ -57,17 +50,19 @@ def compiled_linear_pass(
         or n_classes > MAX_CLASSES
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or not features.stored.flags.c_contiguous
-        or not (features.folds or features.are_plain_floats)
-        or not _numba_is_installed()
+        or not numba_is_installed()
     ):
         return NotImplemented
-    loops = importlib.import_module("gpuclf.kernels.compiled_loops")
+    from gpuclf.kernels import linear_loops as loops
+
     (padded, padded_outer), tiles = loops.tiles(n_classes)
     WT = np.zeros((padded, n_features), W.dtype)
     WT[:n_classes] = W.T
     bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
     X, centre = features.stored, features.centre
+    if not (features.folds or features.are_plain_floats):
+        X = features.rows(slice(0, n_samples))
     in_place = X.dtype == W.dtype and centre is None
     if centre is None:
         centre = np.zeros(n_features, W.dtype)

@@ -1,7 +1,7 @@
-"""The compiled loop over sixteen rows of X at a time; imported only where numba is installed.
+"""The loops of compiled_linear.py, sixteen rows at a time; imported only where numba is installed.
 
-numba keeps what it compiled in __pycache__ and looks at this file's date only: after a change of
-register_tiles.py, touch this file.
+After a change of register_tiles.py, touch this file: numba keeps what it compiled until this one's
+date changes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from gpuclf.kernels.compilation import compiled
 from gpuclf.kernels.register_tiles import (
     MAX_DOT_CLASSES,
     MAX_OUTER_CLASSES,
@@ -27,15 +27,6 @@ __all__ = ["pass_converted", "pass_in_place", "tiles"]
 BLOCK_ROWS = 16
 # Features of W that a few tiles of rows use one after another, from L1.
 DOT_FEATURES = 1024
-
-
-def compiled(function: Any) -> Any:
-    """Compile at the first call, without the interpreter's lock; keep the result if possible."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that could be written to
-        return njit(**options)(function)
 
 
 def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:

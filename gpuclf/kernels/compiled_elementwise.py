@@ -1,0 +1,76 @@
+"""Passes over memory that NumPy makes one operation at a time, in one go; needs numba.
+
+A mini-batch step moves more memory than it multiplies: standardising a batch of bytes is four
+passes over floats, and updating a parameter with momentum six.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuclf.features import standardized_rows
+from gpuclf.kernels.compilation import numba_is_installed
+from gpuclf.linear import add_penalty_gradient
+from gpuclf.training import momentum_step
+
+__all__ = ["compiled_add_penalty_gradient", "compiled_momentum_step", "compiled_standardized_rows"]
+
+MIN_ITEMS = 16_384  # below, NumPy is done before numba is imported for the first time
+
+
+def _are_worth_it(*arrays: Any) -> bool:
+    return (
+        arrays[0].size >= MIN_ITEMS
+        and all(array.flags.c_contiguous for array in arrays)
+        and numba_is_installed()
+    )
+
+
+@standardized_rows.register("numpy")
+def compiled_standardized_rows(X: Any, shift: Any, factor: Any) -> Any:
+    """Compute :func:`gpuclf.features.standardized_rows` in one pass."""
+    if not _are_worth_it(X, shift, factor):
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    rows = np.empty(X.shape, factor.dtype)
+    elementwise_loops.standardized_rows(X, shift, factor, rows)
+    return rows
+
+
+@add_penalty_gradient.register("numpy")
+def compiled_add_penalty_gradient(dW: Any, W: Any, reg: float) -> Any:
+    """Compute :func:`gpuclf.linear.add_penalty_gradient` in one pass."""
+    if not _are_worth_it(dW, W) or dW.dtype != W.dtype or dW.shape != W.shape:
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    elementwise_loops.add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
+    return dW
+
+
+@momentum_step.register("numpy")
+def compiled_momentum_step(
+    value: Any,
+    gradient: Any,
+    velocity: Any,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+) -> Any:
+    """Compute :func:`gpuclf.training.momentum_step` in one pass."""
+    arrays = value, gradient, velocity
+    if not _are_worth_it(*arrays) or not value.dtype == gradient.dtype == velocity.dtype:
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    scalar = value.dtype.type
+    elementwise_loops.momentum_step(
+        *(array.reshape(-1) for array in arrays),
+        scalar(learning_rate),
+        scalar(momentum),
+        nesterov,
+    )
+    return None
