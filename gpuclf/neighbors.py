@@ -120,11 +120,12 @@ def squared_euclidean(A: Array, B: Array, centre: Array | None = None) -> Array:
     if A.dtype != xp.uint8 or B.dtype != xp.uint8:
         A, B = xp.astype(A, xp.float64), xp.astype(B, xp.float64)
         if centre is not None:
-            A, B = A - centre, B - centre
+            A -= centre
+            B -= centre
         squares = A @ B.T
         squares *= -2
-        squares += xp.sum(A * A, axis=1)[:, None]
-        squares += xp.sum(B * B, axis=1)
+        squares += xp.vecdot(A, A)[:, None]
+        squares += xp.vecdot(B, B)
         return xp.maximum(squares, xp.zeros_like(squares[:1, :1]))
     n_features = int(A.shape[1])
     integer = xp.int32 if n_features * 255**2 < 2**31 else xp.int64
@@ -478,11 +479,11 @@ def _tile_shape(
     """Return how many queries are compared with how many training samples at a time.
 
     A pair takes its distance, the products that it is made of, and what the selection needs. A
-    sample is converted to float64 and squared; bytes are converted to float32, some features at a
-    time. A square tile converts least.
+    sample is converted to float64; bytes are converted to float32, some features at a time. A
+    square tile converts least.
     """
     pair = 32
-    row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 24 * n_features
+    row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
     memory = memory_budget // workers
     if memory < pair + 2 * row:
         raise ValueError(
