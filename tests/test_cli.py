@@ -388,6 +388,21 @@ def test_search_of_the_net_takes_its_size(small, tmp_path):
     assert len(found["results"]) == 2
 
 
+def test_search_for_the_number_of_neighbours_tries_each(small, images, tmp_path):
+    picture = tmp_path / "knn.png"
+    output, found = searched(tmp_path, "knn", "--plot", picture)
+    tried = [row["params"]["n_neighbors"] for row in found["results"]]
+    assert tried == [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]
+    n_fit = N_TRAIN - N_VALIDATION
+    classifier = gpuclf.KNeighborsClassifier(**found["best_params"])
+    classifier.fit(images.X_train[:n_fit], images.y_train[:n_fit])
+    assert found["val_accuracy"] == classifier.score(images.X_train[n_fit:], images.y_train[n_fit:])
+    assert found["val_accuracy"] == max(row["val_accuracy"] for row in found["results"])
+    assert found["test_accuracy"] == classifier.score(images.X_test, images.y_test)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "10 of 10: n_neighbors 100" in output
+
+
 def test_search_says_which_candidates_diverged_and_goes_on(small, tmp_path):
     output, found = searched(
         *(tmp_path, "softmax", "--rounds", 1, "--candidates", 4, "--epochs", 3),

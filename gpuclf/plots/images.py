@@ -185,7 +185,7 @@ def _draw_grid(
                 *(left + width / 2, top - 0.03 * height, titles[i]),
                 ha="center",
                 va="bottom",
-                fontsize=8,
+                fontsize=8 if n_columns <= 5 else 7,
                 linespacing=1.1,
                 color=colour,
             )
