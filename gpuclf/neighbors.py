@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,8 @@ CENTRE_SAMPLES = 100
 # L1 has no product that BLAS could do, only differences that are written out and summed. On a CPU
 # they should stay in a core's cache; on a device they should be many.
 CPU_DIFFERENCES_BYTES = 256 << 10
-DEVICE_DIFFERENCES_BYTES = 64 << 20
+DEVICE_DIFFERENCES_BYTES = 16 << 20
+DIFFERENCES_AT_ONCE = 4  # as many temporaries of that size
 
 Callback = Callable[[int, int], object]  # (distances done, of how many)
 
@@ -157,7 +159,7 @@ def manhattan(A: Array, B: Array) -> Array:
     # Bytes have no negative differences: the larger minus the smaller.
     dtype, result = (xp.uint8, xp.int32) if exact else (xp.float64, xp.float64)
     row_bytes = int(A.shape[1]) * (1 if exact else 8)
-    budget = CPU_DIFFERENCES_BYTES if xp is np else DEVICE_DIFFERENCES_BYTES
+    budget = _differences_bytes(xp)
     step_B = max(1, min(budget // row_bytes, int(B.shape[0])))
     step_A = max(1, budget // (row_bytes * step_B))
 
@@ -312,7 +314,10 @@ def k_neighbors(
     rounds = metric == "l2" and not exact
     n_candidates = min(k + SPARE_CANDIDATES, n_training) if rounds else k
     workers = cpu_workers() if xp is np else 1
-    tile_queries, tile_training = _tile_shape(n_queries, n_features, exact, memory_budget, workers)
+    reserve = DIFFERENCES_AT_ONCE * _differences_bytes(xp) if metric == "l1" else 0
+    tile_queries, tile_training = _tile_shape(
+        n_queries, n_features, exact, memory_budget, workers, reserve
+    )
     done, lock = 0, threading.Lock()
 
     def nearest(rows: slice) -> tuple[Array, Array]:
@@ -457,6 +462,10 @@ def _ranking(B: Array, metric: str) -> Callable[[Array, Array], Array]:
     return lambda A, B: squared_euclidean(A, B, centre)
 
 
+def _differences_bytes(xp: Any) -> int:
+    return CPU_DIFFERENCES_BYTES if xp is np else DEVICE_DIFFERENCES_BYTES
+
+
 def _to_distances(ranks: Array, metric: str) -> Array:
     xp = array_namespace(ranks)
     ranks = xp.astype(ranks, xp.float64, copy=False)
@@ -474,7 +483,7 @@ def _centre(B: Array) -> Array:
 
 
 def _tile_shape(
-    n_queries: int, n_features: int, exact: bool, memory_budget: int, workers: int
+    n_queries: int, n_features: int, exact: bool, memory_budget: int, workers: int, reserve: int
 ) -> tuple[int, int]:
     """Return how many queries are compared with how many training samples at a time.
 
@@ -484,11 +493,11 @@ def _tile_shape(
     """
     pair = 32
     row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
-    memory = memory_budget // workers
+    memory = memory_budget // workers - reserve
     if memory < pair + 2 * row:
         raise ValueError(
             f"memory_budget={memory_budget} bytes is too small for samples of {n_features} "
-            f"features; at least {workers * (pair + 2 * row)} are needed"
+            f"features; at least {workers * (pair + 2 * row + reserve)} are needed"
         )
     side = int((math.sqrt(row**2 + pair * memory) - row) / pair)
     tile_queries = max(1, min(-(-n_queries // workers), side))

@@ -12,6 +12,7 @@ from gpuclf import (
     knn_vote,
     neighbors,
     pairwise_distances,
+    row_blocks,
 )
 from gpuclf.datasets import load_cifar10
 from gpuclf.features import Standardized
@@ -101,7 +102,7 @@ def test_distances_of_integers_are_exact_on_every_library(lib, metric, dtype):
 @every_metric
 def test_distances_of_long_bytes_are_exact(lib, metric):
     # More features than float32 can sum, and extremes that fill the chunks to the last digit.
-    A, B = pixels(3, 4, 2500)
+    A, B = pixels(3, 4, 2501)  # 127 * 127 * 2501 is odd
     found = pairwise_distances(lib.asarray(A), lib.asarray(B), metric)
     assert_exact(lib, found, exact_distances(A, B, metric))
 
@@ -306,7 +307,8 @@ def test_equal_floats_have_distance_0_and_the_smaller_index_first(lib, metric, d
 
 
 @every_metric
-def test_progress_counts_every_distance(metric, small_blocks):
+def test_progress_counts_every_distance(metric, small_blocks, monkeypatch):
+    monkeypatch.setattr(neighbors, "CPU_DIFFERENCES_BYTES", 100)
     A, B = pixels(40, 50, 20)
     seen = []
     k_neighbors(A, B, 3, metric, memory_budget=30_000, callback=lambda *done: seen.append(done))
@@ -317,11 +319,13 @@ def test_progress_counts_every_distance(metric, small_blocks):
 
 @every_metric
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("budget", [2 << 20, 16 << 20])
+@pytest.mark.parametrize("budget", [6 << 20, 12 << 20])
 def test_memory_stays_within_the_budget(metric, dtype, budget, monkeypatch):
     monkeypatch.setattr(neighbors_on_numpy, "_compiled", lambda: None)
+    for module in (neighbors, row_blocks):
+        monkeypatch.setattr(module, "cpu_workers", lambda: 4)
     rng = np.random.default_rng(0)
-    A, B = (rng.integers(0, 256, (n, 1100), np.uint8).astype(dtype) for n in (300, 900))
+    A, B = (rng.integers(0, 256, (n, 1100), np.uint8).astype(dtype) for n in (120, 900))
     k_neighbors(A[:5], B[:9], 1, metric)  # thread pools and imports
     tracemalloc.start()
     try:
