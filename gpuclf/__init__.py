@@ -27,10 +27,13 @@ _HOMES = {
     "pairwise_distances": "gpuclf.neighbors",
     "softmax_loss_naive": "gpuclf.naive",
     "softmax_loss_vectorized": "gpuclf.linear",
+    "svm_loss_naive": "gpuclf.naive",
+    "svm_loss_vectorized": "gpuclf.linear",
     "two_layer_loss_naive": "gpuclf.naive",
     "two_layer_loss": "gpuclf.two_layer",
     "two_layer_scores": "gpuclf.two_layer",
     "KNeighborsClassifier": "gpuclf.estimators",
+    "LinearSVMClassifier": "gpuclf.estimators",
     "SoftmaxClassifier": "gpuclf.estimators",
     "TwoLayerNetClassifier": "gpuclf.estimators",
 }

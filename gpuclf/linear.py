@@ -11,7 +11,7 @@ from gpuclf.backend import Array, array_namespace
 from gpuclf.dispatch import fusable
 from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward_params
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
 from gpuclf.validation import (
     check_labels,
@@ -28,6 +28,7 @@ __all__ = [
     "linear_pass",
     "linear_scores",
     "softmax_loss_vectorized",
+    "svm_loss_vectorized",
 ]
 
 DataLoss = Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -206,7 +207,6 @@ def add_penalty_gradient(dW: Array, W: Array, reg: float) -> Array:
     return dW
 
 
-@np.errstate(over="ignore", invalid="ignore")  # check_result says it better
 def softmax_loss_vectorized(
     W: Array, X: Array | Standardized, y: Array, reg: float
 ) -> tuple[Array, Array]:
@@ -243,7 +243,9 @@ def softmax_loss_vectorized(
     Notes
     -----
     For a source with W (C, D) and X (D, N), pass ``W.T`` and ``X.T`` and transpose the gradient.
-    X is walked in blocks of rows: see :mod:`gpuclf.row_blocks`. Source: Stanford
+    The bias trick, a column of ones in X and a row b in W, gives the loss of :func:`linear_loss`
+    with a bias b apart if reg is 0; otherwise it penalises b too. X is walked in
+    blocks of rows: see :mod:`gpuclf.row_blocks`. Source: Stanford
     CS231n, assignment 1, softmax exercise.
 
     Examples
@@ -254,12 +256,68 @@ def softmax_loss_vectorized(
     >>> round(float(loss), 6), dW.shape  # log(2) at W = 0
     (0.693147, (3, 2))
     """
+    return _checked_linear_loss(softmax_cross_entropy, W, X, y, reg)
+
+
+def svm_loss_vectorized(
+    W: Array, X: Array | Standardized, y: Array, reg: float
+) -> tuple[Array, Array]:
+    r"""Multiclass SVM loss and (sub)gradient of a linear classifier without bias.
+
+    .. math::
+
+        L = \frac{1}{N} \sum_i \sum_{j \ne y_i} \max(0, s_{ij} - s_{i y_i} + 1)
+            + \lambda \sum_{d,c} W_{dc}^2, \qquad s = X W
+
+    Parameters
+    ----------
+    W : array of shape (D, C), or (..., D, C) for several models at once, float32 or float64
+    X : array of shape (N, D), uint8, float32 or float64, or Standardized
+    y : integer array of shape (N,), values in 0..C-1
+    reg : float
+        The penalty :math:`\lambda`. A source that writes ``0.5 * reg`` means half of this one.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW : array of the shape of W
+        A margin that is met exactly adds nothing: see :func:`gpuclf.losses.multiclass_hinge`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`softmax_loss_vectorized`.
+
+    See Also
+    --------
+    gpuclf.naive.svm_loss_naive : the same in loops.
+
+    Notes
+    -----
+    Layouts, penalties and bias of other sources: see :func:`softmax_loss_vectorized`. Source:
+    Stanford CS231n, assignment 1, SVM exercise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.ones((4, 3)), np.array([0, 1, 2, 0])
+    >>> loss, dW = svm_loss_vectorized(np.zeros((3, 3)), X, y, reg=0.0)
+    >>> float(loss), dW.shape  # C - 1 at W = 0
+    (2.0, (3, 3))
+    """
+    return _checked_linear_loss(multiclass_hinge, W, X, y, reg)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # check_result says it better
+def _checked_linear_loss(
+    data_loss: DataLoss, W: Array, X: Array | Standardized, y: Array, reg: float
+) -> tuple[Array, Array]:
     _, _, n_features = check_samples(X)
     dtype = check_parameter("W", W, X, (n_features, -1))
     y = check_labels(y, X, int(W.shape[-1]))
     check_penalty(reg)
     xp = array_namespace(W)
     params = {"W": xp.astype(W, dtype, copy=False)}
-    loss, grads = linear_loss(softmax_cross_entropy, params, X, y, reg)
+    loss, grads = linear_loss(data_loss, params, X, y, reg)
     check_result(loss, grads["W"], X, W=W)
     return loss, grads["W"]

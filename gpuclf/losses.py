@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpuclf.backend import Array, array_namespace
 from gpuclf.dispatch import fusable
 
-__all__ = ["one_hot", "softmax", "softmax_cross_entropy"]
+__all__ = ["multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]
 
 
 def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
@@ -105,3 +105,62 @@ def softmax_cross_entropy(
         return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dlogits / n_samples
     weighted = losses * sample_weight
     return xp.sum(weighted, axis=-1, dtype=xp.float64), dlogits * sample_weight[..., None]
+
+
+@fusable
+def multiclass_hinge(
+    scores: Array, labels: Array, sample_weight: Array | None = None, margin: float = 1.0
+) -> tuple[Array, Array]:
+    r"""Weston and Watkins's multiclass hinge loss and its gradient with respect to the scores.
+
+    With weights :math:`w_i` that default to :math:`1/N`, and margin :math:`\Delta`,
+
+    .. math::
+
+        L = \sum_i w_i \sum_{j \ne y_i} \max(0, s_{ij} - s_{i y_i} + \Delta), \qquad
+        \frac{\partial L}{\partial s_{ij}} = w_i v_{ij} \; (j \ne y_i), \quad
+        \frac{\partial L}{\partial s_{i y_i}} = -w_i \sum_{j \ne y_i} v_{ij}, \quad
+        v_{ij} = [s_{ij} - s_{i y_i} + \Delta > 0]
+
+    Parameters
+    ----------
+    scores : array of shape (..., N, C), float32 or float64
+    labels : integer array of shape (N,), values in 0..C-1
+    sample_weight : array of shape (N,) or (..., N), optional
+        The factor of each sample's loss, used as it is. By default 1/N, which makes `loss` the
+        mean.
+    margin : float, default 1
+        By how much the label's score must exceed each other score to cost nothing.
+
+    Returns
+    -------
+    loss : array of shape (...), float64
+        NaN if a label is out of range.
+    dscores : array of shape (..., N, C)
+        At a kink, where a term is exactly 0 before the maximum is taken, the subgradient 0.
+
+    Notes
+    -----
+    Source: Stanford CS231n, "Linear classification" (multiclass support vector machine).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, dscores = multiclass_hinge(np.array([[3.0, 2.5, -1.0, 2.0]]), np.array([0]))
+    >>> float(loss), dscores  # the last class is behind by exactly the margin
+    (0.5, array([[-1.,  1.,  0.,  0.]]))
+    """
+    xp = array_namespace(scores=scores, labels=labels, sample_weight=sample_weight)
+    n_samples, n_classes = scores.shape[-2:]
+    labels = xp.astype(labels, xp.int64)
+    onehot = one_hot(labels, n_classes, dtype=scores.dtype)
+    margins = scores - xp.sum(scores * onehot, axis=-1, keepdims=True) + margin
+    violated = xp.astype(margins > 0, scores.dtype) * (1 - onehot)
+    losses = xp.sum(margins * violated, axis=-1)  # a product, because it keeps NaN
+    # On a device nobody has looked at the labels: a wrong one must not give a plausible loss.
+    losses = xp.where((labels >= 0) & (labels < n_classes), losses, xp.nan)
+    dscores = violated - onehot * xp.sum(violated, axis=-1, keepdims=True)
+    if sample_weight is None:
+        return xp.sum(losses, axis=-1, dtype=xp.float64) / n_samples, dscores / n_samples
+    weighted = losses * sample_weight
+    return xp.sum(weighted, axis=-1, dtype=xp.float64), dscores * sample_weight[..., None]

@@ -16,7 +16,7 @@ from gpuclf.backend import Array, array_namespace, to_device
 from gpuclf.gradcheck import GradCheck, grad_check
 from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.linear import DataLoss, linear_loss, linear_scores
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.two_layer import two_layer_objective
 
 __all__ = ["MODELS", "Model", "check_model", "linear_gradients", "two_layer_gradients"]
@@ -89,6 +89,7 @@ def two_layer_gradients(
 _LINEAR_SHAPES = {"W": (N_FEATURES, N_CLASSES), "b": (N_CLASSES,)}
 MODELS = {
     "softmax": Model(_LINEAR_SHAPES, partial(linear_gradients, softmax_cross_entropy)),
+    "svm": Model(_LINEAR_SHAPES, partial(linear_gradients, multiclass_hinge)),
     "two-layer": Model(
         {
             "W1": (N_FEATURES, N_HIDDEN),

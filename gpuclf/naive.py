@@ -15,6 +15,7 @@ __all__ = [
     "pairwise_distances_one_loop",
     "pairwise_distances_two_loops",
     "softmax_loss_naive",
+    "svm_loss_naive",
     "two_layer_loss_naive",
 ]
 
@@ -66,6 +67,57 @@ def softmax_loss_naive(
             for d in range(n_features):
                 dW[d, c] += dscore * float(X[i, d]) / n_samples
     loss /= n_samples
+    for d in range(n_features):
+        for c in range(n_classes):
+            loss += reg * float(W[d, c]) ** 2
+            dW[d, c] += 2 * reg * W[d, c]
+    return loss, dW
+
+
+def svm_loss_naive(
+    W: Floats, X: Floats, y: NDArray[np.integer], reg: float
+) -> tuple[float, Floats]:
+    """Multiclass SVM loss and (sub)gradient, looping over samples, classes and features.
+
+    Parameters
+    ----------
+    W : array of shape (D, C)
+    X : array of shape (N, D)
+    y : integer array of shape (N,), values in 0..C-1
+    reg : float
+        The penalty is ``reg * sum(W * W)``.
+
+    Returns
+    -------
+    loss : float
+    dW : array of shape (D, C)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a label is out of range.
+
+    Examples
+    --------
+    >>> loss, dW = svm_loss_naive(np.zeros((3, 4)), np.ones((2, 3)), np.array([0, 1]), 0.0)
+    >>> loss
+    3.0
+    """
+    n_samples, n_features, n_classes = _check_sizes(W, X, y)
+    loss = 0.0
+    dW = np.zeros_like(W)
+    for i in range(n_samples):
+        scores = [0.0] * n_classes
+        for c in range(n_classes):
+            for d in range(n_features):
+                scores[c] += float(X[i, d]) * float(W[d, c])
+        for c in range(n_classes):
+            margin = scores[c] - scores[y[i]] + 1
+            if c != y[i] and margin > 0:
+                loss += margin / n_samples
+                for d in range(n_features):
+                    dW[d, c] += float(X[i, d]) / n_samples
+                    dW[d, y[i]] -= float(X[i, d]) / n_samples
     for d in range(n_features):
         for c in range(n_classes):
             loss += reg * float(W[d, c]) ** 2

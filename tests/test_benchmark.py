@@ -24,6 +24,7 @@ from gpuclf.benchmark.report import format_seconds, print_rows, write_json
 from gpuclf.benchmark.timing import DisagreementError
 
 SOFTMAX, TWO_LAYER = "softmax loss+gradient", "two-layer loss+gradient"
+SVM = "svm loss+gradient"
 BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
 NAIVE, TEXTBOOK, FLOATS, BYTES = (
     BY_NAME[name]
@@ -123,7 +124,7 @@ def test_inputs_longer_than_a_piece_are_written_out_whole():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
 @pytest.mark.parametrize("samples", [40, 10], ids=["extrapolated", "whole"])
 def test_every_implementation_agrees(no_gpu, operation, dtype, samples):
     rows = run_case(tiny_case(operation, samples), make_inputs(dtype), IMPLEMENTATIONS)
@@ -141,7 +142,7 @@ def test_every_implementation_agrees(no_gpu, operation, dtype, samples):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
 def test_every_implementation_agrees_on_the_gpu(operation):
     if not probe_cupy().usable:
         pytest.skip(probe_cupy().reason)
@@ -171,7 +172,7 @@ def spoiled(implementation, spoil, name="the wrong one"):
     return replace(implementation, name=name, prepare=prepare)
 
 
-@pytest.mark.parametrize("operation", [SOFTMAX, TWO_LAYER])
+@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [(spoil_loss, "loss"), (spoil_gradient, "gradient"), (spoil_with_nan, "loss")],

@@ -210,12 +210,17 @@ def test_bench_on_more_samples_than_there_are_takes_all(narrow, tmp_path):
             {"max_iter": 3, "solver": "lbfgs"},
         ),
         (
+            "svm",
+            ["--epochs", 2, "--learning-rate", 1e-4],
+            {"max_iter": 2, "learning_rate": 1e-4, "batch_size": 200},
+        ),
+        (
             "two-layer",
             ["--epochs", 1, "--hidden-size", 8],
             {"max_iter": 1, "hidden_size": 8, "batch_size": 256, "augment": "horizontal_flip"},
         ),
     ],
-    ids=["softmax", "softmax-lbfgs", "two-layer"],
+    ids=["softmax", "softmax-lbfgs", "svm", "two-layer"],
 )
 def test_train_reports_the_accuracy_on_each_part(small, images, tmp_path, model, options, expected):
     path = tmp_path / "train.json"
@@ -238,7 +243,11 @@ def test_train_reports_the_accuracy_on_each_part(small, images, tmp_path, model,
     assert small == [("synthetic", None, 3)]
 
     # Trained again with the settings it reports, on the parts it should have used.
-    kind = gpuclf.SoftmaxClassifier if model == "softmax" else gpuclf.TwoLayerNetClassifier
+    kind = {
+        "softmax": gpuclf.SoftmaxClassifier,
+        "svm": gpuclf.LinearSVMClassifier,
+        "two-layer": gpuclf.TwoLayerNetClassifier,
+    }[model]
     params = {name: value for name, value in settings.items() if name != "backend"}
     params["augment"] = horizontal_flip if params["augment"] else None
     n_fit = N_TRAIN - N_VALIDATION
@@ -309,7 +318,9 @@ def test_the_same_seed_trains_the_same_model(small, tmp_path):
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
-@pytest.mark.parametrize(("model", "accuracy"), [("softmax", 0.39), ("two-layer", 0.54)])
+@pytest.mark.parametrize(
+    ("model", "accuracy"), [("softmax", 0.39), ("svm", 0.385), ("two-layer", 0.54)]
+)
 def test_the_defaults_learn_the_real_cifar10(tmp_path, model, accuracy):
     path = tmp_path / "train.json"
     output = run("train", model, "--data", "cifar10", "--json", path)
@@ -558,11 +569,13 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["train", "softmax", "--metric", "l1"], "--metric does not apply to softmax"),
         (["train", "knn", "--epochs", 2], "--epochs does not apply to knn"),
         (["train", "knn", "--learning-rate", 2], "--learning-rate does not apply to knn"),
-        (["train", "svm"], "'svm' is not one of"),
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["search", "knn", "--epochs", 3], "--epochs does not apply to knn"),
         (["search", "knn", "--reg", 1, 2], "--reg does not apply to knn"),
         (["search", "softmax", "--rounds", 0], "--rounds"),
+        (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
+        (["train", "svm", "--hidden-size", 3], "--hidden-size does not apply to svm"),
+        (["train", "tree"], "'tree' is not one of"),
         (["train", "softmax", "--epochs", 0], "--epochs"),
         (["bench", "--samples", 100], "--samples"),
         (["bench", "--backend", "jax"], "--backend"),

@@ -12,7 +12,7 @@ from gpuclf.features import Features, Standardized
 from gpuclf.kernels import compiled_linear
 from gpuclf.kernels.compiled_linear import compiled_linear_pass
 from gpuclf.linear import linear_loss, linear_pass
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -33,8 +33,8 @@ def samples(kind, n, d, dtype, rng):
     return Standardized.fit(X) if "standardized" in kind else X
 
 
-def arguments(n=170, d=70, c=10, dtype=np.float64, kind="floats", seed=0):
-    rng = np.random.default_rng(seed)
+def arguments(n=170, d=70, c=10, dtype=np.float64, kind="floats", loss=softmax_cross_entropy):
+    rng = np.random.default_rng(0)
     X = samples(kind, n, d, dtype, rng)
     W = (rng.standard_normal((d, c)) / d).astype(dtype)
     features = Features(X, c, dtype)
@@ -44,7 +44,7 @@ def arguments(n=170, d=70, c=10, dtype=np.float64, kind="floats", seed=0):
         "features": features,
         "y": rng.integers(0, c, n),
         "weights": rng.random(n).astype(dtype),
-        "data_loss": softmax_cross_entropy,
+        "data_loss": loss,
     }
 
 
@@ -69,6 +69,22 @@ def test_agrees_with_the_shared_pass(dtype, kind):
     for n in (11, 161, 175, 176, 177):
         for d in (3, 16, 31, 32, 65, 1030):
             assert_agrees(arguments(n, d, 10, dtype, kind), dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_the_shared_pass_on_the_hinge_loss(dtype):
+    for kind in KINDS:
+        assert_agrees(arguments(177, 65, 10, dtype, kind, multiclass_hinge), dtype)
+
+
+def test_a_margin_of_exactly_zero_has_no_gradient():
+    given = arguments(loss=multiclass_hinge) | {"W": np.zeros((70, 10)), "b": np.zeros(10)}
+    given["b"][3] = -1.0  # the margin of class 3 is 0 for all samples of other classes
+    given["y"][:] = 5
+    _, dW, db = compiled_linear_pass(**given)
+    assert (dW[:, 3] == 0).all()
+    assert db[3] == 0
+    assert_agrees(given, np.float64)
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 7, 13, 25])
@@ -133,18 +149,26 @@ def test_score_gaps_of_ten_thousand_stay_finite():
     assert np.isfinite(db).all()
 
 
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize("wrong", [-1, 10, 1 << 40])
-def test_a_label_out_of_range_makes_the_loss_nan(wrong):
-    given = arguments()
+def test_a_label_out_of_range_makes_the_loss_nan(wrong, loss):
+    given = arguments(loss=loss)
     given["y"][17] = wrong
     loss, dW, _ = compiled_linear_pass(**given)
     assert np.isnan(loss)
     assert np.isnan(dW).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_make_the_loss_nan(value):
-    given = arguments()
+@pytest.mark.parametrize(
+    ("value", "loss"),
+    [
+        (np.nan, softmax_cross_entropy),
+        (np.inf, softmax_cross_entropy),
+        (np.nan, multiclass_hinge),
+    ],
+)
+def test_samples_that_are_not_finite_make_the_loss_nan(value, loss):
+    given = arguments(loss=loss)
     given["features"].stored[23, 5] = value
     assert np.isnan(compiled_linear_pass(**given)[0])
 
@@ -164,7 +188,9 @@ DECLINED = {
     "another loss": {"data_loss": other_loss},
     "several models": {"W": np.zeros((2, 70, 10))},
     "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES + 1))},
-    "rows that do not follow each other": {"features": Features(np.zeros((340, 70))[::2], 10, None)},
+    "rows that do not follow each other": {
+        "features": Features(np.zeros((340, 70))[::2], 10, None)
+    },
     "columns first": {"features": Features(np.zeros((70, 170)).T, 10, None)},
     "weights for each model": {"weights": np.ones((2, 170))},
 }

@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import gpuclf.estimators.two_layer
 from gpuclf import (
+    LinearSVMClassifier,
     MixedDevicesError,
     SoftmaxClassifier,
     Standardized,
@@ -29,12 +30,16 @@ KINDS = {
     "softmax-lbfgs": lambda **options: SoftmaxClassifier(
         **{"solver": "lbfgs", "max_iter": 60, "random_state": 0} | options
     ),
+    "svm": lambda **options: LinearSVMClassifier(
+        **{"max_iter": 5, "batch_size": 20, "learning_rate": 0.01, "random_state": 0} | options
+    ),
     "two-layer": lambda **options: TwoLayerNetClassifier(
         **{"hidden_size": 8, "max_iter": 5, "batch_size": 20, "random_state": 0} | options
     ),
 }
-SGD_KINDS = ["softmax", "two-layer"]
+SGD_KINDS = ["softmax", "svm", "two-layer"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_probabilistic_kind = pytest.mark.parametrize("kind", [k for k in KINDS if k != "svm"])
 every_sgd_kind = pytest.mark.parametrize("kind", SGD_KINDS)
 
 
@@ -60,6 +65,7 @@ def assert_same_params(found, expected):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
     [
+        LinearSVMClassifier(),
         SoftmaxClassifier(),
         SoftmaxClassifier(solver="lbfgs", max_iter=200),
         TwoLayerNetClassifier(),
@@ -83,6 +89,8 @@ def test_answers_come_in_the_library_of_the_samples(lib, kind, n_classes):
     for value in classifier.params_.values():
         assert type(value) is type(given)
     for method in ("predict", "predict_proba", "decision_function"):
+        if kind == "svm" and method == "predict_proba":
+            continue
         found = getattr(classifier, method)(given)
         assert type(found) is type(given), method
         if lib.name != "numpy":
@@ -102,11 +110,11 @@ def test_a_model_fitted_on_numpy_predicts_elsewhere_and_the_other_way_round(lib,
     X_test, _ = make_data(seed=1)
     on_numpy = KINDS[kind]().fit(X, y)
     elsewhere = KINDS[kind]().fit(lib.asarray(X), lib.asarray(y))
-    there = on_numpy.predict_proba(lib.asarray(X_test))
+    there = on_numpy.decision_function(lib.asarray(X_test))
     assert type(there) is type(lib.asarray(X_test))
-    here = elsewhere.predict_proba(X_test)
+    here = elsewhere.decision_function(X_test)
     assert isinstance(here, np.ndarray)
-    wanted = on_numpy.predict_proba(X_test)
+    wanted = on_numpy.decision_function(X_test)
     np.testing.assert_allclose(lib.to_numpy(there), wanted, rtol=0, atol=1e-12)
     np.testing.assert_allclose(here, wanted, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(
@@ -155,11 +163,11 @@ def test_string_labels(kind):
     assert np.mean(predicted == names[y]) > 0.8
     assert classifier.score(X, names[y]) == np.mean(predicted == names[y])
     np.testing.assert_array_equal(
-        classifier.classes_[classifier.predict_proba(X).argmax(axis=1)], predicted
+        classifier.classes_[classifier.decision_function(X).argmax(axis=1)], predicted
     )
 
 
-@every_kind
+@every_probabilistic_kind
 def test_binary_labels(kind):
     X, y = make_data(n_classes=2)
     names = np.array(["no", "yes"])
@@ -172,7 +180,7 @@ def test_binary_labels(kind):
     assert classifier.score(X, names[y]) > 0.8
 
 
-@every_kind
+@every_probabilistic_kind
 def test_probabilities_are_the_softmax_of_the_scores(kind):
     X, y = make_data()
     classifier = KINDS[kind]().fit(X, y)
@@ -208,9 +216,9 @@ def test_integer_sample_weights_are_repeated_samples():
     np.testing.assert_allclose(weighted.mean_, repeated.mean_, rtol=0, atol=1e-12)
     np.testing.assert_allclose(weighted.scale_, repeated.scale_, rtol=1e-12)
     np.testing.assert_allclose(
-        weighted.predict_proba(X), repeated.predict_proba(X), rtol=0, atol=1e-5
+        weighted.decision_function(X), repeated.decision_function(X), rtol=0, atol=1e-5
     )
-    assert np.abs(weighted.predict_proba(X) - plain.predict_proba(X)).max() > 1e-2
+    assert np.abs(weighted.decision_function(X) - plain.decision_function(X)).max() > 1e-2
 
 
 @every_kind
@@ -335,8 +343,8 @@ def test_bytes_give_what_the_same_pixels_as_floats_give(kind):
     from_floats = KINDS[kind]().fit(pixels.astype(np.float32), y)
     # float32 with 24 bits, over 25 steps of SGD or to the optimum that float32 can tell.
     np.testing.assert_allclose(
-        from_bytes.predict_proba(pixels),
-        from_floats.predict_proba(pixels.astype(np.float32)),
+        from_bytes.decision_function(pixels),
+        from_floats.decision_function(pixels.astype(np.float32)),
         rtol=0,
         atol=2e-3 if kind == "softmax-lbfgs" else 2e-5,
     )
@@ -354,11 +362,11 @@ def test_standardized_samples_are_accepted(kind, make):
     np.testing.assert_array_equal(given.mean_, standardized.mean)
     np.testing.assert_array_equal(given.scale_, standardized.scale)
     np.testing.assert_allclose(given.loss_history_, by_itself.loss_history_, rtol=1e-6)
-    found = given.predict_proba(standardized.apply(X_test))
+    found = given.decision_function(standardized.apply(X_test))
     # Only float32's rounding: the same standardisation, learnt inside or outside.
-    np.testing.assert_allclose(found, by_itself.predict_proba(X_test), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, by_itself.decision_function(X_test), rtol=0, atol=1e-5)
     # Samples that come raw are standardised as the training samples were.
-    np.testing.assert_allclose(given.predict_proba(X_test), found, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(given.decision_function(X_test), found, rtol=0, atol=1e-5)
 
 
 def test_score_takes_what_fit_takes():
@@ -650,7 +658,7 @@ def test_pickle_keeps_the_model(kind):
     X, y = make_data()
     classifier = KINDS[kind]().fit(X, y)
     restored = pickle.loads(pickle.dumps(classifier))
-    np.testing.assert_array_equal(restored.predict_proba(X), classifier.predict_proba(X))
+    np.testing.assert_array_equal(restored.decision_function(X), classifier.decision_function(X))
     if kind in SGD_KINDS:  # and the restored one goes on as the original does
         assert_same_params(restored.partial_fit(X, y).params_, classifier.partial_fit(X, y).params_)
 
@@ -661,7 +669,34 @@ def test_pipeline(kind):
     pipeline = make_pipeline(StandardScaler(), KINDS[kind](standardize=False)).fit(X, y)
     alone = KINDS[kind]().fit(X, y)
     # The same standardisation; the bias of a folded and a written-out mean differ by rounding.
-    np.testing.assert_allclose(pipeline.predict_proba(X), alone.predict_proba(X), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        pipeline.decision_function(X), alone.decision_function(X), rtol=0, atol=1e-6
+    )
+
+
+def test_the_svm_tells_two_classes_apart_by_the_sign():
+    X, y = make_data(n_classes=2)
+    names = np.array(["ant", "bee"])
+    classifier = KINDS["svm"]().fit(X, names[y])
+    scores = classifier.decision_function(X)
+    assert scores.shape == (N,)
+    np.testing.assert_array_equal(classifier.predict(X), names[(scores > 0).astype(int)])
+    assert classifier.score(X, names[y]) > 0.8
+
+
+def test_the_svm_has_no_probabilities():
+    assert not hasattr(LinearSVMClassifier(), "predict_proba")
+    assert hasattr(SoftmaxClassifier(), "predict_proba")
+    assert hasattr(TwoLayerNetClassifier(), "predict_proba")
+
+
+def test_grid_search_of_the_svm_in_a_pipeline():
+    X, y = make_data(n=150)
+    pipeline = make_pipeline(StandardScaler(), KINDS["svm"](standardize=False))
+    search = GridSearchCV(pipeline, {"linearsvmclassifier__reg": [1e-3, 1e-1]}, cv=3).fit(X, y)
+    assert len(search.cv_results_["params"]) == 2
+    assert search.best_score_ > 0.8
+    assert clone(search.best_estimator_).get_params()["linearsvmclassifier__max_iter"] == 5
 
 
 def test_grid_search_finds_the_better_penalty():

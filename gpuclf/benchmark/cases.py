@@ -22,7 +22,7 @@ class Case:
 
     Attributes
     ----------
-    operation : {"softmax loss+gradient", "two-layer loss+gradient"}
+    operation : {"softmax loss+gradient", "svm loss+gradient", "two-layer loss+gradient"}
     samples : int
     naive_samples : int
         How many of them the loops run on; their time is scaled to `samples`.

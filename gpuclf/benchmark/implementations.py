@@ -20,6 +20,23 @@ __all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable"]
 Call = Callable[[], tuple[Any, Any]]
 
 
+NAIVE: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": gpuclf.softmax_loss_naive,
+    "svm loss+gradient": gpuclf.svm_loss_naive,
+    "two-layer loss+gradient": gpuclf.two_layer_loss_naive,
+}
+TEXTBOOK: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": textbook.softmax_loss,
+    "svm loss+gradient": textbook.svm_loss,
+    "two-layer loss+gradient": textbook.two_layer_loss,
+}
+GPUCLF: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": gpuclf.softmax_loss_vectorized,
+    "svm loss+gradient": gpuclf.svm_loss_vectorized,
+    "two-layer loss+gradient": gpuclf.two_layer_loss,
+}
+
+
 class Unavailable(Exception):  # noqa: N818 - not an error: the row then carries the reason
     """An implementation cannot run here; the message says why."""
 
@@ -47,25 +64,23 @@ class Implementation:
     extrapolated: bool = False
 
 
-def _is_softmax(case: Case) -> bool:
-    return case.operation.startswith("softmax")
+def _params(case: Case, inputs: Inputs) -> Any:
+    return inputs.params if case.operation == "two-layer loss+gradient" else inputs.W
 
 
 def naive_loops(case: Case, inputs: Inputs) -> Call:
     """Call Python loops over samples, classes and features, on a subset."""
     rows = slice(min(case.naive_samples, case.samples))
     X, y = inputs.floats[rows], inputs.y[rows]
-    if _is_softmax(case):
-        return lambda: gpuclf.softmax_loss_naive(inputs.W, X, y, REG)
-    return lambda: gpuclf.two_layer_loss_naive(inputs.params, X, y, REG)
+    loss, params = NAIVE[case.operation], _params(case, inputs)
+    return lambda: loss(params, X, y, REG)
 
 
 def textbook_numpy(case: Case, inputs: Inputs) -> Call:
     """Call the course's vectorised version."""
     X, y = inputs.floats[: case.samples], inputs.y[: case.samples]
-    if _is_softmax(case):
-        return lambda: textbook.softmax_loss(inputs.W, X, y, REG)
-    return lambda: textbook.two_layer_loss(inputs.params, X, y, REG)
+    loss, params = TEXTBOOK[case.operation], _params(case, inputs)
+    return lambda: loss(params, X, y, REG)
 
 
 def gpuclf_floats(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
@@ -97,11 +112,8 @@ def _cupy() -> Backend:
 
 def _gpuclf_call(case: Case, inputs: Inputs, X: Any, backend: str | Backend) -> Call:
     X, y = gpuclf.to_device(X, backend), gpuclf.to_device(inputs.y[: case.samples], backend)
-    if _is_softmax(case):
-        W = gpuclf.to_device(inputs.W, backend)
-        return lambda: gpuclf.softmax_loss_vectorized(W, X, y, REG)
-    params = gpuclf.to_device(inputs.params, backend)
-    return lambda: gpuclf.two_layer_loss(params, X, y, REG)
+    loss, params = GPUCLF[case.operation], gpuclf.to_device(_params(case, inputs), backend)
+    return lambda: loss(params, X, y, REG)
 
 
 IMPLEMENTATIONS = [

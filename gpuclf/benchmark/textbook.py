@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["softmax_loss", "two_layer_loss"]
+__all__ = ["softmax_loss", "svm_loss", "two_layer_loss"]
 
 
 def softmax_loss(W: Any, X: Any, y: Any, reg: float) -> tuple[Any, Any]:
@@ -22,6 +22,20 @@ def softmax_loss(W: Any, X: Any, y: Any, reg: float) -> tuple[Any, Any]:
     loss = -np.log(probs[np.arange(n_samples), y]).mean() + reg * np.sum(W * W)
     dscores = probs
     dscores[np.arange(n_samples), y] -= 1
+    dscores /= n_samples
+    dW = X.T @ dscores + 2 * reg * W
+    return loss, dW
+
+
+def svm_loss(W: Any, X: Any, y: Any, reg: float) -> tuple[Any, Any]:
+    """Multiclass SVM loss and gradient; arguments as :func:`gpuclf.svm_loss_vectorized`."""
+    n_samples = len(X)
+    scores = X @ W
+    margins = np.maximum(0, scores - scores[np.arange(n_samples), y][:, None] + 1)
+    margins[np.arange(n_samples), y] = 0
+    loss = margins.sum() / n_samples + reg * np.sum(W * W)
+    dscores = (margins > 0).astype(X.dtype)
+    dscores[np.arange(n_samples), y] = -dscores.sum(axis=1)
     dscores /= n_samples
     dW = X.T @ dscores + 2 * reg * W
     return loss, dW

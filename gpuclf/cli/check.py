@@ -28,6 +28,7 @@ class CheckedModel(StrEnum):
 
     all = "all"
     softmax = "softmax"
+    svm = "svm"
     two_layer = "two-layer"
 
 

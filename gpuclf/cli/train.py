@@ -31,6 +31,7 @@ class ModelName(StrEnum):
     """What `gpuclf train` can train."""
 
     softmax = "softmax"
+    svm = "svm"
     two_layer = "two-layer"
     knn = "knn"
 
@@ -52,6 +53,7 @@ class MetricName(StrEnum):
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
 RECIPES: dict[ModelName, dict[str, Any]] = {
     ModelName.softmax: {"max_iter": 10},
+    ModelName.svm: {"max_iter": 10},
     ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
 }
 N_VALIDATION = 1000
@@ -66,13 +68,15 @@ def train(
     seed: SeedOption = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At its largest; default 0.003 softmax, 0.05 two-layer.")
+        float | None,
+        typer.Option(help="At its largest; default 0.003 softmax, 0.0003 svm, 0.05 two-layer."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Default 200 for softmax, 256 for two-layer.")
+        int | None, typer.Option(min=1, help="Default 200, two-layer 256.")
     ] = None,
     reg: Annotated[
-        float | None, typer.Option(help="Factor of sum(W * W); default 1e-3, 1e-4 two-layer.")
+        float | None,
+        typer.Option(help="Factor of sum(W * W); default 1e-3 softmax, 0.03 svm, 1e-4 two-layer."),
     ] = None,
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 512.")
@@ -86,7 +90,7 @@ def train(
     from gpuclf.augment import horizontal_flip
     from gpuclf.backend import environment, get_backend, synchronize, to_device
     from gpuclf.benchmark.report import write_json
-    from gpuclf.estimators import SoftmaxClassifier, TwoLayerNetClassifier
+    from gpuclf.estimators import LinearSVMClassifier, SoftmaxClassifier, TwoLayerNetClassifier
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     output.prepare(json)
@@ -107,16 +111,18 @@ def train(
         if value is not None:
             raise typer.BadParameter(f"--{name} does not apply to {model}")
     settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
-    foreign = {"hidden_size"} if model is ModelName.softmax else {"solver"}
-    for name in foreign & settings.keys():
+    applies_to = {"hidden_size": ModelName.two_layer, "solver": ModelName.softmax}
+    for name in [n for n, only in applies_to.items() if n in settings and model is not only]:
         raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
     if settings.get("solver") == "lbfgs" and epochs is None:
         settings["max_iter"] = 60
     augment = horizontal_flip if settings.pop("augment", False) else None
-    kind = SoftmaxClassifier if model is ModelName.softmax else TwoLayerNetClassifier
-    classifier: GradientClassifier = kind(
-        random_state=seed, precision=str(dtype), augment=augment, **settings
-    )
+    kinds: dict[ModelName, type[GradientClassifier]] = {
+        ModelName.softmax: SoftmaxClassifier,
+        ModelName.svm: LinearSVMClassifier,
+        ModelName.two_layer: TwoLayerNetClassifier,
+    }
+    classifier = kinds[model](random_state=seed, precision=str(dtype), augment=augment, **settings)
 
     classifier.check_hyperparameters()  # before the data are loaded
 

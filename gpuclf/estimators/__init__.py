@@ -2,6 +2,12 @@
 
 from gpuclf.estimators.neighbors import KNeighborsClassifier
 from gpuclf.estimators.softmax import SoftmaxClassifier
+from gpuclf.estimators.svm import LinearSVMClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
-__all__ = ["KNeighborsClassifier", "SoftmaxClassifier", "TwoLayerNetClassifier"]
+__all__ = [
+    "KNeighborsClassifier",
+    "LinearSVMClassifier",
+    "SoftmaxClassifier",
+    "TwoLayerNetClassifier",
+]

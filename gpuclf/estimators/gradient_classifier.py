@@ -16,10 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.estimators.array_classifier import ArrayClassifier
 from gpuclf.features import Standardized
+from gpuclf.linear import linear_scores
 from gpuclf.losses import softmax
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
 
-__all__ = ["GradientClassifier"]
+__all__ = ["GradientClassifier", "LinearClassifier", "ProbabilisticClassifier"]
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
 
@@ -295,12 +296,8 @@ class GradientClassifier(ArrayClassifier):
         scores = self._class_scores(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
-        return softmax(self._class_scores(X))
-
     def predict(self, X: Any) -> Array:
-        """Return the most probable labels, shape (N,), in the array library of X."""
+        """Return the labels of the highest scores, shape (N,), in the array library of X."""
         scores = self._class_scores(X)
         xp = array_namespace(scores)
         return self._labels(xp.argmax(scores, axis=-1))
@@ -334,6 +331,27 @@ class GradientClassifier(ArrayClassifier):
             {name: value.astype(dtype) for name, value in host.items()}, like=stored
         )
         return params
+
+
+class ProbabilisticClassifier(GradientClassifier):
+    """Base of the classifiers whose scores are the logits of a softmax."""
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
+        return softmax(self._class_scores(X))
+
+
+class LinearClassifier(GradientClassifier):
+    """Base of the classifiers with scores ``X @ W + b``, whatever their loss."""
+
+    def _initial_params(
+        self, n_features: int, n_classes: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        # The objective is convex: zero is as good a start as any, and the same on every machine.
+        return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
+
+    def _scores(self, params: dict[str, Array], X: Any) -> Array:
+        return linear_scores(params, X)
 
 
 def _generator(random_state: Any) -> np.random.Generator:

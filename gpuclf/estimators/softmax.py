@@ -5,17 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from gpuclf.backend import Array
-from gpuclf.estimators.gradient_classifier import GradientClassifier
-from gpuclf.linear import linear_loss, linear_scores
+from gpuclf.estimators.gradient_classifier import LinearClassifier, ProbabilisticClassifier
+from gpuclf.linear import linear_loss
 from gpuclf.losses import softmax_cross_entropy
 
 __all__ = ["SoftmaxClassifier"]
 
 
-class SoftmaxClassifier(GradientClassifier):
+class SoftmaxClassifier(ProbabilisticClassifier, LinearClassifier):
     r"""Softmax regression (multinomial logistic regression), on the array library of the samples.
 
     Minimises :math:`\frac{1}{N} \sum_i -\log p_{i y_i} + \lambda \sum W^2`; the bias is not
@@ -109,13 +106,4 @@ class SoftmaxClassifier(GradientClassifier):
         self.precision = precision
         self.random_state = random_state
 
-    def _initial_params(
-        self, n_features: int, n_classes: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        # The objective is convex: zero is as good a start as any, and the same on every machine.
-        return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
-
     _objective = staticmethod(partial(linear_loss, softmax_cross_entropy))
-
-    def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return linear_scores(params, X)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device
-from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.estimators.gradient_classifier import ProbabilisticClassifier
 from gpuclf.two_layer import two_layer_forward, two_layer_objective
 
 __all__ = ["TwoLayerNetClassifier"]
 
 
-class TwoLayerNetClassifier(GradientClassifier):
+class TwoLayerNetClassifier(ProbabilisticClassifier):
     r"""A net of affine, ReLU, affine and softmax, on the array library of the samples.
 
     Parameters

@@ -18,7 +18,7 @@ import numpy as np
 from gpuclf.backend import cpu_workers
 from gpuclf.kernels.compilation import numba_is_installed
 from gpuclf.linear import linear_pass
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def compiled_linear_pass(
     n_samples = features.n_samples
     n_features, n_classes = W.shape[-2:]
     if (
-        data_loss is not softmax_cross_entropy
+        data_loss not in (softmax_cross_entropy, multiclass_hinge)
         or W.ndim != 2
         or (b is not None and b.ndim != 1)
         or weights.shape != (n_samples,)
@@ -67,10 +67,12 @@ def compiled_linear_pass(
     if centre is None:
         centre = np.zeros(n_features, W.dtype)
 
+    hinge = data_loss is multiclass_hinge
+
     def partial(rows: slice) -> tuple[Any, Any, Any]:
         dWT = np.zeros((padded_outer, n_features), W.dtype)
         db = np.zeros(n_classes, W.dtype)
-        given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles)
+        given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
         if in_place:
             loss = loops.pass_in_place(X, *given)
         else:

@@ -57,6 +57,7 @@ def pass_in_place(
     dW: Any,
     db: Any,
     tiles: Any,
+    hinge: bool,
 ) -> float:
     """Add the gradients of the rows start:stop to dW and db, and return their loss.
 
@@ -67,11 +68,11 @@ def pass_in_place(
     whole = start + (stop - start) // BLOCK_ROWS * BLOCK_ROWS
     for row in range(start, whole, BLOCK_ROWS):
         end = row + BLOCK_ROWS
-        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], S, dW, db, tiles)
+        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], S, dW, db, tiles, hinge)
     if whole < stop:
         rest = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
         rest[: stop - whole] = X[whole:stop]
-        loss += _block(rest, W, b, y[whole:stop], weights[whole:stop], S, dW, db, tiles)
+        loss += _block(rest, W, b, y[whole:stop], weights[whole:stop], S, dW, db, tiles, hinge)
     return loss
 
 
@@ -88,6 +89,7 @@ def pass_converted(
     dW: Any,
     db: Any,
     tiles: Any,
+    hinge: bool,
 ) -> float:
     """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
     S = np.zeros((BLOCK_ROWS, max(len(W), len(dW))), W.dtype)
@@ -97,7 +99,7 @@ def pass_converted(
         end = min(row + BLOCK_ROWS, stop)
         for r in range(end - row):
             _convert(X, row + r, centre, x, r)
-        loss += _block(x, W, b, y[row:end], weights[row:end], S, dW, db, tiles)
+        loss += _block(x, W, b, y[row:end], weights[row:end], S, dW, db, tiles, hinge)
     return loss
 
 
@@ -116,7 +118,16 @@ def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
 
 @compiled
 def _block(
-    x: Any, W: Any, b: Any, y: Any, weights: Any, S: Any, dW: Any, db: Any, tiles: Any
+    x: Any,
+    W: Any,
+    b: Any,
+    y: Any,
+    weights: Any,
+    S: Any,
+    dW: Any,
+    db: Any,
+    tiles: Any,
+    hinge: bool,
 ) -> float:
     n_classes = len(b)
     S[:] = 0
@@ -124,7 +135,14 @@ def _block(
     S[:, :n_classes] += b  # last: large biases would cost the products digits
     loss = 0.0
     for r in range(len(y)):
-        loss += _softmax_cross_entropy(S[r, :n_classes], y[r], weights[r])
+        scores = S[r, :n_classes]
+        if not 0 <= y[r] < n_classes:
+            scores[:] = np.nan
+            loss = np.nan
+        elif hinge:
+            loss += _multiclass_hinge(scores, y[r], weights[r])
+        else:
+            loss += _softmax_cross_entropy(scores, y[r], weights[r])
         for c in range(n_classes):
             db[c] += S[r, c]
     _outer(x, S, len(y), dW, tiles[1])
@@ -163,9 +181,6 @@ def _outer(x: Any, S: Any, n_rows: int, dW: Any, tile: Any) -> None:
 @compiled
 def _softmax_cross_entropy(scores: Any, label: int, weight: Any) -> float:
     """Return the weighted loss of one sample, and write its gradient over the scores."""
-    if not 0 <= label < len(scores):
-        scores[:] = np.nan
-        return np.nan
     highest, own = scores.max(), scores[label]
     normaliser = scores.dtype.type(0)
     for c in range(len(scores)):
@@ -176,3 +191,23 @@ def _softmax_cross_entropy(scores: Any, label: int, weight: Any) -> float:
     scores[label] -= weight
     loss: float = (np.log(normaliser) + (highest - own)) * weight
     return loss
+
+
+@compiled
+def _multiclass_hinge(scores: Any, label: int, weight: Any) -> float:
+    """Do as :func:`_softmax_cross_entropy`, for the hinge loss."""
+    own, loss = scores[label], 0.0
+    n_violations = 0
+    for c in range(len(scores)):
+        margin = scores[c] - own + 1
+        scores[c] = 0
+        if margin > 0 and c != label:
+            loss += margin
+            scores[c] = weight
+            n_violations += 1
+        elif margin != margin:
+            loss = np.nan
+            scores[c] = np.nan
+    scores[label] = -n_violations * weight
+    weighted: float = loss * weight
+    return weighted

@@ -1,4 +1,4 @@
-"""What NumPy does faster in another order: thin products in pieces, softmax along the samples.
+"""What NumPy does faster in another order: thin products in pieces, losses along the samples.
 
 A linear classifier multiplies thousands of rows by ten columns. BLAS copies ("packs") its operands
 into an order of its own first, which for so few columns costs as much as multiplying. On AVX-512
@@ -8,7 +8,7 @@ processors OpenBLAS has kernels that skip it, for products of at most a million 
 What it saves is measured by benchmarks/test_skinny_products.py. Declines wide products, BLAS
 libraries without such kernels, and anything that is not one contiguous matrix.
 
-A softmax over ten classes is ten numbers a row, for which NumPy starts its inner loop anew. With
+A loss over ten classes is ten numbers a row, for which NumPy starts its inner loop anew. With
 the classes as rows, the same operations run along thousands of samples.
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from gpuclf.backend import blas_architectures, blas_threads
 from gpuclf.layers import affine, affine_backward_params
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
 __all__ = [
     "SMALL_PRODUCT",
+    "class_major_multiclass_hinge",
     "class_major_softmax_cross_entropy",
     "grouped_affine",
     "grouped_affine_backward_params",
@@ -101,22 +102,29 @@ def grouped_affine_backward_params(dY: Any, X: Any) -> Any:
     return np.ascontiguousarray(dWT.T), dYT.sum(axis=1)
 
 
+def _class_major_weights(scores: Any, labels: Any, sample_weight: Any) -> Any:
+    """Return the weights, one or one a sample, or None if the arguments are out of the ordinary."""
+    n_samples, n_classes = scores.shape[-2:]
+    weights = scores.dtype.type(1 / n_samples) if sample_weight is None else sample_weight
+    fits = (
+        scores.ndim == 2
+        and labels.shape == (n_samples,)
+        and np.issubdtype(labels.dtype, np.integer)
+        and labels.min() >= 0
+        and labels.max() < n_classes
+        and weights.shape in ((), (n_samples,))
+        and weights.dtype == scores.dtype
+    )
+    return weights if fits else None
+
+
 @softmax_cross_entropy.register("numpy")
 def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: Any = None) -> Any:
     """Compute :func:`gpuclf.losses.softmax_cross_entropy` with the classes as rows."""
-    n_samples, n_classes = logits.shape[-2:]
-    weights = logits.dtype.type(1 / n_samples) if sample_weight is None else sample_weight
-    if (
-        logits.ndim != 2
-        or labels.shape != (n_samples,)
-        or not np.issubdtype(labels.dtype, np.integer)
-        or labels.min() < 0
-        or labels.max() >= n_classes
-        or weights.shape not in ((), (n_samples,))
-        or weights.dtype != logits.dtype
-    ):
+    weights = _class_major_weights(logits, labels, sample_weight)
+    if weights is None:
         return NotImplemented
-    own_class = labels, np.arange(n_samples)
+    own_class = labels, np.arange(len(labels))
     probs = logits.T.copy()
     probs -= probs.max(axis=0)
     losses = -probs[own_class]
@@ -126,3 +134,22 @@ def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: A
     probs *= weights / normaliser
     probs[own_class] -= weights
     return np.sum(losses * weights, dtype=np.float64), probs.T
+
+
+@multiclass_hinge.register("numpy")
+def class_major_multiclass_hinge(
+    scores: Any, labels: Any, sample_weight: Any = None, margin: float = 1.0
+) -> Any:
+    """Compute :func:`gpuclf.losses.multiclass_hinge` with the classes as rows."""
+    weights = _class_major_weights(scores, labels, sample_weight)
+    if weights is None:
+        return NotImplemented
+    own_class = labels, np.arange(len(labels))
+    margins = scores.T.copy()
+    margins -= margins[own_class] - margin
+    margins[own_class] *= 0  # not set to 0: NaN stays NaN
+    dscores = (margins > 0).astype(scores.dtype)
+    dscores[own_class] = -dscores.sum(axis=0)
+    dscores *= weights
+    losses = np.maximum(margins, 0, out=margins).sum(axis=0)
+    return np.sum(losses * weights, dtype=np.float64), dscores.T
