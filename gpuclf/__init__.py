@@ -32,8 +32,8 @@ _HOMES = {
     "two_layer_loss_naive": "gpuclf.naive",
     "two_layer_loss": "gpuclf.two_layer",
     "two_layer_scores": "gpuclf.two_layer",
-    "LinearSVMClassifier": "gpuclf.estimators",
     "KNeighborsClassifier": "gpuclf.estimators",
+    "LinearSVMClassifier": "gpuclf.estimators",
     "SoftmaxClassifier": "gpuclf.estimators",
     "TwoLayerNetClassifier": "gpuclf.estimators",
 }

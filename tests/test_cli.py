@@ -388,6 +388,17 @@ def test_search_of_the_net_takes_its_size(small, tmp_path):
     assert len(found["results"]) == 2
 
 
+def test_search_for_the_svm_trains_svms(small, images, tmp_path):
+    _, found = searched(
+        *(tmp_path, "svm", "--rounds", 1, "--candidates", 2, "--epochs", 1, "--final-epochs", 1)
+    )
+    n_fit = N_TRAIN - N_VALIDATION
+    svm = gpuclf.LinearSVMClassifier(
+        max_iter=1, precision="float32", random_state=0, **found["best_params"]
+    ).fit(images.X_train[:n_fit], images.y_train[:n_fit])
+    assert found["test_accuracy"] == svm.score(images.X_test, images.y_test)
+
+
 def test_search_for_the_number_of_neighbours_tries_each(small, images, tmp_path):
     picture = tmp_path / "knn.png"
     output, found = searched(tmp_path, "knn", "--plot", picture)
@@ -460,7 +471,9 @@ def test_a_search_in_which_all_diverge_ends_with_the_remedy(monkeypatch, capfd, 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
-@pytest.mark.parametrize(("model", "accuracy"), [("softmax", 0.39), ("two-layer", 0.52)])
+@pytest.mark.parametrize(
+    ("model", "accuracy"), [("softmax", 0.39), ("svm", 0.385), ("two-layer", 0.52)]
+)
 def test_a_short_search_reaches_the_course_s_accuracies_on_the_real_cifar10(
     tmp_path, model, accuracy
 ):

@@ -340,10 +340,11 @@ def test_the_surface_has_a_candidate_s_colour_where_the_candidate_is():
     surface = plots.plot_search(SEARCHED).collections[0]
     corners = np.asarray(surface.get_coordinates()).reshape(-1, 2)
     values = np.asarray(surface.get_array()).ravel()
-    for row in SEARCHED[:2] + SEARCHED[3:]:
+    for row in SEARCHED:
         at = np.log10([row["params"]["learning_rate"], row["params"]["reg"]])
         nearest = np.argmin(np.linalg.norm(np.log10(corners) - at, axis=1))
-        assert values[nearest] == pytest.approx(row["val_accuracy"], abs=0.005)
+        expected = 0.12 if row["diverged"] else row["val_accuracy"]  # as the worst
+        assert values[nearest] == pytest.approx(expected, abs=0.005)
     assert values.min() >= 0.12
     assert values.max() <= 0.40
 

@@ -41,7 +41,8 @@ def plot_search(
     -------
     matplotlib Axes
         The candidates are points, those that diverged crosses, the best one a star. Between the
-        candidates the colour is their mean, weighted by the inverse cube of the distance.
+        candidates the colour is their mean, weighted by the inverse cube of the distance;
+        those that diverged count as much as the worst.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def plot_search(
         at = np.array([[row["params"][name] for name in wanted] for row in trained])
         ax.set_yscale("log")
         ax.set_ylabel(y.replace("_", " "))
-        image = _draw_surface(ax, at, accuracy, [row["params"] for row in results], wanted)
+        image = _draw_surface(ax, results, accuracy, wanted)
         ax.scatter(
             at[:, 0],
             at[:, 1],
@@ -128,15 +129,12 @@ def plot_search(
 
 
 def _draw_surface(
-    ax: Any,
-    at: np.ndarray,
-    accuracy: np.ndarray,
-    every: Sequence[Mapping[str, float]],
-    names: Sequence[str],
+    ax: Any, results: Sequence[Mapping[str, Any]], accuracy: np.ndarray, names: Sequence[str]
 ) -> Any:
-    known = np.log10(at)
-    whole = np.log10([[params[name] for name in names] for params in every])
-    low, high = whole.min(axis=0), whole.max(axis=0)
+    known = np.log10([[row["params"][name] for name in names] for row in results])
+    worst = float(accuracy.min())
+    values = np.array([worst if row["diverged"] else row["val_accuracy"] for row in results])
+    low, high = known.min(axis=0), known.max(axis=0)
     size = np.where(high > low, high - low, 1)
     edges = [
         np.linspace(a - 0.06 * s, b + 0.06 * s, SURFACE_POINTS)
@@ -145,7 +143,7 @@ def _draw_surface(
     mesh = np.stack(np.meshgrid(*edges), axis=-1)
     distance = np.linalg.norm((mesh[:, :, None, :] - known) / size, axis=-1)
     weights = 1 / np.maximum(distance, 1e-3) ** 3
-    surface = weights @ accuracy / weights.sum(axis=-1)
+    surface = weights @ values / weights.sum(axis=-1)
     return ax.pcolormesh(
         *(10 ** edges[0], 10 ** edges[1], surface),
         cmap="cividis",
