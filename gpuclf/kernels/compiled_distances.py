@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpuclf.features import BYTE_CENTRE
+from gpuclf.kernels.compilation import compiled
 
 __all__ = ["manhattan", "squared_euclidean"]
 
@@ -64,14 +64,6 @@ def _products() -> Instruction | None:
 
 
 ABSOLUTE_DIFFERENCES, PRODUCTS = _absolute_differences(), _products()
-
-
-def compiled(function: Any) -> Any:
-    """Compile at the first call, without the interpreter's lock; keep the result if possible."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder that could be written to
-        return njit(nogil=True)(function)
 
 
 def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:

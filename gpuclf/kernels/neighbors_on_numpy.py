@@ -7,11 +7,11 @@ them; numba is imported at the first distance between bytes that they could comp
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from gpuclf.kernels.compilation import numba_is_installed
 from gpuclf.neighbors import check_n_neighbors, manhattan, smallest_k, squared_euclidean
 
 __all__ = ["compiled_manhattan", "compiled_squared_euclidean", "partitioned_smallest_k"]
@@ -65,7 +65,7 @@ def _worth_compiled(A: Any, B: Any) -> bool:
 
 @cache
 def _compiled() -> Any:
-    if find_spec("numba") is None:
+    if not numba_is_installed():
         return None
     from gpuclf.kernels import compiled_distances
 
