@@ -172,8 +172,8 @@ def minimize_sgd(
             weights = None
             if shares is not None:
                 weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
-            loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             learning_rate = rate(len(history.learning_rate))
+            loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], learning_rate, momentum, nesterov)
             losses.append(loss)

@@ -98,7 +98,7 @@ def test_a_mini_batch_is_never_larger_than_the_training_set():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inputs_are_the_same_numbers_in_every_form(dtype):
     inputs = make_inputs(dtype)
-    assert inputs.floats.dtype == inputs.W.dtype == inputs.params["W1"].dtype == np.dtype(dtype)
+    assert inputs.floats.dtype == inputs.W.dtype == inputs.params(50)["W1"].dtype == np.dtype(dtype)
     X = inputs.bytes_.X.astype(np.float64)
     # The rounding of the dtype, on numbers of size 1.
     atol = 1e-5 if dtype == "float32" else 1e-12

@@ -10,10 +10,12 @@ import numpy as np
 
 from gpuclf.features import Standardized
 
-__all__ = ["Case", "Inputs", "default_cases"]
+__all__ = ["Case", "Inputs", "default_cases", "peer_cases"]
 
-HIDDEN_UNITS = 50
 REG = 1e-3
+LEARNING_RATE = 1e-4
+MOMENTUM = 0.9
+N_NEIGHBORS = 5
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,19 @@ class Case:
 
     Attributes
     ----------
-    operation : {"softmax loss+gradient", "svm loss+gradient", "two-layer loss+gradient"}
+    operation : str
+        "softmax loss+gradient", "svm loss+gradient", "two-layer loss+gradient",
+        "two-layer training step" (with Nesterov momentum), or "k-NN l2" and "k-NN l1" (prediction).
     samples : int
+        Rows of the pass; for k-NN, queries against the whole training set.
     naive_samples : int
         How many of them the loops run on; their time is scaled to `samples`.
     rounds : int
         Turns of each implementation, if the time budget allows.
     calls_a_turn : int
         Timed calls in a turn. Short calls are made many in a row, as training makes them.
+    hidden_units : int
+        Of the two-layer net.
     """
 
     operation: str
@@ -37,6 +44,7 @@ class Case:
     naive_samples: int
     rounds: int
     calls_a_turn: int = 1
+    hidden_units: int = 50
 
     @property
     def title(self) -> str:
@@ -51,6 +59,21 @@ def default_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
         Case("softmax loss+gradient", min(batch_size, n_samples), 16, 10, calls_a_turn=20),
         Case("two-layer loss+gradient", n_samples, 4, 7),
         Case("two-layer loss+gradient", min(batch_size, n_samples), 4, 10, calls_a_turn=20),
+    ]
+
+
+def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
+    """Return the cases that other libraries are compared on; no loops, which would take hours."""
+    batch = min(batch_size, n_samples)
+    queries = min(1000, n_samples)
+    return [
+        Case("softmax loss+gradient", n_samples, 16, 9),
+        Case("svm loss+gradient", n_samples, 16, 9),
+        Case("softmax loss+gradient", batch, 16, 9, calls_a_turn=20),
+        Case("two-layer training step", batch, 4, 9, calls_a_turn=20),
+        Case("two-layer loss+gradient", n_samples, 4, 7, hidden_units=100),
+        Case("k-NN l2", queries, 16, 5),
+        Case("k-NN l1", min(100, queries), 16, 3),
     ]
 
 
@@ -73,10 +96,16 @@ class Inputs:
         rng = np.random.default_rng(seed)
         n_features, n_classes = X.shape[1], int(y.max()) + 1
         self.W = self._normal(rng, n_features, n_classes)
-        self.params = {
-            "W1": self._normal(rng, n_features, HIDDEN_UNITS),
-            "b1": np.zeros(HIDDEN_UNITS, self.dtype),
-            "W2": self._normal(rng, HIDDEN_UNITS, n_classes) * 10,
+        self._seed, self._sizes = seed, (n_features, n_classes)
+
+    def params(self, hidden_units: int) -> dict[str, Any]:
+        """Return the parameters of a two-layer net; always the same numbers, in new arrays."""
+        n_features, n_classes = self._sizes
+        rng = np.random.default_rng([self._seed, hidden_units])
+        return {
+            "W1": self._normal(rng, n_features, hidden_units),
+            "b1": np.zeros(hidden_units, self.dtype),
+            "W2": self._normal(rng, hidden_units, n_classes) * 10,
             "b2": np.zeros(n_classes, self.dtype),
         }
 
@@ -91,3 +120,8 @@ class Inputs:
             rows = slice(start, start + 1024)
             written[rows] = self.bytes_[rows].to_array(self.dtype)
         return written
+
+    @cached_property
+    def float_pixels(self) -> Any:
+        """The samples as they are stored, as floats: what other libraries search neighbours in."""
+        return self.bytes_.X.astype(self.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for th
 # Rounding can put a hidden unit's input on the other side of ReLU's kink: seen once in 50,000 x 50
 # inputs, where it moved the gradient by 2e-4; in a mini-batch one sample counts for more. The
 # strict comparison is that in float64.
+# Of float32 distances, rounding decides between neighbours that are almost equally near.
+OTHER_LABELS = {"float32": 0.01, "float64": 0.0}
 KINK_TOLERANCES = {"float32": 2e-2, "float64": 1e-10}
 
 
@@ -129,7 +131,7 @@ def _check_in_float64(case: Case, inputs: Inputs, implementations: list[Implemen
     """Compare all implementations, the loops too, strictly on a few samples."""
     n_samples = min(case.naive_samples, case.samples)
     few = Inputs(inputs.bytes_.X[:n_samples], inputs.y[:n_samples], "float64")
-    small = Case(case.operation, n_samples, n_samples, 1)
+    small = replace(case, samples=n_samples, naive_samples=n_samples)
     reference: tuple[str, Any] | None = None
     for implementation in implementations:
         result = implementation.prepare(small, few)()
@@ -195,6 +197,13 @@ def _row(
 def _compare(
     name: str, result: Any, reference_name: str, reference: Any, dtype: str, case: Case
 ) -> None:
+    if case.operation.startswith("k-NN"):
+        others = float(np.mean(result[1] != reference[1]))
+        if not others <= OTHER_LABELS[dtype]:
+            raise DisagreementError(
+                f"{name} and {reference_name} disagree on {others:.1%} of the labels in {dtype}"
+            )
+        return
     for what, found, expected in zip(
         ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
     ):

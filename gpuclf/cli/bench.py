@@ -31,24 +31,38 @@ def bench(
     samples: Annotated[
         int | None, typer.Option(min=200, help="Use this many training images; default all.")
     ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="Compare with scikit-learn, PyTorch and JAX instead (CPU)."),
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
     from gpuclf.backend import environment, get_backend
-    from gpuclf.benchmark import IMPLEMENTATIONS, Inputs, Row, default_cases, run_case
+    from gpuclf.benchmark import (
+        IMPLEMENTATIONS,
+        PEERS,
+        Inputs,
+        Row,
+        default_cases,
+        peer_cases,
+        run_case,
+    )
     from gpuclf.benchmark.report import print_rows, write_json
 
     output.prepare(json)
     if backend is BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
     listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.array_library != "cupy"]
+    if peers:
+        listed = [i for i in listed if not i.extrapolated] + PEERS
     rows: list[Row] = []
     with output.progress() as progress:
         task = progress.add_task("preparing the data", total=None)
         dataset = output.load(data, data_dir, seed)
         n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
         inputs = Inputs(dataset.X_train[:n_samples], dataset.y_train[:n_samples], dtype, seed)
-        cases = default_cases(n_samples)
+        cases = peer_cases(n_samples) if peers else default_cases(n_samples)
         progress.update(task, total=len(cases) * len(listed))
         for case in cases:
             rows += run_case(
@@ -63,7 +77,13 @@ def bench(
     output.say(f"machine: {output.machine_line(found)}")
     print_rows(rows, output.console)
     if json is not None:
-        settings = {"dtype": dtype, "seed": seed, "samples": n_samples, "backend": backend}
+        settings = {
+            "dtype": dtype,
+            "seed": seed,
+            "samples": n_samples,
+            "backend": backend,
+            "peers": peers,
+        }
         write_json(
             json,
             {
