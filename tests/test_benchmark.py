@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,12 +12,14 @@ from rich.console import Console
 from gpuclf.backend import CupyProbe, probe_cupy
 from gpuclf.benchmark import (
     IMPLEMENTATIONS,
+    PEERS,
     Case,
     Implementation,
     Inputs,
     Row,
     Unavailable,
     default_cases,
+    peer_cases,
     run_case,
     timing,
 )
@@ -463,3 +466,63 @@ def test_rows_survive_json(no_gpu, tmp_path):
     text = path.read_text()
     assert text.endswith("\n")
     assert [Row(**row) for row in json.loads(text)["rows"]] == rows
+
+
+# ------------------------------------------------------------------------------------- peers
+
+SUPPORTED = {
+    "scikit-learn": ["softmax loss+gradient", "k-NN l2", "k-NN l1"],
+    "PyTorch": [case.operation for case in peer_cases(1000)],
+    "JAX": [case.operation for case in peer_cases(1000) if case.operation != "k-NN l1"],
+}
+MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "JAX": "jax"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_peers_compute_the_same_in_every_case(peer, dtype):
+    pytest.importorskip(MODULES[peer.name], reason=f"{peer.name} is not installed")
+    inputs = make_inputs(dtype, n=60)
+    for case in peer_cases(60, batch_size=20):
+        once = replace(case, rounds=1, calls_a_turn=1)
+        textbook, found = run_case(once, inputs, [TEXTBOOK, peer])  # raises where they differ
+        assert textbook.median_s > 0
+        assert (found.median_s is not None) == (case.operation in SUPPORTED[peer.name])
+
+
+@pytest.mark.parametrize("ours", [FLOATS, BYTES], ids=lambda ours: ours.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_this_library_computes_the_same_in_every_case(ours, dtype):
+    for case in peer_cases(60, batch_size=20):
+        once = replace(case, rounds=1, calls_a_turn=1)
+        rows = run_case(once, make_inputs(dtype, n=60), [TEXTBOOK, ours])
+        assert all(row.median_s > 0 for row in rows)
+
+
+def test_a_training_step_moves_the_parameters_by_momentum():
+    case = tiny_case("two-layer training step")
+    step = FLOATS.prepare(case, make_inputs("float64"))
+    before = make_inputs("float64").params(50)["W1"]
+    _, params = step()
+    first = params["W1"] - before
+    after_one = params["W1"].copy()
+    _, params = step()
+    # Nesterov: 1.9 gradients the first time, 2.71 the second.
+    assert np.linalg.norm(params["W1"] - after_one) == pytest.approx(
+        2.71 / 1.9 * np.linalg.norm(first), rel=1e-2
+    )
+
+
+def test_other_labels_are_a_disagreement():
+    def labelled(labels):
+        return Implementation("x", "numpy", "float", lambda *_: lambda: (0.0, np.array(labels)))
+
+    with pytest.raises(DisagreementError, match=r"50\.0% of the labels"):
+        run_case(tiny_case("k-NN l2"), make_inputs(), [labelled([1, 2]), labelled([1, 3])])
+
+
+def test_a_missing_peer_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    (row,) = run_case(tiny_case(), make_inputs(), [PEERS[2]])
+    assert row.median_s is None
+    assert row.unavailable == "JAX is not installed; pip install 'gpuclf[bench]' brings it"
