@@ -21,6 +21,7 @@ from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment, single_threaded_blas
 from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
 from gpuclf.benchmark.report import print_rows
+from gpuclf.benchmark.timing import settle
 from gpuclf.datasets import course_split, load_dataset
 from gpuclf.features import Features
 from gpuclf.kernels import linear_loops
@@ -31,7 +32,6 @@ from gpuclf.neighbors import smallest_k, squared_euclidean
 from gpuclf.training import momentum_step
 from gpuclf.two_layer import two_layer_objective
 
-SETTLE_S = 0.1
 console = Console()
 
 
@@ -42,7 +42,7 @@ def median_seconds(calls: dict, rounds: int = 15, calls_a_turn: int = 1) -> dict
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(SETTLE_S)
+            settle()
             for _ in range(calls_a_turn):
                 start = time.perf_counter()
                 call()

@@ -518,8 +518,8 @@ def environment() -> dict[str, Any]:
             "cuda_driver": cupy.cuda.runtime.driverGetVersion(),
             "cuda_runtime": cupy.cuda.runtime.runtimeGetVersion(),
         }
-    packages = ["gpuclf", "numpy", "scipy", "scikit-learn", "array-api-compat"]
-    packages += ["cupy-cuda12x", "cupy-cuda13x", "cupy"]
+    packages = ["gpuclf", "numpy", "scipy", "scikit-learn", "array-api-compat", "numba"]
+    packages += ["cupy-cuda12x", "cupy-cuda13x", "cupy", "torch", "jax"]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

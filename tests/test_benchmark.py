@@ -2,6 +2,8 @@ import io
 import json
 import re
 import sys
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -61,7 +63,11 @@ def clock(monkeypatch):
     """Replace the benchmark's clock by one that only moves when a call moves it."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(
-        timing, "time", SimpleNamespace(perf_counter=lambda: clock.now, sleep=lambda _: None)
+        timing,
+        "time",
+        SimpleNamespace(
+            perf_counter=lambda: clock.now, process_time=lambda: 0.0, sleep=lambda _: None
+        ),
     )
     return clock
 
@@ -526,3 +532,14 @@ def test_a_missing_peer_names_the_extra(monkeypatch):
     (row,) = run_case(tiny_case(), make_inputs(), [PEERS[2]])
     assert row.median_s is None
     assert row.unavailable == "JAX is not installed; pip install 'gpuclf[bench]' brings it"
+
+
+def test_settling_waits_for_threads_that_spin():
+    stop = threading.Event()
+    spinner = threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)])
+    threading.Timer(0.1, stop.set).start()
+    spinner.start()
+    start = time.perf_counter()
+    timing.settle()
+    assert time.perf_counter() - start > 0.08
+    spinner.join()

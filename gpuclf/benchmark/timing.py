@@ -13,14 +13,12 @@ from gpuclf.backend import synchronize, to_host
 from gpuclf.benchmark.cases import Case, Inputs
 from gpuclf.benchmark.implementations import Implementation, Unavailable
 
-__all__ = ["DisagreementError", "Row", "run_case"]
+__all__ = ["DisagreementError", "Row", "run_case", "settle"]
 
 # Loss and gradient of a full pass in float32 agree with each other to a few 1e-6.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
 MIN_ROUNDS = 5
-# After a threaded product OpenBLAS's threads keep a core busy for some 30 ms, waiting for the next
-# one: that is the time of the implementation before, not of the one that is timed.
-SETTLE_S = 0.05
+SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
 # Rounding can put a hidden unit's input on the other side of ReLU's kink: seen once in 50,000 x 50
 # inputs, where it moved the gradient by 2e-4; in a mini-batch one sample counts for more. The
@@ -154,7 +152,7 @@ def _time_interleaved(
         for name, call in calls.items():
             if name in slow and round_number >= SLOW_ROUNDS:
                 continue
-            time.sleep(SETTLE_S)
+            settle()
             for _ in range(1 if name in slow else case.calls_a_turn):
                 synchronize()
                 start = time.perf_counter()
@@ -164,6 +162,19 @@ def _time_interleaved(
         if round_number + 1 >= MIN_ROUNDS and time.perf_counter() - began > time_budget_s:
             break
     return times
+
+
+def settle() -> None:
+    """Wait until no thread of this process is busy.
+
+    After a threaded product BLAS's threads keep a core busy for a while, waiting for the next one:
+    that is time of the implementation before, not of the one that is timed.
+    """
+    for _ in range(SETTLE_STEPS):
+        before = time.process_time()
+        time.sleep(SETTLE_STEP_S)
+        if time.process_time() - before < SETTLE_STEP_S / 10:
+            return
 
 
 def _row(

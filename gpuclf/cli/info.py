@@ -30,6 +30,8 @@ def info(json: JsonOption = None) -> None:
     for blas in found["blas"]:
         line = f"{blas['library']} {blas['version']}, {blas['threads']} threads"
         table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
+    if "numba" not in found["versions"]:
+        table.add_row("compiled", escape("no: pip install 'gpuclf[fast]' brings numba"))
     gpu = found["gpu"]
     table.add_row("GPU", escape(gpu["reason"]))
     if gpu["usable"]:
