@@ -103,7 +103,7 @@ def test_declines_gaps_little_work_and_the_absence_of_numba(monkeypatch, name):
     assert kernel(name)(*arguments) is NotImplemented
     monkeypatch.setattr(compiled_elementwise, "MIN_ITEMS", 64)
     assert kernel(name)(*ARGUMENTS[name]()) is not NotImplemented
-    monkeypatch.setattr(compiled_elementwise, "numba_is_installed", lambda: False)
+    monkeypatch.setattr(compiled_elementwise, "numba_is_usable", lambda: False)
     assert kernel(name)(*arguments) is NotImplemented
 
 

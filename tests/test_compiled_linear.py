@@ -9,7 +9,7 @@ import pytest
 
 from gpuclf import dispatch, row_blocks
 from gpuclf.features import Features, Standardized
-from gpuclf.kernels import compiled_linear
+from gpuclf.kernels import compilation, compiled_linear
 from gpuclf.kernels.compiled_linear import compiled_linear_pass
 from gpuclf.linear import linear_loss, linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
@@ -98,6 +98,32 @@ def test_stretches_and_threads_add_up(monkeypatch):
     monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)
     for kind in KINDS:
         assert_agrees(arguments(101, 40, 10, np.float64, kind), np.float64)
+
+
+def test_long_sums_keep_their_digits(monkeypatch):
+    n, d = 40_000, 64
+    X = np.full((n, d), 0.1, np.float32)
+    given = arguments(n, d, 2, np.float32, loss=multiclass_hinge)
+    given |= {"W": np.zeros((d, 2), np.float32), "b": np.zeros(2, np.float32)}
+    given |= {"features": Features(X, 2, np.float32), "y": np.zeros(n, int)}
+    given["weights"] = np.full(n, 1 / n, np.float32)
+    _, dW, _ = compiled_linear_pass(**given)
+    assert dW[:, 1] == pytest.approx(0.1, rel=3e-5)
+    monkeypatch.setattr(compiled_linear, "MIN_STRETCH_ROWS", n)
+    monkeypatch.setattr(compiled_linear, "MAX_STRETCH_ROWS", n)
+    _, dW, _ = compiled_linear_pass(**given)
+    assert dW[:, 1] != pytest.approx(0.1, rel=3e-5)  # what the stretches are for
+
+
+def test_numba_that_cannot_be_imported_is_like_none(monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "find_spec", lambda name: name)  # as if it were there
+    monkeypatch.setitem(sys.modules, "numba", None)
+    compilation.numba_is_usable.cache_clear()
+    try:
+        assert compiled_linear_pass(**arguments()) is NotImplemented
+        assert "cannot be imported" in caplog.text
+    finally:
+        compilation.numba_is_usable.cache_clear()
 
 
 def test_without_bias():
@@ -212,7 +238,7 @@ def test_declines_what_is_too_small(monkeypatch, limit):
 
 
 def test_declines_without_numba(monkeypatch):
-    monkeypatch.setattr(compiled_linear, "numba_is_installed", lambda: False)
+    monkeypatch.setattr(compiled_linear, "numba_is_usable", lambda: False)
     assert compiled_linear_pass(**arguments()) is NotImplemented
 
 
@@ -239,14 +265,21 @@ def test_processors_with_shorter_vectors(tmp_path, extensions):
     program = f"""
 import llvmlite.binding as binding
 real = binding.get_host_cpu_features
-binding.get_host_cpu_features = lambda: dict.fromkeys({sorted(extensions)}, True)
-from gpuclf.kernels import register_tiles
+
+def narrower():
+    features = real()
+    features.update(dict.fromkeys(("avx512f", "avx", "neon"), False))
+    features.update(dict.fromkeys({sorted(extensions)}, True))
+    return features
+
+binding.get_host_cpu_features = narrower
+from gpuclf.kernels import linear_loops
 binding.get_host_cpu_features = real
 import test_compiled_linear as tests
 tests.compiled_linear.MIN_MULTIPLICATIONS = 0
 for kind in ("bytes",):
     tests.assert_agrees(tests.arguments(37, 70, 10, tests.np.float32, kind), tests.np.float32)
-print(register_tiles.VECTOR_BYTES, register_tiles.TILE_ROWS)
+print(linear_loops.VECTOR_BYTES, linear_loops.TILE_ROWS)
 """
     # A folder of its own: numba would take what it compiled for the real processor.
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -188,7 +188,7 @@ def test_the_compiled_distances_are_used_for_much_work(metric, compiled_only, mo
 
 @every_metric
 def test_without_numba_the_shared_body_runs(metric, compiled_only, monkeypatch):
-    monkeypatch.setattr(neighbors_on_numpy, "numba_is_installed", lambda: False)
+    monkeypatch.setattr(neighbors_on_numpy, "numba_is_usable", lambda: False)
     neighbors_on_numpy._compiled.cache_clear()
     try:
         A, B = pixels(3, 4)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.features import standardized_rows
-from gpuclf.kernels.compilation import numba_is_installed
+from gpuclf.kernels.compilation import numba_is_usable
 from gpuclf.linear import add_penalty_gradient
 from gpuclf.training import momentum_step
 
@@ -24,7 +24,7 @@ def _are_worth_it(*arrays: Any) -> bool:
     return (
         arrays[0].size >= MIN_ITEMS
         and all(array.flags.c_contiguous for array in arrays)
-        and numba_is_installed()
+        and numba_is_usable()
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuclf.backend import cpu_workers
-from gpuclf.kernels.compilation import numba_is_installed
+from gpuclf.kernels.compilation import numba_is_usable
 from gpuclf.linear import linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import sum_over_row_blocks
@@ -50,7 +50,7 @@ def compiled_linear_pass(
         or n_classes > MAX_CLASSES
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or not features.stored.flags.c_contiguous
-        or not numba_is_installed()
+        or not numba_is_usable()
     ):
         return NotImplemented
     from gpuclf.kernels import linear_loops as loops

@@ -1,32 +1,235 @@
 """The loops of compiled_linear.py, sixteen rows at a time; imported only where numba is installed.
 
-After a change of register_tiles.py, touch this file: numba keeps what it compiled until this one's
-date changes.
+Their innermost parts keep a tile of a thin product in vector registers, by explicit LLVM code. A
+compiler vectorises a loop over one accumulator, or over one row of them; it does not keep a tile
+of rows by classes in registers, and without that every multiplication waits for a load. So the
+tile is spelled out: :func:`dot_tile` for ``X @ W``, :func:`outer_tile` for ``X^T @ dS``. Each loads
+a vector of X once and multiplies it with all classes of the tile.
+
+How many classes a tile has is the length of the tuple that is passed as `tile`, so that numba
+compiles, and caches, one version for each length. The other sizes follow from the processor:
+with 32 vector registers (AVX-512, Arm) tiles hold up to 24 accumulators, with 16 up to 12.
+
+All of it is one file, because numba takes what it compiled before as long as the file of the
+outermost function has not changed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from gpuclf.kernels.compilation import compiled
-from gpuclf.kernels.register_tiles import (
-    MAX_DOT_CLASSES,
-    MAX_OUTER_CLASSES,
-    OUTER_VECTORS,
-    TILE_ROWS,
-    VECTOR_BYTES,
-    dot_tile,
-    outer_tile,
-    widen_bytes,
-)
 
-__all__ = ["pass_converted", "pass_in_place", "tiles"]
+__all__ = ["BLOCK_ROWS", "TILE_ROWS", "VECTOR_BYTES", "pass_converted", "pass_in_place", "tiles"]
 
+_features = llvmlite.binding.get_host_cpu_features()
+VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
+_MANY_REGISTERS = VECTOR_BYTES == 64 or _features.get("neon", False)
+TILE_ROWS = 4 if _MANY_REGISTERS else 2  # of X in a dot tile
+MAX_DOT_CLASSES = 6
+OUTER_VECTORS = 2 if _MANY_REGISTERS else 1  # of features in an outer tile
+MAX_OUTER_CLASSES = 12
 BLOCK_ROWS = 16
 # Features of W that a few tiles of rows use one after another, from L1.
 DOT_FEATURES = 1024
+
+_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class _Rows:
+    """A matrix whose rows are contiguous, in LLVM's terms: addresses and vectors."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
+        array = context.make_array(array_type)(context, builder, value)
+        self.builder = builder
+        self.scalar = context.get_data_type(array_type.dtype)
+        self.item_bytes = context.get_abi_sizeof(self.scalar)
+        self.vector = ir.VectorType(self.scalar, VECTOR_BYTES // self.item_bytes)
+        self.row_bytes = cgutils.unpack_tuple(builder, array.strides)[0]
+        self._data = builder.bitcast(array.data, _i8.as_pointer())
+
+    def at(self, row: Any, column: Any) -> Any:
+        """Return the address of an item."""
+        row, column = (_i64(i) if isinstance(i, int) else i for i in (row, column))
+        start = self.builder.gep(self._data, [self.builder.mul(row, self.row_bytes)])
+        items = self.builder.bitcast(start, self.scalar.as_pointer())
+        return self.builder.gep(items, [column])
+
+    def load(self, address: Any, vector: int = 0) -> Any:
+        """Load the vector that lies `vector` registers behind an address."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        loaded = self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()))
+        loaded.align = self.item_bytes
+        return loaded
+
+    def store(self, value: Any, address: Any, vector: int = 0) -> None:
+        """Store a vector `vector` registers behind an address."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        stored = self.builder.store(value, self.builder.bitcast(address, self.vector.as_pointer()))
+        stored.align = self.item_bytes
+
+    def prefetch(self, address: Any, vector: int, bytes_ahead: Any) -> None:
+        """Ask for the cache line `bytes_ahead` of a vector, into L2."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        ahead = self.builder.gep(self.builder.bitcast(address, _i8.as_pointer()), [bytes_ahead])
+        for_reading, into_l2, data = _i32(0), _i32(2), _i32(1)
+        signature = ir.FunctionType(ir.VoidType(), [_i8.as_pointer(), _i32, _i32, _i32])
+        prefetch = cgutils.get_or_insert_function(
+            self.builder.module, signature, "llvm.prefetch.p0"
+        )
+        self.builder.call(prefetch, [ahead, for_reading, into_l2, data])
+
+
+def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _i32(0))
+    zeros = ir.Constant(ir.VectorType(_i32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    contract = ("contract",)  # one rounding where the processor can
+    return builder.fadd(builder.fmul(a, b, flags=contract), total, flags=contract)
+
+
+def _sum(builder: Any, vector: Any) -> Any:
+    kind, scalar = vector.type, vector.type.element
+    bits = 32 if isinstance(scalar, ir.FloatType) else 64
+    reduce = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(scalar, [scalar, kind]),
+        f"llvm.vector.reduce.fadd.v{kind.count}f{bits}",
+    )
+    return builder.call(reduce, [ir.Constant(scalar, 0.0), vector], fastmath=("reassoc",))
+
+
+@intrinsic
+def dot_tile(
+    typing_context: Any,
+    X: Any,
+    W: Any,
+    S: Any,
+    row: Any,
+    first: Any,
+    start: Any,
+    stop: Any,
+    tile: Any,
+) -> Any:
+    """Add ``X[row + r, start:stop] @ W[first + c, start:stop]`` to ``S[row + r, first + c]``.
+
+    For ``TILE_ROWS`` rows r and as many classes c as `tile` is long. ``stop - start`` must be a
+    multiple of the numbers in a vector.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, w, s = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
+        row, first, start, stop = args[3:7]
+        rows, classes = range(TILE_ROWS), range(tile.count)
+        x_rows = [x.at(builder.add(row, _i64(r)), 0) for r in rows]
+        w_rows = [w.at(builder.add(first, _i64(c)), 0) for c in classes]
+        zero = ir.Constant(x.vector, [0.0] * x.vector.count)
+        # LLVM turns these stack slots into registers.
+        sums = [[cgutils.alloca_once(builder, x.vector) for _ in classes] for _ in rows]
+        for r in rows:
+            for c in classes:
+                builder.store(zero, sums[r][c])
+        step = _i64(x.vector.count)
+        with cgutils.for_range_slice(builder, start, stop, step) as (d, _):
+            x_vectors = [x.load(builder.gep(x_rows[r], [d])) for r in rows]
+            for c in classes:
+                w_vector = w.load(builder.gep(w_rows[c], [d]))
+                for r in rows:
+                    total = builder.load(sums[r][c])
+                    total = _multiply_add(builder, x_vectors[r], w_vector, total)
+                    builder.store(total, sums[r][c])
+        for r in rows:
+            for c in classes:
+                address = s.at(builder.add(row, _i64(r)), builder.add(first, _i64(c)))
+                total = _sum(builder, builder.load(sums[r][c]))
+                builder.store(builder.fadd(builder.load(address), total), address)
+        return context.get_dummy_value()
+
+    return types.void(X, W, S, types.int64, types.int64, types.int64, types.int64, tile), code
+
+
+@intrinsic
+def outer_tile(
+    typing_context: Any,
+    X: Any,
+    S: Any,
+    dW: Any,
+    n_rows: Any,
+    first: Any,
+    column: Any,
+    bytes_ahead: Any,
+    tile: Any,
+) -> Any:
+    """Add ``S[:, first + c]^T @ X[:, column + d]`` to ``dW[first + c, column + d]``.
+
+    For as many classes c as `tile` is long, and as many features d as ``OUTER_VECTORS`` vectors
+    hold. On the way, the memory `bytes_ahead` of each row of X is called into the cache: nothing
+    else keeps the memory busy in this phase.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, s, dw = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
+        n_rows, first, column, bytes_ahead = args[3:7]
+        vectors, classes = range(OUTER_VECTORS), range(tile.count)
+        dw_rows = [dw.at(builder.add(first, _i64(c)), column) for c in classes]
+        sums = [[cgutils.alloca_once(builder, x.vector) for _ in vectors] for _ in classes]
+        for c in classes:
+            for v in vectors:
+                builder.store(dw.load(dw_rows[c], v), sums[c][v])
+        with cgutils.for_range(builder, n_rows) as loop:
+            x_row = x.at(loop.index, column)
+            x_vectors = [x.load(x_row, v) for v in vectors]
+            for v in vectors:
+                x.prefetch(x_row, v, bytes_ahead)
+            s_row = s.at(loop.index, first)
+            for c in classes:
+                factor = _splat(builder, builder.load(builder.gep(s_row, [_i64(c)])), x.vector)
+                for v in vectors:
+                    total = builder.load(sums[c][v])
+                    builder.store(_multiply_add(builder, factor, x_vectors[v], total), sums[c][v])
+        for c in classes:
+            for v in vectors:
+                dw.store(builder.load(sums[c][v]), dw_rows[c], v)
+        return context.get_dummy_value()
+
+    return types.void(X, S, dW, types.int64, types.int64, types.int64, types.int64, tile), code
+
+
+@intrinsic
+def widen_bytes(typing_context: Any, X: Any, out: Any, row: Any, out_row: Any, stop: Any) -> Any:
+    """Write ``X[row, :stop] - 128`` to ``out[out_row, :stop]`` as floats, a vector at a time.
+
+    `stop` must be a multiple of the numbers in a vector.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, o = (_Rows(context, builder, signature.args[i], args[i]) for i in range(2))
+        row, out_row, stop = args[2:5]
+        source, target = x.at(row, 0), o.at(out_row, 0)
+        count = o.vector.count
+        pixels = ir.VectorType(_i8, count)
+        top_bits = ir.Constant(pixels, [128] * count)
+        with cgutils.for_range_slice(builder, _i64(0), stop, _i64(count)) as (d, _):
+            address = builder.bitcast(builder.gep(source, [d]), pixels.as_pointer())
+            loaded = builder.load(address)
+            loaded.align = 1
+            # Flipping the top bit and reading the byte as signed is "minus 128".
+            signed = builder.sext(builder.xor(loaded, top_bits), ir.VectorType(_i32, count))
+            o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
+        return context.get_dummy_value()
+
+    return types.void(X, out, types.int64, types.int64, types.int64), code
 
 
 def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.kernels.compilation import numba_is_installed
+from gpuclf.kernels.compilation import numba_is_usable
 from gpuclf.neighbors import check_n_neighbors, manhattan, smallest_k, squared_euclidean
 
 __all__ = ["compiled_manhattan", "compiled_squared_euclidean", "partitioned_smallest_k"]
@@ -65,7 +65,7 @@ def _worth_compiled(A: Any, B: Any) -> bool:
 
 @cache
 def _compiled() -> Any:
-    if not numba_is_installed():
+    if not numba_is_usable():
         return None
     from gpuclf.kernels import compiled_distances
 
