@@ -326,9 +326,9 @@ def main() -> None:
     rows = []
     for case in peer_cases(n_samples):
         console.print(case.title, style="dim")
-        rows += run_case(case, inputs, listed, time_budget_s=60.0)
+        rows += run_case(case, inputs, listed, time_budget_s=45.0)
+        keep("rows", [row.as_dict() for row in rows])
     print_rows(rows, console)
-    keep("rows", [row.as_dict() for row in rows])
     if "CIFAR-10" in dataset.name and n_samples == len(dataset.y_train):
         keep("times_to_accuracy", times_to_accuracy(dataset))
 

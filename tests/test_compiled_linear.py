@@ -136,6 +136,18 @@ def test_mixed_floats_are_computed_in_the_dtype_of_the_parameters():
     assert_agrees(given | {"features": Features(X, 10, np.float64)}, np.float64)
 
 
+@pytest.mark.parametrize("offset", [0, 4, 16, 60])
+@pytest.mark.parametrize("d", [16, 32, 80, 1040])
+def test_samples_anywhere_in_memory(d, offset):
+    given = arguments(177, d, 10, np.float32)
+    X = given["features"].stored
+    room = np.zeros(X.nbytes + 128, np.uint8)
+    first = -room.ctypes.data % 64 + offset
+    moved = room[first : first + X.nbytes].view(np.float32).reshape(X.shape)
+    moved[...] = X
+    assert_agrees(given | {"features": Features(moved, 10, np.float32)}, np.float32)
+
+
 @pytest.mark.parametrize("labels", [np.uint8, np.int32, np.int64])
 def test_labels_of_any_integer_type(labels):
     given = arguments()

@@ -73,7 +73,7 @@ def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
         Case("two-layer training step", batch, 4, 9, calls_a_turn=20),
         Case("two-layer loss+gradient", n_samples, 4, 7, hidden_units=100),
         Case("k-NN l2", queries, 16, 5),
-        Case("k-NN l1", min(100, queries), 16, 3),
+        Case("k-NN l1", min(20, queries), 16, 3),
     ]
 
 

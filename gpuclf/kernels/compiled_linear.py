@@ -55,26 +55,27 @@ def compiled_linear_pass(
         return NotImplemented
     from gpuclf.kernels import linear_loops as loops
 
-    (padded, padded_outer), tiles = loops.tiles(n_classes)
-    WT = np.zeros((padded, n_features), W.dtype)
-    WT[:n_classes] = W.T
-    bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
-    labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
-    X, centre = features.stored, features.centre
+    X, centre, lead = features.stored, features.centre, 0
     if not (features.folds or features.are_plain_floats):
         X = features.rows(slice(0, n_samples))
     in_place = X.dtype == W.dtype and centre is None
+    if in_place and X.strides[0] % loops.VECTOR_BYTES == 0:
+        lead = -X.ctypes.data % loops.VECTOR_BYTES // X.itemsize
+    (padded, padded_outer), tiles = loops.tiles(n_classes)
+    WT = loops.aligned_zeros(padded, n_features, lead, W)
+    WT[:n_classes] = W.T
+    bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
+    labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
+    hinge = data_loss is multiclass_hinge
     if centre is None:
         centre = np.zeros(n_features, W.dtype)
 
-    hinge = data_loss is multiclass_hinge
-
     def partial(rows: slice) -> tuple[Any, Any, Any]:
-        dWT = np.zeros((padded_outer, n_features), W.dtype)
+        dWT = loops.aligned_zeros(padded_outer, n_features, lead, W)
         db = np.zeros(n_classes, W.dtype)
         given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
         if in_place:
-            loss = loops.pass_in_place(X, *given)
+            loss = loops.pass_in_place(X, lead, *given)
         else:
             loss = loops.pass_converted(X, centre, *given)
         return np.float64(loss), dWT, db

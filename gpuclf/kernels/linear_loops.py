@@ -27,7 +27,15 @@ from numba.extending import intrinsic
 
 from gpuclf.kernels.compilation import compiled
 
-__all__ = ["BLOCK_ROWS", "TILE_ROWS", "VECTOR_BYTES", "pass_converted", "pass_in_place", "tiles"]
+__all__ = [
+    "BLOCK_ROWS",
+    "TILE_ROWS",
+    "VECTOR_BYTES",
+    "aligned_zeros",
+    "pass_converted",
+    "pass_in_place",
+    "tiles",
+]
 
 _features = llvmlite.binding.get_host_cpu_features()
 VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
@@ -249,8 +257,22 @@ def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple
 
 
 @compiled
+def aligned_zeros(n_rows: int, n_columns: int, lead: int, like: Any) -> Any:
+    """Return zeros of the dtype of `like` whose column `lead` begins a vector register's worth.
+
+    Loads that straddle two cache lines take twice as long. Rows after the first are aligned if
+    their length is.
+    """
+    lanes = VECTOR_BYTES // like.itemsize
+    room = np.zeros(n_rows * n_columns + 2 * lanes, like.dtype)
+    first = (-(room.ctypes.data // like.itemsize) - lead) % lanes
+    return room[first : first + n_rows * n_columns].reshape(n_rows, n_columns)
+
+
+@compiled
 def pass_in_place(
     X: Any,
+    lead: int,
     W: Any,
     b: Any,
     y: Any,
@@ -264,18 +286,32 @@ def pass_in_place(
 ) -> float:
     """Add the gradients of the rows start:stop to dW and db, and return their loss.
 
-    W and dW have the classes as rows, with rows of zeros behind the last class. X has their dtype.
+    Parameters
+    ----------
+    X : array of shape (N, D)
+        Of the dtype of W.
+    lead : int
+        Features before the first that is aligned, in each row of X, W and dW.
+    W, dW : array of shape (C, D)
+        With rows of zeros behind the last class, as :func:`tiles` says.
+    b, db : array of shape (C,)
+    y, weights : array of shape (N,)
+    start, stop : int
+    tiles : (tuple, tuple)
+    hinge : bool
+        The loss: else softmax cross-entropy.
     """
-    S = np.zeros((BLOCK_ROWS, max(len(W), len(dW))), W.dtype)
+    work = _workspace(W, dW, lead)
     loss = 0.0
     whole = start + (stop - start) // BLOCK_ROWS * BLOCK_ROWS
     for row in range(start, whole, BLOCK_ROWS):
         end = row + BLOCK_ROWS
-        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], S, dW, db, tiles, hinge)
+        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
     if whole < stop:
-        rest = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
-        rest[: stop - whole] = X[whole:stop]
-        loss += _block(rest, W, b, y[whole:stop], weights[whole:stop], S, dW, db, tiles, hinge)
+        last = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
+        last[: stop - whole] = X[whole:stop]
+        loss += _block(last, W, b, y[whole:stop], weights[whole:stop], dW, db, work, tiles, hinge)
+    _scatter_rest(work, dW)
     return loss
 
 
@@ -295,14 +331,15 @@ def pass_converted(
     hinge: bool,
 ) -> float:
     """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
-    S = np.zeros((BLOCK_ROWS, max(len(W), len(dW))), W.dtype)
-    x = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
+    work = _workspace(W, dW, 0)
+    x = aligned_zeros(BLOCK_ROWS, X.shape[1], 0, W)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
         end = min(row + BLOCK_ROWS, stop)
         for r in range(end - row):
             _convert(X, row + r, centre, x, r)
-        loss += _block(x, W, b, y[row:end], weights[row:end], S, dW, db, tiles, hinge)
+        loss += _block(x, W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
+    _scatter_rest(work, dW)
     return loss
 
 
@@ -320,21 +357,63 @@ def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
 
 
 @compiled
+def _workspace(W: Any, dW: Any, lead: int) -> Any:
+    """Return what the blocks share.
+
+    The features lead:stop fill whole vectors. The others, before and behind, are the rest: they
+    are gathered into vectors of their own, for X, W and dW.
+    """
+    n_features, step = W.shape[1], VECTOR_BYTES // W.itemsize * OUTER_VECTORS
+    lead = min(lead, n_features)
+    stop = lead + (n_features - lead) // step * step
+    n_rest = n_features - (stop - lead)
+    width = (n_rest + step - 1) // step * step
+    S = aligned_zeros(BLOCK_ROWS, max(len(W), len(dW)), 0, W)
+    x_rest = aligned_zeros(BLOCK_ROWS, width, 0, W)
+    W_rest = aligned_zeros(len(W), width, 0, W)
+    dW_rest = aligned_zeros(len(dW), width, 0, W)
+    _gather_rest(W, W_rest, lead, stop)
+    return S, x_rest, W_rest, dW_rest, lead, stop
+
+
+@compiled
+def _gather_rest(matrix: Any, rest: Any, lead: int, stop: int) -> None:
+    for row in range(len(matrix)):
+        for d in range(lead):
+            rest[row, d] = matrix[row, d]
+        for d in range(stop, matrix.shape[1]):
+            rest[row, lead + d - stop] = matrix[row, d]
+
+
+@compiled
+def _scatter_rest(work: Any, dW: Any) -> None:
+    _, _, _, dW_rest, lead, stop = work
+    for row in range(len(dW)):
+        for d in range(lead):
+            dW[row, d] += dW_rest[row, d]
+        for d in range(stop, dW.shape[1]):
+            dW[row, d] += dW_rest[row, lead + d - stop]
+
+
+@compiled
 def _block(
     x: Any,
     W: Any,
     b: Any,
     y: Any,
     weights: Any,
-    S: Any,
     dW: Any,
     db: Any,
+    work: Any,
     tiles: Any,
     hinge: bool,
 ) -> float:
+    S, x_rest, W_rest, dW_rest, lead, stop = work
     n_classes = len(b)
     S[:] = 0
-    _dot(x, W, S, tiles[0])
+    _gather_rest(x, x_rest, lead, stop)
+    _dot(x, W, S, lead, stop, tiles[0])
+    _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tiles[0])
     S[:, :n_classes] += b  # last: large biases would cost the products digits
     loss = 0.0
     for r in range(len(y)):
@@ -348,37 +427,27 @@ def _block(
             loss += _softmax_cross_entropy(scores, y[r], weights[r])
         for c in range(n_classes):
             db[c] += S[r, c]
-    _outer(x, S, len(y), dW, tiles[1])
+    _outer(x, S, len(y), dW, lead, stop, BLOCK_ROWS * x.strides[0], tiles[1])
+    _outer(x_rest, S, len(y), dW_rest, 0, x_rest.shape[1], 0, tiles[1])
     return loss
 
 
 @compiled
-def _dot(x: Any, W: Any, S: Any, tile: Any) -> None:
-    n_features, lanes = x.shape[1], VECTOR_BYTES // x.itemsize
-    in_vectors = n_features // lanes * lanes
-    for start in range(0, in_vectors, DOT_FEATURES):
-        stop = min(start + DOT_FEATURES, in_vectors)
+def _dot(x: Any, W: Any, S: Any, start: int, stop: int, tile: Any) -> None:
+    for first_feature in range(start, stop, DOT_FEATURES):
+        last_feature = min(first_feature + DOT_FEATURES, stop)
         for row in range(0, BLOCK_ROWS, TILE_ROWS):
             for first in range(0, len(W), len(tile)):
-                dot_tile(x, W, S, row, first, start, stop, tile)
-    for row in range(BLOCK_ROWS):
-        for c in range(len(W)):
-            for d in range(in_vectors, n_features):
-                S[row, c] += x[row, d] * W[c, d]
+                dot_tile(x, W, S, row, first, first_feature, last_feature, tile)
 
 
 @compiled
-def _outer(x: Any, S: Any, n_rows: int, dW: Any, tile: Any) -> None:
-    n_features, step = x.shape[1], VECTOR_BYTES // x.itemsize * OUTER_VECTORS
-    in_vectors = n_features // step * step
-    bytes_ahead = BLOCK_ROWS * x.strides[0]
-    for column in range(0, in_vectors, step):
+def _outer(
+    x: Any, S: Any, n_rows: int, dW: Any, start: int, stop: int, bytes_ahead: int, tile: Any
+) -> None:
+    for column in range(start, stop, VECTOR_BYTES // x.itemsize * OUTER_VECTORS):
         for first in range(0, len(dW), len(tile)):
             outer_tile(x, S, dW, n_rows, first, column, bytes_ahead, tile)
-    for c in range(len(dW)):
-        for row in range(n_rows):
-            for d in range(in_vectors, n_features):
-                dW[c, d] += S[row, c] * x[row, d]
 
 
 @compiled
