@@ -71,7 +71,7 @@ RECIPES = {
     ModelName.two_layer: Recipe(
         "TwoLayerNetClassifier",
         {"learning_rate": (5e-3, 5e-1), "reg": (1e-6, 1e-2)},
-        {"learning_rate": (1e-6, 1e-3), "reg": (1e-4, 1e1)},
+        {"learning_rate": (1e-5, 1e-3), "reg": (1e-4, 1e1)},
         {"max_iter": 2, "hidden_size": 100},
         final_epochs=10,
     ),
