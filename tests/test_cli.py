@@ -148,6 +148,7 @@ def test_bench_writes_what_was_measured(narrow, tmp_path):
         "seed": 5,
         "samples": 400,
         "backend": "auto",
+        "peers": False,
     }
     assert found["dataset"]["source"] == "small, in memory"
     assert found["environment"]["gpu"]["usable"] is False
