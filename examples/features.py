@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from gpuclf import SoftmaxClassifier, TwoLayerNetClassifier, extract_features
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.plots import plot_confusion_matrix
+from gpuclf.plots import import_pyplot, plot_confusion_matrix
 
 
 def bar(progress, title, total):
@@ -31,12 +31,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("features.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    import_pyplot()  # if it is missing, say so before the work
 
     dataset = load_dataset(arguments.data)
     print(dataset.source)
     n_train, n_val, n_test = (1_000, 200, 200) if arguments.quick else (49_000, 1_000, 1_000)
     split = course_split(dataset, n_train, n_val, n_test)
-    pixels = {"train": split.X_train, "val": split.X_val, "test": split.X_test}
     epochs = 2 if arguments.quick else 10
     pixels = {"train": split.X_train, "val": split.X_val, "test": split.X_test}
     with Progress(transient=True) as progress:

@@ -11,13 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from rich.progress import Progress
 
 from gpuclf import KNeighborsClassifier
 from gpuclf.datasets import course_split, load_dataset
 from gpuclf.neighbors import cross_validate_k
-from gpuclf.plots import plot_knn_cross_validation, plot_samples
+from gpuclf.plots import import_pyplot, plot_knn_cross_validation, plot_samples
 
 KS = [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]
 N_IMAGES = 32
@@ -30,6 +29,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("knn.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    plt = import_pyplot()  # if it is missing, say so before the work
 
     dataset = load_dataset(arguments.data)
     print(dataset.source)

@@ -18,6 +18,7 @@ from gpuclf.datasets import load_cifar10, make_synthetic
 from gpuclf.linear import linear_loss, linear_loss_only
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.optimizers import minimize_gd, random_local_search, random_search
+from gpuclf.plots import import_pyplot
 from gpuclf.training import minimize_lbfgs, minimize_sgd
 
 REG = 1e-3
@@ -39,6 +40,7 @@ def main():
     parser.add_argument("--out", default="optimizers.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few samples and passes")
     options = parser.parse_args()
+    import_pyplot()  # if it is missing, say so before the work
 
     n_samples, n_passes = (300, 5) if options.quick else (10_000, 40)
     if options.data == "cifar10":
@@ -104,9 +106,7 @@ def race(X, y, n_passes):
 
 def draw(curves, title, out):
     """Draw one line a method."""
-    from matplotlib import pyplot
-
-    _, ax = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    _, ax = import_pyplot().subplots(figsize=(8, 5), layout="constrained")
     for name, (passes, losses) in curves.items():
         # Nesterov's lies on the other momentum's curve.
         ax.plot(passes, losses, "--" if "Nesterov" in name else "-", label=name, linewidth=1.8)

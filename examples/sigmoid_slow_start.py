@@ -19,6 +19,7 @@ from gpuclf.datasets import load_cifar10, make_synthetic
 from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import one_hot, softmax_cross_entropy
 from gpuclf.optimizers import minimize_gd
+from gpuclf.plots import import_pyplot
 
 
 def sigmoid_squared_error(scores, labels, sample_weight=None):
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--out", default="sigmoid_slow_start.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few samples and steps")
     options = parser.parse_args()
+    import_pyplot()  # if it is missing, say so before the work
 
     scores, labels = np.random.default_rng(0).normal(0, 3, (6, 4)), np.array([0, 1, 2, 3, 0, 1])
     check = grad_check(
@@ -109,9 +111,7 @@ def classifiers(X, y, n_steps):
 
 def draw(panels, out):
     """Draw the two panels side by side."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 4), layout="constrained")
+    figure, axes = import_pyplot().subplots(1, len(panels), figsize=(10, 4), layout="constrained")
     y_labels = ("output of the neuron", "accuracy")
     for ax, (title, curves), y_label in zip(axes, panels.items(), y_labels, strict=True):
         for name, curve in curves.items():

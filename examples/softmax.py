@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from rich.progress import Progress
 
 from gpuclf import SoftmaxClassifier, softmax_loss_vectorized
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.plots import plot_history, plot_templates
+from gpuclf.plots import import_pyplot, plot_history, plot_templates
 
 
 def main():
@@ -27,6 +26,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("softmax.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    plt = import_pyplot()  # if it is missing, say so before the work
 
     dataset = load_dataset(arguments.data)
     print(dataset.source)

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from gpuclf.datasets import make_spiral
 from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.plots import plot_decision_boundary
+from gpuclf.plots import import_pyplot, plot_decision_boundary
 from gpuclf.two_layer import two_layer_forward, two_layer_objective
 
 REG = 1e-3 / 2  # the source's penalty is 0.5 * reg * sum(W * W) with reg = 1e-3
@@ -45,6 +44,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("spiral.png"), help="the picture")
     parser.add_argument("--seed", type=int, default=0, help="of the spiral and the first W")
     arguments = parser.parse_args()
+    plt = import_pyplot()  # if it is missing, say so before the work
 
     X, y = make_spiral(n_per_class=100, n_classes=3, seed=arguments.seed)
     rng = np.random.default_rng(arguments.seed)

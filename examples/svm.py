@@ -10,12 +10,11 @@ accuracy over both, and the templates of the best.
 import argparse
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from rich.progress import Progress
 
 from gpuclf import LinearSVMClassifier, Standardized
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.plots import plot_search, plot_templates
+from gpuclf.plots import import_pyplot, plot_search, plot_templates
 from gpuclf.search import coarse_to_fine
 
 SPACE = {"learning_rate": (1e-5, 1e-2), "reg": (1e-3, 1e1)}
@@ -28,6 +27,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("svm.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    plt = import_pyplot()  # if it is missing, say so before the work
 
     dataset = load_dataset(arguments.data)
     print(dataset.source)

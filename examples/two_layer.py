@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from rich.progress import Progress
 
 from gpuclf import TwoLayerNetClassifier
 from gpuclf.augment import horizontal_flip
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.plots import plot_samples, plot_templates
+from gpuclf.plots import import_pyplot, plot_samples, plot_templates
 
 N_TEMPLATES, N_IMAGES = 49, 32
 
@@ -30,6 +29,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("two_layer.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    plt = import_pyplot()  # if it is missing, say so before the work
 
     dataset = load_dataset(arguments.data)
     print(dataset.source)

@@ -28,14 +28,18 @@ from gpuclf.backend import (
 from gpuclf.dispatch import fusable
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
 
-__all__ = ["Features", "Standardized", "standardized_rows", "take_rows"]
+__all__ = ["Features", "Standardized", "conversion_advice", "standardized_rows", "take_rows"]
 
 BYTE_CENTRE = 128
 ROWS_TO_FOLD = 16  # for each column of W
 
 
 class Standardized:
-    """Pixels or floats with their standardisation, accepted wherever X is.
+    """Pixels or floats with their standardisation, for models that begin with a product.
+
+    Losses, scores and the classifiers trained by gradients take them as X. What compares or looks
+    at the values themselves (distances, k-NN, image features, naive loops) takes arrays:
+    :meth:`to_array` writes them out.
 
     Parameters
     ----------
@@ -134,6 +138,11 @@ class Standardized:
             self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows)
         )
 
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("standardising makes a copy; pass copy=None or copy=True")
+        return np.asarray(self.to_array(), dtype=dtype)  # type: ignore[call-overload, no-any-return]
+
     def __repr__(self) -> str:
         return f"Standardized({self.X.dtype} {self.shape}, {describe_location(self.X)})"
 
@@ -173,9 +182,21 @@ def _refuse_other_dtypes(X: Array) -> None:
     xp = array_namespace(X)
     if X.dtype not in (xp.uint8, xp.float32, xp.float64):
         raise TypeError(
-            f"X must be uint8, float32 or float64, got {X.dtype}; convert it with "
-            "X.astype('float32')"
+            f"X must be uint8, float32 or float64, got {X.dtype}; {conversion_advice('X', X)}"
         )
+
+
+def conversion_advice(name: str, value: Array) -> str:
+    """Say how an array becomes floats, in the words of its library."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        size = 8 * min(max(value.dtype.itemsize, 4), 8)
+        return f"its bytes are not in this machine's byte order: {name}.astype('float{size}')"
+    root = type(value).__module__.partition(".")[0]
+    if root == "torch":
+        return f"convert it with {name}.to(torch.float32)"
+    if hasattr(value, "astype"):
+        return f"convert it with {name}.astype('float32')"
+    return f"convert it with {root}.astype({name}, {root}.float32)"
 
 
 def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array]:

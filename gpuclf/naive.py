@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuclf.validation import check_penalty
+
 __all__ = [
     "pairwise_distances_one_loop",
     "pairwise_distances_two_loops",
@@ -51,7 +53,7 @@ def softmax_loss_naive(
     >>> round(loss, 6)
     0.693147
     """
-    n_samples, n_features, n_classes = _check_sizes(W, X, y)
+    n_samples, n_features, n_classes = _check_sizes(W, X, y, reg)
     loss = 0.0
     dW = np.zeros_like(W)
     for i in range(n_samples):
@@ -103,7 +105,7 @@ def svm_loss_naive(
     >>> loss
     3.0
     """
-    n_samples, n_features, n_classes = _check_sizes(W, X, y)
+    n_samples, n_features, n_classes = _check_sizes(W, X, y, reg)
     loss = 0.0
     dW = np.zeros_like(W)
     for i in range(n_samples):
@@ -151,8 +153,8 @@ def two_layer_loss_naive(
     """
     W1, b1, W2, b2 = (params[name] for name in ("W1", "b1", "W2", "b2"))
     n_samples, n_features, n_hidden = X.shape[0], X.shape[1], W1.shape[1]
-    _check_sizes(W1, X, None)
-    _, _, n_classes = _check_sizes(W2, np.zeros((n_samples, n_hidden)), y)
+    _check_sizes(W1, X, np.zeros(len(X), np.int64), reg)
+    _, _, n_classes = _check_sizes(W2, np.zeros((n_samples, n_hidden)), y, reg)
     loss = 0.0
     grads = {name: np.zeros_like(value) for name, value in params.items()}
     for i in range(n_samples):
@@ -254,7 +256,7 @@ def _check_pair(A: Floats, B: Floats, metric: str) -> tuple[Floats, Floats]:
     return A, B
 
 
-def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer] | None) -> tuple[int, int, int]:
+def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer], reg: float) -> tuple[int, int, int]:
     for name, value in (("X", X), ("W", W)):
         if not isinstance(value, np.ndarray):
             raise TypeError(
@@ -265,17 +267,18 @@ def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer] | None) -> tuple[i
         raise ValueError(
             f"X (N, D) and W (D, C) must fit, with N at least 1, got {X.shape} and {W.shape}"
         )
+    check_penalty(reg)
     n_classes = W.shape[1]
     if not (np.isfinite(X).all() and np.isfinite(W).all()):
         raise ValueError("X and W must hold no NaN or infinity; numpy.nan_to_num replaces them")
-    if y is not None:
-        if y.shape != (len(X),) or not np.issubdtype(y.dtype, np.integer):
-            raise ValueError(
-                f"y must hold {len(X)} integers, one for each row of X, got {y.dtype} {y.shape}"
-            )
-        if y.min() < 0 or y.max() >= n_classes:
-            raise ValueError(
-                f"labels must be in 0..{n_classes - 1}, got {y.min()}..{y.max()}; number the "
-                "classes from 0"
-            )
+    y = np.asarray(y)
+    if y.shape != (len(X),) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            f"y must hold {len(X)} integers, one for each row of X, got {y.dtype} {y.shape}"
+        )
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(
+            f"labels must be in 0..{n_classes - 1}, got {y.min()}..{y.max()}; number the "
+            "classes from 0"
+        )
     return len(X), W.shape[0], n_classes

@@ -1,10 +1,10 @@
 """What is done to samples before a classifier sees them.
 
 Nothing is written out where it need not be: subtracting the mean image or standardising gives
-:class:`gpuclf.Standardized` samples, which stay the bytes that they are and are accepted wherever X
-is. ``Standardized.fit(X)`` divides by the standard deviation too, with the conventions of
-scikit-learn's StandardScaler (no degrees of freedom lost; scale 1 for a constant feature), and
-``.apply(X_test)`` of either does the same to other samples.
+:class:`gpuclf.Standardized` samples, which stay the bytes that they are; the losses and the
+classifiers trained by gradients take them as X. ``Standardized.fit(X)`` divides by the standard
+deviation too, with the conventions of scikit-learn's StandardScaler (no degrees of freedom lost;
+scale 1 for a constant feature), and ``.apply(X_test)`` of either does the same to other samples.
 
 The bias trick puts the bias into W as its last row, with a feature that is always 1. It belongs to
 formulas that have no b. Within this library the bias stays apart: it is not penalised.

@@ -7,13 +7,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from gpuclf.training import DivergedError
 
-__all__ = ["SearchResult", "best_row", "coarse_to_fine", "n_candidates", "train_candidates"]
+__all__ = [
+    "SearchResult",
+    "best_row",
+    "check_search",
+    "coarse_to_fine",
+    "n_candidates",
+    "train_candidates",
+]
 
 NARROWING = 0.4  # how wide a round's ranges are, on the logarithmic scale, beside those before
 
@@ -29,8 +37,9 @@ class SearchResult:
     ----------
     results : list of dict
         One row a candidate, in the order of training: `params` (dict), `val_accuracy`,
-        `train_accuracy` (both None if it diverged), `seconds` (training and scoring), `diverged`
-        and `round`, counted from 0.
+        `train_accuracy` (both None if it failed), `seconds` (training and scoring), `fit_seconds`
+        (training), `diverged`, `error` (why it failed, None if it did not) and `round`, counted
+        from 0.
     best_params : dict
         Of the highest validation accuracy; of equals, the first.
     best_val_accuracy : float
@@ -66,7 +75,8 @@ def coarse_to_fine(
         Gives all other hyper-parameters, the seed among them; not changed.
     space : dict
         For each hyper-parameter to search either ``(low, high)``, a range that is drawn from
-        evenly on the logarithmic scale, or a list of values. Where there are lists only, each
+        evenly on the logarithmic scale, or a list of values. Where both ends and the classifier's
+        own value are whole numbers, so are those drawn. Where there are lists only, each
         combination is tried once, in one round.
     X_train, y_train : array-like
         What the candidates are trained on.
@@ -94,10 +104,13 @@ def coarse_to_fine(
         If the space is empty, holds a name that the classifier does not have, or a range that is
         not positive and finite.
     gpuclf.training.DivergedError
-        If every candidate diverged.
+        If every candidate diverged. If every one failed, by whatever, the first one's error.
 
     Notes
     -----
+    A candidate that is impossible (more neighbours than samples, for example) raises a ValueError;
+    it is kept as failed, and the search goes on.
+
     Source: Bergstra and Bengio, "Random search for hyper-parameter optimization" (2012), and
     Stanford CS231n, "Learning and evaluation", section on hyper-parameter optimisation.
 
@@ -112,12 +125,13 @@ def coarse_to_fine(
     >>> len(found.results), sorted(found.best_params)
     (6, ['learning_rate', 'reg'])
     """
-    _check(classifier, space, rounds, per_round)
+    check_search(classifier, space, rounds, per_round)
+    whole = _whole_numbers(classifier, space)
     rng = np.random.default_rng(rng)
     results: list[Row] = []
     for number in range(rounds if _has_ranges(space) else 1):
         narrowed = _narrowed(space, best_row(results), NARROWING**number)
-        candidates = _draw(narrowed, per_round, rng) if _has_ranges(space) else _grid(space)
+        candidates = _draw(narrowed, per_round, rng, whole) if _has_ranges(space) else _grid(space)
         stop = False
         for row in train_candidates(classifier, candidates, X_train, y_train, X_val, y_val):
             results.append({"round": number} | row)
@@ -127,6 +141,9 @@ def coarse_to_fine(
         if stop:
             break
     best = best_row(results)
+    if best is None and not all(row["diverged"] for row in results):
+        error = next(row["error"] for row in results if not row["diverged"])
+        raise ValueError(f"all {len(results)} candidates failed, the first: {error}")
     if best is None:
         tried = ", ".join(f"{name} in {values}" for name, values in space.items())
         raise DivergedError(
@@ -169,26 +186,28 @@ def train_candidates(
     for params in candidates:
         start = time.perf_counter()
         model = classifier.__sklearn_clone__().set_params(**params)
+        val_accuracy = train_accuracy = error = None
         try:
             model.fit(X_train, y_train)
+            fitted = time.perf_counter()
             val_accuracy = model.score(X_val, y_val)
             train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
-            diverged = False
-        except DivergedError:
-            val_accuracy = train_accuracy = None
-            diverged = True
+        except (DivergedError, ValueError) as caught:
+            val_accuracy, fitted, error = None, time.perf_counter(), caught
         yield {
             "params": params,
             "val_accuracy": val_accuracy,
             "train_accuracy": train_accuracy,
             "seconds": time.perf_counter() - start,
-            "diverged": diverged,
+            "fit_seconds": fitted - start,
+            "diverged": isinstance(error, DivergedError),
+            "error": None if error is None else str(error),
         }
 
 
 def best_row(results: Sequence[Row]) -> Row | None:
     """Return the row of the highest validation accuracy, the first of equals, None of none."""
-    trained = (row for row in results if not row["diverged"])
+    trained = (row for row in results if row["val_accuracy"] is not None)
     return max(trained, key=lambda row: float(row["val_accuracy"]), default=None)
 
 
@@ -229,7 +248,20 @@ def _narrowed(space: Space, best: Row | None, width: float) -> Space:
     return narrowed
 
 
-def _draw(space: Space, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _whole_numbers(classifier: Any, space: Space) -> set[str]:
+    """Name the ranges of which a fraction would make no sense."""
+    ends = {name: values for name, values in space.items() if isinstance(values, tuple)}
+    own = classifier.get_params()
+    return {
+        name
+        for name, values in ends.items()
+        if all(isinstance(v, Integral) for v in (*values, own[name]))
+    }
+
+
+def _draw(
+    space: Space, count: int, rng: np.random.Generator, whole: set[str]
+) -> list[dict[str, Any]]:
     drawn: dict[str, list[Any]] = {}
     for name, values in space.items():
         if isinstance(values, tuple):
@@ -237,13 +269,15 @@ def _draw(space: Space, count: int, rng: np.random.Generator) -> list[dict[str, 
             shares = (rng.permutation(count) + rng.random(count)) / count  # a Latin hypercube
             # Three digits, so that the figures of a table are the whole truth.
             rounded = (float(f"{low * (high / low) ** share:.3g}") for share in shares)
-            drawn[name] = [min(max(value, low), high) for value in rounded]
+            values = [min(max(value, low), high) for value in rounded]
+            drawn[name] = [round(value) for value in values] if name in whole else values
         else:
             drawn[name] = [values[i] for i in rng.integers(len(values), size=count)]
     return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
 
 
-def _check(classifier: Any, space: Space, rounds: int, per_round: int) -> None:
+def check_search(classifier: Any, space: Space, rounds: int, per_round: int) -> None:
+    """Raise a ValueError if :func:`coarse_to_fine` could not search this."""
     if not space:
         raise ValueError("space must name at least one hyper-parameter to search")
     unknown = sorted(set(space) - set(classifier.get_params()))

@@ -50,6 +50,8 @@ class History:
         One value a step (SGD and gradient descent).
     val_accuracy : list of float
         One value an epoch, where validation samples were given.
+    train_accuracy : list of float
+        Beside it the accuracy on about as many training samples: the gap shows overfitting.
     reached_max_iter : bool
         Whether `max_iter` ended L-BFGS before its tolerance was met.
     """
@@ -58,6 +60,7 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     reached_max_iter: bool = False
+    train_accuracy: list[float] = field(default_factory=list)
 
 
 def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, values_are_on_host
-from gpuclf.features import Standardized
+from gpuclf.features import Standardized, conversion_advice
 
 __all__ = [
     "check_finite",
@@ -32,9 +32,13 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
     stored = X.X if isinstance(X, Standardized) else X
     xp = array_namespace(stored)
     if stored.ndim != 2:
+        colours_last = stored.ndim == 4 and stored.shape[-1] == 3 != stored.shape[1]
+        order = "permute" if hasattr(stored, "permute") else "transpose"  # PyTorch's word for it
+        planes = f".{order}(0, 3, 1, 2)" if colours_last else ""
         raise ValueError(
             f"{name} must have shape (N, D), one sample a row, got {tuple(stored.shape)}; flatten "
-            f"images with {name}.reshape(len({name}), -1)"
+            f"images{', the planes first,' if planes else ''} with "
+            f"{name}{planes}.reshape(len({name}), -1)"
         )
     n_samples, n_features = (int(n) for n in stored.shape)
     if n_samples == 0 or n_features == 0:
@@ -44,8 +48,8 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
         )
     if stored.dtype not in (xp.uint8, xp.float32, xp.float64):
         raise TypeError(
-            f"{name} must be uint8, float32 or float64, got {stored.dtype}; convert it with "
-            f"{name}.astype('float32')"
+            f"{name} must be uint8, float32 or float64, got {stored.dtype}; "
+            + conversion_advice(name, stored)
         )
     return xp, n_samples, n_features
 
@@ -68,8 +72,8 @@ def check_parameter(
     xp = array_namespace(**{"X": stored, name: value})
     if value.dtype not in (xp.float32, xp.float64):
         raise TypeError(
-            f"{name} must be float32 or float64, got {value.dtype}; convert it with "
-            f"{name}.astype('float32')"
+            f"{name} must be float32 or float64, got {value.dtype}; "
+            + conversion_advice(name, value)
         )
     found = tuple(int(n) for n in value.shape[-len(shape) :])
     fits = len(found) == len(shape) and all(

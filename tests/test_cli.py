@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from gpuclf.backend import CupyProbe
 from gpuclf.benchmark import IMPLEMENTATIONS, default_cases
 from gpuclf.cli import app
 from gpuclf.datasets import ImageDataset, make_synthetic
+from gpuclf.preprocessing import subtract_mean_image
 
 N_TRAIN, N_TEST, N_VALIDATION = 1400, 120, 1000
 PRECISE = "float64"
@@ -146,6 +148,7 @@ def test_bench_writes_what_was_measured(narrow, tmp_path):
         "seed": 5,
         "samples": 400,
         "backend": "auto",
+        "peers": False,
     }
     assert found["dataset"]["source"] == "small, in memory"
     assert found["environment"]["gpu"]["usable"] is False
@@ -469,6 +472,66 @@ def test_a_search_in_which_all_diverge_ends_with_the_remedy(monkeypatch, capfd, 
     assert "error: all 2 candidates diverged" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["softmax", "--learning-rate", 2, 1],
+        ["softmax", "--reg", -1, 1],
+        ["svm", "--learning-rate", "nan", 1],
+        ["two-layer", "--learning-rate", 0, 1],
+    ],
+)
+def test_ranges_that_cannot_be_searched_are_refused_before_the_data_are_loaded(
+    monkeypatch, capfd, small, arguments
+):
+    code, _, err = run_main(monkeypatch, capfd, "search", *arguments, "--data", "synthetic")
+    assert code == 1
+    assert f"error: {arguments[1][2:].replace('-', '_')} must be searched in (low, high)" in err
+    assert small == []
+
+
+def test_search_may_subtract_the_mean_image_only_as_the_course_does(small, images, tmp_path):
+    _, found = searched(
+        *(tmp_path, "softmax", "--mean-image", "--rounds", 1, "--candidates", 2),
+        *("--epochs", 1, "--final-epochs", 1),
+    )
+    assert found["settings"]["mean_image"] is True
+    assert found["space"]["learning_rate"][1] < 1e-4  # pixels are some 64 times as large
+    n_fit = N_TRAIN - N_VALIDATION
+    train = subtract_mean_image(images.X_train[:n_fit])
+    classifier = gpuclf.SoftmaxClassifier(
+        max_iter=1, precision="float32", random_state=0, **found["best_params"]
+    ).fit(train, images.y_train[:n_fit])
+    assert found["test_accuracy"] == classifier.score(images.X_test, images.y_test)
+
+
+def test_a_search_that_is_aborted_leaves_nothing_behind(monkeypatch, capfd, tmp_path, small):
+    code, _, _ = run_main(
+        *(monkeypatch, capfd, "search", "softmax", "--data", "synthetic", "--rounds", 1),
+        *("--candidates", 2, "--learning-rate", 1e9, 1e12, "--reg", 1, 10),
+        *("--plot", tmp_path / "new" / "folder" / "x.png", "--json", tmp_path / "a" / "x.json"),
+    )
+    assert code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_preparing_a_file_that_is_there_keeps_it(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("before")
+    gpuclf.cli.output.prepare(path)
+    assert path.read_text() == "before"
+
+
+def test_the_time_to_train_is_not_announced_from_so_few_samples_as_tell_nothing(small):
+    few = run(
+        *("search", "softmax", "--data", "synthetic", "--rounds", 1, "--candidates", 2),
+        *("--samples", 5, "--epochs", 1, "--final-epochs", 1),
+    )
+    seconds = re.search(r"training with .* images, about ([\d.]+) (\w+)", few)
+    assert seconds is not None
+    assert seconds[2] in ("us", "ms") or (seconds[2] == "s" and float(seconds[1]) < 3)
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
 @pytest.mark.parametrize(
@@ -585,7 +648,7 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["search", "softmax", "--rounds", 0], "--rounds"),
         (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
         (["train", "svm", "--hidden-size", 3], "--hidden-size does not apply to svm"),
-        (["train", "tree"], "'tree' is not one of"),
+        (["train", "tree"], "Invalid value for 'model': 'tree' is not one of"),
         (["train", "softmax", "--metric", "l1"], "--metric does not apply to softmax"),
         (["train", "knn", "--epochs", 2], "--epochs does not apply to knn"),
         (["train", "knn", "--learning-rate", 2], "--learning-rate does not apply to knn"),

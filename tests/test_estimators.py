@@ -855,3 +855,50 @@ def test_diverging_raises_without_a_warning():
     X, y = make_data()
     with pytest.raises(DivergedError, match=r"smaller learning_rate \(it was 1e\+06\)"):
         KINDS["softmax"](learning_rate=1e6, reg=1.0, max_iter=30, learning_rate_decay=1.0).fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [SoftmaxClassifier, TwoLayerNetClassifier])
+def test_after_a_failed_partial_fit_the_next_one_draws_as_if_it_had_not_been(kind):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 5)), rng.integers(0, 3, 40)
+
+    def interrupted(X_batch, rng):
+        raise KeyboardInterrupt
+
+    one, other = (
+        kind(batch_size=7, random_state=0).partial_fit(X, y, classes=[0, 1, 2]) for _ in range(2)
+    )
+    one.augment = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        one.partial_fit(X, y)
+    one.augment = None
+    assert one.partial_fit(X, y).loss_history_ == other.partial_fit(X, y).loss_history_
+
+
+def test_the_accuracy_on_training_samples_is_recorded_beside_the_validation_s(lib):
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (90, 5), np.uint8), rng.integers(0, 3, 90)
+    X_val, y_val = X[:30] // 2, y[:30]
+    seen = []
+
+    def callback(epoch, history):
+        seen.append(classifier.score(X[::3], y[::3]))
+        assert len(history.train_accuracy) == len(history.val_accuracy) == epoch
+
+    classifier = SoftmaxClassifier(max_iter=3, batch_size=20, learning_rate=0.3, random_state=0)
+    moved = [lib.asarray(a) for a in (X, y, X_val, y_val)]
+    classifier.fit(*moved[:2], X_val=moved[2], y_val=moved[3], callback=callback)
+    assert classifier.train_accuracy_history_ == classifier.history_.train_accuracy == seen
+    assert len(set(seen)) > 1
+    assert SoftmaxClassifier(max_iter=1).fit(X, y).train_accuracy_history_ == []
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.bool_])
+def test_other_numbers_are_converted_in_every_library(lib, dtype):
+    X = np.arange(40).reshape(20, 2) % 7 > 3 if dtype is np.bool_ else np.arange(40).reshape(20, 2)
+    X, y = X.astype(dtype), np.arange(20) // 4 % 2
+    classifier = SoftmaxClassifier(max_iter=2, random_state=0).fit(lib.asarray(X), lib.asarray(y))
+    assert classifier.params_["W"].dtype == lib.xp.float64
+    expected = SoftmaxClassifier(max_iter=2, random_state=0).fit(X.astype(float), y)
+    scores = lib.to_numpy(classifier.decision_function(lib.asarray(X)))
+    np.testing.assert_allclose(scores, expected.decision_function(X.astype(float)), atol=1e-15)

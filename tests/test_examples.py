@@ -32,5 +32,22 @@ def test_the_example_runs_and_saves_its_picture(path, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]  # and nothing else
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_without_matplotlib_the_example_says_so_at_once(path, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('none in tests')")
+    done = subprocess.run(
+        [sys.executable, path, "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.returncode != 0
+    assert "pip install 'gpuclf[plots]'" in done.stderr
+    assert done.stdout == ""  # before any work
+
+
 def test_there_are_examples():
     assert EXAMPLES

@@ -424,3 +424,15 @@ def test_fit_leaves_its_inputs_alone(lib):
     before = lib.to_numpy(X).tobytes(), lib.to_numpy(weights).tobytes()
     Standardized.fit(X, weights).to_array()
     assert (lib.to_numpy(X).tobytes(), lib.to_numpy(weights).tobytes()) == before
+
+
+def test_numpy_writes_standardised_samples_out_where_it_is_asked_to(lib):
+    lazy = Standardized.fit(lib.asarray(np.array([[0, 100], [200, 100]], dtype=np.uint8)))
+    if lib.name in ("cupy", "array-api-strict"):  # not silently from a device
+        with pytest.raises((TypeError, RuntimeError)):
+            np.asarray(lazy)
+        return
+    np.testing.assert_array_equal(np.asarray(lazy), [[-1, 0], [1, 0]])
+    assert np.asarray(lazy, dtype=np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(lazy, copy=False)

@@ -392,3 +392,35 @@ def test_gradients_through_lazy_standardisation_pass(lib, dtype, n_samples):
         params = {name: values[name] for name in names}
         found = grad_check(lambda p, f=objective: f(p)[0], params, objective(params)[1])
         assert found.passed, found
+
+
+@pytest.mark.parametrize("frequency", [300.0, 1e3])
+def test_curvature_is_judged_and_not_taken_for_a_kink(frequency):
+    x = np.linspace(0.1, 2.0, 15)
+
+    def f(x):
+        return np.sum(np.sin(frequency * x))
+
+    right = frequency * np.cos(frequency * x)
+    found = grad_check(f, x, right)
+    assert found.passed
+    assert (found.n_checked, found.n_kinks) == (15, 0)
+    assert not grad_check(f, x, right + np.eye(15)[3] * 1e-3 * frequency).passed
+
+
+def test_where_the_step_is_too_long_a_shorter_one_is_suggested():
+    x = np.linspace(0.1, 2.0, 15)
+    found = grad_check(lambda x: np.sum(np.sin(3e4 * x)), x, 3e4 * np.cos(3e4 * x))
+    assert not found.passed
+    assert "curved too strongly for the step" in str(found)
+    assert "smaller h" in str(found)
+
+
+def test_nothing_passes_where_most_could_not_be_judged():
+    x = np.array([0.0, 0.0, 0.0, 1.0, 2.0])
+    found = grad_check(sum_of_relu, x, np.array([0.0, 0, 0, 1, 1]))
+    assert (found.n_checked, found.n_kinks) == (2, 3)
+    assert not found.passed
+    assert str(found).startswith("failed: only 2 of 5 could be judged")
+    assert "smaller h" in str(found)
+    assert grad_check(sum_of_relu, x[1:], np.array([0.0, 0, 1, 1])).passed

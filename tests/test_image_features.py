@@ -184,7 +184,7 @@ class TestWrongImages:
             function(np.zeros((2, 3071), np.uint8))
 
     def test_images_that_are_not_flat(self, function):
-        with pytest.raises(ValueError, match=r"images\.reshape"):
+        with pytest.raises(ValueError, match=r"images\.transpose\(0, 3, 1, 2\)\.reshape"):
             function(np.zeros((2, 32, 32, 3), np.uint8))
 
     def test_no_images(self, function):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuclf.naive import softmax_loss_naive, two_layer_loss_naive
+from gpuclf.naive import softmax_loss_naive, svm_loss_naive, two_layer_loss_naive
 
 
 def differences(function, x, step=1e-5):
@@ -114,3 +114,27 @@ def test_wrong_labels_are_refused_by_value(y, message):
         softmax_loss_naive(np.zeros((2, 2)), np.zeros((3, 2)), y, 0.0)
     with pytest.raises(ValueError, match=message):
         two_layer_loss_naive(make_net(2, 3, 2), np.zeros((3, 2)), y, 0.0)
+
+
+LOSSES = {
+    "softmax": softmax_loss_naive,
+    "svm": svm_loss_naive,
+    "two-layer": lambda W, X, y, reg: two_layer_loss_naive(make_net(3, 2, 2), X, y, reg),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reg", [None, -1.0, math.nan, math.inf, "1"])
+def test_a_penalty_that_is_none_is_refused(name, reg):
+    with pytest.raises(ValueError, match="reg must be a finite number, at least 0, got"):
+        LOSSES[name](np.zeros((3, 2)), np.ones((2, 3)), np.array([0, 1]), reg)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_may_be_a_list(name):
+    W, X = np.ones((3, 2)), np.ones((2, 3))
+    assert LOSSES[name](W, X, [0, 1], 0.1)[0] == LOSSES[name](W, X, np.array([0, 1]), 0.1)[0]
+    with pytest.raises(ValueError, match=r"y must hold 2 integers.*got float64 \(2,\)"):
+        LOSSES[name](W, X, [0.0, 1.0], 0.1)
+    with pytest.raises(ValueError, match="y must hold 2 integers"):
+        LOSSES[name](W, X, None, 0.1)

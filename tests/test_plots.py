@@ -265,7 +265,7 @@ def test_the_history_has_the_loss_its_running_mean_and_the_accuracy_at_the_epoch
     (right,) = (other for other in ax.figure.axes if other is not ax)
     np.testing.assert_array_equal(right.lines[0].get_xydata(), [[100, 0.3], [200, 0.4]])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
-    assert right.get_ylabel() == "validation accuracy"
+    assert right.get_ylabel() == "accuracy"
     named = [text.get_text() for text in ax.get_legend().get_texts()]
     assert named == ["loss, mean of 4 steps", "validation accuracy"]
 
@@ -400,3 +400,63 @@ def test_a_picture_is_drawn_where_it_is_told(draw, tmp_path):
     assert right.get_title(loc="left")
     figure.savefig(tmp_path / "picture.png")  # warnings are errors
     assert draw().figure is not figure
+
+
+# ------------------------------------------------------------------------------- estimators
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 2)), np.arange(40) % 2
+    options = {"max_iter": 3, "random_state": 0}
+    softmax = gpuclf.SoftmaxClassifier(**options).fit(X, y, X_val=X[:10] + 1, y_val=y[:10])
+    net = gpuclf.TwoLayerNetClassifier(hidden_size=5, **options).fit(X, y)
+    return softmax, net, X, y
+
+
+def test_pictures_take_the_classifier_itself(fitted):
+    softmax, net, X, y = fitted
+    drawn, expected = plots.plot_history(softmax), plots.plot_history(softmax.history_)
+    np.testing.assert_array_equal(drawn.lines[0].get_ydata(), expected.lines[0].get_ydata())
+    assert len(plots.plot_templates(softmax, (1, 2)).images) == 2
+    assert len(plots.plot_templates(net, (1, 2)).images) == 5
+    drawn, expected = (plots.plot_decision_boundary(p, X, y) for p in (softmax, softmax.predict))
+    np.testing.assert_array_equal(drawn.images[0].get_array(), expected.images[0].get_array())
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda c: plots.plot_history(c), "history_.*fitted"),
+        (lambda c: plots.plot_history([1.0]), r"classifier or its history_, got list"),
+        (lambda c: plots.plot_templates(c), "params_.*fitted"),
+        (lambda c: plots.plot_decision_boundary(3, np.zeros((2, 2)), np.zeros(2)), "predict.*int"),
+    ],
+)
+def test_what_is_no_fitted_classifier_is_refused_with_what_to_pass(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw(gpuclf.SoftmaxClassifier())
+
+
+def test_the_history_has_both_accuracies():
+    history = History([2.0, 1.0], [0.1, 0.1], val_accuracy=[0.3, 0.4], train_accuracy=[0.5, 0.9])
+    ax = plots.plot_history(history)
+    (right,) = [other for other in ax.figure.axes if other is not ax]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in right.lines}
+    assert lines == {"validation accuracy": [0.3, 0.4], "train accuracy": [0.5, 0.9]}
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown == ["loss", "validation accuracy", "train accuracy"]
+
+
+def test_one_sample_is_no_plural():
+    assert plots.plot_samples(np.zeros((1, 3072))).get_title(loc="left") == "1 sample"
+
+
+def test_candidates_that_failed_are_drawn_as_crosses():
+    rows = [
+        {"params": {"a": 1.0, "b": 1.0}, "val_accuracy": 0.5, "diverged": False},
+        {"params": {"a": 9.0, "b": 3.0}, "val_accuracy": None, "diverged": False, "error": "no"},
+    ]
+    ax = plots.plot_search(rows, "a", "b")
+    assert "failed" in [text.get_text() for text in ax.get_legend().get_texts()]

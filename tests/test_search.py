@@ -5,7 +5,8 @@ import pytest
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import KNeighborsClassifier
 
-from gpuclf import SoftmaxClassifier, Standardized
+import gpuclf
+from gpuclf import SoftmaxClassifier, Standardized, TwoLayerNetClassifier
 from gpuclf.search import coarse_to_fine, train_candidates
 from gpuclf.training import DivergedError
 
@@ -246,7 +247,8 @@ def test_standardized_samples_are_searched_as_they_are():
     plain = coarse_to_fine(classifier, space, X, y, X_val, y_val, **options)
     once = coarse_to_fine(classifier, space, Standardized.fit(X), y, X_val, y_val, **options)
     for a, b in zip(plain.results, once.results, strict=True):
-        assert a | {"seconds": 0} == b | {"seconds": 0}
+        times = {"seconds": 0, "fit_seconds": 0}
+        assert a | times == b | times
     assert once.best_estimator.score(X_val, y_val) == once.best_val_accuracy
 
 
@@ -267,3 +269,40 @@ def test_lists_of_samples_are_accepted():
         *(X.tolist(), y.tolist(), X_val.tolist(), y_val.tolist()),
     )
     assert len(found.results) == 2
+
+
+# ------------------------------------------------------------------- whole numbers, failures
+
+
+def test_ranges_of_whole_numbers_give_whole_numbers():
+    (X, y), (X_val, y_val) = make_data(90, 0), make_data(30, 1)
+    net = TwoLayerNetClassifier(max_iter=1, random_state=0)
+    space = {"hidden_size": (10, 100), "learning_rate": (1e-3, 1e-1)}
+    found = coarse_to_fine(net, space, X, y, X_val, y_val, rounds=3, per_round=4, rng=0)
+    sizes = [row["params"]["hidden_size"] for row in found.results]
+    assert all(type(size) is int for size in sizes)
+    assert 10 <= min(sizes) < max(sizes) <= 100
+    assert len(set(sizes)) > 6
+    assert type(found.results[0]["params"]["learning_rate"]) is float
+
+
+def test_a_range_with_whole_ends_of_a_float_gives_floats():
+    found = coarse_to_fine(Peak(), {"reg": (1, 10)}, *NOTHING, rounds=1, per_round=5, rng=0)
+    assert {type(row["params"]["reg"]) for row in found.results} == {float}
+
+
+def test_candidates_that_are_impossible_are_kept_as_failed_and_the_search_goes_on():
+    (X, y), (X_val, y_val) = make_data(20, 0), make_data(30, 1)
+    space = {"n_neighbors": [3, 50, 5]}
+    found = coarse_to_fine(gpuclf.KNeighborsClassifier(), space, X, y, X_val, y_val)
+    assert [row["val_accuracy"] is None for row in found.results] == [False, True, False]
+    failed = found.results[1]
+    assert failed["diverged"] is False
+    assert "got 50" in failed["error"]
+    assert found.results[0]["error"] is None
+    assert found.best_params["n_neighbors"] in (3, 5)
+
+
+def test_rows_tell_the_time_to_fit():
+    found = coarse_to_fine(Peak(), SPACE, *NOTHING, rounds=1, per_round=2)
+    assert all(0 <= row["fit_seconds"] <= row["seconds"] for row in found.results)

@@ -1,8 +1,10 @@
 import re
+import sys
 
 import numpy as np
 import pytest
 
+from gpuclf import extract_features
 from gpuclf.backend import MixedDevicesError
 from gpuclf.features import Standardized
 from gpuclf.linear import softmax_loss_vectorized
@@ -266,7 +268,9 @@ def test_two_layer_parameters_that_do_not_fit_are_refused_by_name(lib, name, sha
 @pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
 def test_weights_that_are_not_floats_are_refused_with_the_remedy(lib, dtype):
     W = lib.asarray(np.ones((D, C), dtype))
-    message = rf"W must be float32 or float64, got .*{dtype}; .* W\.astype\('float32'\)"
+    advice = {"torch": "W.to(torch.float32)", "array-api-strict": "array_api_strict.astype(W, "}
+    remedy = re.escape(advice.get(lib.name, "W.astype('float32')"))
+    message = rf"W must be float32 or float64, got .*{dtype}; .* {remedy}"
     with pytest.raises(TypeError, match=message):
         call("softmax", asarray=lib.asarray, W=W)
     with pytest.raises(TypeError, match=r"b2 must be float32 or float64"):
@@ -394,3 +398,44 @@ def test_the_losses_never_bring_a_value_to_the_host(sealed, small_blocks, dtype,
             two_layer_loss(params, features, own_y, 0.1, own_weights),
         ]
         assert all(tuple(loss.shape) == models for loss, _ in results)
+
+
+def test_images_with_the_colours_last_are_told_how_to_bring_the_planes_first(lib):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[..., 1] = 7
+    with pytest.raises(ValueError, match=r"the planes first") as caught:
+        extract_features(lib.asarray(images))
+    advice = re.search(r"with images\.(.*)$", str(caught.value))[1]
+    assert advice == {"torch": "permute"}.get(lib.name, "transpose") + (
+        "(0, 3, 1, 2).reshape(len(images), -1)"
+    )
+    if lib.xp is np:
+        rows = eval(f"images.{advice}", {"images": images})
+        assert (rows.reshape(2, 3, -1)[:, 1] == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 5, 5)])
+def test_other_images_are_told_to_be_flattened(shape):
+    with pytest.raises(ValueError, match=r"flatten images with X\.reshape\(len\(X\), -1\)"):
+        softmax_loss_vectorized(np.zeros((4, 3)), np.zeros(shape), np.zeros(2, int), 0.0)
+
+
+def test_the_advice_on_dtypes_is_what_the_library_has(lib):
+    with pytest.raises(TypeError, match="convert it with ") as caught:
+        softmax_loss_vectorized(
+            lib.asarray(np.zeros((4, 3))),
+            lib.asarray(np.zeros((2, 4), np.int64)),
+            lib.asarray(np.zeros(2, np.int64)),
+            0.0,
+        )
+    advice = re.search("convert it with (.*)$", str(caught.value))[1]
+    X = lib.asarray(np.zeros((2, 4), np.int64))
+    names = {"X": X, "torch": sys.modules.get("torch"), "array_api_strict": lib.xp}
+    converted = eval(advice, names)
+    assert converted.dtype == lib.xp.float32
+
+
+def test_floats_of_the_other_byte_order_are_told_to_be_swapped():
+    X = np.ones((2, 4), np.dtype(float).newbyteorder())
+    with pytest.raises(TypeError, match=r"byte order.*X\.astype\('float64'\)$"):
+        softmax_loss_vectorized(np.zeros((4, 3)), X, np.zeros(2, int), 0.0)

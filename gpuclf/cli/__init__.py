@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
@@ -42,8 +43,17 @@ def gpuclf(
     """Train and benchmark the classic image classifiers on NumPy and CuPy."""
 
 
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of pydantic, says nothing
+            raise
+
+
 for command in (bench, train, search, check, info):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 
 def main() -> None:

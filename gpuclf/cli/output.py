@@ -25,10 +25,23 @@ console = Console()
 
 
 def prepare(json: Path | None) -> None:
-    """Raise if the result could not be written: better now than after minutes of work."""
-    if json is not None:
+    """Raise if the result could not be written: better now than after minutes of work.
+
+    Nothing is left behind, in case that the work ends without a result.
+    """
+    if json is None:
+        return
+    missing = [folder for folder in json.parents if not folder.exists()]
+    is_new = not json.exists()
+    try:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.open("a").close()
+        if is_new:
+            json.unlink()
+    finally:
+        for folder in missing:
+            if folder.exists():
+                folder.rmdir()
 
 
 def prepare_picture(path: Path | None) -> None:

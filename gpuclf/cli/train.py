@@ -179,6 +179,7 @@ def train(
                 "fit_seconds": fit_seconds,
                 "loss_history": classifier.loss_history_,
                 "val_accuracy_history": classifier.val_accuracy_history_,
+                "train_accuracy_history": classifier.train_accuracy_history_,
             },
         )
         output.say(f"written to {json}")

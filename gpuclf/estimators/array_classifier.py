@@ -54,6 +54,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
         if not _is_checked_here(X):
             return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
+        X = _with_accepted_numbers(X)
         _, _, n_features = check_samples(X)
         if reset:
             self.n_features_in_ = n_features
@@ -124,12 +125,27 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _unchanged_if_it_fails(self) -> Iterator[None]:
         """Leave no half-trained model behind an error or an interruption."""
         before = dict(self.__dict__)
+        generator = before.get("_rng")  # goes on in place
+        state = None if generator is None else generator.bit_generator.state
         try:
             yield
         except BaseException:
+            if generator is not None:
+                generator.bit_generator.state = state
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+
+def _with_accepted_numbers(X: Any) -> Any:
+    """Convert integers, booleans and short floats to float64, as scikit-learn does for NumPy."""
+    if isinstance(X, Standardized):
+        return X
+    xp = array_namespace(X)
+    if X.dtype in (xp.uint8, xp.float32, xp.float64):
+        return X
+    is_number = xp.isdtype(X.dtype, ("bool", "integral", "real floating"))
+    return xp.astype(X, xp.float64) if is_number else X  # check_samples refuses the others
 
 
 def _is_checked_here(X: Any) -> bool:

@@ -75,7 +75,8 @@ class GradientClassifier(ArrayClassifier):
         sample_weight : array-like of shape (N,), optional
             A sample of weight 2 counts as two samples.
         X_val, y_val : array-like, optional
-            Samples whose accuracy is recorded after each epoch.
+            Samples whose accuracy is recorded after each epoch, and beside it the accuracy on
+            about as many training samples, evenly spaced.
         callback : callable, optional
             ``callback(epoch, history)``, called after each epoch (or L-BFGS iteration); training
             ends when it returns True.
@@ -112,6 +113,12 @@ class GradientClassifier(ArrayClassifier):
         params = self._new_params(features)
         self.n_iter_ = 0
         self._velocity: dict[str, Array] | None = None
+        if X_val is not None:
+            n_samples, n_val = (
+                y.shape[0] if hasattr(y, "shape") else len(y) for y in (targets, y_val)
+            )
+            spaced = slice(None, None, max(1, n_samples // max(1, n_val)))
+            seen = features[spaced] if isinstance(features, Standardized) else features[spaced, ...]
 
         def after_epoch(params: dict[str, Array], history: History) -> bool | None:
             # A copy: training goes on in place, and callbacks may keep what they see.
@@ -119,6 +126,7 @@ class GradientClassifier(ArrayClassifier):
             self.n_iter_ += 1
             if X_val is not None:
                 history.val_accuracy.append(self.score(X_val, y_val))
+                history.train_accuracy.append(self._share_right(seen, targets[spaced]))
             return callback(self.n_iter_, history) if callback is not None else None
 
         if self.solver == "lbfgs":
@@ -253,6 +261,7 @@ class GradientClassifier(ArrayClassifier):
         self.history_ = history
         self.loss_history_ = history.loss
         self.val_accuracy_history_ = history.val_accuracy
+        self.train_accuracy_history_ = history.train_accuracy
 
     def check_hyperparameters(self) -> None:
         """Raise a ValueError that names the first hyper-parameter out of range."""
@@ -308,6 +317,11 @@ class GradientClassifier(ArrayClassifier):
         features = self._features(samples)
         stored = features.X if isinstance(features, Standardized) else features
         return self._scores(to_device(self.params_, like=stored), features)
+
+    def _share_right(self, features: Any, targets: Array) -> float:
+        xp = array_namespace(targets)
+        predicted = xp.argmax(self._scores(self.params_, features), axis=-1)
+        return float(to_host(xp.mean(xp.astype(predicted == targets, xp.float64))))
 
     def _learn_standardization(self, samples: Any, weights: Array | None) -> Any:
         self.mean_ = self.scale_ = None

@@ -53,8 +53,9 @@ class LinearSVMClassifier(LinearClassifier):
         The standardisation.
     loss_history_ : list of float
         One value a step.
-    val_accuracy_history_ : list of float
-        One value an epoch, if `fit` was given validation samples.
+    val_accuracy_history_, train_accuracy_history_ : list of float
+        One value an epoch, if `fit` was given validation samples; the second on about as many
+        training samples.
     n_iter_, n_features_in_ : int
 
     See Also

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuclf.features import Standardized
-from gpuclf.plots.drawing import as_numpy, new_axes
+from gpuclf.plots.drawing import as_numpy, new_axes, of_classifier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,9 @@ def plot_templates(
 
     Parameters
     ----------
-    W : array of shape (D, M)
-        W of a linear classifier, one template a class, or W1 of a net, one a hidden unit.
+    W : array of shape (D, M), or classifier
+        W of a linear classifier, one template a class, or W1 of a net, one a hidden unit; a
+        fitted classifier's own.
     image_shape : (planes, height, width) or (height, width), default (3, 32, 32)
         How the D features lie in an image: 3 planes for red, green and blue, or 1 for grey.
     class_names : sequence of str, optional
@@ -57,6 +58,9 @@ def plot_templates(
     >>> from gpuclf.plots import plot_templates
     >>> ax = plot_templates(classifier.params_["W"], class_names=names)  # doctest: +SKIP
     """
+    params = of_classifier(W, "params_")
+    if isinstance(params, dict):
+        W = params["W1" if "W1" in params else "W"]
     W = as_numpy(W)
     if W.ndim != 2 or W.shape[1] == 0:
         raise ValueError(f"W must have shape (D, M), a column for each template, got {W.shape}")
@@ -127,7 +131,7 @@ def plot_samples(
     def name_of(label: Any) -> str:
         return str(label if class_names is None else class_names[label])
 
-    what = f"{len(X):,} samples"
+    what = "1 sample" if len(X) == 1 else f"{len(X):,} samples"
     titles = [name_of(label) for label in labels.get("predicted", labels.get("y", ()))]
     wrong: list[int] = []
     if len(labels) == 2:

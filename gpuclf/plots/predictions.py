@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, MARKERS, as_numpy, new_axes
+from gpuclf.plots.drawing import COLOURS, MARKERS, as_numpy, new_axes, of_classifier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,16 +17,13 @@ __all__ = ["plot_confusion_matrix", "plot_decision_boundary"]
 MESH_POINTS = 400  # along each axis of a decision boundary
 
 
-def plot_decision_boundary(
-    predict: Callable[[Any], Any], X: Any, y: Any, ax: Axes | None = None
-) -> Axes:
+def plot_decision_boundary(predict: Any, X: Any, y: Any, ax: Axes | None = None) -> Axes:
     """Colour the plane by the predicted label, under samples of two features.
 
     Parameters
     ----------
-    predict : callable
-        Takes a NumPy array of shape (M, 2) and returns M labels, as the method of a classifier
-        does.
+    predict : classifier or callable
+        A fitted classifier, or what takes a NumPy array of shape (M, 2) and returns M labels.
     X : array-like of shape (N, 2)
     y : array-like of shape (N,)
         The true labels.
@@ -52,6 +49,11 @@ def plot_decision_boundary(
     >>> ax = plot_decision_boundary(classifier.predict, X, y)  # doctest: +SKIP
     >>> ax.figure.savefig("boundary.png")  # doctest: +SKIP
     """
+    predict = of_classifier(predict, "predict")
+    if not callable(predict):
+        raise TypeError(
+            f"predict must be a fitted classifier or its predict, got {type(predict).__name__}"
+        )
     X, y = as_numpy(X), as_numpy(y)
     if X.ndim != 2 or X.shape[1] != 2 or len(X) == 0:
         raise ValueError(f"X must have shape (N, 2), two features to draw, got {X.shape}")

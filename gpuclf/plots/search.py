@@ -68,11 +68,11 @@ def plot_search(
                 f"the axes are logarithmic, but a candidate has {unfit[0]} "
                 f"{row['params'][unfit[0]]!r}: leave it out"
             )
-    trained = [row for row in results if not row["diverged"]]
+    trained = [row for row in results if row["val_accuracy"] is not None]
     if not trained:
-        raise ValueError("no candidate was trained without diverging: there is nothing to draw")
+        raise ValueError("no candidate was trained to the end: there is nothing to draw")
     best = max(trained, key=lambda row: float(row["val_accuracy"]))
-    diverged = [row for row in results if row["diverged"]]
+    failed = [row for row in results if row["val_accuracy"] is None]
     accuracy = np.array([row["val_accuracy"] for row in trained])
     ax = new_axes(ax, (7, 5) if y else (7, 4.2))
     ax.set_xscale("log")
@@ -100,14 +100,14 @@ def plot_search(
             edgecolors="white",
             linewidths=0.8,
         )
-        if diverged:
+        if failed:
             ax.scatter(
-                [row["params"][x] for row in diverged],
-                [row["params"][y] for row in diverged],
+                [row["params"][x] for row in failed],
+                [row["params"][y] for row in failed],
                 marker="x",
                 s=40,
                 color=COLOURS[3],
-                label="diverged",
+                label="diverged" if all(row["diverged"] for row in failed) else "failed",
             )
         extend = "min" if accuracy.min() < image.norm.vmin else "neither"
         ax.figure.colorbar(image, ax=ax, label="validation accuracy", extend=extend)
@@ -133,7 +133,9 @@ def _draw_surface(
 ) -> Any:
     known = np.log10([[row["params"][name] for name in names] for row in results])
     worst = float(accuracy.min())
-    values = np.array([worst if row["diverged"] else row["val_accuracy"] for row in results])
+    values = np.array(
+        [worst if row["val_accuracy"] is None else row["val_accuracy"] for row in results]
+    )
     low, high = known.min(axis=0), known.max(axis=0)
     size = np.where(high > low, high - low, 1)
     edges = [

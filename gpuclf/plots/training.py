@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, log_axis_with_ticks_at, new_axes
+from gpuclf.plots.drawing import COLOURS, log_axis_with_ticks_at, new_axes, of_classifier
 from gpuclf.training import History
 
 if TYPE_CHECKING:
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["plot_history", "plot_knn_cross_validation"]
 
 
-def plot_history(history: History, ax: Axes | None = None) -> Axes:
-    """Draw the loss of each step with its running mean, and the validation accuracy.
+def plot_history(history: Any, ax: Axes | None = None) -> Axes:
+    """Draw the loss of each step with its running mean, and the accuracies.
 
     Parameters
     ----------
-    history : History
-        The `history_` of a fitted classifier.
+    history : classifier or History
+        A fitted classifier, or its `history_`.
     ax : matplotlib Axes, optional
         Where to draw; a new figure by default.
 
     Returns
     -------
     matplotlib Axes
-        The loss's; the validation accuracy, where there is any, has its own at the right.
+        The loss's; the accuracies, where there are any, have their own at the right.
 
     Raises
     ------
+    TypeError
+        If it is neither, or the classifier is not fitted.
     ValueError
         If the history is empty.
 
@@ -41,6 +43,9 @@ def plot_history(history: History, ax: Axes | None = None) -> Axes:
     >>> from gpuclf.plots import plot_history
     >>> ax = plot_history(classifier.history_)  # doctest: +SKIP
     """
+    history = of_classifier(history, "history_")
+    if not isinstance(history, History):
+        raise TypeError(f"pass a fitted classifier or its history_, got {type(history).__name__}")
     if not history.loss:
         raise ValueError("the history has no loss to draw: fit the classifier first")
     ax = new_axes(ax, (7, 4.2))
@@ -59,19 +64,26 @@ def plot_history(history: History, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("loss", color=blue)
     ax.set_title("training", loc="left")
     ax.grid(axis="y", alpha=0.25)
+    accuracies = (
+        (history.val_accuracy, "validation accuracy", "-"),
+        (history.train_accuracy, "train accuracy", ":"),
+    )
     if history.val_accuracy:
         n_epochs = len(history.val_accuracy)
         steps_per_epoch = len(history.learning_rate) / n_epochs if history.learning_rate else 1
         right: Any = ax.twinx()
-        lines += right.plot(
-            steps_per_epoch * np.arange(1, n_epochs + 1),
-            history.val_accuracy,
-            color=orange,
-            marker="o",
-            markersize=4,
-            label="validation accuracy",
-        )
-        right.set_ylabel("validation accuracy", color=orange)
+        for values, label, style in accuracies:
+            if values:
+                lines += right.plot(
+                    steps_per_epoch * np.arange(1, n_epochs + 1),
+                    values,
+                    color=orange,
+                    linestyle=style,
+                    marker="o",
+                    markersize=4,
+                    label=label,
+                )
+        right.set_ylabel("accuracy", color=orange)
         right.spines[["top", "left"]].set_visible(False)
     ax.legend(
         handles=lines,
