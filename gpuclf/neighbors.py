@@ -7,7 +7,10 @@ float32 holds every integer.
 
 Floats are compared in float64, the expansion relative to the middle of the training samples. What
 the expansion still rounds is put right for the neighbours: a few more candidates than asked for
-are ranked again by their differences, so that equal samples have distance 0 and tie.
+are ranked again by their differences, so that equal samples have distance 0 and tie; where the
+rounding could hide a neighbour beyond those candidates, the query is compared with all samples by
+differences. Of fractions, libraries may sum the same differences in another order, so that ties
+are the same everywhere for bytes and for whole numbers only.
 """
 
 from __future__ import annotations
@@ -74,10 +77,10 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     Returns
     -------
     array of shape (N, M), float64
-        In the library of A and B. From bytes they are exact (l2 up to the root's rounding); from
-        floats their squares have an error of about 1e-16 times the squared norms of the centred
-        samples, so that the l2 distance of equal samples may come out as 1e-8 of their norm
-        (:func:`k_neighbors` gives 0).
+        In the library of A and B. From bytes, and from whole numbers in floats, they are exact
+        (l2 up to the root's rounding). From other floats the l2 squares have an error of about
+        1e-16 times the squared norms of the centred samples: equal samples may come out 1e-8 of
+        their norm apart, and equal distances may differ (:func:`k_neighbors` puts that right).
 
     Raises
     ------
@@ -94,6 +97,8 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     Notes
     -----
     Always float64, because rounding distances to float32 would make ties of some that differ.
+    The l1 distances of floats are slow, because their differences are written out; bytes take
+    machine instructions (with numba) and a hundredth of the time.
     Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise ("no loops").
 
     Examples
@@ -310,7 +315,7 @@ def k_neighbors(
     metric : {"l2", "l1"}, default "l2"
     memory_budget : int, default 256 MiB
         Bytes that temporaries may take, beside the samples and the result: queries and training
-        samples are compared in tiles of that size.
+        samples are compared in tiles of that size, by fewer threads if it is small.
     callback : callable, optional
         ``callback(done, total)``, called after each tile with the number of distances; from
         several threads, one at a time.
@@ -320,7 +325,9 @@ def k_neighbors(
     distances : array of shape (N, k), float64
     indices : array of shape (N, k), int64
         Rows of B, ordered by (distance, index). For bytes, and for integers in floats as far as
-        float64 holds the squares, this is the order of the exact distances.
+        float64 holds the squares, this is the order of the exact distances, on every library. For
+        other floats it is the order of the distances that float64 gives by differences; where
+        those tie but for rounding, libraries may order them differently.
 
     Raises
     ------
@@ -558,12 +565,12 @@ def _to_distances(ranks: Array, metric: str) -> Array:
     return xp.sqrt(ranks) if metric == "l2" else ranks
 
 
-def _centre(B: Array) -> Array:
+def _centre(B: Array, n_samples: int = CENTRE_SAMPLES) -> Array:
     """Return about the mean, rounded to a power of two near the standard deviation.
 
     So integers stay integers (or halves, quarters, ...), and their squares exact in float64.
     """
-    standardized = Standardized.fit(B[:: int(B.shape[0]) // CENTRE_SAMPLES + 1, :])
+    standardized = Standardized.fit(B[:: int(B.shape[0]) // n_samples + 1, :])
     grid = 2.0 ** math.floor(math.log2(np.max(to_host(standardized.scale))))
     return array_namespace(B).round(standardized.mean / grid) * grid
 
@@ -574,7 +581,7 @@ class _Expansion:
     def __init__(self, B: Array, n_rows: int) -> None:
         xp = array_namespace(B)
         self._B, self._n_rows = B, n_rows
-        self._centre = _centre(B)
+        self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
         self._largest_norm: float = max(
             float(xp.max(xp.vecdot(b, b))) for b in map(self._centred, self._pieces())
         )
@@ -652,7 +659,8 @@ def _tiles(
 
     A pair takes its distance, the products that it is made of, and what the selection needs. A
     sample is converted to float64; bytes are converted to float32, some features at a time. A
-    square tile converts least. Differences, where they are written out, take up to half.
+    square tile converts least. Differences, where they are written out, take up to half: nothing
+    else is converted then, and the selection, for half of what a pair takes, comes later.
     """
     pair = 32
     row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
@@ -674,7 +682,6 @@ def _tiles(
             n_queries * n_training * differences,
         ),
     )
-    memory -= blocks * block_bytes
     side = int((math.sqrt(row**2 + pair * memory) - row) / pair)
     tile_queries = max(1, min(-(-n_queries // workers), side))
     tile_training = (memory - tile_queries * row) // (tile_queries * pair + row)

@@ -351,6 +351,13 @@ def test_what_the_expansion_rounds_is_compared_by_differences(decimals, monkeypa
     assert by_differences
 
 
+def test_large_whole_numbers_are_not_taken_for_exact():
+    rng = np.random.default_rng(0)
+    A, B = (rng.integers(0, 9, (n, 3)) + rng.choice([0.0, 2e9], (n, 1)) for n in (40, 120))
+    expected = by_distance_and_index(pairwise_distances_two_loops(A, B), 3)
+    np.testing.assert_array_equal(k_neighbors(A, B, 3)[1], expected)
+
+
 @every_metric
 @pytest.mark.parametrize("divisor", [10, 3])
 def test_neighbours_of_tied_fractions_are_those_of_the_loops_on_numpy(metric, divisor):
@@ -404,6 +411,22 @@ def test_a_budget_below_that_of_the_differences_is_kept_too(metric, dtype, budge
     finally:
         tracemalloc.stop()
     assert peak <= budget
+
+
+@pytest.mark.parametrize(("metric", "dtype"), [("l1", np.uint8), ("l1", float), ("l2", float)])
+def test_the_least_budget_of_long_samples_is_kept(metric, dtype, monkeypatch):
+    monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
+    A, B = small_integers(5, 40, 100_000, dtype=dtype)
+    with pytest.raises(ValueError, match="too small") as raised:
+        k_neighbors(A, B, 1, metric, memory_budget=1)
+    least = int(str(raised.value).split()[-3])
+    tracemalloc.start()
+    try:
+        k_neighbors(A, B, 1, metric, memory_budget=least)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= least + 50_000  # for what does not grow with the samples
 
 
 @every_metric
