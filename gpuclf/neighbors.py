@@ -7,14 +7,18 @@ float32 holds every integer.
 
 Floats are compared in float64, the expansion relative to the middle of the training samples. What
 the expansion still rounds is put right for the neighbours: a few more candidates than asked for
-are ranked again by their differences, so that equal samples have distance 0 and tie.
+are ranked again by their differences, so that equal samples have distance 0 and tie; where the
+rounding could hide a neighbour beyond those candidates, the query is compared with all samples by
+differences. Of fractions, libraries may sum the same differences in another order, so that ties
+are the same everywhere for bytes and for whole numbers only.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -44,6 +48,7 @@ METRICS = ("l2", "l1")
 MEMORY_BUDGET = 256 << 20
 EXACT_FEATURES = 1024  # 1,024 * 128 * 128 = 2**24
 SPARE_CANDIDATES = 8
+UNIT = 2.0**-8  # whole numbers, quarters, ... are expanded exactly
 CENTRE_SAMPLES = 100
 # L1 has no product that BLAS could do, only differences that are written out and summed. On a CPU
 # they should stay in a core's cache; on a device they should be many.
@@ -52,6 +57,7 @@ DEVICE_DIFFERENCES_BYTES = 16 << 20
 DIFFERENCES_AT_ONCE = 4  # as many temporaries of that size
 
 Callback = Callable[[int, int], object]  # (distances done, of how many)
+Ranking = Callable[[Array, Array], Array]
 
 
 def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
@@ -71,10 +77,10 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     Returns
     -------
     array of shape (N, M), float64
-        In the library of A and B. From bytes they are exact (l2 up to the root's rounding); from
-        floats their squares have an error of about 1e-16 times the squared norms of the centred
-        samples, so that the l2 distance of equal samples may come out as 1e-8 of their norm
-        (:func:`k_neighbors` gives 0).
+        In the library of A and B. From bytes, and from whole numbers in floats, they are exact
+        (l2 up to the root's rounding). From other floats the l2 squares have an error of about
+        1e-16 times the squared norms of the centred samples: equal samples may come out 1e-8 of
+        their norm apart, and equal distances may differ (:func:`k_neighbors` puts that right).
 
     Raises
     ------
@@ -91,6 +97,8 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     Notes
     -----
     Always float64, because rounding distances to float32 would make ties of some that differ.
+    The l1 distances of floats are slow, because their differences are written out; bytes take
+    machine instructions (with numba) and a hundredth of the time.
     Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise ("no loops").
 
     Examples
@@ -146,27 +154,53 @@ def squared_euclidean(A: Array, B: Array, centre: Array | None = None) -> Array:
 
 
 @fusable
-def manhattan(A: Array, B: Array) -> Array:
+def manhattan(A: Array, B: Array, block_bytes: int | None = None) -> Array:
     """L1 distances (N, M): integers for bytes, else float64; inputs are not checked.
 
     Parameters
     ----------
     A : array of shape (N, D)
     B : array of shape (M, D)
+    block_bytes : int, optional
+        How long the differences may become that are written out at a time.
     """
     xp = array_namespace(A, B)
     exact = A.dtype == xp.uint8 and B.dtype == xp.uint8
     # Bytes have no negative differences: the larger minus the smaller.
-    dtype, result = (xp.uint8, xp.int32) if exact else (xp.float64, xp.float64)
-    row_bytes = int(A.shape[1]) * (1 if exact else 8)
-    budget = _differences_bytes(xp)
-    step_B = max(1, min(budget // row_bytes, int(B.shape[0])))
-    step_A = max(1, budget // (row_bytes * step_B))
+    dtype, result = (xp.uint8, xp.int64) if exact else (xp.float64, xp.float64)
+    if exact and int(A.shape[1]) * 255 < 2**31:
+        result = xp.int32
+
+    def block(a: Array, b: Array) -> Array:
+        return xp.sum(xp.maximum(a, b) - xp.minimum(a, b), axis=-1, dtype=result)
+
+    return _over_differences(block, A, B, dtype, block_bytes)
+
+
+def squared_differences(A: Array, B: Array, block_bytes: int | None = None) -> Array:
+    """Squared L2 distances (N, M), float64, without expansion; as :func:`manhattan`."""
+    xp = array_namespace(A, B)
+
+    def block(a: Array, b: Array) -> Array:
+        differences = a - b
+        return xp.sum(differences * differences, axis=-1)
+
+    return _over_differences(block, A, B, xp.float64, block_bytes)
+
+
+def _over_differences(
+    block: Callable[[Array, Array], Array], A: Array, B: Array, dtype: Any, block_bytes: int | None
+) -> Array:
+    """Put together what ``block`` gives for a few rows of A (n, 1, D) and of B (1, m, D)."""
+    xp = array_namespace(A, B)
+    row_bytes = int(A.shape[1]) * (1 if dtype == xp.uint8 else 8)
+    block_bytes = block_bytes or _differences_bytes(xp)
+    step_B = max(1, min(block_bytes // row_bytes, int(B.shape[0])))
+    step_A = max(1, block_bytes // (row_bytes * step_B))
 
     def distances(rows_A: slice, rows_B: slice) -> Array:
-        a = xp.astype(A[rows_A, :], dtype)[:, None, :]
-        b = xp.astype(B[rows_B, :], dtype)[None, :, :]
-        return xp.sum(xp.maximum(a, b) - xp.minimum(a, b), axis=-1, dtype=result)
+        a, b = xp.astype(A[rows_A, :], dtype), xp.astype(B[rows_B, :], dtype)
+        return block(a[:, None, :], b[None, :, :])
 
     return xp.concat(
         [
@@ -281,7 +315,7 @@ def k_neighbors(
     metric : {"l2", "l1"}, default "l2"
     memory_budget : int, default 256 MiB
         Bytes that temporaries may take, beside the samples and the result: queries and training
-        samples are compared in tiles of that size.
+        samples are compared in tiles of that size, by fewer threads if it is small.
     callback : callable, optional
         ``callback(done, total)``, called after each tile with the number of distances; from
         several threads, one at a time.
@@ -291,7 +325,9 @@ def k_neighbors(
     distances : array of shape (N, k), float64
     indices : array of shape (N, k), int64
         Rows of B, ordered by (distance, index). For bytes, and for integers in floats as far as
-        float64 holds the squares, this is the order of the exact distances.
+        float64 holds the squares, this is the order of the exact distances, on every library. For
+        other floats it is the order of the distances that float64 gives by differences; where
+        those tie but for rounding, libraries may order them differently.
 
     Raises
     ------
@@ -309,36 +345,82 @@ def k_neighbors(
     xp = array_namespace(A)
     (n_queries, n_features), n_training = (int(n) for n in A.shape), int(B.shape[0])
     check_n_neighbors(k, n_training)
-    ranking = _ranking(B, metric)
+    _check_metric(metric)
     exact = A.dtype == B.dtype == xp.uint8
-    rounds = metric == "l2" and not exact
-    n_candidates = min(k + SPARE_CANDIDATES, n_training) if rounds else k
-    workers = cpu_workers() if xp is np else 1
-    reserve = DIFFERENCES_AT_ONCE * _differences_bytes(xp) if metric == "l1" else 0
-    tile_queries, tile_training = _tile_shape(
-        n_queries, n_features, exact, memory_budget, workers, reserve
-    )
+    expanded = metric == "l2" and not exact
+    n_candidates = min(k + SPARE_CANDIDATES, n_training) if expanded else k
+    tiles = _tiles(n_queries, n_training, n_features, xp, exact, metric, memory_budget)
+    expansion = _Expansion(B, tiles.n_training) if expanded else None
+    ranking = expansion.squares if expansion else _ranking(B, metric, tiles.block_bytes)
     done, lock = 0, threading.Lock()
 
-    def nearest(rows: slice) -> tuple[Array, Array]:
+    def count(n_distances: int) -> None:
         nonlocal done
-        queries = A[rows, :]
-        best: tuple[Array, Array] | None = None
-        for tile in row_slices(n_training, tile_training):
-            ranks = ranking(queries, B[tile, :])
-            columns = smallest_k(ranks, min(n_candidates, tile.stop - tile.start))
-            found = _take_from_rows(ranks, columns), columns + tile.start
-            best = found if best is None else _merge(best, found, n_candidates)
-            if callback is not None:
-                with lock:
-                    done += (tile.stop - tile.start) * (rows.stop - rows.start)
-                    callback(done, n_queries * n_training)
-        assert best is not None
-        return _ranked_by_differences(queries, B, best[1], k) if rounds else best
+        if callback is not None:
+            with lock:
+                done += n_distances
+                callback(done, n_queries * n_training)
 
-    blocks = map_row_blocks(nearest, n_queries, tile_queries, parallel=xp is np)
-    ranks, indices = (xp.concat(parts, axis=0) for parts in zip(*blocks, strict=True))
-    return _to_distances(ranks, metric), xp.astype(indices, xp.int64, copy=False)
+    def search(
+        queries: Array, ranking: Ranking, n: int, count: Callable[[int], None]
+    ) -> tuple[Array, Array]:
+        best: tuple[Array, Array] | None = None
+        for tile in row_slices(n_training, tiles.n_training):
+            ranks = ranking(queries, B[tile, :])
+            columns = smallest_k(ranks, min(n, tile.stop - tile.start))
+            found = _take_from_rows(ranks, columns), columns + tile.start
+            best = found if best is None else _merge(best, found, n)
+            count((tile.stop - tile.start) * int(queries.shape[0]))
+        assert best is not None
+        return best
+
+    def by_differences(A: Array, B: Array) -> Array:
+        return xp.sqrt(squared_differences(A, B, tiles.block_bytes))
+
+    def nearest(rows: slice) -> tuple[Array, Array]:
+        queries = A[rows, :]
+        best = search(queries, ranking, n_candidates, count)
+        if expansion is None:
+            return _to_distances(best[0], metric), best[1]
+        found = _ranked_by_differences(queries, B, best[1], k)
+        if n_candidates == n_training:
+            return found
+        chosen = expansion.unsure(queries, found[0][:, -1], best[0][:, -1])
+        if chosen.shape[0] == 0:
+            return found
+        again = search(
+            xp.take(queries, chosen, axis=0), by_differences, k, count=lambda n_distances: None
+        )
+        return _replaced(found[0], chosen, again[0]), _replaced(found[1], chosen, again[1])
+
+    blocks = map_row_blocks(nearest, n_queries, tiles.n_queries, workers=tiles.workers)
+    distances, indices = (xp.concat(parts, axis=0) for parts in zip(*blocks, strict=True))
+    return distances, xp.astype(indices, xp.int64, copy=False)
+
+
+def accuracies_of_ks(
+    X: Array,
+    y: Array,
+    X_train: Array,
+    y_train: Array,
+    ks: Sequence[int],
+    metric: str = "l2",
+    *,
+    memory_budget: int = MEMORY_BUDGET,
+    callback: Callback | None = None,
+) -> list[float]:
+    """Return the accuracy of each k from one search, for the largest k; y is not checked."""
+    xp = array_namespace(y, y_train)
+    classes = xp.sort(xp.unique_values(y_train))
+    _, indices = k_neighbors(
+        X, X_train, max(ks), metric, memory_budget=memory_budget, callback=callback
+    )
+    labels = _take(y_train, indices)
+    accuracies = []
+    for k in ks:
+        predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
+        accuracies.append(float(xp.mean(xp.astype(predicted == y, xp.float64))))
+    return accuracies
 
 
 def cross_validate_k(
@@ -385,7 +467,16 @@ def cross_validate_k(
     >>> cross_validate_k(X, y, ks=[1, 2], n_folds=2)
     {1: [1.0, 1.0], 2: [0.5, 0.5]}
     """
-    xp, n_samples = array_namespace(X=X, y=y), int(X.shape[0])
+    n_samples = int(X.shape[0])
+    if isinstance(y, list | tuple):
+        y = to_device(np.asarray(y), like=X)
+    xp = array_namespace(X=X, y=y)
+    if tuple(y.shape) != (n_samples,):
+        raise ValueError(
+            f"y must have shape ({n_samples},), one label for each row of X, got {tuple(y.shape)}"
+        )
+    if not xp.isdtype(y.dtype, "integral"):
+        raise TypeError(f"y must hold integers, got {y.dtype}")
     if not isinstance(n_folds, Integral) or not 2 <= n_folds <= n_samples:
         raise ValueError(f"n_folds must be from 2 to the {n_samples} samples, got {n_folds!r}")
     bounds = [n_samples * i // n_folds for i in range(n_folds + 1)]
@@ -395,7 +486,6 @@ def cross_validate_k(
         raise ValueError("ks is empty: pass at least one number of neighbours")
     for k in ks:
         check_n_neighbors(k, smallest_training)
-    classes = xp.sort(xp.unique_values(y))
     total = sum((f.stop - f.start) * (n_samples - f.stop + f.start) for f in folds)
     accuracies: dict[int, list[float]] = {int(k): [] for k in ks}
     done = 0
@@ -404,15 +494,14 @@ def cross_validate_k(
         X_train = xp.concat([X[before_fold, :], X[after_fold, :]], axis=0)
         y_train = xp.concat([y[before_fold], y[after_fold]])
         report = None if callback is None else _offset(callback, done, total)
-        _, indices = k_neighbors(
-            X[fold, :], X_train, max(ks), metric, memory_budget=memory_budget, callback=report
+        found = accuracies_of_ks(
+            *(X[fold, :], y[fold], X_train, y_train, list(accuracies), metric),
+            memory_budget=memory_budget,
+            callback=report,
         )
         done += (fold.stop - fold.start) * int(X_train.shape[0])
-        labels = _take(y_train, indices)
-        for k, found in accuracies.items():
-            predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
-            right = xp.astype(predicted == y[fold], xp.float64)
-            found.append(float(xp.mean(right)))
+        for of_k, accuracy in zip(accuracies.values(), found, strict=True):
+            of_k.append(accuracy)
     return accuracies
 
 
@@ -452,12 +541,16 @@ def _is_finite(X: Array) -> bool:
     return not isinstance(X, np.ndarray) or bool(np.isfinite(np.sum(X, dtype=np.float64)))
 
 
-def _ranking(B: Array, metric: str) -> Callable[[Array, Array], Array]:
-    """Return the function whose values order the samples as their distances do."""
+def _check_metric(metric: str) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric must be 'l2' or 'l1', got {metric!r}")
+
+
+def _ranking(B: Array, metric: str, block_bytes: int | None = None) -> Ranking:
+    """Return the function whose values order the samples as their distances do."""
+    _check_metric(metric)
     if metric == "l1":
-        return manhattan
+        return lambda A, B: manhattan(A, B, block_bytes)
     centre = None if B.dtype == array_namespace(B).uint8 else _centre(B)
     return lambda A, B: squared_euclidean(A, B, centre)
 
@@ -472,36 +565,127 @@ def _to_distances(ranks: Array, metric: str) -> Array:
     return xp.sqrt(ranks) if metric == "l2" else ranks
 
 
-def _centre(B: Array) -> Array:
+def _centre(B: Array, n_samples: int = CENTRE_SAMPLES) -> Array:
     """Return about the mean, rounded to a power of two near the standard deviation.
 
     So integers stay integers (or halves, quarters, ...), and their squares exact in float64.
     """
-    standardized = Standardized.fit(B[:: int(B.shape[0]) // CENTRE_SAMPLES + 1, :])
+    standardized = Standardized.fit(B[:: int(B.shape[0]) // n_samples + 1, :])
     grid = 2.0 ** math.floor(math.log2(np.max(to_host(standardized.scale))))
     return array_namespace(B).round(standardized.mean / grid) * grid
 
 
-def _tile_shape(
-    n_queries: int, n_features: int, exact: bool, memory_budget: int, workers: int, reserve: int
-) -> tuple[int, int]:
-    """Return how many queries are compared with how many training samples at a time.
+class _Expansion:
+    """Squared distances to B by expansion, with a bound for what it rounds."""
+
+    def __init__(self, B: Array, n_rows: int) -> None:
+        xp = array_namespace(B)
+        self._B, self._n_rows = B, n_rows
+        self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
+        self._largest_norm: float = max(
+            float(xp.max(xp.vecdot(b, b))) for b in map(self._centred, self._pieces())
+        )
+        self._B_is_exact: bool | None = None
+
+    def squares(self, A: Array, B: Array) -> Array:
+        return squared_euclidean(A, B, self._centre)
+
+    def unsure(self, A: Array, kth_distances: Array, last_squares: Array) -> Array:
+        """Return the rows of A for which a sample beyond the candidates may be as near.
+
+        Parameters
+        ----------
+        A : array of shape (n, D)
+        kth_distances : array of shape (n,)
+            The largest distance that was found, by differences.
+        last_squares : array of shape (n,)
+            The largest of the candidates' squares, by expansion: all other samples have larger
+            ones.
+        """
+        xp = array_namespace(A)
+        A = self._centred(A)
+        sizes = xp.vecdot(A, A) + self._largest_norm
+        # Each of the three products is a sum of D terms; twice what they can round.
+        rounding = 2 * (int(A.shape[1]) + 8) * float(xp.finfo(xp.float64).eps) * sizes
+        unsure = kth_distances * kth_distances + rounding >= last_squares
+        if bool(xp.any(unsure)) and self._is_exact(A, float(xp.max(sizes))):
+            unsure = xp.zeros_like(unsure)
+        return xp.nonzero(unsure)[0]
+
+    def _is_exact(self, A: Array, size: float) -> bool:
+        """Tell whether all terms and sums are multiples of UNIT**2 that float64 holds."""
+        if 2 * size / UNIT**2 >= 2**53 or not _is_multiple(A):
+            return False
+        if self._B_is_exact is None:
+            self._B_is_exact = all(_is_multiple(self._centred(b)) for b in self._pieces())
+        return self._B_is_exact
+
+    def _pieces(self) -> Iterator[Array]:
+        # Half a tile: telling whether numbers are multiples takes more temporaries.
+        n_rows = int(self._B.shape[0])
+        return (self._B[rows, :] for rows in row_slices(n_rows, -(-self._n_rows // 2)))
+
+    def _centred(self, X: Array) -> Array:
+        xp = array_namespace(X)
+        return xp.astype(X, xp.float64) - self._centre
+
+
+def _is_multiple(X: Array) -> bool:
+    xp = array_namespace(X)
+    multiples = X / UNIT
+    return bool(xp.all(multiples == xp.round(multiples)))
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """How many queries are compared with how many training samples at a time, by each worker."""
+
+    n_queries: int
+    n_training: int
+    workers: int
+    block_bytes: int
+
+
+def _tiles(
+    n_queries: int,
+    n_training: int,
+    n_features: int,
+    xp: Any,
+    exact: bool,
+    metric: str,
+    memory_budget: int,
+) -> _Tiles:
+    """Choose tiles that keep within the memory budget.
 
     A pair takes its distance, the products that it is made of, and what the selection needs. A
     sample is converted to float64; bytes are converted to float32, some features at a time. A
-    square tile converts least.
+    square tile converts least. Differences, where they are written out, take up to half: nothing
+    else is converted then, and the selection, for half of what a pair takes, comes later.
     """
     pair = 32
     row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
-    memory = memory_budget // workers - reserve
-    if memory < pair + 2 * row:
+    differences = n_features * (1 if exact else 8)
+    blocks = 0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE
+    least = pair + 2 * row + blocks * differences
+    if memory_budget < least:
         raise ValueError(
             f"memory_budget={memory_budget} bytes is too small for samples of {n_features} "
-            f"features; at least {workers * (pair + 2 * row + reserve)} are needed"
+            f"features; at least {least} are needed"
         )
+    workers = min(cpu_workers() if xp is np else 1, n_queries, memory_budget // least)
+    memory = memory_budget // workers
+    block_bytes = max(
+        differences,
+        min(
+            _differences_bytes(xp),
+            (memory - least) // (2 * DIFFERENCES_AT_ONCE),
+            n_queries * n_training * differences,
+        ),
+    )
     side = int((math.sqrt(row**2 + pair * memory) - row) / pair)
     tile_queries = max(1, min(-(-n_queries // workers), side))
-    return tile_queries, (memory - tile_queries * row) // (tile_queries * pair + row)
+    tile_training = (memory - tile_queries * row) // (tile_queries * pair + row)
+    return _Tiles(tile_queries, tile_training, workers, block_bytes)
 
 
 def _merge(best: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tuple[Array, Array]:
@@ -513,7 +697,7 @@ def _merge(best: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tup
 
 
 def _ranked_by_differences(A: Array, B: Array, candidates: Array, k: int) -> tuple[Array, Array]:
-    """Return squared distances and indices of the k nearest candidates, without expansion."""
+    """Return L2 distances and indices of the k nearest candidates, without expansion."""
     xp = array_namespace(A)
     candidates = xp.sort(candidates, axis=1)
     A = xp.astype(A, xp.float64)
@@ -521,7 +705,7 @@ def _ranked_by_differences(A: Array, B: Array, candidates: Array, k: int) -> tup
     for j in range(int(candidates.shape[1])):
         difference = A - xp.astype(xp.take(B, candidates[:, j], axis=0), xp.float64)
         squares.append(xp.sum(difference * difference, axis=1))
-    ranks = xp.stack(squares, axis=1)
+    ranks = xp.sqrt(xp.stack(squares, axis=1))
     order = smallest_k(ranks, k)
     return _take_from_rows(ranks, order), _take_from_rows(candidates, order)
 
@@ -535,6 +719,16 @@ def _take_from_rows(values: Array, columns: Array) -> Array:
     xp = array_namespace(values, columns)
     starts = xp.arange(values.shape[0], dtype=columns.dtype, device=values.device)
     return _take(xp.reshape(values, (-1,)), columns + starts[:, None] * values.shape[1])
+
+
+def _replaced(values: Array, rows: Array, replacements: Array) -> Array:
+    """Return a copy in which some rows are others; the standard has no assignment by index."""
+    xp = array_namespace(values)
+    kept = xp.arange(values.shape[0], dtype=rows.dtype, device=values.device)
+    sources = xp.concat([rows, kept])  # of equals, the replacement comes first
+    order = xp.argsort(sources, stable=True)
+    first = xp.searchsorted(xp.take(sources, order), kept)
+    return xp.take(xp.concat([replacements, values], axis=0), xp.take(order, first), axis=0)
 
 
 def _offset(callback: Callback, before: int, total: int) -> Callback:

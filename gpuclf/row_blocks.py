@@ -83,29 +83,32 @@ def sum_over_row_blocks(
         One sum for each array that `partial` returns.
     """
     return _sum(
-        _in_shares(lambda share: _sum_in_order(partial, share), n_rows, rows_per_block, parallel)
+        _in_shares(
+            lambda share: _sum_in_order(partial, share),
+            *(n_rows, rows_per_block, cpu_workers() if parallel else 1),
+        )
     )
 
 
 def map_row_blocks(
-    part: Callable[[slice], Result], n_rows: int, rows_per_block: int, *, parallel: bool
+    part: Callable[[slice], Result], n_rows: int, rows_per_block: int, *, workers: int
 ) -> list[Result]:
     """Return what ``part(rows)`` gives for each block, in the order of the rows.
 
-    The parameters are those of :func:`sum_over_row_blocks`.
+    At most `workers` CPU threads share the blocks.
     """
     shares = _in_shares(
-        lambda share: [part(rows) for rows in share], n_rows, rows_per_block, parallel
+        lambda share: [part(rows) for rows in share], n_rows, rows_per_block, workers
     )
     return [result for share in shares for result in share]
 
 
 def _in_shares(
-    work: Callable[[Sequence[slice]], Result], n_rows: int, rows_per_block: int, parallel: bool
+    work: Callable[[Sequence[slice]], Result], n_rows: int, rows_per_block: int, workers: int
 ) -> list[Result]:
     """Return ``work(blocks)`` for the blocks of each thread."""
     blocks = row_slices(n_rows, rows_per_block)
-    workers = min(cpu_workers(), len(blocks)) if parallel else 1
+    workers = min(workers, len(blocks))
     if workers == 1:
         return [work(blocks)]
     with single_threaded_blas():

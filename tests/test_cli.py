@@ -414,7 +414,35 @@ def test_search_for_the_number_of_neighbours_tries_each(small, images, tmp_path)
     assert found["val_accuracy"] == max(row["val_accuracy"] for row in found["results"])
     assert found["test_accuracy"] == classifier.score(images.X_test, images.y_test)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "10 of 10: n_neighbors 100" in output
+    assert "best candidates" in output
+
+
+def test_search_knn_takes_a_metric_and_numbers_of_neighbours(small, images, tmp_path, monkeypatch):
+    searches = []
+    k_neighbors = gpuclf.neighbors.k_neighbors
+    monkeypatch.setattr(
+        gpuclf.neighbors,
+        "k_neighbors",
+        lambda *given, **options: searches.append(given[2:4]) or k_neighbors(*given, **options),
+    )
+    options = ("--metric", "l1", "--neighbors", 4, "--neighbors", 2, "--samples", 10)
+    _, found = searched(tmp_path, "knn", *options)
+    assert searches == [(4, "l1")] * 2  # validation and training samples, once for all k
+    n_fit = N_TRAIN - N_VALIDATION
+    for row, k in zip(found["results"], (4, 2), strict=True):
+        classifier = gpuclf.KNeighborsClassifier(k, metric="l1")
+        classifier.fit(images.X_train[:10], images.y_train[:10])
+        assert row["params"] == {"n_neighbors": k}
+        assert row["val_accuracy"] == classifier.score(
+            images.X_train[n_fit:], images.y_train[n_fit:]
+        )
+    assert found["settings"]["metric"] == "l1"
+    assert found["settings"]["samples"] == 10
+
+
+def test_search_knn_tries_the_numbers_that_there_are_samples_for(small, tmp_path):
+    _, found = searched(tmp_path, "knn", "--samples", 10)
+    assert [row["params"]["n_neighbors"] for row in found["results"]] == [1, 3, 5, 8, 10]
 
 
 def test_search_says_which_candidates_diverged_and_goes_on(small, tmp_path):
@@ -645,6 +673,11 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["search", "knn", "--epochs", 3], "--epochs does not apply to knn"),
         (["search", "knn", "--reg", 1, 2], "--reg does not apply to knn"),
+        (["search", "knn", "--rounds", 2], "--rounds does not apply to knn"),
+        (["search", "knn", "--candidates", 2], "--candidates does not apply to knn"),
+        (["search", "svm", "--metric", "l1"], "--metric does not apply to svm"),
+        (["search", "svm", "--neighbors", 3], "--neighbors does not apply to svm"),
+        (["search", "knn", "--samples", 10, "--neighbors", 11], "above the 10 of --samples"),
         (["search", "softmax", "--rounds", 0], "--rounds"),
         (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
         (["train", "svm", "--hidden-size", 3], "--hidden-size does not apply to svm"),

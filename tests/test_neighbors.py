@@ -171,6 +171,18 @@ def test_compiled_distances_are_those_of_the_shared_body(metric, shape, compiled
         np.testing.assert_array_equal(found, function.reference(view, other))
 
 
+def test_compiled_distances_beyond_int32_are_exact(compiled_only):
+    n_features = 2**31 // 255**2 + 1
+    A, B = np.zeros((1, n_features), np.uint8), np.full((2, n_features), 255, np.uint8)
+    np.testing.assert_array_equal(pairwise_distances(A, B), exact_distances(A, B, "l2"))
+
+
+def test_l1_beyond_int32_is_exact(lib):
+    n_features = 2**31 // 255 + 1
+    A, B = lib.asarray(np.zeros((1, n_features), np.uint8)), np.full((1, n_features), 255, np.uint8)
+    assert lib.to_numpy(pairwise_distances(A, lib.asarray(B), "l1")) == [[255.0 * n_features]]
+
+
 @every_metric
 def test_the_compiled_distances_are_used_for_much_work(metric, compiled_only, monkeypatch):
     calls = []
@@ -282,7 +294,8 @@ def test_labels_that_do_not_fit_are_refused(lib):
 @every_dtype
 @pytest.mark.parametrize("tile", [(5, 1), (4, 3), (100, 5), (3, 100)])
 def test_neighbours_do_not_depend_on_the_tiles(lib, metric, dtype, tile, monkeypatch, small_blocks):
-    monkeypatch.setattr(neighbors, "_tile_shape", lambda *sizes: tile)
+    tiles = neighbors._Tiles(*tile, workers=2, block_bytes=1 << 10)
+    monkeypatch.setattr(neighbors, "_tiles", lambda *sizes: tiles)
     A, B = small_integers(11, 17, dtype=dtype)
     distances = exact_distances(A, B, metric)
     for k in (1, 6, 17):
@@ -304,6 +317,53 @@ def test_equal_floats_have_distance_0_and_the_smaller_index_first(lib, metric, d
     np.testing.assert_array_equal(lib.to_numpy(distances), np.zeros((40, 3)))
     expected = np.arange(40)[:, None] + [0, 40, 80]
     np.testing.assert_array_equal(lib.to_numpy(indices), expected)
+
+
+@pytest.mark.parametrize("distance", [1e3, 1e6, 1e7])
+def test_neighbours_in_groups_that_lie_far_apart(lib, distance, small_blocks):
+    # The expansion's rounding is as large as the differences within a group.
+    rng = np.random.default_rng(0)
+    centres = np.array([[0.0], [distance]])
+    A, B = (
+        np.repeat(centres, n, axis=0) + 1e-2 * rng.standard_normal((2 * n, 3)) for n in (20, 60)
+    )
+    expected = by_distance_and_index(pairwise_distances_two_loops(A, B), 3)
+    found = k_neighbors(lib.asarray(A), lib.asarray(B), 3, memory_budget=50_000)
+    np.testing.assert_array_equal(lib.to_numpy(found[1]), expected)
+
+
+@pytest.mark.parametrize("decimals", [0, 2])
+def test_what_the_expansion_rounds_is_compared_by_differences(decimals, monkeypatch):
+    # Whole numbers and quarters are expanded exactly, however many of them tie.
+    A, B = (x / (4 if decimals else 1) for x in small_integers(20, 300, dtype=float))
+    by_differences = []
+    differences = neighbors.squared_differences
+    monkeypatch.setattr(
+        neighbors,
+        "squared_differences",
+        lambda *given: by_differences.append(1) or differences(*given),
+    )
+    found = k_neighbors(A, B, 3)[1]
+    expected = by_distance_and_index(pairwise_distances_two_loops(A, B), 3)
+    np.testing.assert_array_equal(found, expected)
+    assert not by_differences
+    np.testing.assert_array_equal(k_neighbors(A / 10, B / 10, 3)[1].shape, (20, 3))
+    assert by_differences
+
+
+def test_large_whole_numbers_are_not_taken_for_exact():
+    rng = np.random.default_rng(0)
+    A, B = (rng.integers(0, 9, (n, 3)) + rng.choice([0.0, 2e9], (n, 1)) for n in (40, 120))
+    expected = by_distance_and_index(pairwise_distances_two_loops(A, B), 3)
+    np.testing.assert_array_equal(k_neighbors(A, B, 3)[1], expected)
+
+
+@every_metric
+@pytest.mark.parametrize("divisor", [10, 3])
+def test_neighbours_of_tied_fractions_are_those_of_the_loops_on_numpy(metric, divisor):
+    A, B = (x / divisor for x in small_integers(150, 200, 7, highest=4))
+    expected = by_distance_and_index(pairwise_distances_two_loops(A, B, metric), 5)
+    np.testing.assert_array_equal(k_neighbors(A, B, 5, metric)[1], expected)
 
 
 @every_metric
@@ -334,6 +394,51 @@ def test_memory_stays_within_the_budget(metric, dtype, budget, monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak <= budget
+
+
+@pytest.mark.parametrize(("metric", "dtype"), [("l1", np.uint8), ("l1", float), ("l2", float)])
+@pytest.mark.parametrize("budget", [400_000, 1_600_000])
+def test_a_budget_below_that_of_the_differences_is_kept_too(metric, dtype, budget, monkeypatch):
+    # One thread, and so many samples that the budget alone bounds the tiles.
+    monkeypatch.setattr(neighbors_on_numpy, "_compiled", lambda: None)
+    monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
+    A, B = small_integers(300, 3000, 50, dtype=dtype)
+    k_neighbors(A[:5], B[:9], 1, metric)
+    tracemalloc.start()
+    try:
+        k_neighbors(A, B, 1, metric, memory_budget=budget)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= budget
+
+
+@pytest.mark.parametrize(("metric", "dtype"), [("l1", np.uint8), ("l1", float), ("l2", float)])
+def test_the_least_budget_of_long_samples_is_kept(metric, dtype, monkeypatch):
+    monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
+    A, B = small_integers(5, 40, 100_000, dtype=dtype)
+    with pytest.raises(ValueError, match="too small") as raised:
+        k_neighbors(A, B, 1, metric, memory_budget=1)
+    least = int(str(raised.value).split()[-3])
+    tracemalloc.start()
+    try:
+        k_neighbors(A, B, 1, metric, memory_budget=least)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= least + 50_000  # for what does not grow with the samples
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_small_samples_need_little_on_a_machine_of_many_cores(metric, dtype, monkeypatch):
+    for module in (neighbors, row_blocks):
+        monkeypatch.setattr(module, "cpu_workers", lambda: 256)
+    A, B = small_integers(3, 4, dtype=dtype)
+    expected = by_distance_and_index(exact_distances(A, B, metric), 2)
+    for options in ({}, {"memory_budget": 1000}):
+        _, indices = k_neighbors(A, B, 2, metric, **options)
+        np.testing.assert_array_equal(indices, expected)
 
 
 def test_memory_stays_within_the_budget_of_compiled_distances(compiled_only):
@@ -440,6 +545,12 @@ def test_cross_validation_refuses_what_does_not_fit():
     X, y = np.zeros((6, 2)), np.arange(6) % 2
     with pytest.raises(ValueError, match="from 1 to the 3 training samples"):
         cross_validate_k(X, y, [1, 4], n_folds=2)
+    for wrong in (y[:-1], np.arange(8), y[:, None]):
+        with pytest.raises(ValueError, match=r"y must have shape \(6,\), one label .* got \("):
+            cross_validate_k(X, wrong, [1], n_folds=2)
+    with pytest.raises(TypeError, match="y must hold integers, got float64"):
+        cross_validate_k(X, y / 2, [1], n_folds=2)
+    assert cross_validate_k(X, list(y), [1], 2) == cross_validate_k(X, y, [1], 2)
     with pytest.raises(ValueError, match="ks is empty"):
         cross_validate_k(X, y, [])
     for n_folds in (1, 7, 2.5):

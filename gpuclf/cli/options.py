@@ -17,6 +17,7 @@ __all__ = [
     "DtypeName",
     "DtypeOption",
     "JsonOption",
+    "MetricName",
     "PlotOption",
     "SeedOption",
 ]
@@ -43,6 +44,13 @@ class DataName(StrEnum):
     auto = "auto"
     cifar10 = "cifar10"
     synthetic = "synthetic"
+
+
+class MetricName(StrEnum):
+    """Values of --metric."""
+
+    l2 = "l2"
+    l1 = "l1"
 
 
 BackendOption = Annotated[

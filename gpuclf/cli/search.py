@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gpuclf.cli import output
+from gpuclf.cli.knn import search_knn
 from gpuclf.cli.options import (
     BackendName,
     BackendOption,
@@ -24,6 +25,7 @@ from gpuclf.cli.options import (
     DtypeName,
     DtypeOption,
     JsonOption,
+    MetricName,
     PlotOption,
     SeedOption,
 )
@@ -91,9 +93,10 @@ def search(
     data_dir: DataDirOption = None,
     seed: SeedOption = 0,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Each in narrower ranges around the best so far.")
-    ] = 3,
-    candidates: Annotated[int, typer.Option(min=1, help="In a round.")] = 8,
+        int | None,
+        typer.Option(min=1, help="Each in narrower ranges around the best so far; default 3."),
+    ] = None,
+    candidates: Annotated[int | None, typer.Option(min=1, help="In a round; default 8.")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of a candidate; default 3, two-layer 2.")
     ] = None,
@@ -119,6 +122,11 @@ def search(
             "--mean-image", help="Subtract the mean image only, as the course does; no scaling."
         ),
     ] = False,
+    neighbors: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="knn only; once for each number to try; default 1 to 100."),
+    ] = None,
+    metric: Annotated[MetricName | None, typer.Option(help="knn only; default l2.")] = None,
     json: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
@@ -136,19 +144,28 @@ def search(
     by_gradients = recipe.final_epochs is not None
     ranges = {"learning_rate": learning_rate, "reg": reg}
     options = {"max_iter": epochs, "hidden_size": hidden_size}
-    given = {k: v for k, v in (ranges | options | {"final_epochs": final_epochs}).items() if v}
-    allowed = {*recipe.space, *recipe.settings, "final_epochs"} if by_gradients else set()
-    if mean_image and not by_gradients:
-        raise typer.BadParameter(f"--mean-image does not apply to {model}")
+    sizes = {"final_epochs": final_epochs, "rounds": rounds, "candidates": candidates}
+    for_knn = {"neighbors": neighbors, "metric": metric}
+    given = {k: v for k, v in (ranges | options | sizes | for_knn).items() if v}
+    given |= {"mean_image": True} if mean_image else {}
+    by_name = {*recipe.space, *recipe.settings, *sizes, "mean_image"}
+    allowed = by_name if by_gradients else set(for_knn)
     for name in given.keys() - allowed:
         option = "epochs" if name == "max_iter" else name.replace("_", "-")
         raise typer.BadParameter(f"--{option} does not apply to {model}")
+    rounds, candidates = rounds or 3, candidates or 8
     space = (recipe.mean_image_space if mean_image else recipe.space) | {
         k: v for k, v in ranges.items() if v
     }
+    if not by_gradients:
+        space = {"n_neighbors": list(dict.fromkeys(neighbors or _that_fit(space, samples)))}
+        if samples and max(space["n_neighbors"]) > samples:
+            raise typer.BadParameter(f"--neighbors is above the {samples} of --samples")
     settings = recipe.settings | {k: v for k, v in options.items() if v}
     if by_gradients:
         settings |= {"precision": str(dtype), "random_state": seed}
+    else:
+        settings |= {"metric": str(metric or MetricName.l2)}
     classifier = getattr(gpuclf, recipe.classifier)(**settings)
     check_search(classifier, space, rounds, candidates)  # before the data are loaded
     n_planned = n_candidates(space, rounds, candidates)
@@ -168,15 +185,20 @@ def search(
         X = subtract_mean_image(X) if mean_image else Standardized.fit(X)
 
     start = time.perf_counter()
-    with _Leaders(list(space), n_planned) as leaders:
-        found = coarse_to_fine(
-            *(classifier, space, X[:n_searched], y[:n_searched], X_val, y_val),
-            rounds=rounds,
-            per_round=candidates,
-            rng=seed,
-            callback=leaders.show,
-            refit=False,
-        )
+    leaders = _Leaders(list(space), n_planned)
+    searched = X[:n_searched], y[:n_searched], X_val, y_val
+    if by_gradients:
+        with leaders:
+            found = coarse_to_fine(
+                *(classifier, space, *searched),
+                rounds=rounds,
+                per_round=candidates,
+                rng=seed,
+                callback=leaders.show,
+                refit=False,
+            )
+    else:
+        found = search_knn(space["n_neighbors"], settings["metric"], *searched)
     search_seconds = time.perf_counter() - start
     output.console.print(leaders.table(found.results))
 
@@ -189,8 +211,8 @@ def search(
         seconds = median(row["fit_seconds"] for row in found.results) * longer
     else:
         # Nothing is trained, scoring takes the time; a candidate scores two validation sets.
-        longer = (N_VALIDATION + len(dataset.X_test)) / (2 * N_VALIDATION) * n_train / n_searched
-        seconds = median(row["seconds"] for row in found.results) * longer
+        longer = (N_VALIDATION + len(dataset.X_test)) / (2 * N_VALIDATION) * len(found.results)
+        seconds = median(row["seconds"] for row in found.results) * longer * n_train / n_searched
     about = f"about {format_seconds(seconds)}"
     output.say(f"training with {chosen} on all {n_train:,} images, {about}")
     with output.progress() as progress:
@@ -244,6 +266,11 @@ def search(
 
 def _failure(row: dict[str, Any]) -> str | None:
     return "diverged" if row["diverged"] else row["error"] and f"failed: {row['error']}"
+
+
+def _that_fit(space: dict[str, Any], samples: int | None) -> list[int]:
+    """Return the numbers of neighbours that there are samples for."""
+    return [k for k in space["n_neighbors"] if samples is None or k <= samples]
 
 
 class _Leaders:

@@ -21,6 +21,7 @@ from gpuclf.cli.options import (
     DtypeName,
     DtypeOption,
     JsonOption,
+    MetricName,
     SeedOption,
 )
 
@@ -41,13 +42,6 @@ class SolverName(StrEnum):
 
     sgd = "sgd"
     lbfgs = "lbfgs"
-
-
-class MetricName(StrEnum):
-    """Values of --metric."""
-
-    l2 = "l2"
-    l1 = "l1"
 
 
 # What `gpuclf train` uses where no option says otherwise: chosen on CIFAR-10's validation images.
@@ -86,7 +80,7 @@ def train(
     metric: Annotated[MetricName | None, typer.Option(help="knn only; default l2.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Train a classifier and report its train, validation and test accuracy."""
+    """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     from gpuclf.augment import horizontal_flip
     from gpuclf.backend import environment, get_backend, synchronize, to_device
     from gpuclf.benchmark.report import write_json

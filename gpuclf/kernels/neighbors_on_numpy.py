@@ -51,7 +51,7 @@ def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
 
 
 @manhattan.register("numpy")
-def compiled_manhattan(A: Any, B: Any) -> Any:
+def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
     """Compute :func:`gpuclf.neighbors.manhattan` of bytes with sums of absolute differences."""
     if A.shape[1] * 255 >= 2**31 or not _worth_compiled(A, B):
         return NotImplemented
