@@ -22,7 +22,7 @@ class KNeighborsClassifier(ArrayClassifier):
 
     Every query is compared with every training sample, in tiles that fit a memory budget. Of equal
     distances, the training sample with the smaller index is nearer; a tied vote goes to the
-    smaller label. From bytes (uint8) and whole numbers, distances are exact and the answers the same
+    smaller label. From bytes (uint8) and whole numbers, distances are exact and answers the same
     on every array library; from fractions, distances that tie may be rounded apart. Bytes are also
     the fastest: the l1 distances of floats take about a hundred times as long.
 
