@@ -116,6 +116,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
 
 
 def test_numba_that_cannot_be_imported_is_like_none(monkeypatch, caplog):
+    caplog.set_level("WARNING", logger="gpuclf")
     monkeypatch.setattr(compilation, "find_spec", lambda name: name)  # as if it were there
     monkeypatch.setitem(sys.modules, "numba", None)
     compilation.numba_is_usable.cache_clear()
