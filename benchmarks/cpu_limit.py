@@ -73,10 +73,15 @@ def profile(inputs: Inputs) -> list[dict]:
 
     # A full pass. Sixteen rows again and again never leave the cache.
     padded, tiles = linear_loops.tiles(n_classes)
-    WT = np.zeros((padded[0], n_features), W.dtype)
+    WT, dWT, S = (
+        linear_loops.aligned_zeros(rows, columns, 0, W)
+        for rows, columns in (
+            (padded[0], n_features),
+            (padded[1], n_features),
+            (linear_loops.BLOCK_ROWS, max(padded)),
+        )
+    )
     WT[:n_classes] = W.T
-    dWT = np.zeros((padded[1], n_features), W.dtype)
-    S = np.zeros((linear_loops.BLOCK_ROWS, max(padded)), W.dtype)
     cached, half = X[:16].copy(), n_samples // 2
     weights = mean_weights(None, n_samples, W)
 
@@ -92,10 +97,10 @@ def profile(inputs: Inputs) -> list[dict]:
         {
             "read X once": read_in_parallel(X),
             "X @ W from cache, one thread": repeat(
-                lambda: linear_loops._dot(cached, WT, S, tiles[0])
+                lambda: linear_loops._dot(cached, WT, S, 0, n_features, tiles[0])
             ),
             "X^T @ dS from cache, one thread": repeat(
-                lambda: linear_loops._outer(cached, S, 16, dWT, tiles[1])
+                lambda: linear_loops._outer(cached, S, 16, dWT, 0, n_features, 0, tiles[1])
             ),
             "the compiled pass": lambda: linear_pass(
                 W, None, Features(X, n_classes, W.dtype), y, weights, softmax_cross_entropy
@@ -326,7 +331,7 @@ def main() -> None:
     rows = []
     for case in peer_cases(n_samples):
         console.print(case.title, style="dim")
-        rows += run_case(case, inputs, listed, time_budget_s=45.0)
+        rows += run_case(case, inputs, listed, time_budget_s=30.0)
         keep("rows", [row.as_dict() for row in rows])
     print_rows(rows, console)
     if "CIFAR-10" in dataset.name and n_samples == len(dataset.y_train):
