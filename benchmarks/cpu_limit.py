@@ -318,7 +318,7 @@ def main() -> None:
     dataset = load_dataset(arguments.data)
     n_samples = min(arguments.samples, len(dataset.y_train))
     inputs = Inputs(dataset.X_train[:n_samples], dataset.y_train[:n_samples])
-    record: dict = {"dataset": dataset.source, "environment": environment()}
+    record: dict = {"dataset": dataset.name, "environment": environment()}
 
     def keep(name: str, value: object) -> None:
         record[name] = value
