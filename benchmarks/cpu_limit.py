@@ -74,7 +74,7 @@ def profile(inputs: Inputs) -> list[dict]:
     # A full pass. Sixteen rows again and again never leave the cache.
     padded, tiles = linear_loops.tiles(n_classes)
     WT, dWT, S = (
-        linear_loops.aligned_zeros(rows, columns, 0, W)
+        linear_loops.aligned_zeros(rows, columns, W)
         for rows, columns in (
             (padded[0], n_features),
             (padded[1], n_features),

@@ -55,14 +55,12 @@ def compiled_linear_pass(
         return NotImplemented
     from gpuclf.kernels import linear_loops as loops
 
-    X, centre, lead = features.stored, features.centre, 0
+    X, centre = features.stored, features.centre
     if not (features.folds or features.are_plain_floats):
         X = features.rows(slice(0, n_samples))
     in_place = X.dtype == W.dtype and centre is None
-    if in_place and X.strides[0] % loops.VECTOR_BYTES == 0:
-        lead = -X.ctypes.data % loops.VECTOR_BYTES // X.itemsize
     (padded, padded_outer), tiles = loops.tiles(n_classes)
-    WT = loops.aligned_zeros(padded, n_features, lead, W)
+    WT = loops.aligned_zeros(padded, n_features, W)
     WT[:n_classes] = W.T
     bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
@@ -71,11 +69,11 @@ def compiled_linear_pass(
         centre = np.zeros(n_features, W.dtype)
 
     def partial(rows: slice) -> tuple[Any, Any, Any]:
-        dWT = loops.aligned_zeros(padded_outer, n_features, lead, W)
+        dWT = loops.aligned_zeros(padded_outer, n_features, W)
         db = np.zeros(n_classes, W.dtype)
         given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
         if in_place:
-            loss = loops.pass_in_place(X, lead, *given)
+            loss = loops.pass_in_place(X, *given)
         else:
             loss = loops.pass_converted(X, centre, *given)
         return np.float64(loss), dWT, db

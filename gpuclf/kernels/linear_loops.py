@@ -257,22 +257,21 @@ def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple
 
 
 @compiled
-def aligned_zeros(n_rows: int, n_columns: int, lead: int, like: Any) -> Any:
-    """Return zeros of the dtype of `like` whose column `lead` begins a vector register's worth.
+def aligned_zeros(n_rows: int, n_columns: int, like: Any) -> Any:
+    """Return zeros of the dtype of `like` that begin where a vector register's worth does.
 
     Loads that straddle two cache lines take twice as long. Rows after the first are aligned if
     their length is.
     """
     lanes = VECTOR_BYTES // like.itemsize
-    room = np.zeros(n_rows * n_columns + 2 * lanes, like.dtype)
-    first = (-(room.ctypes.data // like.itemsize) - lead) % lanes
+    room = np.zeros(n_rows * n_columns + lanes, like.dtype)
+    first = -(room.ctypes.data // like.itemsize) % lanes
     return room[first : first + n_rows * n_columns].reshape(n_rows, n_columns)
 
 
 @compiled
 def pass_in_place(
     X: Any,
-    lead: int,
     W: Any,
     b: Any,
     y: Any,
@@ -289,9 +288,8 @@ def pass_in_place(
     Parameters
     ----------
     X : array of shape (N, D)
-        Of the dtype of W.
-    lead : int
-        Features before the first that is aligned, in each row of X, W and dW.
+        Of the dtype of W. Its rows are taken as they lie in memory, aligned or not: the order of
+        the sums must not depend on an address.
     W, dW : array of shape (C, D)
         With rows of zeros behind the last class, as :func:`tiles` says.
     b, db : array of shape (C,)
@@ -301,7 +299,7 @@ def pass_in_place(
     hinge : bool
         The loss: else softmax cross-entropy.
     """
-    work = _workspace(W, dW, lead)
+    work = _workspace(W, dW)
     loss = 0.0
     whole = start + (stop - start) // BLOCK_ROWS * BLOCK_ROWS
     for row in range(start, whole, BLOCK_ROWS):
@@ -311,7 +309,7 @@ def pass_in_place(
         last = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
         last[: stop - whole] = X[whole:stop]
         loss += _block(last, W, b, y[whole:stop], weights[whole:stop], dW, db, work, tiles, hinge)
-    _scatter_rest(work, dW)
+    _add_rest(work, dW)
     return loss
 
 
@@ -331,15 +329,15 @@ def pass_converted(
     hinge: bool,
 ) -> float:
     """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
-    work = _workspace(W, dW, 0)
-    x = aligned_zeros(BLOCK_ROWS, X.shape[1], 0, W)
+    work = _workspace(W, dW)
+    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
         end = min(row + BLOCK_ROWS, stop)
         for r in range(end - row):
             _convert(X, row + r, centre, x, r)
         loss += _block(x, W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
-    _scatter_rest(work, dW)
+    _add_rest(work, dW)
     return loss
 
 
@@ -357,42 +355,27 @@ def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
 
 
 @compiled
-def _workspace(W: Any, dW: Any, lead: int) -> Any:
+def _workspace(W: Any, dW: Any) -> Any:
     """Return what the blocks share.
 
-    The features lead:stop fill whole vectors. The others, before and behind, are the rest: they
-    are gathered into vectors of their own, for X, W and dW.
+    The features before `stop` fill whole vectors. The rest are gathered into vectors of their own,
+    for X, W and dW.
     """
     n_features, step = W.shape[1], VECTOR_BYTES // W.itemsize * OUTER_VECTORS
-    lead = min(lead, n_features)
-    stop = lead + (n_features - lead) // step * step
-    n_rest = n_features - (stop - lead)
-    width = (n_rest + step - 1) // step * step
-    S = aligned_zeros(BLOCK_ROWS, max(len(W), len(dW)), 0, W)
-    x_rest = aligned_zeros(BLOCK_ROWS, width, 0, W)
-    W_rest = aligned_zeros(len(W), width, 0, W)
-    dW_rest = aligned_zeros(len(dW), width, 0, W)
-    _gather_rest(W, W_rest, lead, stop)
-    return S, x_rest, W_rest, dW_rest, lead, stop
+    stop = n_features // step * step
+    width = (n_features - stop + step - 1) // step * step
+    S = aligned_zeros(BLOCK_ROWS, max(len(W), len(dW)), W)
+    x_rest = aligned_zeros(BLOCK_ROWS, width, W)
+    W_rest = aligned_zeros(len(W), width, W)
+    dW_rest = aligned_zeros(len(dW), width, W)
+    W_rest[:, : n_features - stop] = W[:, stop:]
+    return S, x_rest, W_rest, dW_rest, stop
 
 
 @compiled
-def _gather_rest(matrix: Any, rest: Any, lead: int, stop: int) -> None:
-    for row in range(len(matrix)):
-        for d in range(lead):
-            rest[row, d] = matrix[row, d]
-        for d in range(stop, matrix.shape[1]):
-            rest[row, lead + d - stop] = matrix[row, d]
-
-
-@compiled
-def _scatter_rest(work: Any, dW: Any) -> None:
-    _, _, _, dW_rest, lead, stop = work
-    for row in range(len(dW)):
-        for d in range(lead):
-            dW[row, d] += dW_rest[row, d]
-        for d in range(stop, dW.shape[1]):
-            dW[row, d] += dW_rest[row, lead + d - stop]
+def _add_rest(work: Any, dW: Any) -> None:
+    _, _, _, dW_rest, stop = work
+    dW[:, stop:] += dW_rest[:, : dW.shape[1] - stop]
 
 
 @compiled
@@ -408,11 +391,11 @@ def _block(
     tiles: Any,
     hinge: bool,
 ) -> float:
-    S, x_rest, W_rest, dW_rest, lead, stop = work
+    S, x_rest, W_rest, dW_rest, stop = work
     n_classes = len(b)
     S[:] = 0
-    _gather_rest(x, x_rest, lead, stop)
-    _dot(x, W, S, lead, stop, tiles[0])
+    x_rest[:, : x.shape[1] - stop] = x[:, stop:]
+    _dot(x, W, S, 0, stop, tiles[0])
     _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tiles[0])
     S[:, :n_classes] += b  # last: large biases would cost the products digits
     loss = 0.0
@@ -427,7 +410,7 @@ def _block(
             loss += _softmax_cross_entropy(scores, y[r], weights[r])
         for c in range(n_classes):
             db[c] += S[r, c]
-    _outer(x, S, len(y), dW, lead, stop, BLOCK_ROWS * x.strides[0], tiles[1])
+    _outer(x, S, len(y), dW, 0, stop, BLOCK_ROWS * x.strides[0], tiles[1])
     _outer(x_rest, S, len(y), dW_rest, 0, x_rest.shape[1], 0, tiles[1])
     return loss
 
