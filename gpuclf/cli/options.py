@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +19,10 @@ __all__ = [
     "DtypeOption",
     "JsonOption",
     "MetricName",
+    "ModelName",
     "PlotOption",
     "SeedOption",
+    "refuse_foreign",
 ]
 
 
@@ -44,6 +47,15 @@ class DataName(StrEnum):
     auto = "auto"
     cifar10 = "cifar10"
     synthetic = "synthetic"
+
+
+class ModelName(StrEnum):
+    """What can be trained and searched for."""
+
+    softmax = "softmax"
+    svm = "svm"
+    two_layer = "two-layer"
+    knn = "knn"
 
 
 class MetricName(StrEnum):
@@ -78,3 +90,11 @@ PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", dir_okay=False, writable=True, help="Draw the result to this file."),
 ]
+
+
+def refuse_foreign(model: ModelName, given: Iterable[str], allowed: Container[str]) -> None:
+    """Raise for the first hyper-parameter that was given but does not apply to the model."""
+    for name in given:
+        if name not in allowed:
+            option = "epochs" if name == "max_iter" else name.replace("_", "-")
+            raise typer.BadParameter(f"--{option} does not apply to {model}")

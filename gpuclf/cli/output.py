@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from gpuclf.cli.options import DataName
 
 __all__ = [
+    "N_VALIDATION",
     "console",
     "describe",
     "load",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 console = Console()
+N_VALIDATION = 1000  # the last of the training images
 
 
 def prepare(json: Path | None) -> None:

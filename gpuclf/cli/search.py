@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import ceil
 from statistics import median
 from typing import Annotated, Any
@@ -26,20 +25,13 @@ from gpuclf.cli.options import (
     DtypeOption,
     JsonOption,
     MetricName,
+    ModelName,
     PlotOption,
     SeedOption,
+    refuse_foreign,
 )
 
 __all__ = ["search"]
-
-
-class ModelName(StrEnum):
-    """What `gpuclf search` can search for."""
-
-    softmax = "softmax"
-    svm = "svm"
-    two_layer = "two-layer"
-    knn = "knn"
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,6 @@ RECIPES = {
         "KNeighborsClassifier", {"n_neighbors": [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]}
     ),
 }
-N_VALIDATION = 1000
 N_LEADERS = 8
 
 
@@ -150,9 +141,7 @@ def search(
     given |= {"mean_image": True} if mean_image else {}
     by_name = {*recipe.space, *recipe.settings, *sizes, "mean_image"}
     allowed = by_name if by_gradients else set(for_knn)
-    for name in given.keys() - allowed:
-        option = "epochs" if name == "max_iter" else name.replace("_", "-")
-        raise typer.BadParameter(f"--{option} does not apply to {model}")
+    refuse_foreign(model, given, allowed)
     rounds, candidates = rounds or 3, candidates or 8
     space = (recipe.mean_image_space if mean_image else recipe.space) | {
         k: v for k, v in ranges.items() if v
@@ -174,7 +163,7 @@ def search(
     dataset = output.load(data, data_dir, seed)
     output.say(f"data: {dataset.source}")
     output.say(f"on: {where.name} ({where.reason})")
-    n_train = len(dataset.X_train) - N_VALIDATION
+    n_train = len(dataset.X_train) - output.N_VALIDATION
     n_searched = min(samples or n_train, n_train)
     X, y = (to_device(a, where) for a in (dataset.X_train, dataset.y_train))
     X_val, y_val = X[n_train:], y[n_train:]
@@ -211,7 +200,11 @@ def search(
         seconds = median(row["fit_seconds"] for row in found.results) * longer
     else:
         # Nothing is trained, scoring takes the time; a candidate scores two validation sets.
-        longer = (N_VALIDATION + len(dataset.X_test)) / (2 * N_VALIDATION) * len(found.results)
+        longer = (
+            (output.N_VALIDATION + len(dataset.X_test))
+            / (2 * output.N_VALIDATION)
+            * len(found.results)
+        )
         seconds = median(row["seconds"] for row in found.results) * longer * n_train / n_searched
     about = f"about {format_seconds(seconds)}"
     output.say(f"training with {chosen} on all {n_train:,} images, {about}")

@@ -22,19 +22,12 @@ from gpuclf.cli.options import (
     DtypeOption,
     JsonOption,
     MetricName,
+    ModelName,
     SeedOption,
+    refuse_foreign,
 )
 
 __all__ = ["train"]
-
-
-class ModelName(StrEnum):
-    """What `gpuclf train` can train."""
-
-    softmax = "softmax"
-    svm = "svm"
-    two_layer = "two-layer"
-    knn = "knn"
 
 
 class SolverName(StrEnum):
@@ -50,7 +43,13 @@ RECIPES: dict[ModelName, dict[str, Any]] = {
     ModelName.svm: {"max_iter": 10},
     ModelName.two_layer: {"hidden_size": 512, "max_iter": 6, "batch_size": 256, "augment": True},
 }
-N_VALIDATION = 1000
+_BY_GRADIENTS = {"max_iter", "learning_rate", "batch_size", "reg"}
+APPLICABLE: dict[ModelName, set[str]] = {
+    ModelName.softmax: _BY_GRADIENTS | {"solver"},
+    ModelName.svm: _BY_GRADIENTS,
+    ModelName.two_layer: _BY_GRADIENTS | {"hidden_size"},
+    ModelName.knn: {"neighbors", "metric"},
+}
 
 
 def train(
@@ -96,18 +95,11 @@ def train(
         "hidden_size": hidden_size,
         "solver": None if solver is None else str(solver),
     }
+    given = options | {"neighbors": neighbors, "metric": metric}
+    refuse_foreign(model, [k for k, v in given.items() if v is not None], APPLICABLE[model])
     if model is ModelName.knn:
-        for name in (name for name, value in options.items() if value is not None):
-            option = "epochs" if name == "max_iter" else name.replace("_", "-")
-            raise typer.BadParameter(f"--{option} does not apply to {model}")
         return train_knn(neighbors or 5, str(metric or "l2"), backend, data, data_dir, seed, json)
-    for name, value in (("neighbors", neighbors), ("metric", metric)):
-        if value is not None:
-            raise typer.BadParameter(f"--{name} does not apply to {model}")
     settings = RECIPES[model] | {k: v for k, v in options.items() if v is not None}
-    applies_to = {"hidden_size": ModelName.two_layer, "solver": ModelName.softmax}
-    for name in [n for n, only in applies_to.items() if n in settings and model is not only]:
-        raise typer.BadParameter(f"--{name.replace('_', '-')} does not apply to {model}")
     if settings.get("solver") == "lbfgs" and epochs is None:
         settings["max_iter"] = 60
     augment = horizontal_flip if settings.pop("augment", False) else None
@@ -124,7 +116,7 @@ def train(
     dataset = output.load(data, data_dir, seed)
     output.say(f"data: {dataset.source}")
     output.say(f"on: {where.name} ({where.reason})")
-    n_train = len(dataset.X_train) - N_VALIDATION
+    n_train = len(dataset.X_train) - output.N_VALIDATION
     parts = {
         "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
         "val": (dataset.X_train[n_train:], dataset.y_train[n_train:]),
