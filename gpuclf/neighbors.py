@@ -29,7 +29,7 @@ from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_ho
 from gpuclf.dispatch import fusable
 from gpuclf.features import BYTE_CENTRE, Standardized
 from gpuclf.row_blocks import map_row_blocks, row_slices
-from gpuclf.validation import check_finite, check_samples
+from gpuclf.validation import check_finite, check_label_count, check_samples
 
 __all__ = [
     "MEMORY_BUDGET",
@@ -98,7 +98,7 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     -----
     Always float64, because rounding distances to float32 would make ties of some that differ.
     The l1 distances of floats are slow, because their differences are written out; bytes take
-    machine instructions (with numba) and a hundredth of the time.
+    machine instructions (with numba).
     Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise ("no loops").
 
     Examples
@@ -471,10 +471,7 @@ def cross_validate_k(
     if isinstance(y, list | tuple):
         y = to_device(np.asarray(y), like=X)
     xp = array_namespace(X=X, y=y)
-    if tuple(y.shape) != (n_samples,):
-        raise ValueError(
-            f"y must have shape ({n_samples},), one label for each row of X, got {tuple(y.shape)}"
-        )
+    check_label_count(y, n_samples)
     if not xp.isdtype(y.dtype, "integral"):
         raise TypeError(f"y must hold integers, got {y.dtype}")
     if not isinstance(n_folds, Integral) or not 2 <= n_folds <= n_samples:

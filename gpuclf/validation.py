@@ -18,6 +18,7 @@ from gpuclf.features import Standardized, conversion_advice
 
 __all__ = [
     "check_finite",
+    "check_label_count",
     "check_labels",
     "check_parameter",
     "check_penalty",
@@ -97,6 +98,15 @@ def _transposed_hint(name: str, found: tuple[int, ...], shape: tuple[int, ...]) 
     return ""
 
 
+def check_label_count(y: Array, n_samples: int, name: str = "y") -> None:
+    """Raise if there is not one label for each sample."""
+    if tuple(y.shape) != (n_samples,):
+        raise ValueError(
+            f"{name} must have shape ({n_samples},), one label for each row of X, got "
+            f"{tuple(y.shape)}"
+        )
+
+
 def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
     """Check the labels and return them as an array in the library of X."""
     stored = X.X if isinstance(X, Standardized) else X
@@ -105,11 +115,7 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
         y = xp.asarray(np.asarray(y), device=stored.device)
     _refuse_none("y", y)
     xp = array_namespace(X=stored, y=y)
-    n_samples = int(stored.shape[0])
-    if tuple(y.shape) != (n_samples,):
-        raise ValueError(
-            f"y must have shape ({n_samples},), one label for each row of X, got {tuple(y.shape)}"
-        )
+    check_label_count(y, int(stored.shape[0]))
     if not xp.isdtype(y.dtype, "integral"):
         raise TypeError(
             f"labels must be integers 0..{n_classes - 1}, got {y.dtype}; convert them with "

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.features import Standardized
-from gpuclf.validation import check_finite, check_samples, check_weights
+from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
 __all__ = ["ArrayClassifier"]
 
@@ -87,11 +87,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y = np.asarray(y)
             sample_weight = None if sample_weight is None else np.asarray(sample_weight)
         xp = array_namespace(X=stored, y=y, sample_weight=sample_weight)
-        if tuple(y.shape) != (stored.shape[0],):
-            raise ValueError(
-                f"y must have shape ({stored.shape[0]},), one label for each row of X, got "
-                f"{tuple(y.shape)}"
-            )
+        check_label_count(y, int(stored.shape[0]))
         if xp is np:
             check_classification_targets(y)
         elif not xp.isdtype(y.dtype, "integral"):

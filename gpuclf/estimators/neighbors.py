@@ -24,7 +24,7 @@ class KNeighborsClassifier(ArrayClassifier):
     distances, the training sample with the smaller index is nearer; a tied vote goes to the
     smaller label. From bytes (uint8) and whole numbers, distances are exact and answers the same
     on every array library; from fractions, distances that tie may be rounded apart. Bytes are also
-    the fastest: the l1 distances of floats take about a hundred times as long.
+    the fastest: the differences of floats are written out for l1.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuclf.features import Standardized
 from gpuclf.plots.drawing import as_numpy, new_axes, of_classifier
+from gpuclf.validation import check_label_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,11 +123,7 @@ def plot_samples(
     for name, values in (("y", y), ("predicted", predicted)):
         if values is not None:
             labels[name] = as_numpy(values)
-            if labels[name].shape != (len(X),):
-                raise ValueError(
-                    f"{name} must have shape ({len(X)},), one label for each row of X, got "
-                    f"{labels[name].shape}"
-                )
+            check_label_count(labels[name], len(X), name)
 
     def name_of(label: Any) -> str:
         return str(label if class_names is None else class_names[label])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuclf.plots.drawing import COLOURS, MARKERS, as_numpy, new_axes, of_classifier
+from gpuclf.validation import check_label_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +58,7 @@ def plot_decision_boundary(predict: Any, X: Any, y: Any, ax: Axes | None = None)
     X, y = as_numpy(X), as_numpy(y)
     if X.ndim != 2 or X.shape[1] != 2 or len(X) == 0:
         raise ValueError(f"X must have shape (N, 2), two features to draw, got {X.shape}")
-    if y.shape != (len(X),):
-        raise ValueError(
-            f"y must have shape ({len(X)},), one label for each row of X, got {y.shape}"
-        )
+    check_label_count(y, len(X))
     ax = new_axes(ax, (6, 5.5))
     low, high = X.min(axis=0), X.max(axis=0)
     margin = 0.08 * np.where(high > low, high - low, 1)
