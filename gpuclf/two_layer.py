@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace
-from gpuclf.features import Features, Standardized
-from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
+from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
+from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
@@ -57,7 +57,8 @@ def two_layer_forward(params: dict[str, Array], X: Array | Standardized) -> Arra
     W1, b1 = features.fold(params["W1"], params["b1"])
 
     def scores(rows: slice) -> Array:
-        return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
+        hidden = relu(block_affine(W1, b1, features.block(rows)))
+        return affine(hidden, params["W2"], params["b2"])
 
     return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
 
@@ -144,15 +145,15 @@ def two_layer_objective(
     W1, b1 = features.fold(params["W1"], params["b1"])
 
     def partial(rows: slice) -> tuple[Array, ...]:
-        x = features.rows(rows)
-        hidden = relu(affine(x, W1, b1))
+        block = features.block(rows)
+        hidden = relu(block_affine(W1, b1, block))
         if hidden_mask is not None:
             hidden = hidden * hidden_mask[..., rows, :]
         loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
         dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
         if hidden_mask is not None:
             dhidden = dhidden * hidden_mask[..., rows, :]
-        dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
+        dW1, db1 = block_affine_backward(relu_backward(dhidden, hidden), block)
         return loss, dW1, db1, dW2, db2
 
     loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
