@@ -85,4 +85,3 @@ def compiled_linear_pass(
     stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
     loss, dWT, db = sum_over_row_blocks(partial, n_samples, stretch, parallel=True)
     return loss, np.ascontiguousarray(dWT[:n_classes].T), db
-
