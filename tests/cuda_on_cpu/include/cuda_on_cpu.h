@@ -10,6 +10,7 @@
 // Not seen: races between blocks that run at the same time, bank conflicts, uncoalesced access.
 // There are no atomics on floats here, because their sums depend on the order of the threads.
 #pragma once
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
