@@ -25,7 +25,10 @@
 #include <source_location>
 #include <tuple>
 #include <type_traits>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(PORTABLE_FIBERS)
+#define PORTABLE_FIBERS 1
+#endif
+#if PORTABLE_FIBERS
 #include <ucontext.h>
 #endif
 
@@ -83,7 +86,7 @@ constexpr int MAX_THREADS = 1024;
 constexpr size_t STACK_BYTES = 128 << 10;
 constexpr size_t MAX_STATIC_SHARED = 48 << 10, MAX_SHARED = 227 << 10, SHARED_GUARD = 4 << 10;
 
-#if defined(__x86_64__)
+#if !PORTABLE_FIBERS
 // ucontext's swapcontext asks the kernel for the signal mask at each switch; this does not.
 using Context = void*;
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
@@ -134,6 +137,7 @@ using Combine = void (*)(void* const* data);
 
 struct Thread {
     Context context;
+    uint3 index;
     State state;
     unsigned line;      // of the barrier or the warp operation that it waits at
     unsigned mask;      // the lanes that it waits for
@@ -206,7 +210,7 @@ inline void run_thread() {
 
 inline void resume(int i) {
     current = i;
-    threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+    threadIdx = threads[i].index;
     switch_context(scheduler, threads[i].context);
 }
 
@@ -313,6 +317,8 @@ inline void run_block(unsigned order, unsigned shared_bytes, int fill) {
     memset(dynamic_memory, fill, shared_bytes + SHARED_GUARD);
     for (int i = 0; i < n_threads; i++) {
         threads[i].state = State::ready;
+        threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y,
+                            i / (blockDim.x * blockDim.y)};
         // Staggered: stacks a power of two apart would compete for the same lines of the cache.
         size_t bytes = STACK_BYTES - i % 32 * 192;
         prepare_context(threads[i].context, stacks + i * STACK_BYTES, bytes, run_thread);
