@@ -18,7 +18,10 @@ LOSSES = {
 }
 SIZES = [1, 31, 32, 33, 1000]
 
-pytestmark = pytest.mark.parametrize("name", LOSSES)
+
+@pytest.fixture(params=LOSSES)
+def name(request):
+    return request.param
 
 
 def make(n, c, dtype=np.float32, models=(), seed=0):
@@ -152,29 +155,27 @@ def test_the_shared_function_finds_its_kernel(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(dispatch, "library_name", lambda x: "cupy")
     function = {"softmax": softmax_cross_entropy, "hinge": multiclass_hinge}[name]
     scores, labels, weights = make(5, 4)
-    names = dict(zip(inspect.signature(function).parameters, (scores, labels, weights)))
-    found = function(**names)
+    first = next(iter(inspect.signature(function).parameters))
+    found = function(**{first: scores}, labels=labels, sample_weight=weights)
     assert cuda_on_cpu.launches == [function.__name__, "add_partials"]
     for one, other in zip(found, LOSSES[name][0](scores, labels, weights), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_hinge_with_another_margin(cuda_on_cpu, name):
-    if name == "hinge":
-        scores, labels, _ = make(40, 10)
-        loss, gradient = fused_multiclass_hinge(scores, labels, margin=2.5)
-        expected = multiclass_hinge.reference(scores.astype(float), labels, margin=2.5)
-        np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
-        np.testing.assert_allclose(gradient, expected[1], rtol=1e-6)
-        assert fused_multiclass_hinge(scores, labels, margin=np.ones(1)) is NotImplemented
+def test_hinge_with_another_margin(cuda_on_cpu):
+    scores, labels, _ = make(40, 10)
+    loss, gradient = fused_multiclass_hinge(scores, labels, margin=2.5)
+    expected = multiclass_hinge.reference(scores.astype(float), labels, margin=2.5)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-6)
+    assert fused_multiclass_hinge(scores, labels, margin=np.ones(1)) is NotImplemented
 
 
-def test_a_kink_has_the_subgradient_zero(cuda_on_cpu, name):
-    if name == "hinge":
-        scores = np.array([[3.0, 2.5, -1.0, 2.0]], np.float32)
-        loss, gradient = fused_multiclass_hinge(scores, np.array([0]))
-        assert loss == 0.5
-        np.testing.assert_array_equal(gradient, [[-1, 1, 0, 0]])
+def test_a_kink_has_the_subgradient_zero(cuda_on_cpu):
+    scores = np.array([[3.0, 2.5, -1.0, 2.0]], np.float32)
+    loss, gradient = fused_multiclass_hinge(scores, np.array([0]))
+    assert loss == 0.5
+    np.testing.assert_array_equal(gradient, [[-1, 1, 0, 0]])
 
 
 def declined(scores, labels, weights):
