@@ -12,11 +12,14 @@ inline float float_from_half(uint16_t half) {
 }
 
 inline uint16_t half_from_float(float value) {
-    unsigned bits = same_bits<unsigned>(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    unsigned bits = same_bits<unsigned>(value);
+    unsigned sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
     if (size > 0x7f800000) return 0x7fff;                // NaN, as PTX gives it
     if (size >= 0x477ff000) return sign | 0x7c00;        // 65520 and more
-    if (size < 0x38800000)                               // subnormal: let an addition round
-        return sign | (same_bits<unsigned>(same_bits<float>(size) + 0.5f) - same_bits<unsigned>(0.5f));
+    if (size < 0x38800000) {                             // subnormal: let an addition round
+        float rounded = same_bits<float>(size) + 0.5f;
+        return sign | (same_bits<unsigned>(rounded) - same_bits<unsigned>(0.5f));
+    }
     return sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
@@ -64,10 +67,12 @@ void multiply_fragments(void* const* data, Item item) {
 }
 
 inline void mma_halves(void* const* data) {
-    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_half(r >> 16 * i); });
+    auto item = [](unsigned r, int i) { return float_from_half(r >> 16 * i); };
+    multiply_fragments<float, 2>(data, item);
 }
 inline void mma_bfloats(void* const* data) {
-    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); });
+    auto item = [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); };
+    multiply_fragments<float, 2>(data, item);
 }
 inline void mma_bytes(void* const* data) {
     multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{int8_t(r >> 8 * i)}; });
@@ -83,11 +88,12 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
     for (int lane = 0; lane < 32; lane++) {
         if (!data[lane]) return note_failure("ldmatrix with lanes that are not there");
         auto row = reinterpret_cast<uintptr_t>(static_cast<MatrixRows*>(data[lane])->row);
-        if (row % 16) return note_failure("ldmatrix from an address that is no multiple of 16 bytes");
+        if (row % 16) return note_failure("ldmatrix from an address that is not aligned");
         auto is_within = [&](const char* memory, size_t bytes) {
             return row - reinterpret_cast<uintptr_t>(memory) < bytes;
         };
-        if (!is_within(dynamic_memory, sizeof dynamic_memory) && !is_within(static_memory, static_bytes))
+        if (!is_within(dynamic_memory, sizeof dynamic_memory) &&
+            !is_within(static_memory, static_bytes))
             return note_failure("ldmatrix from memory that is not shared");
         memcpy(rows[lane], reinterpret_cast<const void*>(row), 16);
     }
@@ -95,7 +101,8 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
         int group = lane / 4, member = lane % 4;
         for (int m = 0; m < 4; m++) {
             auto element = [&](int i) -> unsigned {
-                return TRANSPOSED ? rows[8 * m + 2 * member + i][group] : rows[8 * m + group][2 * member + i];
+                int k = 2 * member + i;
+                return TRANSPOSED ? rows[8 * m + k][group] : rows[8 * m + group][k];
             };
             static_cast<MatrixRows*>(data[lane])->r[m] = element(0) | element(1) << 16;
         }
@@ -108,7 +115,8 @@ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (
     cuda_on_cpu::Fragments<float> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_halves, &own);
 }
-inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
+inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                              WHERE) {
     cuda_on_cpu::Fragments<float> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bfloats, &own);
 }
@@ -129,7 +137,8 @@ inline unsigned halves_from_floats(float low, float high) {
     return cuda_on_cpu::half_from_float(low) | unsigned{cuda_on_cpu::half_from_float(high)} << 16;
 }
 inline unsigned bfloats_from_floats(float low, float high) {
-    return cuda_on_cpu::bfloat_from_float(low) | unsigned{cuda_on_cpu::bfloat_from_float(high)} << 16;
+    using cuda_on_cpu::bfloat_from_float;
+    return bfloat_from_float(low) | unsigned{bfloat_from_float(high)} << 16;
 }
 inline void floats_from_halves(unsigned halves, float& low, float& high) {
     low = cuda_on_cpu::float_from_half(halves);
