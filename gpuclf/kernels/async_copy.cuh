@@ -1,0 +1,33 @@
+// Copies from global to shared memory that run while the thread goes on (cp.async). From sm_80.
+//
+// A thread starts copies, closes them into a group, and later waits until at most so many of its
+// younger groups are still under way. After that it may read what it copied itself; what other
+// threads copied needs a barrier as well.
+//
+// The tests run kernels on a CPU with a header of the same name (tests/cuda_on_cpu/include), where
+// a copy is made only when it is waited for.
+#pragma once
+
+// Both addresses must be multiples of BYTES: 4, 8 or 16.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "sizes that cp.async has");
+    if constexpr (BYTES == 16)  // the only size that passes the L1 cache by
+        asm volatile("{ .reg .u64 wide; .reg .u32 to; cvta.to.shared.u64 wide, %0;\n"
+                     "cvt.u32.u64 to, wide; cp.async.cg.shared.global.L2::128B [to], [%1], 16; }"
+                     :: "l"(shared), "l"(global) : "memory");
+    else
+        asm volatile("{ .reg .u64 wide; .reg .u32 to; cvta.to.shared.u64 wide, %0;\n"
+                     "cvt.u32.u64 to, wide; cp.async.ca.shared.global.L2::128B [to], [%1], %2; }"
+                     :: "l"(shared), "l"(global), "n"(BYTES) : "memory");
+}
+
+__device__ __forceinline__ void close_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Wait until at most PENDING groups of this thread are under way.
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
