@@ -12,14 +12,13 @@
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "sizes that cp.async has");
-    if constexpr (BYTES == 16)  // the only size that passes the L1 cache by
-        asm volatile("{ .reg .u64 wide; .reg .u32 to; cvta.to.shared.u64 wide, %0;\n"
-                     "cvt.u32.u64 to, wide; cp.async.cg.shared.global.L2::128B [to], [%1], 16; }"
-                     :: "l"(shared), "l"(global) : "memory");
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    if constexpr (BYTES == 16)  // the only size that can pass the L1 cache by
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+                     :: "r"(to), "l"(global) : "memory");
     else
-        asm volatile("{ .reg .u64 wide; .reg .u32 to; cvta.to.shared.u64 wide, %0;\n"
-                     "cvt.u32.u64 to, wide; cp.async.ca.shared.global.L2::128B [to], [%1], %2; }"
-                     :: "l"(shared), "l"(global), "n"(BYTES) : "memory");
+        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2;"
+                     :: "r"(to), "l"(global), "n"(BYTES) : "memory");
 }
 
 __device__ __forceinline__ void close_copy_group() {

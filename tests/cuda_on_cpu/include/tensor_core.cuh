@@ -144,3 +144,7 @@ inline void halves_from_bytes(unsigned bytes, unsigned& first, unsigned& second)
     first = halves_from_floats(centred(0), centred(1));
     second = halves_from_floats(centred(2), centred(3));
 }
+inline void interleave_bytes(unsigned first, unsigned second, unsigned& lower, unsigned& upper) {
+    lower = __byte_perm(first, second, 0x5140);
+    upper = __byte_perm(first, second, 0x7362);
+}
