@@ -8,11 +8,16 @@
 // a copy is made only when it is waited for.
 #pragma once
 
+// Where dynamic shared memory lies, for copies. Computed once, it leaves an addition for each copy,
+// where a pointer takes a conversion.
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
 // Both addresses must be multiples of BYTES: 4, 8 or 16.
 template <int BYTES>
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+__device__ __forceinline__ void copy_async(unsigned to, const void* global) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "sizes that cp.async has");
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
     if constexpr (BYTES == 16)  // the only size that can pass the L1 cache by
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
                      :: "r"(to), "l"(global) : "memory");

@@ -46,8 +46,9 @@
 // empty). Does not help: few rows, where a block of score_rows walks all columns alone; few
 // columns, where G weighs as much as X.
 //
-// Constants: CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D and the
-// address of X).
+// Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D and
+// the address of X), BLOCK_ROWS (64, 192) of score_rows, BLOCK_STRIPS (1 to 8) of
+// multiply_gradients. D is one of them because addresses are then offsets within instructions.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <async_copy.cuh>
@@ -60,8 +61,8 @@ constexpr int SCORE_STAGES = 5;
 constexpr int GRADIENT_STAGES = 3;
 constexpr int ROW_TILES = CLASSES <= 16 ? 2 : 1;  // of 16 rows for each warp of score_rows
 constexpr int WARP_ROWS = 16 * ROW_TILES;
-constexpr int BLOCK_ROWS = 192;
-constexpr int MAX_WARPS = BLOCK_ROWS / WARP_ROWS;
+constexpr int SCORE_WARPS = BLOCK_ROWS / WARP_ROWS;
+constexpr int SCORE_THREADS = 32 * SCORE_WARPS;
 constexpr int TILES = (CLASSES + 7) / 8;  // of 8 columns of scores
 // Heads and tails of up to four classes share a tile: columns 0 to 3 and 4 to 7.
 constexpr bool SHARED_TILE = SPLIT && CLASSES % 8 >= 1 && CLASSES % 8 <= 4;
@@ -69,6 +70,8 @@ constexpr int SLOTS = SPLIT ? 2 * TILES - SHARED_TILE : TILES;  // tiles of head
 constexpr int WEIGHT_VECTORS = SLOTS * 64 + 1;  // of 16 bytes for a chunk; the last has its scale
 constexpr int CLASS_TILES = (CLASSES + 15) / 16;  // of 16 rows of dW^T
 constexpr int PARTS = SPLIT ? 2 : 1;
+constexpr int CHUNKS = (FEATURES + CHUNK - 1) / CHUNK;
+constexpr int STRIPS = (FEATURES + STRIP - 1) / STRIP;
 constexpr int GRADIENT_VECTORS = 4 * PARTS * 32;  // of 16 bytes for a group and class tile
 constexpr int PITCH = 16 * CLASS_TILES + 8;  // floats of a row of G in shared memory: no conflicts
 
@@ -104,21 +107,21 @@ __device__ __forceinline__ float row_sum(float x) {
 }
 
 // Start to copy 16 bytes of a row, or as many as the row has left.
-__device__ __forceinline__ void copy_pixels(uint4* shared, const unsigned char* from,
+__device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* from,
                                             int n_columns_left) {
 #pragma unroll
     for (int i = 0; i < 16; i += COPY_BYTES)
-        if (i < n_columns_left)
-            copy_async<COPY_BYTES>(reinterpret_cast<unsigned char*>(shared) + i, from + i);
+        if (i < n_columns_left || FEATURES % CHUNK == 0)
+            copy_async<COPY_BYTES>(to + i, from + i);
 }
 
 // W (D, CLASSES) as B fragments. A block packs a chunk; its vectors go by step / 2, slot and lane,
 // and hold the fragments of two steps.
 extern "C" __global__ void __launch_bounds__(256)
-pack_weights(const float* __restrict__ W, uint4* __restrict__ packed, int n_features) {
+pack_weights(const float* __restrict__ W, uint4* __restrict__ packed) {
     __shared__ float maxima[8];
     const int first = blockIdx.x * CHUNK;
-    const int n_columns = min(CHUNK, n_features - first);
+    const int n_columns = min(CHUNK, FEATURES - first);
     const float* rows = W + static_cast<long long>(first) * CLASSES;
     float largest = 0.0f;
     for (int i = threadIdx.x; i < n_columns * CLASSES; i += blockDim.x)
@@ -199,55 +202,64 @@ __device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long 
 
 // partial_sums (CLASSES + 1, blocks) gets the loss and the column sums of G; gradients gets G^T as
 // A fragments by group, class tile, step, part and lane; unscale what undoes a group's scale.
-extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS, ROW_TILES)
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS, BLOCK_ROWS == 64 ? 1 : ROW_TILES)
 score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weights_packed,
            const float* __restrict__ bias, const long long* __restrict__ labels,
            const float* __restrict__ sample_weight, uint4* __restrict__ gradients,
-           float* __restrict__ unscale, double* __restrict__ partial_sums, int n_samples,
-           int n_features) {
-    __shared__ float maxima[MAX_WARPS];
-    __shared__ double losses[MAX_WARPS];
-    __shared__ float column_sums[MAX_WARPS][CLASSES];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+           float* __restrict__ unscale, double* __restrict__ partial_sums, int n_samples) {
+    __shared__ float maxima[SCORE_WARPS];
+    __shared__ double losses[SCORE_WARPS];
+    __shared__ float column_sums[SCORE_WARPS][CLASSES];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
-    const int first_row = (blockIdx.x * n_warps + warp) * WARP_ROWS;
-    const int n_chunks = (n_features + CHUNK - 1) / CHUNK;
-    const int pixel_vectors = blockDim.x * 2 * ROW_TILES;
-    const int stage_vectors = pixel_vectors + WEIGHT_VECTORS;
+    const int first_row = blockIdx.x * BLOCK_ROWS + warp * WARP_ROWS;
+    constexpr int PIXEL_VECTORS = BLOCK_ROWS * CHUNK / 16;
+    constexpr int STAGE_VECTORS = PIXEL_VECTORS + WEIGHT_VECTORS;
 
     const unsigned char* row_pixels[2 * ROW_TILES];
 #pragma unroll
     for (int i = 0; i < 2 * ROW_TILES; ++i) {
         const int row = min(first_row + 8 * i + group, n_samples - 1);
-        row_pixels[i] = X + static_cast<long long>(row) * n_features + 16 * member;
+        row_pixels[i] = X + static_cast<long long>(row) * FEATURES + 16 * member;
     }
-    auto start_stage = [&](int chunk) {
-        uint4* stage = shared_memory + chunk % SCORE_STAGES * stage_vectors;
-        if (chunk < n_chunks) {
+    const unsigned ring = shared_address(shared_memory) + 16 * threadIdx.x;
+    const uint4* chunk_weights = weights_packed + threadIdx.x;
+    int chunk_to_copy = 0, place_to_fill = 0;
+    auto start_stage = [&] {
+        if (chunk_to_copy < CHUNKS) {
+            const unsigned to = ring + 16 * STAGE_VECTORS * place_to_fill;
 #pragma unroll
-            for (int i = 0; i < 2 * ROW_TILES; ++i)
-                copy_pixels(stage + i * blockDim.x + threadIdx.x, row_pixels[i] + chunk * CHUNK,
-                            n_features - chunk * CHUNK - 16 * member);
-            const uint4* from = weights_packed + static_cast<long long>(chunk) * WEIGHT_VECTORS;
-            for (int i = threadIdx.x; i < WEIGHT_VECTORS; i += blockDim.x)
-                copy_async<16>(stage + pixel_vectors + i, from + i);
+            for (int i = 0; i < 2 * ROW_TILES; ++i) {
+                copy_pixels(to + 16 * SCORE_THREADS * i, row_pixels[i],
+                            FEATURES - chunk_to_copy * CHUNK - 16 * member);
+                row_pixels[i] += CHUNK;
+            }
+#pragma unroll
+            for (int i = 0; i < WEIGHT_VECTORS; i += SCORE_THREADS)
+                if (threadIdx.x + i < WEIGHT_VECTORS)
+                    copy_async<16>(to + 16 * (PIXEL_VECTORS + i), chunk_weights + i);
+            chunk_weights += WEIGHT_VECTORS;
+            ++chunk_to_copy;
         }
         close_copy_group();
+        place_to_fill = place_to_fill + 1 < SCORE_STAGES ? place_to_fill + 1 : 0;
     };
-    for (int chunk = 0; chunk < SCORE_STAGES - 1; ++chunk) start_stage(chunk);
+    for (int i = 0; i < SCORE_STAGES - 1; ++i) start_stage();
 
     float scores[ROW_TILES][TILES][4] = {};
-    for (int chunk = 0; chunk < n_chunks; ++chunk) {
+    int place = 0;
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
         wait_for_copies<SCORE_STAGES - 2>();
         __syncthreads();
-        start_stage(chunk + SCORE_STAGES - 1);
-        const uint4* stage = shared_memory + chunk % SCORE_STAGES * stage_vectors;
-        const uint4* weights = stage + pixel_vectors;
+        start_stage();
+        const uint4* stage = shared_memory + STAGE_VECTORS * place;
+        place = place + 1 < SCORE_STAGES ? place + 1 : 0;
+        const uint4* weights = stage + PIXEL_VECTORS;
         float sums[ROW_TILES][TILES][4] = {};
         unsigned pixels[2 * ROW_TILES][4];
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; ++i) {
-            const uint4 vector = stage[i * blockDim.x + threadIdx.x];
+            const uint4 vector = stage[i * SCORE_THREADS + threadIdx.x];
             pixels[i][0] = vector.x, pixels[i][1] = vector.y;
             pixels[i][2] = vector.z, pixels[i][3] = vector.w;
         }
@@ -322,15 +334,15 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
     }
     __syncthreads();
 
-    for (int i = 0; i < n_warps; ++i) largest = fmaxf(largest, maxima[i]);
+    for (int i = 0; i < SCORE_WARPS; ++i) largest = fmaxf(largest, maxima[i]);
     const int exponent = scale_exponent(largest);
     const float scale = scalbnf(1.0f, exponent);
-    const int block_groups = n_warps * WARP_ROWS / GROUP;
-    if (threadIdx.x < block_groups)
-        unscale[blockIdx.x * block_groups + threadIdx.x] = scalbnf(1.0f, -exponent);
-    for (int i = threadIdx.x; i <= CLASSES; i += blockDim.x) {
+    constexpr int BLOCK_GROUPS = BLOCK_ROWS / GROUP;
+    if (threadIdx.x < BLOCK_GROUPS)
+        unscale[blockIdx.x * BLOCK_GROUPS + threadIdx.x] = scalbnf(1.0f, -exponent);
+    for (int i = threadIdx.x; i <= CLASSES; i += SCORE_THREADS) {
         double sum = 0.0;
-        for (int j = 0; j < n_warps; ++j) sum += i == 0 ? losses[j] : column_sums[j][i - 1];
+        for (int j = 0; j < SCORE_WARPS; ++j) sum += i == 0 ? losses[j] : column_sums[j][i - 1];
         partial_sums[i * gridDim.x + blockIdx.x] = sum;
     }
 #pragma unroll
@@ -355,20 +367,19 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
 
 // partials gets the sums over a share of the groups of rows, as D fragments by share, class tile,
 // strip, product, class below or above 8, and lane. Grid: class tiles, blocks of strips, shares.
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(32 * BLOCK_STRIPS, 1)
 multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict__ gradients,
-                   const float* __restrict__ unscale, float2* __restrict__ partials, int n_samples,
-                   int n_features) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
+                   const float* __restrict__ unscale, float2* __restrict__ partials, int n_samples) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
-    const int strip = (gridDim.y - 1 - blockIdx.y) * n_warps + warp;
-    const int n_strips = (n_features + STRIP - 1) / STRIP;
+    const int strip = (gridDim.y - 1 - blockIdx.y) * BLOCK_STRIPS + warp;
     const int n_groups = (n_samples + GROUP - 1) / GROUP;
     const int share = gridDim.z - 1 - blockIdx.z;
     const int first = static_cast<long long>(n_groups) * share / gridDim.z;
     const int last = static_cast<long long>(n_groups) * (share + 1) / gridDim.z - 1;
     constexpr int STRIP_VECTORS = GROUP * STRIP / 16;
-    const int stage_vectors = n_warps * STRIP_VECTORS + GRADIENT_VECTORS + 1;
+    constexpr int PIXEL_VECTORS = BLOCK_STRIPS * STRIP_VECTORS;
+    constexpr int STAGE_VECTORS = PIXEL_VECTORS + GRADIENT_VECTORS + 1;
 
     // Column 16 g of row r lies at vector g ^ 2 (r mod 4) of the row, so that the eight lanes that
     // a load serves at once, two g and four r, find their 16 bytes in different banks.
@@ -376,36 +387,46 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
     const int copy_column = strip * STRIP + lane % 8 * 16;
     const int copy_vector = warp * STRIP_VECTORS + copy_row * 8 + (lane % 8 ^ 2 * copy_row);
     const int read_vector = warp * STRIP_VECTORS + member * 8 + (group ^ 2 * member);
-    auto start_stage = [&](int number) {
-        uint4* stage = shared_memory + number % GRADIENT_STAGES * stage_vectors;
-        const int row_group = last - number;
-        if (row_group >= first) {
-            const int row = row_group * GROUP + copy_row;
-            const unsigned char* from = X + static_cast<long long>(row) * n_features + copy_column;
+    const unsigned ring = shared_address(shared_memory);
+    const uint4* tile_gradients = gradients + blockIdx.x * GRADIENT_VECTORS + threadIdx.x;
+    int group_to_copy = last, place_to_fill = 0;
+    auto start_stage = [&] {
+        if (group_to_copy >= first) {
+            const unsigned stage = ring + 16 * STAGE_VECTORS * place_to_fill;
+            const unsigned to = stage + 16 * copy_vector;
+            const long long row = group_to_copy * GROUP + copy_row;
+            const unsigned char* from = X + row * FEATURES + copy_column;
+            const int n_rows_left = n_samples - row;
 #pragma unroll
-            for (int i = 0; i < GROUP; i += 4) {
-                if (row + i < n_samples)
-                    copy_pixels(stage + copy_vector + i * 8, from, n_features - copy_column);
-                from += 4 * n_features;
-            }
-            const uint4* group_G = gradients
-                + (static_cast<long long>(row_group) * CLASS_TILES + blockIdx.x) * GRADIENT_VECTORS;
-            stage += n_warps * STRIP_VECTORS;
-            for (int i = threadIdx.x; i < GRADIENT_VECTORS; i += blockDim.x)
-                copy_async<16>(stage + i, group_G + i);
-            if (threadIdx.x == 0) copy_async<4>(stage + GRADIENT_VECTORS, unscale + row_group);
+            for (int i = 0; i < GROUP; i += 4)
+                if (i < n_rows_left)
+                    copy_pixels(to + 128 * i, from + i * FEATURES, FEATURES - copy_column);
+            const uint4* group_gradients = tile_gradients
+                + static_cast<long long>(group_to_copy) * CLASS_TILES * GRADIENT_VECTORS;
+#pragma unroll
+            for (int i = 0; i < GRADIENT_VECTORS; i += 32 * BLOCK_STRIPS)
+                if (threadIdx.x + i < GRADIENT_VECTORS)
+                    copy_async<16>(stage + 16 * (PIXEL_VECTORS + i + threadIdx.x),
+                                   group_gradients + i);
+            if (threadIdx.x == 0)
+                copy_async<4>(stage + 16 * (PIXEL_VECTORS + GRADIENT_VECTORS),
+                              unscale + group_to_copy);
+            --group_to_copy;
         }
         close_copy_group();
+        place_to_fill = place_to_fill + 1 < GRADIENT_STAGES ? place_to_fill + 1 : 0;
     };
-    for (int number = 0; number < GRADIENT_STAGES - 1; ++number) start_stage(number);
+    for (int i = 0; i < GRADIENT_STAGES - 1; ++i) start_stage();
 
     float totals[16][4] = {};
-    for (int number = 0; number <= last - first; ++number) {
+    int place = 0;
+    for (int number = first; number <= last; ++number) {
         wait_for_copies<GRADIENT_STAGES - 2>();
         __syncthreads();
-        start_stage(number + GRADIENT_STAGES - 1);
-        const uint4* stage = shared_memory + number % GRADIENT_STAGES * stage_vectors;
-        const uint4* fragments = stage + n_warps * STRIP_VECTORS;
+        start_stage();
+        const uint4* stage = shared_memory + STAGE_VECTORS * place;
+        place = place + 1 < GRADIENT_STAGES ? place + 1 : 0;
+        const uint4* fragments = stage + PIXEL_VECTORS;
         float sums[16][4] = {};
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -445,8 +466,8 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
             for (int j = 0; j < 4; ++j) totals[i][j] = fmaf(sums[i][j], group_unscale, totals[i][j]);
     }
 
-    if (strip >= n_strips) return;
-    partials += ((static_cast<long long>(share) * CLASS_TILES + blockIdx.x) * n_strips + strip) * 1024;
+    if (strip >= STRIPS) return;
+    partials += ((static_cast<long long>(share) * CLASS_TILES + blockIdx.x) * STRIPS + strip) * 1024;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
         const int label = blockIdx.x * 16 + group;
@@ -461,12 +482,11 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 extern "C" __global__ void __launch_bounds__(256)
 sum_partials(const float2* __restrict__ partials, const double* __restrict__ partial_sums,
              float* __restrict__ dW, float* __restrict__ db, double* __restrict__ loss, int n_shares,
-             int n_score_blocks, int n_features) {
-    const int n_strips = (n_features + STRIP - 1) / STRIP;
-    const int n_pairs = CLASS_TILES * n_strips * 1024, n_pair_blocks = n_pairs / 256;
-    if (blockIdx.x >= n_pair_blocks) {
+             int n_score_blocks) {
+    constexpr int PAIRS = CLASS_TILES * STRIPS * 1024, PAIR_BLOCKS = PAIRS / 256;
+    if (blockIdx.x >= PAIR_BLOCKS) {
         __shared__ double sums[8];
-        const int quantity = blockIdx.x - n_pair_blocks;
+        const int quantity = blockIdx.x - PAIR_BLOCKS;
         double sum = 0.0;
         for (int i = threadIdx.x; i < n_score_blocks; i += 256)
             sum += partial_sums[quantity * n_score_blocks + i];
@@ -480,18 +500,18 @@ sum_partials(const float2* __restrict__ partials, const double* __restrict__ par
         return;
     }
     const int pair = blockIdx.x * 256 + threadIdx.x, lane = pair % 32;
-    const int strip = pair / 1024 % n_strips, tile = pair / 1024 / n_strips;
+    const int strip = pair / 1024 % STRIPS, tile = pair / 1024 / STRIPS;
     const int label = tile * 16 + pair / 32 % 2 * 8 + lane / 4;
     if (label >= CLASSES) return;
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll 8
     for (int share = 0; share < n_shares; ++share) {
-        const float2 partial = partials[static_cast<long long>(share) * n_pairs + pair];
+        const float2 partial = partials[static_cast<long long>(share) * PAIRS + pair];
         sum.x += partial.x, sum.y += partial.y;
     }
     const int column = strip * STRIP + lane % 4 * 32 + pair / 64 % 16;
-    if (column < n_features) dW[column * CLASSES + label] = sum.x;
-    if (column + 16 < n_features) dW[(column + 16) * CLASSES + label] = sum.y;
+    if (column < FEATURES) dW[column * CLASSES + label] = sum.x;
+    if (column + 16 < FEATURES) dW[(column + 16) * CLASSES + label] = sum.y;
 }
 
 #endif

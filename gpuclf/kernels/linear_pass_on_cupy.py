@@ -84,10 +84,13 @@ def linear_pass_on_tensor_cores(
 
     hinge = int(data_loss is multiclass_hinge)
     constants = {
+        "FEATURES": n_features,
         "CLASSES": n_classes,
         "SPLIT": parts - 1,
         "HINGE": hinge,
         "COPY_BYTES": copy_bytes,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_STRIPS": strips,
     }
 
     def launch(name: str, grid: Any, block: int, *args: Any, shared_bytes: int = 0) -> None:
@@ -97,7 +100,7 @@ def linear_pass_on_tensor_cores(
     bias = xp.zeros((n_classes,), dtype=W.dtype, device=W.device) if b is None else b
     labels = xp.astype(y, xp.int64, copy=not (y.dtype == xp.int64 and y.flags.c_contiguous))
     packed = empty(_ceil(n_features, CHUNK), weight_vectors, 4)
-    launch("pack_weights", _ceil(n_features, CHUNK), 256, W, packed, n_features)
+    launch("pack_weights", _ceil(n_features, CHUNK), 256, W, packed)
 
     score_groups = n_score_blocks * block_rows // GROUP
     gradients = empty(score_groups, class_tiles, gradient_vectors, 4)
@@ -105,20 +108,19 @@ def linear_pass_on_tensor_cores(
     sums = empty(n_classes + 1, n_score_blocks, dtype=xp.float64)
     launch(
         "score_rows", n_score_blocks, 32 * n_warps, X, packed, bias, labels, weights, gradients,
-        unscale, sums, n_samples, n_features, shared_bytes=score_bytes,
+        unscale, sums, n_samples, shared_bytes=score_bytes,
     )  # fmt: skip
 
     partials = empty(n_shares, class_tiles, n_strips, PARTIAL_FLOATS)
     launch(
         "multiply_gradients", (class_tiles, _ceil(n_strips, strips), n_shares), 32 * strips, X,
-        gradients, unscale, partials, n_samples, n_features, shared_bytes=gradient_bytes,
+        gradients, unscale, partials, n_samples, shared_bytes=gradient_bytes,
     )  # fmt: skip
 
     dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype=xp.float64)
     n_blocks = class_tiles * n_strips * 4 + n_classes + 1
     launch(
-        "sum_partials", n_blocks, 256, partials, sums, dW, db, loss, n_shares, n_score_blocks,
-        n_features,
+        "sum_partials", n_blocks, 256, partials, sums, dW, db, loss, n_shares, n_score_blocks
     )  # fmt: skip
     return xp.reshape(loss, ()), dW, db
 

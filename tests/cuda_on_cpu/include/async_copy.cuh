@@ -29,16 +29,18 @@ inline Copies& own_copies() {
 
 }  // namespace cuda_on_cpu
 
-template <int BYTES> void copy_async(void* shared, const void* global) {
+inline unsigned shared_address(const void* shared) {
+    return static_cast<const char*>(shared) - cuda_on_cpu::dynamic_memory;
+}
+
+template <int BYTES> void copy_async(unsigned to, const void* global) {
     using namespace cuda_on_cpu;
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-    auto to = static_cast<char*>(shared);
-    bool is_shared = (to >= dynamic_memory && to + BYTES <= dynamic_memory + sizeof dynamic_memory)
-        || (to >= __start_cuda_shared && to + BYTES <= __stop_cuda_shared);
-    if (!is_shared) fail("an asynchronous copy to memory that is not shared");
-    if (reinterpret_cast<uintptr_t>(shared) % BYTES || reinterpret_cast<uintptr_t>(global) % BYTES)
+    if (to > sizeof dynamic_memory - BYTES)
+        fail("an asynchronous copy to memory that is not dynamic shared memory");
+    if (to % BYTES || reinterpret_cast<uintptr_t>(global) % BYTES)
         fail("an asynchronous copy of %d bytes at addresses that are no multiples of it", BYTES);
-    own_copies().groups.back().push_back({shared, global, BYTES});
+    own_copies().groups.back().push_back({dynamic_memory + to, global, BYTES});
 }
 
 inline void close_copy_group() { cuda_on_cpu::own_copies().groups.emplace_back(); }

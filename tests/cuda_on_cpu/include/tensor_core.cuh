@@ -28,6 +28,14 @@ inline uint16_t bfloat_from_float(float value) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+// Tensor cores cut their sums off instead of rounding them: errors with a sign, which add up.
+inline float toward_zero(double sum) {
+    float rounded = static_cast<float>(sum);
+    bool is_farther = rounded > 0 ? rounded > sum : rounded < sum;
+    return is_farther ? same_bits<float>(same_bits<unsigned>(rounded) - 1) : rounded;
+}
+inline int toward_zero(int sum) { return sum; }
+
 template <class D> struct Fragments {
     D* d;
     const unsigned *a, *b;
@@ -55,7 +63,9 @@ template <class D, int PACKED, class Item> void multiply_fragments(void* const* 
         auto& one = *static_cast<Fragments<D>*>(data[lane]);
         for (int i = 0; i < 4; i++) {
             int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            for (int k = 0; k < DEPTH; k++) one.d[i] += A[row][k] * B[k][column];
+            std::conditional_t<std::is_same_v<D, float>, double, D> sum = one.d[i];
+            for (int k = 0; k < DEPTH; k++) sum += A[row][k] * B[k][column];
+            one.d[i] = toward_zero(sum);
         }
     }
 }
