@@ -22,7 +22,7 @@
 // within a product does not matter as long as W' is packed in the same order, so lane 4 g + t
 // takes 16 bytes in a row at column 16 t of row g, which are its A fragments of four products:
 // each byte is loaded once, by the thread that uses it, 64 bytes of a row by four neighbours.
-// A ring of copies in shared memory holds STAGES - 1 stages of 64 columns under way, 48 KB for
+// A ring of copies in shared memory holds SCORE_STAGES - 1 stages of 64 columns under way, 48 KB for
 // each of the two blocks of a multiprocessor, without registers for them. A warp has its rows'
 // scores to itself, so that the loss takes no barrier, only shuffles among four lanes.
 //
@@ -47,8 +47,8 @@
 // columns, where G weighs as much as X.
 //
 // Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D and
-// the address of X), BLOCK_ROWS (64, 192) of score_rows, BLOCK_STRIPS (1 to 8) of
-// multiply_gradients. D is one of them because addresses are then offsets within instructions.
+// the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows, BLOCK_STRIPS
+// (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets within instructions.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <async_copy.cuh>
@@ -57,7 +57,6 @@
 constexpr int CHUNK = 64;  // columns of a stage of score_rows, and of a common scale of W'
 constexpr int GROUP = 64;  // rows of a stage of multiply_gradients, and of a common scale of G
 constexpr int STRIP = 128;  // columns of a warp of multiply_gradients
-constexpr int SCORE_STAGES = 5;
 constexpr int GRADIENT_STAGES = 3;
 constexpr int ROW_TILES = CLASSES <= 16 ? 2 : 1;  // of 16 rows for each warp of score_rows
 constexpr int WARP_ROWS = 16 * ROW_TILES;
@@ -106,12 +105,13 @@ __device__ __forceinline__ float row_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Start to copy 16 bytes of a row, or as many as the row has left.
+// Start to copy 16 bytes of a row, or as many as the row has left where it may end before.
+template <bool MAY_END>
 __device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* from,
                                             int n_columns_left) {
 #pragma unroll
     for (int i = 0; i < 16; i += COPY_BYTES)
-        if (i < n_columns_left || FEATURES % CHUNK == 0)
+        if (!MAY_END || i < n_columns_left)
             copy_async<COPY_BYTES>(to + i, from + i);
 }
 
@@ -230,8 +230,8 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
             const unsigned to = ring + 16 * STAGE_VECTORS * place_to_fill;
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; ++i) {
-                copy_pixels(to + 16 * SCORE_THREADS * i, row_pixels[i],
-                            FEATURES - chunk_to_copy * CHUNK - 16 * member);
+                copy_pixels<FEATURES % CHUNK != 0>(to + 16 * SCORE_THREADS * i, row_pixels[i],
+                                                   FEATURES - chunk_to_copy * CHUNK - 16 * member);
                 row_pixels[i] += CHUNK;
             }
 #pragma unroll
@@ -271,15 +271,25 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
                 halves_from_bytes(pixels[i][step], a[0][i / 2][i % 2], a[0][i / 2][i % 2 + 2]);
                 halves_from_bytes(pixels[i][step + 1], a[1][i / 2][i % 2], a[1][i / 2][i % 2 + 2]);
             }
+            // Tails first, for they are small; and four slots at a time, so that a product does not
+            // wait for the one before.
 #pragma unroll
-            for (int slot = SLOTS - 1; slot >= 0; --slot) {  // tails first: they are small
-                const uint4 vector = weights[(step / 2 * SLOTS + slot) * 32 + lane];
-                const unsigned b[2][2] = {{vector.x, vector.y}, {vector.z, vector.w}};
+            for (int slot = SLOTS - 1; slot >= 0; slot -= 4) {
+                const int last_slot = slot < 4 ? 0 : slot - 3;
+                unsigned b[4][2][2];
 #pragma unroll
-                for (int i = 0; i < ROW_TILES; ++i) {
-                    mma_m16n8k16(sums[i][slot % TILES], a[0][i], b[0]);
-                    mma_m16n8k16(sums[i][slot % TILES], a[1][i], b[1]);
+                for (int i = slot; i >= last_slot; --i) {
+                    const uint4 vector = weights[(step / 2 * SLOTS + i) * 32 + lane];
+                    b[slot - i][0][0] = vector.x, b[slot - i][0][1] = vector.y;
+                    b[slot - i][1][0] = vector.z, b[slot - i][1][1] = vector.w;
                 }
+#pragma unroll
+                for (int pair = 0; pair < 2; ++pair)
+#pragma unroll
+                    for (int i = slot; i >= last_slot; --i)
+#pragma unroll
+                        for (int tile = 0; tile < ROW_TILES; ++tile)
+                            mma_m16n8k16(sums[tile][i % TILES], a[pair][tile], b[slot - i][pair]);
             }
         }
         const float weights_unscale = *reinterpret_cast<const float*>(weights + WEIGHT_VECTORS - 1);
@@ -389,18 +399,19 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
     const int read_vector = warp * STRIP_VECTORS + member * 8 + (group ^ 2 * member);
     const unsigned ring = shared_address(shared_memory);
     const uint4* tile_gradients = gradients + blockIdx.x * GRADIENT_VECTORS + threadIdx.x;
+    const unsigned char* pixels_to_copy =
+        X + (static_cast<long long>(last) * GROUP + copy_row) * FEATURES + copy_column;
+    int n_rows_left = n_samples - last * GROUP - copy_row;
     int group_to_copy = last, place_to_fill = 0;
     auto start_stage = [&] {
         if (group_to_copy >= first) {
             const unsigned stage = ring + 16 * STAGE_VECTORS * place_to_fill;
             const unsigned to = stage + 16 * copy_vector;
-            const long long row = group_to_copy * GROUP + copy_row;
-            const unsigned char* from = X + row * FEATURES + copy_column;
-            const int n_rows_left = n_samples - row;
 #pragma unroll
             for (int i = 0; i < GROUP; i += 4)
                 if (i < n_rows_left)
-                    copy_pixels(to + 128 * i, from + i * FEATURES, FEATURES - copy_column);
+                    copy_pixels<FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
+                        to + 128 * i, pixels_to_copy + i * FEATURES, FEATURES - copy_column);
             const uint4* group_gradients = tile_gradients
                 + static_cast<long long>(group_to_copy) * CLASS_TILES * GRADIENT_VECTORS;
 #pragma unroll
@@ -411,6 +422,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
             if (threadIdx.x == 0)
                 copy_async<4>(stage + 16 * (PIXEL_VECTORS + GRADIENT_VECTORS),
                               unscale + group_to_copy);
+            pixels_to_copy -= GROUP * FEATURES, n_rows_left += GROUP;
             --group_to_copy;
         }
         close_copy_group();

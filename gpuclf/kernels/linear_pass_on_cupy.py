@@ -23,13 +23,14 @@ MIN_COPY_BYTES = 4
 # Sums are split by these, never by the device at hand, so that all devices give the same bits.
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
 MIN_SCORE_BLOCKS = 132
+MAX_SCORE_STAGES = 5
+MIN_SCORE_STAGES = 2
 
 # As in linear_pass.cu.
 VECTOR = 16  # bytes
 CHUNK = 64
 GROUP = 64
 STRIP = 128
-SCORE_STAGES = 5
 GRADIENT_STAGES = 3
 PARTIAL_FLOATS = STRIP * 16  # of a strip and class tile
 MAX_STRIPS = 8  # of a block
@@ -63,8 +64,10 @@ def linear_pass_on_tensor_cores(
     block_rows = 3 * GROUP if n_samples > 3 * GROUP * MIN_SCORE_BLOCKS else GROUP
     n_score_blocks = _ceil(n_samples, block_rows)
     n_warps = block_rows // warp_rows
-    pixel_vectors = block_rows * CHUNK // VECTOR
-    score_bytes = SCORE_STAGES * VECTOR * (pixel_vectors + weight_vectors)
+    stage_bytes = block_rows * CHUNK + VECTOR * weight_vectors
+    score_stages = min(MAX_SCORE_STAGES, limits.shared_bytes // stage_bytes)
+    epilogue_bytes = 4 * block_rows * (16 * class_tiles + 8)
+    score_bytes = max(score_stages * stage_bytes, epilogue_bytes)
 
     n_strips = _ceil(n_features, STRIP)
     n_groups = _ceil(n_samples, GROUP)
@@ -73,7 +76,7 @@ def linear_pass_on_tensor_cores(
     n_shares = min(n_groups, n_shares)
     room = limits.shared_bytes // (GRADIENT_STAGES * VECTOR) - gradient_vectors - 1
     strips = min(MAX_STRIPS, room // (GROUP * STRIP // VECTOR))
-    if score_bytes > limits.shared_bytes or strips < 1:
+    if score_stages < MIN_SCORE_STAGES or strips < 1:
         return NotImplemented
     strips = _ceil(n_strips, _ceil(n_strips, strips))
     stage_vectors = strips * GROUP * STRIP // VECTOR + gradient_vectors + 1
@@ -90,6 +93,7 @@ def linear_pass_on_tensor_cores(
         "HINGE": hinge,
         "COPY_BYTES": copy_bytes,
         "BLOCK_ROWS": block_rows,
+        "SCORE_STAGES": score_stages,
         "BLOCK_STRIPS": strips,
     }
 
