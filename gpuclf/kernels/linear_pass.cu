@@ -49,6 +49,8 @@
 // Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D and
 // the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows, BLOCK_STRIPS
 // (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets within instructions.
+// check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8
+// check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <async_copy.cuh>
