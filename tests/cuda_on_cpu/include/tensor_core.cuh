@@ -31,6 +31,14 @@ inline uint16_t bfloat_from_float(float value) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+// Tensor cores cut their sums off instead of rounding them: errors with a sign, which add up.
+inline float toward_zero(double sum) {
+    float rounded = static_cast<float>(sum);
+    bool is_farther = rounded > 0 ? rounded > sum : rounded < sum;
+    return is_farther ? same_bits<float>(same_bits<unsigned>(rounded) - 1) : rounded;
+}
+inline int toward_zero(int sum) { return sum; }
+
 template <class D> struct Fragments {
     D* d;
     const unsigned *a, *b;
@@ -41,7 +49,9 @@ template <class D, int PACKED, class Item>
 __attribute__((no_sanitize("bounds", "alignment"), optimize("O3")))  // most of the tests' time
 void multiply_fragments(void* const* data, Item item) {
     constexpr int DEPTH = 8 * PACKED;
-    D A[16][DEPTH], B[DEPTH][8], products[16][8] = {};
+    using Sum = std::conditional_t<std::is_same_v<D, float>, double, D>;
+    D A[16][DEPTH], B[DEPTH][8];
+    Sum products[16][8] = {};
     for (int lane = 0; lane < 32; lane++) {
         if (!data[lane]) return note_failure("mma with lanes that are not there");
         auto& one = *static_cast<Fragments<D>*>(data[lane]);
@@ -62,7 +72,10 @@ void multiply_fragments(void* const* data, Item item) {
                 products[row][column] += A[row][k] * B[k][column];
     for (int lane = 0; lane < 32; lane++) {
         auto& one = *static_cast<Fragments<D>*>(data[lane]);
-        for (int i = 0; i < 4; i++) one.d[i] += products[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+        for (int i = 0; i < 4; i++) {
+            int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            one.d[i] = toward_zero(one.d[i] + products[row][column]);
+        }
     }
 }
 
@@ -154,4 +167,8 @@ inline void halves_from_bytes(unsigned bytes, unsigned& first, unsigned& second)
     auto centred = [&](int i) { return static_cast<float>(bytes >> 8 * i & 0xff) - 128; };
     first = halves_from_floats(centred(0), centred(1));
     second = halves_from_floats(centred(2), centred(3));
+}
+inline void interleave_bytes(unsigned first, unsigned second, unsigned& lower, unsigned& upper) {
+    lower = __byte_perm(first, second, 0x5140);
+    upper = __byte_perm(first, second, 0x7362);
 }
