@@ -11,8 +11,8 @@
 // `partials`; `add_partials` adds these, a warp for each model.
 //
 // The wrapper (losses_on_cupy.py) declines more than 16,384 classes, where a row is worth more than
-// a warp, mixed types, and what does not fit the launch. After a product that moves far more, it saves
-// launches but little bandwidth: 50,000 x 10 scores are 2 MB beside the features' 614.
+// a warp, mixed types, and what does not fit the launch. After a product that moves far more, it
+// saves launches but little bandwidth: 50,000 x 10 scores are 2 MB beside the features' 614.
 //
 // Class loops are unrolled twice, and one block a multiprocessor is asked for: otherwise ptxas
 // spills a few registers to fit more blocks than a kernel bound by memory needs.

@@ -33,6 +33,13 @@
 #include <ucontext.h>
 #endif
 
+// NVRTC has no headers: a kernel that uses these compiles with nvcc, but not where CuPy compiles it.
+#undef INFINITY
+#undef NAN
+#undef FLT_MAX
+#undef DBL_MAX
+#undef INT_MAX
+
 // ------------------------------------------------------------------------ CUDA's words and types
 
 #define __global__
