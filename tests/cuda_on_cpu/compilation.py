@@ -16,7 +16,7 @@ from gpuclf.kernels import cuda_modules
 INCLUDE = Path(__file__).parent / "include"
 # Bounds and alignment are checked by code that the compiler adds; what it calls is in our header.
 CHECKS = "-fsanitize=bounds,alignment"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-ffp-contract=off", "-fvisibility=hidden", CHECKS]
 
 DYNAMIC_SHARED = re.compile(
