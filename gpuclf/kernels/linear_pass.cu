@@ -160,7 +160,7 @@ pack_weights(const float* __restrict__ W, uint4* __restrict__ packed) {
 // and return the row's loss; both still without the row's weight.
 __device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long label, int member) {
     const bool is_known = label >= 0 && label < CLASSES;
-    float largest = -INFINITY, at_label = 0.0f, loss, total = 0.0f;
+    float largest = -__int_as_float(0x7f800000), at_label = 0.0f, loss, total = 0.0f;
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
         const int column = i / 2 * 8 + member * 2 + i % 2;

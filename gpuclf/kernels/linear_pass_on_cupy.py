@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuclf.backend import array_namespace
-from gpuclf.kernels.cuda_modules import device_limits, kernel
+from gpuclf.kernels import cuda_modules
 from gpuclf.linear import linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
@@ -51,7 +51,7 @@ def linear_pass_on_tensor_cores(
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
     copy_bytes = gcd(VECTOR, features.n_features, _address(X))
-    limits = device_limits(W)
+    limits = cuda_modules.device_limits(W)
     if copy_bytes < MIN_COPY_BYTES or limits.capability < MIN_CAPABILITY:
         return NotImplemented
 
@@ -99,7 +99,8 @@ def linear_pass_on_tensor_cores(
 
     def launch(name: str, grid: Any, block: int, *args: Any, shared_bytes: int = 0) -> None:
         args = tuple(np.int32(arg) if isinstance(arg, int) else arg for arg in args)
-        kernel("linear_pass.cu", name, **constants)(grid, block, args, shared_bytes=shared_bytes)
+        built = cuda_modules.kernel("linear_pass.cu", name, **constants)
+        built(grid, block, args, shared_bytes=shared_bytes)
 
     bias = xp.zeros((n_classes,), dtype=W.dtype, device=W.device) if b is None else b
     labels = xp.astype(y, xp.int64, copy=not (y.dtype == xp.int64 and y.flags.c_contiguous))
