@@ -83,6 +83,21 @@ def test_both_products(n, d, m):
         assert_no_worse_than_float32(ours, theirs, exact)
 
 
+def test_shares_of_the_columns(monkeypatch):
+    X, W, b, dY = (v.astype(np.float32) if v.dtype == float else v for v in problem(70, 65, 70))
+    block = features(X, 70, np.float32).block(slice(0, 70))
+    whole = bytes_affine(W, b, block), *bytes_affine_backward(dY, block)
+    monkeypatch.setattr(compiled_bytes, "MULTIPLICATIONS_FOR_A_THREAD", 1)
+    monkeypatch.setattr(compiled_bytes, "cpu_workers", lambda: 3)
+    shared = bytes_affine(W, b, block), *bytes_affine_backward(dY, block)
+    for ours, theirs in zip(shared, whole, strict=True):
+        assert np.array_equal(ours, theirs)
+    W[3, 69] = np.nan
+    dY[3, 69] = np.nan
+    assert bytes_affine(W, b, block) is NotImplemented
+    assert bytes_affine_backward(dY, block) is NotImplemented
+
+
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize(("n", "d", "c"), [*SIZES, (1300, 100, 10)])
 def test_linear_pass(n, d, c, loss):

@@ -29,7 +29,15 @@ from numba.extending import intrinsic
 
 from gpuclf.kernels.compilation import compiled
 
-__all__ = ["affine_of_bytes", "gradient_of_bytes", "linear_pass", "pack"]
+__all__ = [
+    "GROUP",
+    "PANEL",
+    "affine_of_bytes",
+    "gradient_of_bytes",
+    "linear_pass",
+    "pack",
+    "zeros_of_W",
+]
 
 N_DIGITS = 4
 BASE = 128.0
@@ -445,12 +453,13 @@ def _zeros(n_bytes: int) -> Any:
 
 
 @compiled
-def pack(W: Any) -> Any:
-    """Write W in digits.
+def pack(W: Any, first: int, stop: int) -> Any:
+    """Write the columns first:stop of W in digits.
 
     Parameters
     ----------
     W : float32 array of shape (D, M)
+    first, stop : int
 
     Returns
     -------
@@ -464,7 +473,7 @@ def pack(W: Any) -> Any:
     begins : int32 array of shape (groups, 4, 16)
         What the sums over the features begin with, so that bytes count from 128.
     """
-    n_features, n_columns = W.shape
+    n_features, n_columns = len(W), stop - first
     n_panels = (n_features + PANEL - 1) // PANEL
     n_groups = (n_columns + GROUP - 1) // GROUP
     packed = _zeros(n_panels * n_groups * GROUP_BYTES).view(np.int8)
@@ -474,7 +483,7 @@ def pack(W: Any) -> Any:
     factors, largest = np.zeros(GROUP, np.float32), np.zeros(GROUP, np.float32)
     is_finite = True
     for group in range(n_groups):
-        columns, pitch = W[:, group * GROUP :], W.strides[0]
+        columns, pitch = W[:, first + group * GROUP :], W.strides[0]
         width = min(GROUP, n_columns - group * GROUP)
         column_magnitudes(columns, n_features, pitch, width, largest)
         is_finite = is_finite and bool(np.isfinite(largest).all())
@@ -567,9 +576,16 @@ def _digits_of_rows(G: Any, gradient: Any) -> None:
 
 @compiled
 def _add_columns(
-    X: Any, first_row: Any, n_rows: Any, gradient: Any, quads: Any, sums: Any, dW: Any
+    X: Any,
+    first_row: Any,
+    n_rows: Any,
+    gradient: Any,
+    quads: Any,
+    sums: Any,
+    dW: Any,
+    first_column: Any,
 ) -> None:
-    """Add ``G^T @ (X - 128)`` of `n_rows` rows to dW (D padded, M padded)."""
+    """Add ``(X - 128)^T @ G^T`` of `n_rows` rows to columns of dW (D padded, M padded)."""
     digits, begins, scales = gradient
     n_groups, n_features = digits.shape[1], X.shape[1]
     n_steps = (n_rows + PANEL - 1) // PANEL
@@ -592,7 +608,7 @@ def _add_columns(
                     sums,
                     scales[group * GROUP :],
                     dW,
-                    panel * PANEL * dW.shape[1] + group * GROUP,
+                    panel * PANEL * dW.shape[1] + first_column + group * GROUP,
                     dW.shape[1],
                     tile,
                 )
@@ -611,30 +627,33 @@ def _whole_rows(X: Any, first: int, n_rows: int) -> Any:
 
 
 @compiled
-def _zeros_of_W(n_panels: int, n_groups: int) -> Any:
+def zeros_of_W(n_panels: int, n_groups: int) -> Any:
+    """Return room for dW in whole tiles."""
     n_rows, n_columns = n_panels * PANEL, n_groups * GROUP
     return _zeros(4 * n_rows * n_columns).view(np.float32).reshape((n_rows, n_columns))
 
 
 @compiled
-def affine_of_bytes(X: Any, weights: Any, b: Any, Y: Any) -> None:
-    """Write ``(X - 128) @ W + b`` to Y (N, M).
+def affine_of_bytes(X: Any, weights: Any, b: Any, Y: Any, first_column: int) -> None:
+    """Write columns of ``(X - 128) @ W + b`` to Y (N, M), as many as were packed.
 
     Parameters
     ----------
     X : uint8 array of shape (N, D)
         Contiguous.
     weights : tuple
-        W (D, M) as :func:`pack` writes it.
+        Columns of W (D, M), as :func:`pack` writes them.
     b : float32 array of shape (M,)
     Y : float32 array of shape (N, M)
+    first_column : int
+        Of those packed.
     """
     begin(TILE_SHAPES)
-    n_rows, n_columns = Y.shape
+    n_rows, n_columns = len(Y), min(weights[0].shape[1] * GROUP, Y.shape[1] - first_column)
     n_groups = weights[0].shape[1]
     sums, tile = _sums(), np.empty((16, GROUP), np.float32)
     bias = np.zeros(n_groups * GROUP, np.float32)
-    bias[:n_columns] = b
+    bias[:n_columns] = b[first_column : first_column + n_columns]
     last = (n_rows - 1) // 16 * 16
     x, first = _whole_rows(X, last, 16)
     for group in range(n_groups):  # outermost, because its digits just fit L2
@@ -646,31 +665,27 @@ def affine_of_bytes(X: Any, weights: Any, b: Any, Y: Any) -> None:
             else:
                 _multiply(x, weights, bias, first, group, sums, tile)
             height = min(16, n_rows - row)
-            Y[row : row + height, column : column + width] = tile[:height, :width]
+            start = first_column + column
+            Y[row : row + height, start : start + width] = tile[:height, :width]
     end()
 
 
 @compiled
-def gradient_of_bytes(X: Any, dY: Any) -> Any:
-    """Return ``(X - 128)^T @ dY``, or rather whether dY is finite, and dW.
+def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
+    """Add the columns first:stop of ``(X - 128)^T @ dY`` to dW, and tell whether they are finite.
 
     Parameters
     ----------
     X : uint8 array of shape (N, D)
         Contiguous.
     dY : float32 array of shape (N, M)
-
-    Returns
-    -------
-    is_finite : bool
-    dW : float32 array of shape (D, M)
-        A view of rows that are longer.
+    dW : float32 array of shape (D padded, M padded)
+        As :func:`zeros_of_W` makes it.
+    first, stop : int
+        `first` begins a group.
     """
-    n_rows, n_columns = dY.shape
-    n_features = X.shape[1]
-    n_panels = (n_features + PANEL - 1) // PANEL
+    n_rows, n_columns = len(dY), stop - first
     n_groups, n_steps = (n_columns + GROUP - 1) // GROUP, 2 * BLOCK_ROWS // PANEL
-    dW = _zeros_of_W(n_panels, n_groups)
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
     gradient = _room_for_digits(n_steps, n_groups)
     G = np.zeros((n_columns, n_steps * PANEL), np.float32)
@@ -681,13 +696,13 @@ def gradient_of_bytes(X: Any, dY: Any) -> Any:
         G[:, rows:] = 0
         for m in range(n_columns):
             for r in range(rows):
-                G[m, r] = dY[row + r, m]
+                G[m, r] = dY[row + r, first + m]
                 zero += G[m, r] * np.float32(0)
-        x, first = _whole_rows(X, row, (rows + 3) // 4 * 4)
+        x, x_row = _whole_rows(X, row, (rows + 3) // 4 * 4)
         _digits_of_rows(G, gradient)
-        _add_columns(x, first, rows, gradient, quads, sums, dW)
+        _add_columns(x, x_row, rows, gradient, quads, sums, dW, first)
     end()
-    return zero == 0, dW[:n_features, :n_columns]
+    return bool(zero == 0)
 
 
 @compiled
@@ -726,7 +741,7 @@ def linear_pass(
     row_weights, labels = np.zeros(BLOCK_ROWS, np.float32), np.zeros(BLOCK_ROWS, np.int64)
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
     gradient = _room_for_digits(n_steps, n_groups)
-    padded_dW = _zeros_of_W(packed.shape[0], n_groups)
+    padded_dW = zeros_of_W(packed.shape[0], n_groups)
     sum_of_S = np.zeros(n_classes)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
@@ -753,7 +768,7 @@ def linear_pass(
             for r in range(n_rows):
                 sum_of_S[c] += S[c, r]
         _digits_of_rows(S[:n_classes], gradient)
-        _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW)
+        _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
     if not np.isfinite(loss):  # digits cannot say NaN
         dW[:] = np.nan

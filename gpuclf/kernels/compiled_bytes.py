@@ -10,6 +10,7 @@ float64, several models, and numbers that are not finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from gpuclf.backend import cpu_workers
 from gpuclf.features import block_affine, block_affine_backward, multiplies_bytes
 from gpuclf.kernels.compilation import matrix_unit_is_usable
-from gpuclf.row_blocks import sum_over_row_blocks
+from gpuclf.row_blocks import map_row_blocks, sum_over_row_blocks
 
 if TYPE_CHECKING:
     from gpuclf.features import Features, RowBlock
@@ -32,6 +33,7 @@ __all__ = [
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MAX_FEATURES = 1 << 16  # sums of so many products of a byte and a digit fit 32 bits
 MIN_STRETCH_ROWS = 512
+MULTIPLICATIONS_FOR_A_THREAD = 50_000_000  # for fewer, waking it takes longer
 
 
 @multiplies_bytes.register("numpy")
@@ -65,13 +67,20 @@ def bytes_affine(W: Any, b: Any, block: RowBlock) -> Any:
         return NotImplemented
     from gpuclf.kernels import byte_products
 
-    is_finite, digits = byte_products.pack(np.ascontiguousarray(W))
-    if not (is_finite and np.isfinite(b).all()):
+    if not np.isfinite(b).all():
         return NotImplemented
-    X = block.features.stored[block.rows]
+    X, W = block.features.stored[block.rows], np.ascontiguousarray(W)
     Y = np.empty((len(X), W.shape[1]), W.dtype)
-    byte_products.affine_of_bytes(X, digits, b, Y)
-    return Y
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, W.shape[1])
+        is_finite, digits = byte_products.pack(W, first, stop)
+        if is_finite:
+            byte_products.affine_of_bytes(X, digits, b, Y, first)
+        return bool(is_finite)
+
+    return Y if all(_in_groups(part, X, W)) else NotImplemented
 
 
 @block_affine_backward.register("numpy")
@@ -81,8 +90,28 @@ def bytes_affine_backward(dY: Any, block: RowBlock) -> Any:
         return NotImplemented
     from gpuclf.kernels import byte_products
 
-    is_finite, dW = byte_products.gradient_of_bytes(block.features.stored[block.rows], dY)
-    return (dW, dY.sum(axis=0)) if is_finite else NotImplemented
+    X, n_columns = block.features.stored[block.rows], dY.shape[1]
+    n_panels, n_groups = -(-X.shape[1] // byte_products.PANEL), -(-n_columns // byte_products.GROUP)
+    dW = byte_products.zeros_of_W(n_panels, n_groups)
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, n_columns)
+        return bool(byte_products.gradient_of_bytes(X, dY, dW, first, stop))
+
+    if not all(_in_groups(part, X, dY)):
+        return NotImplemented
+    return dW[: X.shape[1], :n_columns], dY.sum(axis=0)
+
+
+def _in_groups(part: Callable[[slice], bool], X: Any, columns: Any) -> list[bool]:
+    """Share the groups of columns among threads where each gets enough to multiply."""
+    from gpuclf.kernels.byte_products import GROUP
+
+    n_columns = columns.shape[1]
+    n_groups = -(-n_columns // GROUP)
+    workers = max(1, min(cpu_workers(), X.size * n_columns // MULTIPLICATIONS_FOR_A_THREAD))
+    return map_row_blocks(part, n_groups, -(-n_groups // workers), workers=workers)
 
 
 def linear_pass_of_bytes(
@@ -93,7 +122,7 @@ def linear_pass_of_bytes(
         return NotImplemented
     from gpuclf.kernels import byte_products
 
-    is_finite, digits = byte_products.pack(np.ascontiguousarray(W))
+    is_finite, digits = byte_products.pack(np.ascontiguousarray(W), 0, W.shape[1])
     if not (is_finite and np.isfinite(b).all()):
         return NotImplemented
     b, weights = np.ascontiguousarray(b), np.ascontiguousarray(weights)
