@@ -112,7 +112,14 @@ class Standardized:
         if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
             raise ValueError("X has NaN, infinite or too large values: remove or replace them")
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        return cls(X, mean, xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
+        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        return cls._unchecked(X, mean, scale)  # a check would be a look at the device
+
+    @classmethod
+    def _unchecked(cls, X: Array, mean: Array, scale: Array) -> Standardized:
+        standardized = object.__new__(cls)
+        standardized.X, standardized.mean, standardized.scale = X, mean, scale
+        return standardized
 
     def apply(self, X: Array) -> Standardized:
         """Return other samples with this mean and scale (a test set, for example)."""
@@ -148,15 +155,11 @@ class Standardized:
 
     def with_samples(self, X: Array) -> Standardized:
         """Return other samples of the same features, sharing mean and scale, unchecked."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = X, self.mean, self.scale
-        return other
+        return self._unchecked(X, self.mean, self.scale)
 
     def map_arrays(self, function: Callable[[Array], Array]) -> Standardized:
         """Return a copy with `function` applied to X, mean and scale (to move it, for example)."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = map(function, (self.X, self.mean, self.scale))
-        return other
+        return self._unchecked(*map(function, (self.X, self.mean, self.scale)))
 
     def to_array(self, dtype: object = None) -> Array:
         """Write the standardised samples out as floats of `dtype` (default float32)."""

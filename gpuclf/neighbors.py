@@ -419,8 +419,8 @@ def accuracies_of_ks(
     accuracies = []
     for k in ks:
         predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
-        accuracies.append(float(xp.mean(xp.astype(predicted == y, xp.float64))))
-    return accuracies
+        accuracies.append(xp.mean(xp.astype(predicted == y, xp.float64)))
+    return [float(accuracy) for accuracy in to_host(xp.stack(accuracies))]
 
 
 def cross_validate_k(
@@ -579,9 +579,8 @@ class _Expansion:
         xp = array_namespace(B)
         self._B, self._n_rows = B, n_rows
         self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
-        self._largest_norm: float = max(
-            float(xp.max(xp.vecdot(b, b))) for b in map(self._centred, self._pieces())
-        )
+        norms = [xp.max(xp.vecdot(b, b)) for b in map(self._centred, self._pieces())]
+        self._largest_norm = xp.max(xp.stack(norms))
         self._B_is_exact: bool | None = None
 
     def squares(self, A: Array, B: Array) -> Array:
@@ -605,7 +604,9 @@ class _Expansion:
         # Each of the three products is a sum of D terms; twice what they can round.
         rounding = 2 * (int(A.shape[1]) + 8) * float(xp.finfo(xp.float64).eps) * sizes
         unsure = kth_distances * kth_distances + rounding >= last_squares
-        if bool(xp.any(unsure)) and self._is_exact(A, float(xp.max(sizes))):
+        # One look for both: whether there is any, and how large the terms are.
+        found, size = to_host(xp.stack([xp.astype(xp.any(unsure), xp.float64), xp.max(sizes)]))
+        if found and self._is_exact(A, size):
             unsure = xp.zeros_like(unsure)
         return xp.nonzero(unsure)[0]
 
@@ -630,7 +631,7 @@ class _Expansion:
 def _is_multiple(X: Array) -> bool:
     xp = array_namespace(X)
     multiples = X / UNIT
-    return bool(xp.all(multiples == xp.round(multiples)))
+    return bool(to_host(xp.all(multiples == xp.round(multiples))))
 
 
 @dataclass(frozen=True)
