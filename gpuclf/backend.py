@@ -53,6 +53,10 @@ INSTALL_HINT = (
     "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
     "both bring CuPy with the compiler and libraries that it needs"
 )
+DRIVER_HINT = (
+    "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "
+    "does not hide it"
+)
 DEFAULT_CPU_CACHE_BYTES = 1 << 20
 
 
@@ -74,10 +78,13 @@ class CupyProbe:
         A kernel was compiled and launched, a matrix product ran, and the result came back right.
     reason : str
         One sentence: the device where usable, otherwise the first step that failed and why.
+    remedy : str
+        What would make it usable, where it is not.
     """
 
     usable: bool
     reason: str
+    remedy: str = f"install it with {INSTALL_HINT}"
 
 
 @functools.cache
@@ -95,10 +102,12 @@ def probe_cupy() -> CupyProbe:
     version = f"CuPy {cupy.__version__}"
     try:
         if not cupy.cuda.is_available():
-            return CupyProbe(False, f"{version} is installed but sees no CUDA device")
+            reason = f"{version} is installed but sees no CUDA device{_why_no_device(cupy)}"
+            return CupyProbe(False, reason, DRIVER_HINT)
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     except Exception as error:
-        return CupyProbe(False, f"{version} cannot ask the CUDA driver ({_one_line(error)})")
+        reason = f"{version} cannot ask the CUDA driver ({_one_line(error)})"
+        return CupyProbe(False, reason, DRIVER_HINT)
     try:
         doubled = cupy.empty(4, dtype=cupy.float32)
         kernel = cupy.RawKernel(
@@ -114,6 +123,16 @@ def probe_cupy() -> CupyProbe:
     if not np.array_equal(found, [[8.0, 12.0], [24.0, 44.0]]):
         return CupyProbe(False, f"{version} on {device} computes wrong results: {found.tolist()}")
     return CupyProbe(True, f"{version} on {device}")
+
+
+def _why_no_device(cupy: ModuleType) -> str:
+    try:
+        if cupy.cuda.runtime.driverGetVersion() == 0:
+            return " (no CUDA driver)"
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f" ({_one_line(error)})"
+    return ""
 
 
 def _one_line(error: BaseException) -> str:
@@ -172,7 +191,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
         return Backend("cupy", cupy, probe.reason)
     if name == "cupy":
         raise BackendUnavailableError(
-            f"backend 'cupy' cannot be used: {probe.reason}. Install it with {INSTALL_HINT}; "
+            f"backend 'cupy' cannot be used: {probe.reason}. To use it, {probe.remedy}; "
             "or use backend='numpy'. `gpuclf info` shows what was found."
         )
     _log_fallback(probe.reason)
@@ -504,7 +523,9 @@ def environment() -> dict[str, Any]:
     ]
     probe = probe_cupy()
     gpu: dict[str, Any] = {"usable": probe.usable, "reason": probe.reason}
-    if probe.usable:
+    if not probe.usable:
+        gpu["remedy"] = probe.remedy
+    else:
         import cupy
 
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
