@@ -40,6 +40,7 @@ __all__ = [
     "get_backend",
     "library_name",
     "probe_cupy",
+    "product_precision",
     "single_threaded_blas",
     "synchronize",
     "to_device",
@@ -403,6 +404,42 @@ def synchronize(x: Array | Backend | None = None) -> None:
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
     elif library == "torch" and getattr(x, "is_cuda", False):
         sys.modules["torch"].cuda.synchronize(_device_of(x))
+
+
+# ------------------------------------------------------------------------------ precision
+
+CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
+
+
+@contextmanager
+def product_precision(like: Array, precision: str) -> Iterator[None]:
+    """Let CuPy's float32 products use TF32 units inside the block, or keep them from it.
+
+    Parameters
+    ----------
+    like : array
+        Of the library that computes; others than CuPy are left as they are.
+    precision : {"float32", "tf32", "float64"}
+        Only "tf32" allows TF32 (10 bits behind the point); GPUs without it compute in float32.
+
+    Notes
+    -----
+    CuPy's one public switch is the environment variable CUPY_TF32, which it reads once. The private
+    one holds for the process; what was set comes back after the block.
+    """
+    core: Any = None
+    if library_name(like) == "cupy":
+        core = getattr(sys.modules["cupy"], "_core", None)
+    if not hasattr(core, "set_compute_type"):
+        yield
+        return
+    allowed = precision == "tf32" and int(like.device.compute_capability) >= 80
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, CUPY_TF32 if allowed else CUPY_DEFAULT)
+    try:
+        yield
+    finally:
+        core.set_compute_type(np.float32, before)
 
 
 # -------------------------------------------------------------------- the machine's sizes

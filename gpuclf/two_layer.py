@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.backend import Array, array_namespace, product_precision
 from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
@@ -16,6 +16,7 @@ from gpuclf.validation import (
     check_labels,
     check_parameter,
     check_penalty,
+    check_precision,
     check_result,
     check_samples,
     check_weights,
@@ -25,7 +26,9 @@ __all__ = ["two_layer_forward", "two_layer_loss", "two_layer_objective", "two_la
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
-def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
+def two_layer_scores(
+    params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
+) -> Array:
     """Return the scores ``relu(X @ W1 + b1) @ W2 + b2``.
 
     Parameters
@@ -33,6 +36,8 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     params : dict
         W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), each with the same leading model axes.
     X : array of shape (N, D) or Standardized
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        As in :func:`gpuclf.softmax_loss_vectorized`.
 
     Returns
     -------
@@ -45,13 +50,15 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     >>> two_layer_scores(params, np.array([[3.0, -5.0]]))
     array([[3.]])
     """
-    params = _check_params(params, X)
-    scores = two_layer_forward(params, X)
+    params = _check_params(params, X, precision)
+    scores = two_layer_forward(params, X, precision=precision)
     check_result(scores, scores, X, **params)
     return scores
 
 
-def two_layer_forward(params: dict[str, Array], X: Array | Standardized) -> Array:
+def two_layer_forward(
+    params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
+) -> Array:
     """Compute :func:`two_layer_scores` without checking the inputs, in the parameters' dtype."""
     features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
     W1, b1 = features.fold(params["W1"], params["b1"])
@@ -59,7 +66,8 @@ def two_layer_forward(params: dict[str, Array], X: Array | Standardized) -> Arra
     def scores(rows: slice) -> Array:
         return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
 
-    return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
+    with product_precision(W1, precision):
+        return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
@@ -69,6 +77,8 @@ def two_layer_loss(
     y: Array,
     reg: float,
     sample_weight: Array | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
     r"""Loss and gradients of the two-layer net.
 
@@ -84,6 +94,8 @@ def two_layer_loss(
         The penalty :math:`\lambda`; biases are not penalised.
     sample_weight : array of shape (N,), optional
         The data loss is then the weighted mean.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        As in :func:`gpuclf.softmax_loss_vectorized`.
 
     Returns
     -------
@@ -109,11 +121,11 @@ def two_layer_loss(
     >>> round(float(loss), 6), sorted(grads)  # log(2) at W = 0
     (0.693147, ['W1', 'W2', 'b1', 'b2'])
     """
-    params = _check_params(params, X)
+    params = _check_params(params, X, precision)
     y = check_labels(y, X, int(params["W2"].shape[-1]))
     check_penalty(reg)
     weights = check_weights(sample_weight, X, params["W1"].dtype)
-    loss, grads = two_layer_objective(params, X, y, reg, weights)
+    loss, grads = two_layer_objective(params, X, y, reg, weights, precision=precision)
     check_result(loss, grads["W1"], X, **params)
     return loss, grads
 
@@ -125,6 +137,8 @@ def two_layer_objective(
     reg: float,
     sample_weight: Array | None = None,
     hidden_mask: Array | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
     """Compute :func:`two_layer_loss` without checking the inputs.
 
@@ -136,6 +150,8 @@ def two_layer_objective(
         The factor of each sample's loss, used as it is; by default 1/N.
     hidden_mask : array of shape (..., N, H), optional
         Factors of the hidden units, as dropout needs them.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        Whether a GPU may multiply float32 in TF32. The floats are those of the parameters.
     """
     W2, b2 = params["W2"], params["b2"]
     features = Features(X, int(params["W1"].shape[-1]), W2.dtype)
@@ -155,16 +171,20 @@ def two_layer_objective(
         dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
         return loss, dW1, db1, dW2, db2
 
-    loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
-        partial, features.n_samples, _block_rows(params, features), parallel=xp is np
-    )
+    with product_precision(W2, precision):
+        loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
+            partial, features.n_samples, _block_rows(params, features), parallel=xp is np
+        )
+        loss = loss + reg * (penalty(params["W1"]) + penalty(W2))
     grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
     for name in ("W1", "W2"):
         grads[name] = add_penalty_gradient(grads[name], params[name], reg)
-    return loss + reg * (penalty(params["W1"]) + penalty(W2)), grads
+    return loss, grads
 
 
-def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str, Array]:
+def _check_params(
+    params: dict[str, Array], X: Array | Standardized, precision: str
+) -> dict[str, Array]:
     """Check the parameters and bring them to the one dtype to compute in."""
     _, _, n_features = check_samples(X)
     if not isinstance(params, dict):
@@ -186,7 +206,7 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
         shapes = {name: tuple(params[name].shape) for name in ("W1", "b1", "W2", "b2")}
         raise ValueError(f"all parameters must have the same leading model axes, got {shapes}")
     xp = array_namespace(W1)
-    dtype = xp.result_type(*dtypes)
+    dtype = check_precision(precision, xp.result_type(*dtypes), xp)
     return {
         name: xp.astype(value, dtype, copy=False)
         for name, value in {"W1": W1, "b1": b1, "W2": W2, "b2": b2}.items()
