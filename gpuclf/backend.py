@@ -24,11 +24,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpuclf.uploads import PIECE_BYTES, upload_in_pieces
+
 __all__ = [
     "Array",
     "Backend",
     "BackendUnavailableError",
     "CupyProbe",
+    "CupyTransfers",
     "MixedDevicesError",
     "array_namespace",
     "blas_architectures",
@@ -45,6 +48,7 @@ __all__ = [
     "synchronize",
     "to_device",
     "to_host",
+    "transfers",
 ]
 
 Array: TypeAlias = Any  # an array of any library: NumPy, CuPy, PyTorch, array-api-strict, ...
@@ -343,13 +347,62 @@ def _put_like(a: Array, xp: ModuleType, device: object) -> Array:
 
 def _upload_to_cupy(a: Array, cupy: ModuleType) -> Array:
     try:
+        if isinstance(a, np.ndarray) and a.ndim and a.nbytes > PIECE_BYTES and a.dtype.isnative:
+            return upload_in_pieces(a, CupyTransfers(cupy))
         return cupy.asarray(a)
     except cupy.cuda.memory.OutOfMemoryError as error:
         free, total = cupy.cuda.runtime.memGetInfo()
         raise MemoryError(
             f"the array of shape {a.shape} needs {a.nbytes:,} bytes on the device, which has "
-            f"{free:,} of {total:,} free; pass fewer rows, or keep pixels as uint8"
+            f"{free:,} of {total:,} free; pass fewer rows, keep pixels as uint8, or leave the "
+            "samples on the host and stream them in blocks: gpuclf.Streamed(X)"
         ) from error
+
+
+class CupyTransfers:
+    """The CUDA calls of :class:`gpuclf.uploads.Transfers`: CuPy's current stream computes."""
+
+    def __init__(self, cupy: ModuleType) -> None:
+        self._cupy = cupy
+        self._uploads = cupy.cuda.Stream(non_blocking=True)
+
+    def page_locked(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:  # noqa: D102
+        import cupyx
+
+        try:
+            locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
+        except (MemoryError, RuntimeError) as error:
+            logger.debug("no page-locked memory (%s): uploads will be slower", _one_line(error))
+            return np.empty(shape, dtype)
+        return locked
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
+        return self._cupy.empty(shape, dtype)
+
+    def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
+        target.set(source, stream=self._uploads)
+        return self._uploads.record()
+
+    def computed_so_far(self) -> Any:  # noqa: D102
+        return self._cupy.cuda.get_current_stream().record()
+
+    def uploads_wait(self, event: Any) -> None:  # noqa: D102
+        self._uploads.wait_event(event)
+
+    def computation_waits(self, event: Any) -> None:  # noqa: D102
+        self._cupy.cuda.get_current_stream().wait_event(event)
+
+    def host_waits(self, event: Any) -> None:  # noqa: D102
+        event.synchronize()
+
+    def free_bytes(self) -> int:
+        """Return how much memory the device has free."""
+        return int(self._cupy.cuda.runtime.memGetInfo()[0])
+
+
+def transfers(like: Array) -> CupyTransfers | None:
+    """Return the calls that queue uploads to where `like` lives; None for libraries without."""
+    return CupyTransfers(sys.modules["cupy"]) if library_name(like) == "cupy" else None
 
 
 def to_host(x: Any) -> Any:

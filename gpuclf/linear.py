@@ -12,7 +12,13 @@ from gpuclf.dispatch import fusable
 from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.row_blocks import (
+    block_rows,
+    concat_row_blocks,
+    concat_rows,
+    sum_in_order,
+    sum_over_row_blocks,
+)
 from gpuclf.validation import (
     check_labels,
     check_parameter,
@@ -55,10 +61,16 @@ def linear_scores(
     W = params["W"]
     features = Features(X, int(W.shape[-1]), W.dtype)
     folded = features.fold(W, params.get("b"))
-    step = _block_rows(W, features)
-    with product_precision(W, precision):
+
+    def scores(part: Features) -> Array:
         return concat_row_blocks(
-            lambda rows: affine(features.rows(rows), *folded), features.n_samples, step
+            lambda rows: affine(part.rows(rows), *folded), part.n_samples, _block_rows(W, part)
+        )
+
+    with product_precision(W, precision):
+        return features.over_uploads(
+            lambda parts: concat_rows([scores(part) for _, part in parts]),
+            _floats_per_row(W, features),
         )
 
 
@@ -99,7 +111,13 @@ def linear_loss(
     weights = mean_weights(sample_weight, features.n_samples, W)
     folded = features.fold(W, b)
     with product_precision(W, precision):
-        loss, dW, db = linear_pass(*folded, features, y, weights, data_loss, precision)
+        loss, dW, db = features.over_uploads(
+            lambda parts: sum_in_order(
+                linear_pass(*folded, part, y[rows], weights[rows], data_loss, precision)
+                for rows, part in parts
+            ),
+            _floats_per_row(W, features),
+        )
         loss = loss + reg * penalty(W)
     grads = {"W": add_penalty_gradient(features.unfold(dW, db), W, reg)}
     if b is not None:
@@ -185,19 +203,30 @@ def linear_loss_only(
     wide_W = xp.reshape(xp.permute_dims(W_models, (1, 0, 2)), (n_features, n_columns))
     wide_b = None if b_models is None else xp.reshape(b_models, (n_columns,))
 
-    def partial(rows: slice) -> tuple[Array]:
-        wide = affine(features.rows(rows), wide_W, wide_b)
-        scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
-        return (data_loss(scores, y[rows], weights[rows])[0],)
+    def loss_of(part: Features, y: Array, weights: Array) -> list[Array]:
+        def partial(rows: slice) -> tuple[Array]:
+            wide = affine(part.rows(rows), wide_W, wide_b)
+            scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
+            return (data_loss(scores, y[rows], weights[rows])[0],)
 
-    step = _block_rows(W, features)
-    (loss,) = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
+        step = _block_rows(W, part)
+        return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
+
+    (loss,) = features.over_uploads(
+        lambda parts: sum_in_order(loss_of(part, y[r], weights[r]) for r, part in parts),
+        _floats_per_row(W, features),
+    )
     return xp.reshape(loss, W.shape[:-2]) + reg * penalty(W), {}
 
 
-def _block_rows(W: Array, features: Features) -> int:
+def _floats_per_row(W: Array, features: Features) -> int:
     scores_per_row = 3 * math.prod(W.shape[:-2]) * int(W.shape[-1])  # and what loss makes of them
-    floats_per_row = features.n_features + scores_per_row
+    floats_per_row: int = features.n_features + scores_per_row
+    return floats_per_row
+
+
+def _block_rows(W: Array, features: Features) -> int:
+    floats_per_row = _floats_per_row(W, features)
     return block_rows(W, features.n_samples, floats_per_row, converted=features.are_converted)
 
 

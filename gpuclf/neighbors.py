@@ -29,6 +29,7 @@ from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_ho
 from gpuclf.dispatch import fusable
 from gpuclf.features import BYTE_CENTRE, Standardized
 from gpuclf.row_blocks import map_row_blocks, row_slices
+from gpuclf.streaming import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples
 
 __all__ = [
@@ -516,6 +517,8 @@ def _check_pair(A: Array, B: Array) -> tuple[Array, Array]:
     for name, X in (("A", A), ("B", B)):
         if isinstance(X, Standardized):
             raise TypeError(f"{name} is Standardized; write the samples out: {name}.to_array()")
+        if isinstance(X, Streamed):
+            raise TypeError(f"{name} is Streamed; upload it whole: gpuclf.to_device({name})")
         xp = array_namespace(X)
         if xp.isdtype(X.dtype, ("integral", "bool")) and X.dtype != xp.uint8:
             X = xp.astype(X, xp.float64)

@@ -11,7 +11,13 @@ from gpuclf.features import Features, Standardized
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.row_blocks import (
+    block_rows,
+    concat_row_blocks,
+    concat_rows,
+    sum_in_order,
+    sum_over_row_blocks,
+)
 from gpuclf.validation import (
     check_labels,
     check_parameter,
@@ -63,11 +69,17 @@ def two_layer_forward(
     features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
     W1, b1 = features.fold(params["W1"], params["b1"])
 
-    def scores(rows: slice) -> Array:
-        return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
+    def scores(part: Features) -> Array:
+        def of_rows(rows: slice) -> Array:
+            return affine(relu(affine(part.rows(rows), W1, b1)), params["W2"], params["b2"])
+
+        return concat_row_blocks(of_rows, part.n_samples, _block_rows(params, part))
 
     with product_precision(W1, precision):
-        return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
+        return features.over_uploads(
+            lambda parts: concat_rows([scores(part) for _, part in parts]),
+            _floats_per_row(params, features),
+        )
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
@@ -159,21 +171,27 @@ def two_layer_objective(
     weights = mean_weights(sample_weight, features.n_samples, W2)
     W1, b1 = features.fold(params["W1"], params["b1"])
 
-    def partial(rows: slice) -> tuple[Array, ...]:
-        x = features.rows(rows)
-        hidden = relu(affine(x, W1, b1))
-        if hidden_mask is not None:
-            hidden = hidden * hidden_mask[..., rows, :]
-        loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
-        dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
-        if hidden_mask is not None:
-            dhidden = dhidden * hidden_mask[..., rows, :]
-        dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
-        return loss, dW1, db1, dW2, db2
+    def walk(part: Features, start: int) -> list[Array]:
+        def partial(block: slice) -> tuple[Array, ...]:
+            x = part.rows(block)
+            rows = slice(start + block.start, start + block.stop)
+            hidden = relu(affine(x, W1, b1))
+            if hidden_mask is not None:
+                hidden = hidden * hidden_mask[..., rows, :]
+            loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
+            dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
+            if hidden_mask is not None:
+                dhidden = dhidden * hidden_mask[..., rows, :]
+            dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
+            return loss, dW1, db1, dW2, db2
+
+        step = _block_rows(params, part)
+        return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
 
     with product_precision(W2, precision):
-        loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
-            partial, features.n_samples, _block_rows(params, features), parallel=xp is np
+        loss, dW1, db1, dW2, db2 = features.over_uploads(
+            lambda parts: sum_in_order(walk(part, rows.start) for rows, part in parts),
+            _floats_per_row(params, features),
         )
         loss = loss + reg * (penalty(params["W1"]) + penalty(W2))
     grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
@@ -213,12 +231,13 @@ def _check_params(
     }
 
 
-def _block_rows(params: dict[str, Array], features: Features) -> int:
+def _floats_per_row(params: dict[str, Array], features: Features) -> int:
     W1 = params["W1"]
-    n_hidden = math.prod(W1.shape[:-2]) * int(W1.shape[-1])
-    return block_rows(
-        W1,
-        features.n_samples,
-        features.n_features + 3 * n_hidden,
-        converted=features.are_converted,
-    )
+    floats_per_row: int = features.n_features + 3 * math.prod(W1.shape[:-2]) * int(W1.shape[-1])
+    return floats_per_row
+
+
+def _block_rows(params: dict[str, Array], features: Features) -> int:
+    floats_per_row = _floats_per_row(params, features)
+    converted = features.are_converted
+    return block_rows(params["W1"], features.n_samples, floats_per_row, converted=converted)
