@@ -314,6 +314,9 @@ def values_are_on_host(x: Array) -> bool:
 def to_device(x: Any, backend: str | Backend = "auto", *, like: Array = None) -> Any:
     """Copy an array to the device of a backend, or to where another array lives.
 
+    Long arrays go to CuPy in pieces, through page-locked memory. Samples that the device has no
+    room for can stay on the host: see :class:`gpuclf.Streamed`.
+
     Parameters
     ----------
     x : array, dict of arrays, or Standardized
@@ -342,7 +345,12 @@ def _put_like(a: Array, xp: ModuleType, device: object) -> Array:
     if _library_of(a) is xp and _device_of(a) == device:
         return a
     host = to_host(a)
-    return host if xp is np else xp.asarray(host, device=device)
+    if xp is np:
+        return host
+    if xp.__name__.rpartition(".")[2] == "cupy":
+        with device:  # type: ignore[attr-defined]
+            return _upload_to_cupy(host, sys.modules["cupy"])
+    return xp.asarray(host, device=device)
 
 
 def _upload_to_cupy(a: Array, cupy: ModuleType) -> Array:
