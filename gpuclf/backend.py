@@ -40,6 +40,7 @@ __all__ = [
     "cpu_workers",
     "describe_location",
     "environment",
+    "free_device_bytes",
     "get_backend",
     "library_name",
     "probe_cupy",
@@ -403,9 +404,12 @@ class CupyTransfers:
     def host_waits(self, event: Any) -> None:  # noqa: D102
         event.synchronize()
 
-    def free_bytes(self) -> int:
-        """Return how much memory the device has free."""
-        return int(self._cupy.cuda.runtime.memGetInfo()[0])
+
+def free_device_bytes() -> int | None:
+    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
+    if "cupy" not in sys.modules or not probe_cupy().usable:
+        return None
+    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0])
 
 
 def transfers(like: Array) -> CupyTransfers | None:

@@ -12,6 +12,7 @@ from gpuclf import (
     Standardized,
     Streamed,
     pairwise_distances,
+    row_blocks,
     softmax_loss_vectorized,
     streaming,
     svm_loss_vectorized,
@@ -296,8 +297,8 @@ def test_blocks_are_halved_until_they_fit_and_stay_so(on_device):
     expected = softmax_loss_vectorized(np.zeros((D, C)), X, y, 0.0)
     found = softmax_loss_vectorized(np.zeros((D, C)), passing, y, 0.0)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-9, atol=1e-12)
-    # 300 and 128 rows are too many; what failed has been given back.
-    assert device.allocations[-2:] == [64 * D, 64 * D]
+    # 300 and 150 rows are too many; what failed has been given back.
+    assert device.allocations[-2:] == [75 * D, 75 * D]
     device.allocations.clear()
     softmax_loss_vectorized(np.zeros((D, C)), passing, y, 0.0)
     assert device.allocations == [64 * D, 64 * D]
@@ -307,7 +308,7 @@ def test_blocks_are_halved_until_they_fit_and_stay_so(on_device):
 
 def test_blocks_are_halved_where_computation_runs_out_of_memory(on_device):
     passing, tried = Streamed(samples("bytes")[0], "numpy"), []
-    # One place of 300 rows, two of 128 or two of 64, and 150 rows for computation: the last fit,
+    # One place of 300 rows, two of 150 or two of 75, and 150 rows for computation: the last fit,
     # if nothing of the passes before them is left.
     device = on_device(free_bytes=400 * D)
 
@@ -320,13 +321,17 @@ def test_blocks_are_halved_where_computation_runs_out_of_memory(on_device):
         return np.concatenate(parts)
 
     np.testing.assert_array_equal(passing.over_blocks(work, 8), passing.host)
-    assert tried == [300, 128, 64, 64, 64, 64, 44]
+    assert tried == [300, 150, 75, 75, 75, 75]
 
 
-def test_where_nothing_fits_the_error_names_the_bytes_and_what_helps(on_device):
+def test_where_nothing_fits_the_error_names_the_bytes_and_what_helps(on_device, monkeypatch):
     X, y = samples("bytes")
     on_device(free_bytes=100)
-    message = r"even a block of 32 rows needs [\d,]+ bytes on the device, which has 100 free; "
+    monkeypatch.setattr(row_blocks, "free_device_bytes", lambda: 100)
+    message = (
+        r"no room for blocks of 32 rows either \(Out of memory allocating 192 bytes; "
+        r"100 bytes are free on the device\)"
+    )
     with pytest.raises(MemoryError, match=message):
         softmax_loss_vectorized(np.zeros((D, C)), Streamed(X, "numpy"), y, 0.0)
 
