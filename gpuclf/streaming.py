@@ -59,7 +59,7 @@ class Streamed:
     Raises
     ------
     TypeError, ValueError
-        If X is no NumPy array of these dtypes and two axes, or the budget is below one row.
+        If X is no NumPy array of these dtypes and two axes.
     gpuclf.BackendUnavailableError
         If the backend cannot be used here.
 
@@ -90,7 +90,10 @@ class Streamed:
             raise ValueError(f"X must have shape (N, D), one sample a row, got {X.shape}")
         self.host = X
         self.memory_budget = memory_budget
-        self._like = get_backend(backend).xp.empty((0,)) if like is None else like
+        if like is None:
+            self._like = get_backend(backend).xp.empty((0,))
+        else:  # an empty one: `like` may be long, and should not be kept
+            self._like = array_namespace(like).empty((0,), device=like.device)
         self._most_rows = len(X)
 
     @property
@@ -107,7 +110,7 @@ class Streamed:
     @property
     def device(self) -> Any:
         """Where the blocks go."""
-        return getattr(self._like, "device", "cpu")
+        return self._like.device
 
     def __array_namespace__(self, api_version: str | None = None) -> ModuleType:
         return array_namespace(self._like)
@@ -145,6 +148,8 @@ class Streamed:
 
         Raises
         ------
+        ValueError
+            If the budget is too small for one row.
         MemoryError
             If the device has no room for the smallest blocks either.
         """
@@ -157,14 +162,15 @@ class Streamed:
             )
 
         def attempt(n_rows: int) -> Result:
-            self._most_rows = n_rows
+            if n_rows < planned:
+                self._most_rows = n_rows  # the next pass need not find out again
             with closing(self._blocks(n_rows)) as blocks:
                 return work(blocks)
 
-        n_rows = min(self._most_rows, self.memory_budget // row_bytes)
-        if n_rows < len(self):
-            n_rows = n_rows // MIN_BLOCK_ROWS * MIN_BLOCK_ROWS or n_rows
-        return until_it_fits(attempt, n_rows)
+        planned = min(self._most_rows, self.memory_budget // row_bytes)
+        if planned < len(self):
+            planned = planned // MIN_BLOCK_ROWS * MIN_BLOCK_ROWS or planned
+        return until_it_fits(attempt, planned)
 
     def _blocks(self, n_rows: int) -> Generator[tuple[slice, Array], None, None]:
         queue = transfers(self._like)
