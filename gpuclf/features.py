@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -28,16 +29,23 @@ from gpuclf.backend import (
     values_are_on_host,
 )
 from gpuclf.dispatch import fusable
+from gpuclf.layers import affine, affine_backward_params
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
 from gpuclf.streaming import Streamed
 
 __all__ = [
     "Features",
+    "RowBlock",
     "Standardized",
+    "block_affine",
+    "block_affine_backward",
     "conversion_advice",
+    "fold_into",
     "is_streamed",
+    "multiplies_bytes",
     "standardized_rows",
     "take_rows",
+    "unfold_from",
 ]
 
 Result = TypeVar("Result")
@@ -295,7 +303,8 @@ class Features:
     X : array of shape (N, D) or Standardized
     n_outputs : int
         Columns of the first layer's W. Folding costs a few passes over W, in part in float64, and
-        saves two over the rows: below 16 rows a column, samples are standardised directly.
+        saves two over the rows: below 16 rows a column, samples are standardised directly, unless
+        the products take bytes as they are.
     dtype : dtype
         Floats to compute in.
 
@@ -319,8 +328,13 @@ class Features:
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
         self.centre: Array | None = None
+        self._multiplies_bytes = (
+            is_bytes
+            and not isinstance(self.stored, Streamed)
+            and multiplies_bytes(self.stored, n_outputs, dtype)
+        )
         self.folds = (is_bytes or self._standardized is not None) and (
-            ROWS_TO_FOLD * n_outputs < self.n_samples
+            ROWS_TO_FOLD * n_outputs < self.n_samples or self._multiplies_bytes
         )
         if not self.folds:
             return
@@ -368,14 +382,20 @@ class Features:
 
     @property
     def are_converted(self) -> bool:
-        """Whether :meth:`rows` makes new floats instead of giving a view of X."""
-        return self._standardized is not None or self.stored.dtype != self._dtype
+        """Whether products need new floats instead of a view of X."""
+        return not self._multiplies_bytes and (
+            self._standardized is not None or self.stored.dtype != self._dtype
+        )
 
     @property
     def are_plain_floats(self) -> bool:
         """Whether the samples are used as they are, but for their precision."""
         xp = array_namespace(self.stored)
         return self._standardized is None and self.stored.dtype != xp.uint8
+
+    def block(self, rows: slice) -> RowBlock:
+        """Return a block of samples for :func:`block_affine` and its backward pass."""
+        return RowBlock(self, rows)
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
@@ -391,15 +411,72 @@ class Features:
         """Return W', b' with ``rows @ W' + b' == features @ W + b``."""
         if not self.folds:
             return W, b
-        xp = array_namespace(W)
-        moved = xp.astype(self._shift @ xp.astype(W, xp.float64), self._dtype)
-        scaled = W if self._inverse_scale is None else W * self._inverse_scale
+        moved, scaled = fold_into(W, self._shift, self._inverse_scale)
         return scaled, (-moved if b is None else b - moved)
 
     def unfold(self, dW: Array, db: Array) -> Array:
         """Return the gradient with respect to W, given those with respect to W' and b'."""
         if not self.folds:
             return dW
-        xp = array_namespace(dW)
-        scaled = dW if self._inverse_scale is None else dW * self._inverse_scale
-        return scaled - xp.astype(self._shift, self._dtype)[:, None] * db[..., None, :]
+        return unfold_from(dW, db, self._shift, self._inverse_scale)
+
+
+class RowBlock:
+    """A block of samples that is multiplied twice, forward and backward.
+
+    Attributes
+    ----------
+    features : Features
+    rows : slice
+    floats : array of shape (n, D)
+        :meth:`Features.rows`, made once.
+    """
+
+    def __init__(self, features: Features, rows: slice) -> None:
+        self.features, self.rows = features, rows
+
+    @cached_property
+    def floats(self) -> Array:  # noqa: D102 - described by the class
+        return self.features.rows(self.rows)
+
+
+@fusable
+def multiplies_bytes(X: Array, n_outputs: int, dtype: object) -> bool:
+    """Tell whether :func:`block_affine` takes bytes as they are; folding then always pays."""
+    return False
+
+
+@fusable
+def block_affine(W: Array, b: Array | None, block: RowBlock) -> Array:
+    """Return ``block.floats @ W + b``, for folded W and b."""
+    return affine(block.floats, W, b)
+
+
+@fusable
+def block_affine_backward(dY: Array, block: RowBlock) -> tuple[Array, Array]:
+    """Return the gradients of :func:`block_affine` with respect to W and b."""
+    return affine_backward_params(dY, block.floats)
+
+
+@fusable
+def fold_into(W: Array, shift: Array, inverse_scale: Array | None) -> tuple[Array, Array]:
+    """Return ``shift @ W``, summed in float64, and ``W * inverse_scale``.
+
+    Parameters
+    ----------
+    W : array of shape (..., D, C)
+    shift : float64 array of shape (D,)
+        In units of the scale.
+    inverse_scale : array of shape (D, 1), or None for 1
+    """
+    xp = array_namespace(W)
+    moved = xp.astype(shift @ xp.astype(W, xp.float64), W.dtype)
+    return moved, W if inverse_scale is None else W * inverse_scale
+
+
+@fusable
+def unfold_from(dW: Array, db: Array, shift: Array, inverse_scale: Array | None) -> Array:
+    """Return ``dW * inverse_scale - shift * db``, the gradient with respect to the unfolded W."""
+    xp = array_namespace(dW)
+    scaled = dW if inverse_scale is None else dW * inverse_scale
+    return scaled - xp.astype(shift, dW.dtype)[:, None] * db[..., None, :]

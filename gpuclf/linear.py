@@ -9,8 +9,8 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, product_precision
 from gpuclf.dispatch import fusable
-from gpuclf.features import Features, Standardized
-from gpuclf.layers import affine, affine_backward_params
+from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
+from gpuclf.layers import affine
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import (
     block_rows,
@@ -64,7 +64,8 @@ def linear_scores(
 
     def scores(part: Features) -> Array:
         return concat_row_blocks(
-            lambda rows: affine(part.rows(rows), *folded), part.n_samples, _block_rows(W, part)
+            lambda rows: block_affine(*folded, part.block(rows)),
+            *(part.n_samples, _block_rows(W, part)),
         )
 
     with product_precision(W, precision):
@@ -157,9 +158,9 @@ def linear_pass(
     """
 
     def partial(rows: slice) -> tuple[Array, Array, Array]:
-        x = features.rows(rows)
-        loss, dscores = data_loss(affine(x, W, b), y[rows], weights[rows])
-        return (loss, *affine_backward_params(dscores, x))
+        block = features.block(rows)
+        loss, dscores = data_loss(block_affine(W, b, block), y[rows], weights[rows])
+        return (loss, *block_affine_backward(dscores, block))
 
     parallel = array_namespace(W) is np
     loss, dW, db = sum_over_row_blocks(

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, product_precision
-from gpuclf.features import Features, Standardized
-from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
+from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
+from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import (
@@ -71,7 +71,8 @@ def two_layer_forward(
 
     def scores(part: Features) -> Array:
         def of_rows(rows: slice) -> Array:
-            return affine(relu(affine(part.rows(rows), W1, b1)), params["W2"], params["b2"])
+            hidden = relu(block_affine(W1, b1, part.block(rows)))
+            return affine(hidden, params["W2"], params["b2"])
 
         return concat_row_blocks(of_rows, part.n_samples, _block_rows(params, part))
 
@@ -172,17 +173,17 @@ def two_layer_objective(
     W1, b1 = features.fold(params["W1"], params["b1"])
 
     def walk(part: Features, start: int) -> list[Array]:
-        def partial(block: slice) -> tuple[Array, ...]:
-            x = part.rows(block)
-            rows = slice(start + block.start, start + block.stop)
-            hidden = relu(affine(x, W1, b1))
+        def partial(rows: slice) -> tuple[Array, ...]:
+            block = part.block(rows)
+            rows = slice(start + rows.start, start + rows.stop)
+            hidden = relu(block_affine(W1, b1, block))
             if hidden_mask is not None:
                 hidden = hidden * hidden_mask[..., rows, :]
             loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
             dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
             if hidden_mask is not None:
                 dhidden = dhidden * hidden_mask[..., rows, :]
-            dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
+            dW1, db1 = block_affine_backward(relu_backward(dhidden, hidden), block)
             return loss, dW1, db1, dW2, db2
 
         step = _block_rows(params, part)
