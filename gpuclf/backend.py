@@ -38,6 +38,8 @@ __all__ = [
     "blas_threads",
     "cache_bytes",
     "cpu_workers",
+    "cuda_device_limits",
+    "cuda_launcher",
     "describe_location",
     "environment",
     "free_device_bytes",
@@ -519,6 +521,50 @@ def cache_bytes(x: Array = None) -> int:
         with x.device:
             return int(x.device.attributes["L2CacheSize"])
     return _cpu_l2_bytes()
+
+
+def cuda_device_limits(x: Array) -> tuple[int, int, int]:
+    """Return a CuPy array's device: compute capability, multiprocessors, shared bytes a block."""
+    attributes = x.device.attributes
+    return (
+        int(x.device.compute_capability),
+        attributes["MultiProcessorCount"],
+        attributes["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+@functools.cache
+def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[..., None]:
+    """Return a function that launches a kernel, compiled at its first launch on a device.
+
+    Kernels of the same source and options share what is compiled.
+
+    Parameters
+    ----------
+    source : str
+        CUDA C++ for NVRTC, with ``extern "C"`` kernels.
+    name : str
+    options : tuple of str
+        The compiler's, without the target.
+
+    Returns
+    -------
+    callable
+        ``launch(grid, block, args, shared_bytes)`` queues it on the device of the first array.
+    """
+    import cupy
+
+    kernel = cupy.RawKernel(source, name, options)
+
+    def launch(
+        grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
+    ) -> None:
+        with next(x.device for x in args if isinstance(x, cupy.ndarray)):
+            if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                kernel.max_dynamic_shared_size_bytes = shared_bytes
+            kernel(grid, block, args, shared_mem=shared_bytes)
+
+    return launch
 
 
 @functools.cache
