@@ -35,6 +35,8 @@ __all__ = [
     "blas_threads",
     "cache_bytes",
     "cpu_workers",
+    "cuda_device_limits",
+    "cuda_launcher",
     "describe_location",
     "environment",
     "get_backend",
@@ -398,6 +400,49 @@ def cache_bytes(x: Array = None) -> int:
         with x.device:
             return int(x.device.attributes["L2CacheSize"])
     return _cpu_l2_bytes()
+
+
+def cuda_device_limits(x: Array) -> tuple[int, int, int]:
+    """Return a CuPy array's device: compute capability, multiprocessors, shared bytes a block."""
+    attributes = x.device.attributes
+    return (
+        int(x.device.compute_capability),
+        attributes["MultiProcessorCount"],
+        attributes["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+@functools.cache
+def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[..., None]:
+    """Return a function that launches a kernel; CuPy compiles it at the first launch on a device.
+
+    Parameters
+    ----------
+    source : str
+        CUDA C++ for NVRTC, with ``extern "C"`` kernels.
+    name : str
+    options : tuple of str
+        The compiler's, without the target.
+
+    Returns
+    -------
+    callable
+        ``launch(grid, block, args, shared_bytes)`` queues it on the device of the first array.
+    """
+    import cupy
+
+    module = cupy.RawModule(code=source, options=options)
+
+    def launch(
+        grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
+    ) -> None:
+        with next(x.device for x in args if isinstance(x, cupy.ndarray)):
+            function = module.get_function(name)
+            if shared_bytes > function.max_dynamic_shared_size_bytes:
+                function.max_dynamic_shared_size_bytes = shared_bytes
+            function(grid, block, args, shared_mem=shared_bytes)
+
+    return launch
 
 
 @functools.cache

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_on_cpu import CpuDevice, missing
+from cuda_on_cpu.compilation import compiler
 
 from gpuclf import row_blocks
 from gpuclf.backend import probe_cupy
+from gpuclf.kernels import cuda_modules
 
 
 @dataclass(frozen=True)
@@ -105,3 +108,16 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_L2S", 0)
     monkeypatch.setattr(row_blocks, "DEVICE_BLOCK_BYTES", 1)
     monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch):
+    """A device for CUDA kernels on NumPy arrays: see tests/cuda_on_cpu."""
+    if compiler() is None:
+        missing("no C++ compiler to run CUDA kernels on the CPU")
+    device = CpuDevice()
+    monkeypatch.setattr(cuda_modules, "build", device.build)
+    monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
+    monkeypatch.setattr(np, "empty", device.empty)
+    monkeypatch.setattr(np, "empty_like", device.empty_like)
+    return device

@@ -1,0 +1,147 @@
+"""CUDA kernels by file and name: compiled at their first launch, kept per device and constants.
+
+The sources lie beside this module: ``*.cu``, one operation each, and ``*.cuh``, what they share.
+They include no header of the CUDA toolkit, so that NVRTC alone compiles them. Everything that a
+kernel needs is C++17, CUDA's built-in names, and inline PTX in ``tensor_core.cuh``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gpuclf import backend
+from gpuclf.backend import Array
+
+__all__ = [
+    "FOLDER",
+    "DeviceLimits",
+    "Launch",
+    "build",
+    "compiler_options",
+    "device_limits",
+    "kernel",
+]
+
+FOLDER = Path(__file__).parent
+Constants: TypeAlias = tuple[tuple[str, int | str], ...]
+Launcher: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What a wrapper may want to know of the device before it launches.
+
+    Attributes
+    ----------
+    capability : int
+        Compute capability, ten times the major number plus the minor: 90 on an H200.
+    multiprocessors : int
+    shared_bytes : int
+        The most shared memory that one block can have.
+    """
+
+    capability: int
+    multiprocessors: int
+    shared_bytes: int
+
+
+def device_limits(x: Array) -> DeviceLimits:
+    """Return the limits of the device that holds `x`."""
+    return DeviceLimits(*backend.cuda_device_limits(x))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel that is compiled when it is first called.
+
+    Attributes
+    ----------
+    file, name : str
+    constants : tuple of (name, value)
+    """
+
+    file: str
+    name: str
+    constants: Constants = ()
+
+    def __call__(
+        self, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: tuple[Any, ...],
+        *, shared_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        """Queue the kernel on the device of its first array.
+
+        Parameters
+        ----------
+        grid, block : int or tuple of int
+            Blocks of the grid and threads of a block, along up to three axes.
+        args : tuple
+            Contiguous arrays, NumPy scalars of the parameters' types, and None for a null pointer.
+        shared_bytes : int, default 0
+            Dynamic shared memory of a block.
+
+        Raises
+        ------
+        TypeError
+            For a number without a type of its own, which would be passed with the wrong width.
+        """
+        launcher = build(self.file, self.name, self.constants)
+        launcher(_as_tuple(grid), _as_tuple(block), tuple(map(_checked, args)), shared_bytes)
+
+
+def _as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    return sizes if isinstance(sizes, tuple) else (sizes,)
+
+
+def _checked(argument: Any) -> Any:
+    if argument is None:
+        return np.uint64(0)
+    if isinstance(argument, bool | int | float) and not isinstance(argument, np.generic):
+        raise TypeError(
+            f"kernel argument {argument!r} has no type; pass numpy.int32({argument!r}) or the like"
+        )
+    return argument
+
+
+def kernel(file: str, name: str, **constants: int | str) -> Launch:
+    """Return the kernel `name` of `file`, with macros defined as `constants`.
+
+    Parameters
+    ----------
+    file : str
+        Name of a source in this folder, such as ``"losses.cu"``.
+    name : str
+        Name of an ``extern "C" __global__`` function.
+    **constants : int or str
+        What the compiler is to know: sizes for unrolled loops, the name of a type.
+
+    Examples
+    --------
+    >>> kernel("losses.cu", "softmax_cross_entropy", REAL="float").constants
+    (('REAL', 'float'),)
+    """
+    return Launch(file, name, tuple(sorted(constants.items())))
+
+
+def compiler_options(constants: Constants) -> tuple[str, ...]:
+    """Return the options for NVRTC or nvcc that do not depend on the device."""
+    return ("-std=c++17", f"-I{FOLDER}", *(f"-D{name}={value}" for name, value in constants))
+
+
+def build(file: str, name: str, constants: Constants) -> Launcher:
+    """Return what launches a kernel. Tests without a GPU put a function of their own here."""
+    source, headers = _source(file)
+    # CuPy keeps binaries on disk by source and options; it does not look into included files.
+    return backend.cuda_launcher(source, name, (*compiler_options(constants), headers))
+
+
+@cache
+def _source(file: str) -> tuple[str, str]:
+    digest = sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.cuh"))))
+    return (FOLDER / file).read_text(), f"-DHEADERS=0x{digest.hexdigest()[:8]}"

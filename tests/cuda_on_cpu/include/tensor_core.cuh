@@ -1,0 +1,146 @@
+// gpuclf/kernels/tensor_core.cuh in plain C++: the layouts of the fragments are described there.
+#pragma once
+#include "cuda_on_cpu.h"
+
+namespace cuda_on_cpu {
+
+inline float float_from_half(uint16_t half) {
+    unsigned bits = (half & 0x7fffu) << 13;
+    float value = same_bits<float>(bits) * 0x1p112f;  // also right for subnormal halves
+    if ((half & 0x7c00) == 0x7c00) value = same_bits<float>(bits | 0x7f800000u);
+    return half & 0x8000 ? -value : value;
+}
+
+inline uint16_t half_from_float(float value) {
+    unsigned bits = same_bits<unsigned>(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000) return 0x7fff;                // NaN, as PTX gives it
+    if (size >= 0x477ff000) return sign | 0x7c00;        // 65520 and more
+    if (size < 0x38800000)                               // subnormal: let an addition round
+        return sign | (same_bits<unsigned>(same_bits<float>(size) + 0.5f) - same_bits<unsigned>(0.5f));
+    return sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
+}
+
+inline float float_from_bfloat(uint16_t bfloat) { return same_bits<float>(unsigned{bfloat} << 16); }
+
+inline uint16_t bfloat_from_float(float value) {
+    unsigned bits = same_bits<unsigned>(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+template <class D> struct Fragments {
+    D* d;
+    const unsigned *a, *b;
+};
+
+// D = A B + D for all lanes at once. `item(register, i)` is the i-th of `packed` items a register.
+template <class D, int PACKED, class Item> void multiply_fragments(void* const* data, Item item) {
+    constexpr int DEPTH = 8 * PACKED;
+    D A[16][DEPTH], B[DEPTH][8];
+    for (int lane = 0; lane < 32; lane++) {
+        if (!data[lane]) return note_failure("mma with lanes that are not there");
+        auto& one = *static_cast<Fragments<D>*>(data[lane]);
+        int group = lane / 4, member = lane % 4;
+        for (int i = 0; i < PACKED; i++) {
+            int k = PACKED * member + i;
+            A[group][k] = item(one.a[0], i);
+            A[group + 8][k] = item(one.a[1], i);
+            A[group][k + DEPTH / 2] = item(one.a[2], i);
+            A[group + 8][k + DEPTH / 2] = item(one.a[3], i);
+            B[k][group] = item(one.b[0], i);
+            B[k + DEPTH / 2][group] = item(one.b[1], i);
+        }
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        auto& one = *static_cast<Fragments<D>*>(data[lane]);
+        for (int i = 0; i < 4; i++) {
+            int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            for (int k = 0; k < DEPTH; k++) one.d[i] += A[row][k] * B[k][column];
+        }
+    }
+}
+
+inline void mma_halves(void* const* data) {
+    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_half(r >> 16 * i); });
+}
+inline void mma_bfloats(void* const* data) {
+    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); });
+}
+inline void mma_bytes(void* const* data) {
+    multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{int8_t(r >> 8 * i)}; });
+}
+
+struct MatrixRows {
+    unsigned* r;
+    const void* row;
+};
+
+template <bool TRANSPOSED> void load_fragments(void* const* data) {
+    uint16_t rows[32][8];
+    for (int lane = 0; lane < 32; lane++) {
+        if (!data[lane]) return note_failure("ldmatrix with lanes that are not there");
+        auto row = reinterpret_cast<uintptr_t>(static_cast<MatrixRows*>(data[lane])->row);
+        if (row % 16) return note_failure("ldmatrix from an address that is no multiple of 16 bytes");
+        auto within = [&](const char* first, const char* last) {
+            return row >= reinterpret_cast<uintptr_t>(first) && row < reinterpret_cast<uintptr_t>(last);
+        };
+        if (!within(dynamic_memory, dynamic_memory + sizeof dynamic_memory) &&
+            !within(__start_cuda_shared, __stop_cuda_shared))
+            return note_failure("ldmatrix from memory that is not shared");
+        memcpy(rows[lane], reinterpret_cast<const void*>(row), 16);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        int group = lane / 4, member = lane % 4;
+        for (int m = 0; m < 4; m++) {
+            auto element = [&](int i) -> unsigned {
+                return TRANSPOSED ? rows[8 * m + 2 * member + i][group] : rows[8 * m + group][2 * member + i];
+            };
+            static_cast<MatrixRows*>(data[lane])->r[m] = element(0) | element(1) << 16;
+        }
+    }
+}
+
+}  // namespace cuda_on_cpu
+
+inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
+    cuda_on_cpu::Fragments<float> own = {d, a, b};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_halves, &own);
+}
+inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
+    cuda_on_cpu::Fragments<float> own = {d, a, b};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bfloats, &own);
+}
+inline void mma_m16n8k32(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
+    cuda_on_cpu::Fragments<int> own = {d, a, b};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bytes, &own);
+}
+inline void load_matrices(unsigned (&r)[4], const void* row, WHERE) {
+    cuda_on_cpu::MatrixRows own = {r, row};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::load_fragments<false>, &own);
+}
+inline void load_matrices_transposed(unsigned (&r)[4], const void* row, WHERE) {
+    cuda_on_cpu::MatrixRows own = {r, row};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::load_fragments<true>, &own);
+}
+
+inline unsigned halves_from_floats(float low, float high) {
+    return cuda_on_cpu::half_from_float(low) | unsigned{cuda_on_cpu::half_from_float(high)} << 16;
+}
+inline unsigned bfloats_from_floats(float low, float high) {
+    return cuda_on_cpu::bfloat_from_float(low) | unsigned{cuda_on_cpu::bfloat_from_float(high)} << 16;
+}
+inline void floats_from_halves(unsigned halves, float& low, float& high) {
+    low = cuda_on_cpu::float_from_half(halves);
+    high = cuda_on_cpu::float_from_half(halves >> 16);
+}
+inline void split_into_halves(float low, float high, unsigned& heads, unsigned& tails) {
+    heads = halves_from_floats(low, high);
+    float head_low, head_high;
+    floats_from_halves(heads, head_low, head_high);
+    tails = halves_from_floats(low - head_low, high - head_high);
+}
+inline void halves_from_bytes(unsigned bytes, unsigned& first, unsigned& second) {
+    auto centred = [&](int i) { return static_cast<float>(bytes >> 8 * i & 0xff) - 128; };
+    first = halves_from_floats(centred(0), centred(1));
+    second = halves_from_floats(centred(2), centred(3));
+}
