@@ -84,6 +84,8 @@ def _bar(seconds: float, medians: list[float]) -> Text:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the result as JSON, creating the folder if need be."""
+    """Write the result as JSON, whole or not at all, creating the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)
