@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.acceptance_steps import LABELS, ROOT, STEPS, Settings
+from benchmarks.acceptance_steps import ROOT, STEPS, Settings
 from gpuclf.backend import probe_cupy
 from gpuclf.benchmark.report import format_seconds, write_json
 
@@ -71,11 +71,9 @@ class Worker:
         self._start()
         request = {"step": step, "known": known}
         began = time.monotonic()
-        try:
+        with suppress(BrokenPipeError):  # if it has died, the next message is its end
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died: the next message is its end
         while True:
             left = limit_s - (time.monotonic() - began)
             try:
@@ -116,10 +114,9 @@ class Worker:
             start_new_session=True,  # with what it starts, it ends as one group
         )
         self._messages = queue.Queue()
-        reader = threading.Thread(
-            target=self._read, args=(self._process.stdout, self._messages), daemon=True
-        )
-        reader.start()
+        arguments = (self._process.stdout, self._messages)
+        self._reader = threading.Thread(target=self._read, args=arguments, daemon=True)
+        self._reader.start()
 
     @staticmethod
     def _read(lines, messages):
@@ -131,13 +128,13 @@ class Worker:
         """End the process and all that it has started."""
         if self._process is None:
             return
-        if self._process.poll() is None or True:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._code = self._process.wait()
-        self._process.stdin.close()
+        self._reader.join(timeout=2)  # a child that lives on may hold the pipe
+        self._process.stdout.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process = None
 
 
@@ -241,15 +238,24 @@ def progress(console, n_steps):
 
 def print_record(record, console):
     """Print the record in fewer than 60 lines: the steps, then the times of every case."""
-    title = "acceptance" + (" (DRY RUN on NumPy: no figure here means anything)" * record["dry_run"])
+    title = "acceptance" + (
+        " (DRY RUN on NumPy: no figure here means anything)" * record["dry_run"]
+    )
     steps = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("step", "status", "seconds", ""):
-        steps.add_column(heading, no_wrap=True, justify="right" if heading == "seconds" else "left")
+    steps.add_column("step", min_width=max(map(len, STEPS)), no_wrap=True)
+    steps.add_column("status", min_width=len("not reached"), no_wrap=True)
+    steps.add_column("seconds", min_width=len("seconds"), no_wrap=True, justify="right")
+    steps.add_column("", no_wrap=True)
     for step in record["steps"]:
         status = step["status"]
         seconds = f"{step['seconds']:.1f}" if "seconds" in step else ""
         note = step.get("message") or summary(step)
-        steps.add_row(step["name"], f"[{STYLES.get(status, '')}]{status}[/]", seconds, note[:90])
+        steps.add_row(
+            step["name"],
+            f"[{STYLES.get(status, '')}]{status}[/]",
+            seconds,
+            note.replace("[", r"\["),
+        )
     console.print(steps)
     timed = {
         step["name"].partition(": ")[2]: step["result"]["rows"]
@@ -299,7 +305,21 @@ def times_table(timed):
             (row,) = [row for row in rows if row["implementation"] == name] or [None]
             cells.append(cell(row))
         table.add_row(name, *cells)
+    table.add_section()
+    table.add_row("gpuclf against the best peer", *map(advantage, timed.values()))
     return table
+
+
+def advantage(rows):
+    """Return how many times faster this library is than the best of the others, in float32."""
+    medians = {True: [], False: []}
+    for row in rows:
+        if row["status"] == "timed" and row["precision"] == "float32" and not row["uploads"]:
+            ours = row["implementation"].startswith("gpuclf")
+            medians[ours].append(row["device_s"]["median"])
+    if not all(medians.values()):
+        return "-"
+    return f"{min(medians[False]) / min(medians[True]):.2f}x"
 
 
 def cell(row):
@@ -349,9 +369,7 @@ def main(argv=None):
     console = Console(width=None if sys.stdout.isatty() else 130)
     with (folder / "acceptance.log").open("w") as log:
         worker = Worker(settings, log)
-        record, code = run(
-            settings, folder, worker, arguments.only, arguments.time_budget, console
-        )
+        record, code = run(settings, folder, worker, arguments.only, arguments.time_budget, console)
     print_record(record, console)
     print(f"record: {arguments.out / RECORD}", flush=True)
     return code

@@ -22,8 +22,8 @@ from gpuclf.preprocessing import subtract_mean_image
 from gpuclf.training import momentum_step
 
 ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
-# In the last place of the largest value. Against float64 itself nothing is measured: other orders of
-# summation must fit in here.
+# In the last place of the largest value. Against float64 itself nothing is measured: other orders
+# of summation must fit in here.
 UNITS_ALLOWED = {"float32": 16, "float64": 4096}
 TRAINING_UNITS_ALLOWED = 2048  # every step of a training adds its own
 SIZES = [(1, 48, 10), (33, 48, 2), (31, 64, 33), (200, 3072, 10), (1000, 3072, 10)]
@@ -66,6 +66,7 @@ class Problem:
         self.bytes_ = Standardized(self.pixels, mean, scale)
 
     def copy(self, x):
+        """Return a new array of the same library."""
         return x + 0
 
 
@@ -112,6 +113,7 @@ class Recorder:
         self.taken = self.declined = 0
 
     def __call__(self, *args):
+        """Call the kernel, or else the shared body."""
         result = self.kernel(*args)
         if result is NotImplemented:
             self.declined += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,39 +129,49 @@ def measure_ceilings(device: Device, nbytes: int = 1 << 30, side: int = 8192) ->
         what could not be measured, with the reason. A rate is that of the fastest of 10 calls: it
         serves as a ceiling.
     """
-    xp = device.xp
+    xp, on_gpu = device.xp, device.name == "cuda"
     rng = np.random.default_rng(0)
     host = rng.integers(256, size=nbytes, dtype=np.uint8)
-    pinned = device.empty_pinned(nbytes)
-    pinned[:] = host
-    source, target = xp.asarray(host.view(np.float32)), xp.empty(nbytes // 4, xp.float32)
+    source, target = xp.asarray(host.view(np.float32)), xp.empty(nbytes // 4, np.float32)
     source = xp.nan_to_num(source)  # random bytes are sometimes no numbers, which can be slow
+    A, B = (xp.asarray(rng.standard_normal((side, side), dtype=np.float32)) for _ in "AB")
 
     def upload(memory: np.ndarray) -> Callable[[], object]:
-        if xp is np:
-            return lambda: np.copyto(target.view(np.uint8), memory)
-        return lambda: target.view(xp.uint8).set(memory)
+        as_bytes = target.view(np.uint8)
+        return (lambda: as_bytes.set(memory)) if on_gpu else (lambda: np.copyto(as_bytes, memory))
 
-    moved = {
-        "copy": (2 * nbytes, lambda: xp.copyto(target, source)),
-        "read": (nbytes, source.max),
-        "upload pageable": (nbytes, upload(host)),
-        "upload pinned": (nbytes, upload(pinned)),
+    def pinned() -> np.ndarray:
+        memory = device.empty_pinned(nbytes)
+        memory[:] = host
+        return memory
+
+    moved: dict[str, tuple[int, Callable[[], Callable[[], object]]]] = {
+        "copy": (2 * nbytes, lambda: lambda: xp.copyto(target, source)),
+        "read": (nbytes, lambda: source.max),
+        "upload pageable": (nbytes, lambda: upload(host)),
+        "upload pinned": (nbytes, lambda: upload(pinned())),
     }
-    rates = {name: amount / fastest(call, device) for name, (amount, call) in moved.items()}
-    operations, left_out = {}, {}
-    A = xp.asarray(rng.standard_normal((side, side), dtype=np.float32))
-    B = xp.asarray(rng.standard_normal((side, side), dtype=np.float32))
-    operations["float32 on CuPy" if device.name == "cuda" else "float32"] = (
-        2 * side**3 / fastest(lambda: A @ B, device)
-    )
-    for precision in TORCH_PRODUCTS if device.name == "cuda" else ():
-        try:
-            call = _torch_product(precision, side)
-            operations[precision] = 2 * side**3 / fastest(call, device)
-        except Exception as error:  # whatever is missing there, the other ceilings still count
-            left_out[precision] = f"{type(error).__name__}: {error}"
-    return {"bytes_per_s": rates, "operations_per_s": operations, "left_out": left_out}
+    multiplied: dict[str, Callable[[], Callable[[], object]]] = {
+        "float32 on CuPy" if on_gpu else "float32": lambda: lambda: A @ B
+    }
+    for precision in TORCH_PRODUCTS if on_gpu else ():
+        multiplied[precision] = partial(_torch_product, precision, side)
+    left_out: dict[str, str] = {}
+
+    def rates(prepared: dict[str, tuple[int, Any]]) -> dict[str, float]:
+        found = {}
+        for name, (amount, prepare) in prepared.items():
+            try:
+                found[name] = amount / fastest(prepare(), device)
+            except Exception as error:  # whatever is missing, the others still count
+                left_out[name] = f"{type(error).__name__}: {error}"
+        return found
+
+    return {
+        "bytes_per_s": rates(moved),
+        "operations_per_s": rates({k: (2 * side**3, call) for k, call in multiplied.items()}),
+        "left_out": left_out,
+    }
 
 
 def fastest(call: Callable[[], object], device: Device) -> float:

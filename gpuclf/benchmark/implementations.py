@@ -169,21 +169,22 @@ def _gpuclf_call(
         queries = put(samples[: case.samples])
         return lambda: predicted(classifier.predict(queries))
     samples = samples[: case.samples]
-    batches = rotated(samples, inputs, (lambda host: host) if uploads else put)
-    get = (lambda: put(next(batches))) if uploads else partial(next, batches)
+    batches = itertools.repeat(samples) if uploads else rotated(samples, inputs, put)
+    if uploads:
+        batches = map(put, batches)
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
     if case.operation == "two-layer training step":
         velocity = {name: 0 * value for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
-            loss, grads = two_layer_objective(params, get(), y, REG)
+            loss, grads = two_layer_objective(params, next(batches), y, REG)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
             return loss, params
 
         return step
     loss = GPUCLF[case.operation]
-    return lambda: loss(params, get(), y, REG)
+    return lambda: loss(params, next(batches), y, REG)
 
 
 def device_implementations(device: str = "cuda") -> list[Implementation]:

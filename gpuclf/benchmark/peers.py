@@ -58,6 +58,7 @@ def pytorch(
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
     if how == "graphed" and inputs.device == "cpu":
         raise Unavailable("CUDA graphs need a CUDA device")
+    evaluate: Callable[[Any], tuple[Any, Any]]
     state: dict[str, Any] = {}
     if case.operation.startswith("k-NN"):
         evaluate = _torch_neighbors(torch, case, inputs, how)
@@ -71,13 +72,14 @@ def pytorch(
         with _torch_precision(torch, precision):
             graphs = _captured(torch, evaluate, batches, **state)
         return lambda: _replay(*next(graphs))
-    get = (lambda: next(batches).to(inputs.device)) if uploads else partial(next, batches)
+    if uploads:
+        batches = (X.to(inputs.device) for X in batches)
     if precision == "float32":
-        return lambda: evaluate(get())
+        return lambda: evaluate(next(batches))
 
     def in_precision() -> tuple[Any, Any]:
         with _torch_precision(torch, precision):
-            return evaluate(get())
+            return evaluate(next(batches))
 
     return in_precision
 
@@ -344,9 +346,7 @@ def _torch(name: str, **options: Any) -> Implementation:
 
 def _jax(name: str, precision: str = "float32") -> Implementation:
     prepare = partial(jax_jit, precision=precision)
-    return Implementation(
-        name, "jax", "float", prepare, precision=precision, wait=wait_for_jax
-    )
+    return Implementation(name, "jax", "float", prepare, precision=precision, wait=wait_for_jax)
 
 
 PEERS = [

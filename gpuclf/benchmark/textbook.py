@@ -1,7 +1,7 @@
 """The vectorised versions as the course has them, one expression a line: the baseline to beat.
 
-Deliberately not the library's own functions, and not tuned: what a good student writes. For CuPy the
-same student replaces ``import numpy as np`` by ``import cupy``: that is the argument `xp`.
+Deliberately not the library's own functions, and not tuned: what a good student writes. For
+CuPy the same student replaces ``import numpy as np`` by ``import cupy``: that is the argument `xp`.
 """
 
 from __future__ import annotations
