@@ -23,7 +23,8 @@ KERNEL_MODULES = {
         "gpuclf.kernels.compiled_linear",
         "gpuclf.kernels.compiled_elementwise",
         "gpuclf.kernels.neighbors_on_numpy",
-    )
+    ),
+    "cupy": ("gpuclf.kernels.losses_on_cupy",),
 }
 
 

@@ -131,13 +131,27 @@ def test_memory_that_nobody_wrote_is_garbage(launch):
     code = """
     __shared__ float box[2];
     extern __shared__ float more[];
-    out[0] = box[1]; out[1] = more[1];
+    out[0] = box[1]; out[1] = more[1]; out[2] = in_template<float>();
+    """
+    template = """
+    template <class T> __device__ T in_template() {
+        __shared__ T box[5000];
+        T found = box[4999];
+        box[4999] = 1;
+        return found;
+    }
     """
     for order, garbage in (("forward", np.nan), ("reversed", 3.3961514e38)):
-        out = np.zeros(2, np.float32)
-        launch(body(code), 2, 1, out, shared_bytes=8, order=order)
+        out = np.zeros(3, np.float32)
+        launch(body(code, before=template), 3, 1, out, shared_bytes=8, order=order)
         np.testing.assert_array_equal(out, np.float32(garbage))
         np.testing.assert_array_equal(np.empty(3, np.float32), np.float32(garbage))
+
+
+def test_static_shared_memory_has_a_limit(launch):
+    code = "__shared__ float box[12289]; box[threadIdx.x] = 1;"
+    with pytest.raises(CudaOnCpuError, match="bytes of shared memory"):
+        launch(body(code), 1, 1, np.empty(1, np.float32))
 
 
 def test_dynamic_shared_memory_ends_where_the_launch_said(launch):

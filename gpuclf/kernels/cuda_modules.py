@@ -25,6 +25,7 @@ __all__ = [
     "Launch",
     "build",
     "compiler_options",
+    "contiguous",
     "device_limits",
     "kernel",
 ]
@@ -109,6 +110,7 @@ def _checked(argument: Any) -> Any:
     return argument
 
 
+@cache
 def kernel(file: str, name: str, **constants: int | str) -> Launch:
     """Return the kernel `name` of `file`, with macros defined as `constants`.
 
@@ -129,11 +131,17 @@ def kernel(file: str, name: str, **constants: int | str) -> Launch:
     return Launch(file, name, tuple(sorted(constants.items())))
 
 
+def contiguous(x: Array) -> Array:
+    """Return `x`, or a copy if its items do not lie one after another: kernels see no strides."""
+    return x if x.flags.c_contiguous else x.copy()
+
+
 def compiler_options(constants: Constants) -> tuple[str, ...]:
     """Return the options for NVRTC or nvcc that do not depend on the device."""
     return ("-std=c++17", f"-I{FOLDER}", *(f"-D{name}={value}" for name, value in constants))
 
 
+@cache
 def build(file: str, name: str, constants: Constants) -> Launcher:
     """Return what launches a kernel. Tests without a GPU put a function of their own here."""
     source, headers = _source(file)

@@ -10,6 +10,8 @@
 // Not seen: races between blocks that run at the same time, bank conflicts, uncoalesced access.
 // There are no atomics on floats here, because their sums depend on the order of the threads.
 #pragma once
+#include <link.h>
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -39,8 +41,10 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 #define __grid_constant__
-// A section with the name of an identifier: the linker marks its beginning and its end.
-#define __shared__ static __attribute__((section("cuda_shared")))
+// All fibers are one thread to the system, so they share what is local to a thread, and nothing else
+// is: the library's thread-local memory is the block's shared memory. (A section of its own would
+// not do: GCC ignores such an attribute in templates.) `used`: what is never written is garbage, not 0.
+#define __shared__ static thread_local __attribute__((used))
 
 struct uint3 {
     unsigned x, y, z;
@@ -67,10 +71,7 @@ inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
-extern "C" {
-extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
-extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
-}
+extern "C" void* __tls_get_addr(size_t module_and_offset[2]);
 
 namespace cuda_on_cpu {
 
@@ -152,6 +153,28 @@ inline sigjmp_buf wild_pointer;
 
 alignas(1024) inline char dynamic_memory[MAX_SHARED + SHARED_GUARD];
 template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(dynamic_memory); }
+
+inline char* static_memory;
+inline size_t static_bytes;
+
+// Find this library among those that are loaded, and its thread-local memory.
+inline void find_static_memory() {
+    dl_iterate_phdr([](dl_phdr_info* library, size_t, void*) {
+        auto own = reinterpret_cast<uintptr_t>(&static_memory) - library->dlpi_addr;
+        bool found = false;
+        for (int i = 0; i < library->dlpi_phnum; i++) {
+            const auto& segment = library->dlpi_phdr[i];
+            found |= segment.p_type == PT_LOAD && own - segment.p_vaddr < segment.p_memsz;
+        }
+        for (int i = 0; found && i < library->dlpi_phnum; i++)
+            if (library->dlpi_phdr[i].p_type == PT_TLS) {
+                size_t start[2] = {library->dlpi_tls_modid, 0};
+                static_memory = static_cast<char*>(__tls_get_addr(start));
+                static_bytes = library->dlpi_phdr[i].p_memsz;
+            }
+        return int{found};
+    }, nullptr);
+}
 
 inline void note_failure(const char* format, ...) {
     if (failed) return;
@@ -286,7 +309,7 @@ inline bool release_barrier() {
 }
 
 inline void run_block(unsigned order, unsigned shared_bytes, int fill) {
-    memset(__start_cuda_shared, fill, __stop_cuda_shared - __start_cuda_shared);
+    if (static_bytes) memset(static_memory, fill, static_bytes);
     memset(dynamic_memory, fill, shared_bytes + SHARED_GUARD);
     for (int i = 0; i < n_threads; i++) {
         threads[i].state = State::ready;
@@ -406,7 +429,7 @@ void take_arguments(std::tuple<P...>& values, const Argument* given, std::index_
 template <class... P> const char* launch(void (*kernel)(P...), unsigned bound, const Request& request) {
     failed = false;
     const unsigned *g = request.grid, *b = request.block;
-    size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
+    find_static_memory();  // each thread that launches has its own
     if (!g[0] || !g[1] || !g[2] || g[0] > 0x7fffffff || g[1] > 65535 || g[2] > 65535)
         note_failure("a grid of %u x %u x %u blocks", g[0], g[1], g[2]);
     else if (uint64_t{b[0]} * b[1] * b[2] == 0 || uint64_t{b[0]} * b[1] * b[2] > bound || b[2] > 64)

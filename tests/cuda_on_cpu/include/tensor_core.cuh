@@ -81,11 +81,10 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
         if (!data[lane]) return note_failure("ldmatrix with lanes that are not there");
         auto row = reinterpret_cast<uintptr_t>(static_cast<MatrixRows*>(data[lane])->row);
         if (row % 16) return note_failure("ldmatrix from an address that is no multiple of 16 bytes");
-        auto within = [&](const char* first, const char* last) {
-            return row >= reinterpret_cast<uintptr_t>(first) && row < reinterpret_cast<uintptr_t>(last);
+        auto is_within = [&](const char* memory, size_t bytes) {
+            return row - reinterpret_cast<uintptr_t>(memory) < bytes;
         };
-        if (!within(dynamic_memory, dynamic_memory + sizeof dynamic_memory) &&
-            !within(__start_cuda_shared, __stop_cuda_shared))
+        if (!is_within(dynamic_memory, sizeof dynamic_memory) && !is_within(static_memory, static_bytes))
             return note_failure("ldmatrix from memory that is not shared");
         memcpy(rows[lane], reinterpret_cast<const void*>(row), 16);
     }
