@@ -62,6 +62,7 @@ class Problem:
             "W2": floats(rng.normal(size=(7, c))),
             "b2": floats(rng.normal(size=c)),
         }
+        self.few_rows = 40 * 3 * d * self.dtype.itemsize  # bytes: several blocks of them
         mean, scale = rng.uniform(90, 160, d), rng.uniform(20, 80, d)
         self.bytes_ = Standardized(self.pixels, mean, scale)
 
@@ -171,6 +172,9 @@ def _grad_check(p):
 SGD = {"max_iter": 2, "batch_size": 20, "random_state": 0}
 PUBLIC_RUNS = {
     "Standardized": lambda p: Standardized.fit(p.more).apply(p.pixels).to_array(p.W.dtype),
+    "Streamed": lambda p: gpuclf.softmax_loss_vectorized(
+        p.W, gpuclf.Streamed(on_host(p.X), like=p.W, memory_budget=p.few_rows), p.y, 0.1
+    ),
     "extract_features": lambda p: gpuclf.extract_features(p.images),
     "grad_check": _grad_check,
     "numeric_gradient": _numeric_gradient,

@@ -13,7 +13,9 @@ Floats may lie anywhere; their mean is subtracted block by block, and only the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,8 +29,18 @@ from gpuclf.backend import (
 )
 from gpuclf.dispatch import fusable
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
+from gpuclf.streaming import Streamed
 
-__all__ = ["Features", "Standardized", "conversion_advice", "standardized_rows", "take_rows"]
+__all__ = [
+    "Features",
+    "Standardized",
+    "conversion_advice",
+    "is_streamed",
+    "standardized_rows",
+    "take_rows",
+]
+
+Result = TypeVar("Result")
 
 BYTE_CENTRE = 128
 ROWS_TO_FOLD = 16  # for each column of W
@@ -103,6 +115,11 @@ class Standardized:
             Non-negative; a sample of weight 2 counts as two samples.
         """
         xp = array_namespace(X=X, sample_weight=sample_weight)
+        if isinstance(X, Streamed):
+            weights = None if sample_weight is None else to_host(sample_weight)
+            on_host = cls.fit(X.host, weights)
+            mean, scale = (to_device(v, like=X) for v in (on_host.mean, on_host.scale))
+            return cls._unchecked(X, mean, scale)
         _refuse_other_dtypes(X)
         if X.ndim != 2 or X.shape[0] == 0:
             raise ValueError(
@@ -112,7 +129,14 @@ class Standardized:
         if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
             raise ValueError("X has NaN, infinite or too large values: remove or replace them")
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        return cls(X, mean, xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
+        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        return cls._unchecked(X, mean, scale)  # a check would be a look at the device
+
+    @classmethod
+    def _unchecked(cls, X: Array, mean: Array, scale: Array) -> Standardized:
+        standardized = object.__new__(cls)
+        standardized.X, standardized.mean, standardized.scale = X, mean, scale
+        return standardized
 
     def apply(self, X: Array) -> Standardized:
         """Return other samples with this mean and scale (a test set, for example)."""
@@ -148,18 +172,17 @@ class Standardized:
 
     def with_samples(self, X: Array) -> Standardized:
         """Return other samples of the same features, sharing mean and scale, unchecked."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = X, self.mean, self.scale
-        return other
+        return self._unchecked(X, self.mean, self.scale)
 
     def map_arrays(self, function: Callable[[Array], Array]) -> Standardized:
         """Return a copy with `function` applied to X, mean and scale (to move it, for example)."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = map(function, (self.X, self.mean, self.scale))
-        return other
+        X = self.X.map_arrays(function) if isinstance(self.X, Streamed) else function(self.X)
+        return self._unchecked(X, function(self.mean), function(self.scale))
 
     def to_array(self, dtype: object = None) -> Array:
         """Write the standardised samples out as floats of `dtype` (default float32)."""
+        if isinstance(self.X, Streamed):
+            raise TypeError("the samples are streamed; upload them first, with gpuclf.to_device")
         xp = array_namespace(self.X)
         dtype = xp.float32 if dtype is None else dtype
         shift = self.mean - BYTE_CENTRE if self.X.dtype == xp.uint8 else self.mean
@@ -242,10 +265,17 @@ def _as_floats(X: Array, dtype: object) -> Array:
     return xp.astype(X, dtype) - BYTE_CENTRE
 
 
+def is_streamed(X: Array | Standardized) -> bool:
+    """Tell whether the samples, standardised or not, stay on the host."""
+    return isinstance(X.X if isinstance(X, Standardized) else X, Streamed)
+
+
 def take_rows(X: Array, indices: Array) -> Array:
     """Gather rows of an array, or of Standardized samples, by integer index or boolean mask."""
     if isinstance(X, Standardized):
         return X[indices]
+    if isinstance(X, Streamed):
+        return X.take(to_host(indices))
     xp = array_namespace(X=X, indices=indices)
     if xp.isdtype(indices.dtype, "bool"):
         if tuple(indices.shape) != (int(X.shape[0]),):
@@ -311,6 +341,30 @@ class Features:
             mean = mean - BYTE_CENTRE
         self._shift = mean / scale
         self._inverse_scale = xp.astype(1 / scale, dtype)[:, None]
+
+    def over_uploads(
+        self, work: Callable[[Iterator[tuple[slice, Features]]], Result], floats_per_row: int
+    ) -> Result:
+        """Return ``work(parts)``, where parts gives slices of rows and their part of the features.
+
+        Streamed samples come in blocks, each to be used before the next is asked for; others are
+        one part. `floats_per_row` is how many numbers one row occupies while it is worked on.
+        """
+        if not isinstance(self.stored, Streamed):
+            return work(iter([(slice(0, self.n_samples), self)]))
+        bits = array_namespace(self.stored).finfo(self._dtype).bits
+        # Twice, because a standardised row is written out once more.
+        bytes_per_row = 2 * floats_per_row * bits // 8
+        return self.stored.over_blocks(
+            lambda blocks: work((rows, self._part(X)) for rows, X in blocks), bytes_per_row
+        )
+
+    def _part(self, X: Array) -> Features:
+        part = copy.copy(self)
+        part.stored, part.n_samples = X, int(X.shape[0])
+        if self._standardized is not None:
+            part._standardized = self._standardized.with_samples(X)
+        return part
 
     @property
     def are_converted(self) -> bool:

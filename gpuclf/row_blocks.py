@@ -20,7 +20,15 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, single_threaded_blas
 
-__all__ = ["block_rows", "concat_row_blocks", "map_row_blocks", "row_slices", "sum_over_row_blocks"]
+__all__ = [
+    "block_rows",
+    "concat_row_blocks",
+    "concat_rows",
+    "map_row_blocks",
+    "row_slices",
+    "sum_in_order",
+    "sum_over_row_blocks",
+]
 
 Result = TypeVar("Result")
 
@@ -82,9 +90,9 @@ def sum_over_row_blocks(
     list of array
         One sum for each array that `partial` returns.
     """
-    return _sum(
+    return sum_in_order(
         _in_shares(
-            lambda share: _sum_in_order(partial, share),
+            lambda share: sum_in_order(partial(rows) for rows in share),
             *(n_rows, rows_per_block, cpu_workers() if parallel else 1),
         )
     )
@@ -132,7 +140,11 @@ def _in_shares(
 
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
     """Put together what ``part(rows)`` gives for each block, along the second last axis."""
-    parts = [part(rows) for rows in row_slices(n_rows, rows_per_block)]
+    return concat_rows([part(rows) for rows in row_slices(n_rows, rows_per_block)])
+
+
+def concat_rows(parts: Sequence[Array]) -> Array:
+    """Put arrays together along the second last axis."""
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)
 
 
@@ -144,13 +156,7 @@ def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
     ]
 
 
-def _sum_in_order(
-    partial: Callable[[slice], Sequence[Array]], blocks: Iterable[slice]
-) -> list[Array]:
-    return _sum(partial(rows) for rows in blocks)
-
-
-def _sum(rounds: Iterable[Sequence[Array]]) -> list[Array]:
+def sum_in_order(rounds: Iterable[Sequence[Array]]) -> list[Array]:
     """Sum corresponding arrays, into those of the first round."""
     remaining = iter(rounds)
     totals = list(next(remaining))

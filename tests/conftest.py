@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import opaque_arrays
 import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
@@ -57,6 +58,16 @@ def array_api_compat(library):
     return importlib.import_module(f"{backend._array_api_compat().__name__}.{library}")
 
 
+def opaque_library():
+    """Arrays whose values cannot be looked at: what passes has no hidden way back to the host."""
+    return Library(
+        "opaque",
+        opaque_arrays.namespace,
+        lambda values: opaque_arrays.asarray(values, device=opaque_arrays.DEVICE),
+        np.from_dlpack,
+    )
+
+
 def torch_library():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     xp = array_api_compat("torch")
@@ -80,6 +91,7 @@ LIBRARIES = {
     "numpy": numpy_library,
     "numpy-readonly": readonly_numpy_library,
     "array-api-strict": strict_library,
+    "opaque": opaque_library,
     "torch": torch_library,
     "cupy": cupy_library,
 }

@@ -131,17 +131,17 @@ def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator
 
 
 def gpuclf_floats(
-    case: Case, inputs: Inputs, backend: str | Backend = "numpy", uploads: bool = False
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
 ) -> Call:
     """Call this library on samples written out as floats."""
-    return _gpuclf_call(case, inputs, inputs.floats, backend, uploads)
+    return _gpuclf_call(case, inputs, inputs.floats, backend, **options)
 
 
 def gpuclf_bytes(
-    case: Case, inputs: Inputs, backend: str | Backend = "numpy", uploads: bool = False
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
 ) -> Call:
     """Call this library on uint8 pixels that are standardised on the fly."""
-    return _gpuclf_call(case, inputs, inputs.bytes_, backend, uploads)
+    return _gpuclf_call(case, inputs, inputs.bytes_, backend, **options)
 
 
 def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
@@ -158,9 +158,15 @@ def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
 
 
 def _gpuclf_call(
-    case: Case, inputs: Inputs, samples: Any, backend: str | Backend, uploads: bool
+    case: Case,
+    inputs: Inputs,
+    samples: Any,
+    backend: str | Backend,
+    precision: str = "float32",
+    uploads: str = "",
 ) -> Call:
     put = partial(gpuclf.to_device, backend=backend)
+    decline_tf32_neighbors(case, precision)
     if case.operation.startswith("k-NN"):
         # Neighbours are searched among the pixels as they are.
         samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
@@ -169,22 +175,33 @@ def _gpuclf_call(
         queries = put(samples[: case.samples])
         return lambda: predicted(classifier.predict(queries))
     samples = samples[: case.samples]
-    batches = itertools.repeat(samples) if uploads else rotated(samples, inputs, put)
-    if uploads:
-        batches = map(put, batches)
+    if uploads == "before":
+        batches = map(put, itertools.repeat(samples))
+    elif uploads == "streamed":
+        batches = itertools.repeat(samples.with_samples(gpuclf.Streamed(samples.X, backend)))
+    else:
+        batches = rotated(samples, inputs, put)
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
+    # In float64, for the strict comparison, there is no other precision.
+    options = {"precision": precision} if inputs.dtype == "float32" else {}
     if case.operation == "two-layer training step":
         velocity = {name: 0 * value for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
-            loss, grads = two_layer_objective(params, next(batches), y, REG)
+            loss, grads = two_layer_objective(params, next(batches), y, REG, **options)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
             return loss, params
 
         return step
     loss = GPUCLF[case.operation]
-    return lambda: loss(params, next(batches), y, REG)
+    return lambda: loss(params, next(batches), y, REG, **options)
+
+
+def decline_tf32_neighbors(case: Case, precision: str) -> None:
+    """Raise `Unavailable` for distances in TF32."""
+    if precision == "tf32" and case.operation.startswith("k-NN"):
+        raise Unavailable("distances in TF32 would give other neighbours")
 
 
 def device_implementations(device: str = "cuda") -> list[Implementation]:
@@ -198,15 +215,22 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
     library = {"cuda": "cupy", "cpu": "numpy"}[device]
     place = _on_cupy if device == "cuda" else (lambda prepare: prepare)
     textbook_, floats, bytes_ = map(place, (textbook_numpy, gpuclf_floats, gpuclf_bytes))
+    before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
     return [
         Implementation("plain CuPy", library, "float", textbook_),
         Implementation("gpuclf", library, "float", floats),
+        Implementation(
+            "gpuclf TF32", library, "float", partial(floats, precision="tf32"), precision="tf32"
+        ),
         Implementation("gpuclf uint8", library, "uint8", bytes_),
         Implementation(
-            "gpuclf +upload", library, "float", partial(floats, uploads=True), uploads=True
+            "gpuclf +upload", library, "float", partial(floats, **before), uploads=True
         ),
         Implementation(
-            "gpuclf uint8 +upload", library, "uint8", partial(bytes_, uploads=True), uploads=True
+            "gpuclf uint8 +upload", library, "uint8", partial(bytes_, **before), uploads=True
+        ),
+        Implementation(
+            "gpuclf uint8 streamed", library, "uint8", partial(bytes_, **streamed), uploads=True
         ),
     ]
 

@@ -22,6 +22,7 @@ from gpuclf.benchmark.implementations import (
     Call,
     Implementation,
     Unavailable,
+    decline_tf32_neighbors,
     predicted,
     rotated,
 )
@@ -52,7 +53,7 @@ def pytorch(
     uploads : bool
         Take X from the host's memory in each call.
     """
-    _decline_tf32_neighbors(case, precision)
+    decline_tf32_neighbors(case, precision)
     torch = _import("torch", "PyTorch")
     if inputs.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
@@ -197,7 +198,7 @@ def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
 
 def jax_jit(case: Case, inputs: Inputs, precision: str = "float32") -> Call:
     """Call JAX: one jitted function a case; the first call compiles it."""
-    _decline_tf32_neighbors(case, precision)
+    decline_tf32_neighbors(case, precision)
     jax = _import("jax", "JAX")
     try:
         device = jax.devices("gpu" if inputs.device == "cuda" else "cpu")[0]
@@ -312,11 +313,6 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         return loss, gradient.T
 
     return call
-
-
-def _decline_tf32_neighbors(case: Case, precision: str) -> None:
-    if precision == "tf32" and case.operation.startswith("k-NN"):
-        raise Unavailable("distances in TF32 would give other neighbours")
 
 
 def _params(case: Case, inputs: Inputs) -> dict[str, Any]:

@@ -36,7 +36,13 @@ MIN_STRETCH_ROWS = 512
 
 @linear_pass.register("numpy")
 def compiled_linear_pass(
-    W: Any, b: Any, features: Features, y: Any, weights: Any, data_loss: Any
+    W: Any,
+    b: Any,
+    features: Features,
+    y: Any,
+    weights: Any,
+    data_loss: Any,
+    precision: str = "float32",
 ) -> Any:
     """Compute :func:`gpuclf.linear.linear_pass` in one compiled pass."""
     n_samples = features.n_samples
