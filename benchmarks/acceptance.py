@@ -97,6 +97,8 @@ class Worker:
         if self._process is not None:
             return
         options = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+        if self._settings.dry_run:
+            options["OMP_NUM_THREADS"] = "1"  # arrays so small gain nothing by threads
         self._process = subprocess.Popen(
             [
                 sys.executable,

@@ -513,7 +513,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(steps, "rehearse_kernels", lambda: False)
     done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
     done.stderr = ""
-    monkeypatch.setattr(steps.subprocess, "run", lambda *args, **options: done)
+    processes = SimpleNamespace(
+        run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    monkeypatch.setattr(steps, "subprocess", processes)  # the module's own is everybody's
     monkeypatch.setitem(steps.STEPS, "gpu tests", lambda context: {"summary": "1 skipped"})
 
 
@@ -657,7 +660,9 @@ def test_gpu_tests_that_take_too_long_keep_their_counts(tmp_path, monkeypatch):
     assert "SIGINT after 1.5 s" in answer["message"]
 
 
-def test_the_small_run_and_a_cold_start_print_what_they_found(quick, capsys, monkeypatch):
+def test_the_small_run_and_a_cold_start_print_what_they_found(
+    quick, cuda_on_cpu, capsys, monkeypatch
+):
     context = steps.Context(steps.Settings.rehearsal())
     monkeypatch.setattr(steps, "rehearse_kernels", lambda: True)
     steps.small_run(context)

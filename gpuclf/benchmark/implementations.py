@@ -175,6 +175,7 @@ def _gpuclf_call(
         queries = put(samples[: case.samples])
         return lambda: predicted(classifier.predict(queries))
     samples = samples[: case.samples]
+    batches: Iterator[Any]
     if uploads == "before":
         batches = map(put, itertools.repeat(samples))
     elif uploads == "streamed":
@@ -223,9 +224,7 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
             "gpuclf TF32", library, "float", partial(floats, precision="tf32"), precision="tf32"
         ),
         Implementation("gpuclf uint8", library, "uint8", bytes_),
-        Implementation(
-            "gpuclf +upload", library, "float", partial(floats, **before), uploads=True
-        ),
+        Implementation("gpuclf +upload", library, "float", partial(floats, **before), uploads=True),
         Implementation(
             "gpuclf uint8 +upload", library, "uint8", partial(bytes_, **before), uploads=True
         ),
