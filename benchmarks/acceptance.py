@@ -280,7 +280,8 @@ def summary(step):
     if step["name"] == "parity":
         return f"{sum(record['passed'] for record in found.values())} of {len(found)} agree"
     if step["name"] == "determinism" and found:
-        return f"{len(found)} calls, {next(iter(found.values()))['runs']} runs each, same bits"
+        runs = [call["runs"] for call in found.values()]
+        return f"{len(found)} calls, {min(runs)} to {max(runs)} runs each, same bits"
     if step["name"] == "ceilings" and found:
         rates, operations = found["bytes_per_s"], found["operations_per_s"]
         fastest = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in operations.items())
