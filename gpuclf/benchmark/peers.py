@@ -120,7 +120,7 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     objective = _compiled(torch, loss_of, inputs) if how == "compiled" else loss_of
 
     def evaluate(X: Any) -> tuple[Any, Any]:
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         loss = objective(params, X)
         loss.backward()
         if case.operation == "two-layer training step":
@@ -176,11 +176,9 @@ def _captured(
     torch.cuda.current_stream().wait_stream(side)
     captured = []
     for X in copies:
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)  # each graph makes gradients of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = evaluate(X)
+            result = evaluate(X)  # which forgets the gradients: each graph has its own
         captured.append((graph, result))
     with torch.no_grad():
         for value, start in before:
