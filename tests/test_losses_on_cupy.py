@@ -1,9 +1,12 @@
 """The fused losses, run on the CPU, against the shared bodies."""
 
+import inspect
+
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError
 
+from gpuclf import dispatch
 from gpuclf.backend import MixedDevicesError
 from gpuclf.kernels import losses_on_cupy
 from gpuclf.kernels.losses_on_cupy import fused_multiclass_hinge, fused_softmax_cross_entropy
@@ -15,7 +18,10 @@ LOSSES = {
 }
 SIZES = [1, 31, 32, 33, 1000]
 
-pytestmark = pytest.mark.parametrize("name", LOSSES)
+
+@pytest.fixture(params=LOSSES)
+def name(request):
+    return request.param
 
 
 def make(n, c, dtype=np.float32, models=(), seed=0):
@@ -139,6 +145,37 @@ def test_inputs_may_be_strided_and_read_only_and_stay_as_they_are(cuda_on_cpu, n
         x.flags.writeable = False
     check(cuda_on_cpu, name, *strided)
     np.testing.assert_array_equal(strided[0], scores)
+
+
+def test_many_classes_and_few_rows(cuda_on_cpu, name):
+    check(cuda_on_cpu, name, *make(3, 5000, models=(2,)))
+
+
+def test_the_shared_function_finds_its_kernel(cuda_on_cpu, monkeypatch, name):
+    monkeypatch.setattr(dispatch, "library_name", lambda x: "cupy")
+    function = {"softmax": softmax_cross_entropy, "hinge": multiclass_hinge}[name]
+    scores, labels, weights = make(5, 4)
+    first = next(iter(inspect.signature(function).parameters))
+    found = function(**{first: scores}, labels=labels, sample_weight=weights)
+    assert cuda_on_cpu.launches == [function.__name__, "add_partials"]
+    for one, other in zip(found, LOSSES[name][0](scores, labels, weights), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_hinge_with_another_margin(cuda_on_cpu):
+    scores, labels, _ = make(40, 10)
+    loss, gradient = fused_multiclass_hinge(scores, labels, margin=2.5)
+    expected = multiclass_hinge.reference(scores.astype(float), labels, margin=2.5)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-6)
+    assert fused_multiclass_hinge(scores, labels, margin=np.ones(1)) is NotImplemented
+
+
+def test_a_kink_has_the_subgradient_zero(cuda_on_cpu):
+    scores = np.array([[3.0, 2.5, -1.0, 2.0]], np.float32)
+    loss, gradient = fused_multiclass_hinge(scores, np.array([0]))
+    assert loss == 0.5
+    np.testing.assert_array_equal(gradient, [[-1, 1, 0, 0]])
 
 
 def declined(scores, labels, weights):

@@ -99,3 +99,11 @@ __device__ __forceinline__ void halves_from_bytes(unsigned bytes, unsigned& firs
         : "=r"(first), "=r"(second)
         : "r"(bytes), "r"(0x64806480u));
 }
+
+// The bytes of two words in turns: 0 and 1 of both, then 2 and 3 of both, `first` first.
+__device__ __forceinline__ void interleave_bytes(unsigned first, unsigned second, unsigned& lower,
+                                                 unsigned& upper) {
+    asm("prmt.b32 %0, %2, %3, 0x5140; prmt.b32 %1, %2, %3, 0x7362;"
+        : "=&r"(lower), "=r"(upper)
+        : "r"(first), "r"(second));
+}

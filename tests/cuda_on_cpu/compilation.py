@@ -16,7 +16,7 @@ from gpuclf.kernels import cuda_modules
 INCLUDE = Path(__file__).parent / "include"
 # Bounds and alignment are checked by code that the compiler adds; what it calls is in our header.
 CHECKS = "-fsanitize=bounds,alignment"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-ffp-contract=off", "-fvisibility=hidden", CHECKS]
 
 DYNAMIC_SHARED = re.compile(
@@ -32,9 +32,15 @@ class CompileError(RuntimeError):
     """The host compiler refused a kernel."""
 
 
+@cache
 def compiler() -> str | None:
-    """Return the path of a C++ compiler that can be used, or None."""
-    return shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
+    """Return the path of a C++ compiler that can be used, or None: GCC 11 or later on Linux."""
+    path = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
+    if path is None:
+        return None
+    version = subprocess.run([path, "-dumpversion"], capture_output=True, text=True, check=False)
+    major = version.stdout.partition(".")[0].strip()
+    return path if major.isdigit() and int(major) >= 11 else None
 
 
 def host_source(file: str, source: str) -> str:

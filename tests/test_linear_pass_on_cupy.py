@@ -1,0 +1,364 @@
+"""The linear pass on tensor cores, run on the CPU: wrapper and kernels, against float64."""
+
+import numpy as np
+import pytest
+from cuda_on_cpu import ORDERS, CudaOnCpuError
+
+from gpuclf import linear
+from gpuclf.features import Features, Standardized
+from gpuclf.kernels import cuda_modules, linear_pass_on_cupy
+from gpuclf.kernels.linear_pass_on_cupy import linear_pass_on_tensor_cores
+from gpuclf.linear import linear_loss, linear_pass, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
+
+LAUNCHES = ["pack_weights", "score_rows", "multiply_gradients", "sum_partials"]
+
+
+def arguments(n=200, d=96, c=10, loss=softmax_cross_entropy, seed=0):
+    rng = np.random.default_rng(seed)
+    # Columns, rows and classes of different sizes: what is swapped does not go unseen.
+    X = rng.integers(0, rng.integers(20, 256, d), (n, d)).astype(np.uint8)
+    W = (rng.standard_normal((d, c)) * np.geomspace(0.3, 3, c) / d).astype(np.float32)
+    return {
+        "W": W,
+        "b": rng.standard_normal(c).astype(np.float32),
+        "features": Features(X, c, np.float32),
+        "y": rng.integers(0, c, n),
+        "weights": (rng.random(n) / n).astype(np.float32),
+        "data_loss": loss,
+    }
+
+
+def in_float64(given):
+    features = given["features"]
+    X = features._standardized or features.stored
+    wide = {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
+    wide["features"] = Features(X, given["W"].shape[1], np.float64)
+    return linear_pass.reference(**given | wide)
+
+
+def assert_as_exact_as_float32(given, found):
+    """Within twice the error of the shared body in float32, give or take ten roundings.
+
+    The share that does not depend on the shared body is there because its error can be nearly 0 by
+    luck, and because tensor cores truncate: the products in float32 of a GPU's BLAS have some
+    3e-7 as well.
+    """
+    truth, reference = in_float64(given), linear_pass.reference(**given)
+    # Of a loss or gradient that cancels, what it is the sum of counts.
+    sizes = [np.abs(truth[0]), np.linalg.norm(truth[1]), np.sum(np.abs(given["weights"]))]
+    for ours, theirs, exact, size in zip(found, reference, truth, sizes, strict=True):
+        assert ours.shape == exact.shape
+        assert ours.dtype == theirs.dtype
+        allowed = 2 * np.linalg.norm(theirs - exact) + 6e-7 * size
+        assert np.linalg.norm(ours - exact) <= allowed
+
+
+def run(given, **options):
+    found = linear_pass_on_tensor_cores(**given, **options)
+    assert found is not NotImplemented
+    return found
+
+
+# Rows around a fragment (16), a group (64) and a block; columns around a chunk (64) and a strip
+# (128), in copies of 16, 8 and 4 bytes; classes around tiles of 8 and 16, with and without tails
+# beside heads; more strips than a block takes.
+@pytest.mark.parametrize(
+    ("d", "c", "loss", "rows"),
+    [
+        (3072, 10, softmax_cross_entropy, [161, 257]),
+        (64, 16, multiclass_hinge, [257, 320]),
+        (96, 2, softmax_cross_entropy, [33, 63, 64, 65]),
+        (100, 10, multiclass_hinge, [161, 175, 177]),
+        (64, 1, multiclass_hinge, [17, 130]),
+        (136, 17, softmax_cross_entropy, [273, 300]),
+        (1168, 13, softmax_cross_entropy, [209]),
+        (72, 64, softmax_cross_entropy, [1025]),
+    ],
+)
+def test_as_exact_as_the_shared_pass(cuda_on_cpu, d, c, loss, rows):
+    for n in rows:
+        for order in ORDERS if n == rows[0] and n < 1000 else ["forward"]:
+            cuda_on_cpu.order = order
+            given = arguments(n, d, c, loss)
+            before = {name: np.copy(given[name]) for name in ("W", "b", "y", "weights")}
+            assert_as_exact_as_float32(given, run(given))
+            for name, value in before.items():
+                np.testing.assert_array_equal(given[name], value)
+    assert cuda_on_cpu.launches[-4:] == LAUNCHES
+
+
+def test_rows_of_several_blocks_and_shares(monkeypatch):
+    monkeypatch.setattr(linear_pass_on_cupy, "MIN_SCORE_BLOCKS", 0)  # blocks of 192 rows
+    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 3)
+    for n in (193, 800):
+        given = arguments(n)
+        assert_as_exact_as_float32(given, run(given))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_same_bits_in_any_order(cuda_on_cpu, order):
+    given = arguments(400)
+    expected = [value.tobytes() for value in run(given)]
+    cuda_on_cpu.order = order
+    for _ in range(2):
+        assert [value.tobytes() for value in run(given)] == expected
+
+
+def test_tf32_has_eleven_bits():
+    given = arguments()
+    found, truth = run(given, precision="tf32"), in_float64(given)
+    for ours, exact in zip(found[:2], truth[:2], strict=True):
+        error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+        assert 1e-8 < error < 4e-4
+    assert np.linalg.norm(found[1] - truth[1]) > 2e-5 * np.linalg.norm(truth[1])
+
+
+def test_long_sums_keep_their_digits(monkeypatch):
+    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 1)
+    # One sign, so that whatever is cut off adds up.
+    given = arguments(5000) | {"y": np.zeros(5000, int)}
+    given["features"].stored[:] = np.maximum(given["features"].stored, 200)
+    assert_as_exact_as_float32(given, run(given))
+
+
+# ------------------------------------------------------------------------- difficult numbers
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+def test_scores_far_apart_and_far_from_zero(loss):
+    given = arguments(loss=loss)
+    given["W"] *= 1000  # gaps of thousands
+    given["b"] += 1000
+    assert_as_exact_as_float32(given, run(given))
+    given["W"][:] = 0
+    given["b"][:] = [0, 1e4, *(8 * [-1e4])]
+    assert_as_exact_as_float32(given, run(given))
+
+
+def test_weights_of_very_different_size():
+    given = arguments()
+    given["weights"] *= np.geomspace(1e-12, 1, 200).astype(np.float32)
+    given["weights"][::3] = 0
+    given["W"] *= np.geomspace(1e-6, 1e2, 96).astype(np.float32)[:, None]
+    assert_as_exact_as_float32(given, run(given))
+    given["weights"][:] = 0
+    assert all(not np.any(value) for value in run(given))
+
+
+def test_columns_that_outweigh_the_others():
+    given = arguments()
+    given["features"].stored[:, 5] = np.arange(200) % 2 * 255
+    given["W"][5] = 30
+    given["W"][70:] *= 1e-20
+    assert_as_exact_as_float32(given, run(given))
+
+
+def test_pixels_of_0_and_255_only():
+    given = arguments()
+    given["features"].stored[:] = given["features"].stored % 2 * 255
+    given["features"].stored[::2] = 255
+    assert_as_exact_as_float32(given, run(given))
+
+
+def test_a_margin_of_exactly_zero_has_no_gradient():
+    given = arguments(loss=multiclass_hinge) | {"y": np.full(200, 5)}
+    given["W"][:] = 0
+    given["b"][:] = 0
+    given["b"][3] = -1.0
+    _, dW, db = run(given)
+    assert not np.any(dW[:, 3])
+    assert db[3] == 0
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize("label", [-1, 10, 2**32 + 3])
+def test_labels_out_of_range_give_nan_and_nothing_else(loss, label):
+    given = arguments(loss=loss)
+    given["y"][77] = label
+    found, expected = run(given), linear_pass.reference(**given)
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_are_not_lost(loss, value):
+    given = arguments(loss=loss)
+    given["W"][40, 3] = value
+    loss_found, dW, db = run(given)
+    assert np.isnan(loss_found)
+    if loss is softmax_cross_entropy:
+        assert np.isnan(dW).all()
+        assert np.isnan(db).all()
+
+
+def test_labels_of_any_integer_type_and_stride():
+    given = arguments()
+    expected = run(given)
+    for y in (given["y"].astype(np.uint8), np.repeat(given["y"], 2)[::2]):
+        for ours, theirs in zip(run(given | {"y": y}), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_without_bias():
+    given = arguments()
+    expected = run(given | {"b": np.zeros(10, np.float32)})
+    for ours, theirs in zip(run(given | {"b": None}), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_samples_at_addresses_of_any_alignment():
+    given = arguments()
+    expected = run(given)
+    room = np.zeros(200 * 96 + 64, np.uint8)
+    for offset, fits in ((4, True), (2, False), (1, False)):
+        start = -room.ctypes.data % 16 + offset
+        X = room[start : start + 200 * 96].reshape(200, 96)
+        X[:] = given["features"].stored
+        found = linear_pass_on_tensor_cores(**given | {"features": Features(X, 10, np.float32)})
+        assert (found is not NotImplemented) == fits
+        if fits:
+            assert found[1].tobytes() == expected[1].tobytes()
+
+
+# --------------------------------------------------------------------------- the public path
+
+
+@pytest.fixture
+def as_if_cupy(monkeypatch):
+    calls = []
+
+    def pass_on_tensor_cores(*args, **kwargs):
+        calls.append("linear_pass")
+        found = linear_pass_on_tensor_cores(*args, **kwargs)
+        assert found is not NotImplemented
+        return found
+
+    monkeypatch.setattr(linear, "linear_pass", pass_on_tensor_cores)
+    return calls
+
+
+@pytest.mark.parametrize("public", [softmax_loss_vectorized, svm_loss_vectorized])
+def test_public_losses(as_if_cupy, public):
+    given = arguments()
+    X, W, y = given["features"].stored, given["W"], given["y"]
+    loss, dW = public(W, X, y, 0.1)
+    assert as_if_cupy == ["linear_pass"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "linear_pass", linear_pass.reference)
+        exact_loss, exact_dW = public(W.astype(np.float64), X, y, 0.1)
+    assert float(loss) == pytest.approx(float(exact_loss), rel=5e-7)
+    assert np.linalg.norm(dW - exact_dW) <= 5e-7 * np.linalg.norm(exact_dW)
+
+
+def test_standardised_samples_with_stressed_means(as_if_cupy):
+    given = arguments()
+    X, y = given["features"].stored, given["y"]
+    X[:] = 240 + X % 4  # far from 128 for so small a scale
+    samples = Standardized.fit(X)
+    params = {"W": given["W"] * 20, "b": given["b"]}
+    loss, grads = linear_loss(softmax_cross_entropy, params, samples, y, 0.0)
+    assert as_if_cupy == ["linear_pass"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "linear_pass", linear_pass.reference)
+        shared_loss, shared_grads = linear_loss(softmax_cross_entropy, params, samples, y, 0.0)
+        wide = {key: value.astype(np.float64) for key, value in params.items()}
+        truth, exact_grads = linear_loss(softmax_cross_entropy, wide, samples, y, 0.0)
+    assert abs(loss - truth) <= 2 * abs(shared_loss - truth) + 6e-7 * truth
+    for key, exact in exact_grads.items():
+        allowed = 2 * np.linalg.norm(shared_grads[key] - exact) + 6e-7 * np.linalg.norm(exact)
+        assert np.linalg.norm(grads[key] - exact) <= allowed
+
+
+# ----------------------------------------------------------------------------------- declining
+
+
+def declined(change=None, limits=None, **options):
+    given = arguments(**options)
+    given |= change(given) if change else {}
+    return linear_pass_on_tensor_cores(**given) is NotImplemented
+
+
+def test_declines_what_it_cannot_do(cuda_on_cpu):
+    floats = np.zeros((200, 96), np.float32)
+    columns = np.zeros((200, 200), np.uint8)[:, ::2]
+    assert declined(lambda g: {"precision": "float64"})
+    assert declined(lambda g: {"W": g["W"].astype(np.float64)})
+    assert declined(lambda g: {"W": np.stack([g["W"]] * 2)})
+    assert declined(lambda g: {"W": np.asfortranarray(g["W"])})
+    assert declined(lambda g: {"weights": g["weights"].astype(np.float64)})
+    assert declined(lambda g: {"b": g["b"][::-1]})
+    assert declined(lambda g: {"data_loss": lambda *_: None})
+    assert declined(lambda g: {"features": Features(floats, 10, np.float32)})
+    assert declined(lambda g: {"features": Features(columns, 10, np.float32)})
+    assert declined(n=160)  # not folded: too few rows
+    assert declined(d=98)
+    assert declined(n=2000, c=65)
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(75, 40, 64 << 10)
+    assert declined()
+    assert cuda_on_cpu.launches == []
+
+
+def test_devices_with_less_shared_memory(cuda_on_cpu):
+    given = arguments(161, 3072)
+    expected = run(given)
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(89, 128, 99 << 10)
+    for ours, theirs in zip(run(given), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# ------------------------------------------------------------------------------ broken kernels
+
+BROKEN = {
+    "pack: wrong columns in a fragment": ("lane % 4 * 16 + step * 4", "lane % 4 * 4 + step * 16"),
+    "pack: barrier dropped": ("__syncthreads();\n    for (int warp = 0;", "for (int warp = 0;"),
+    "pack: tails dropped": ("is_tail ? tails : heads", "is_tail ? uint2{0, 0} : heads"),
+    "scores: first wait dropped": ("wait_for_copies<SCORE_STAGES - 2>();", ""),
+    "scores: barrier of a stage dropped": (
+        "wait_for_copies<SCORE_STAGES - 2>();\n        __syncthreads();",
+        "wait_for_copies<SCORE_STAGES - 2>();",
+    ),
+    "scores: wrong row maximum": ("largest = row_max(largest);", "largest = values[0];"),
+    "scores: rows of a fragment swapped": ("a[0][i / 2][i % 2],", "a[0][i / 2][1 - i % 2],"),
+    "scores: tails beside heads not added": (
+        "score += __shfl_xor_sync(~0u, score, 2);",
+        "score += 0.0f;",
+    ),
+    "scores: rows beyond the last counted": ("exists = row < n_samples;", "exists = true;"),
+    "gradients: barrier of a stage dropped": (
+        "wait_for_copies<GRADIENT_STAGES - 2>();\n        __syncthreads();",
+        "wait_for_copies<GRADIENT_STAGES - 2>();",
+    ),
+    "gradients: swizzle of the copy dropped": ("(lane % 8 ^ 2 * copy_row)", "lane % 8"),
+    "gradients: rows in another order than G": (
+        "interleave_bytes(pixels[2 * i][word], pixels[2 * i + 1][word]",
+        "interleave_bytes(pixels[i][word], pixels[i + 2][word]",
+    ),
+    "gradients: tails dropped": ("int part = PARTS - 1; part >= 0;", "int part = 0; part >= 0;"),
+    "sums: first share twice": (
+        "int share = 0; share < n_shares;",
+        "int share = 1; share < n_shares;",
+    ),
+    "sums: two columns swapped": (
+        "lane % 4 * 32 + pair / 64 % 16",
+        "lane % 4 * 16 + pair / 64 % 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_kernels_are_caught(cuda_on_cpu, name):
+    given = arguments(200, 72)
+    with cuda_on_cpu.broken("linear_pass.cu", BROKEN[name]):
+        caught = False
+        for order in ORDERS:
+            cuda_on_cpu.order = order
+            try:
+                assert_as_exact_as_float32(given, run(given))
+            except (AssertionError, CudaOnCpuError):
+                caught = True
+        assert caught
