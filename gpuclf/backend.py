@@ -42,6 +42,7 @@ __all__ = [
     "cuda_launcher",
     "describe_location",
     "environment",
+    "free_device_bytes",
     "get_backend",
     "library_name",
     "probe_cupy",
@@ -316,6 +317,9 @@ def values_are_on_host(x: Array) -> bool:
 def to_device(x: Any, backend: str | Backend = "auto", *, like: Array = None) -> Any:
     """Copy an array to the device of a backend, or to where another array lives.
 
+    Long arrays go to CuPy in pieces, through page-locked memory. Samples that the device has no
+    room for can stay on the host: see :class:`gpuclf.Streamed`.
+
     Parameters
     ----------
     x : array, dict of arrays, or Standardized
@@ -344,7 +348,12 @@ def _put_like(a: Array, xp: ModuleType, device: object) -> Array:
     if _library_of(a) is xp and _device_of(a) == device:
         return a
     host = to_host(a)
-    return host if xp is np else xp.asarray(host, device=device)
+    if xp is np:
+        return host
+    if xp.__name__.rpartition(".")[2] == "cupy":
+        with device:  # type: ignore[attr-defined]
+            return _upload_to_cupy(host, sys.modules["cupy"])
+    return xp.asarray(host, device=device)
 
 
 def _upload_to_cupy(a: Array, cupy: ModuleType) -> Array:
@@ -397,9 +406,12 @@ class CupyTransfers:
     def host_waits(self, event: Any) -> None:  # noqa: D102
         event.synchronize()
 
-    def free_bytes(self) -> int:
-        """Return how much memory the device has free."""
-        return int(self._cupy.cuda.runtime.memGetInfo()[0])
+
+def free_device_bytes() -> int | None:
+    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
+    if "cupy" not in sys.modules or not probe_cupy().usable:
+        return None
+    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0])
 
 
 def transfers(like: Array) -> CupyTransfers | None:

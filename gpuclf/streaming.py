@@ -18,12 +18,12 @@ from gpuclf.backend import (
     to_device,
     transfers,
 )
+from gpuclf.row_blocks import MIN_BLOCK_ROWS, until_it_fits
 from gpuclf.uploads import uploaded_blocks
 
 __all__ = ["STREAM_BYTES", "Streamed"]
 
 STREAM_BYTES = 256 << 20
-FEWEST_ROWS = 32
 
 Result = TypeVar("Result")
 Blocks = Iterator[tuple[slice, Array]]
@@ -59,7 +59,7 @@ class Streamed:
     Raises
     ------
     TypeError, ValueError
-        If X is no NumPy array of these dtypes and two axes, or the budget is below one row.
+        If X is no NumPy array of these dtypes and two axes.
     gpuclf.BackendUnavailableError
         If the backend cannot be used here.
 
@@ -90,7 +90,10 @@ class Streamed:
             raise ValueError(f"X must have shape (N, D), one sample a row, got {X.shape}")
         self.host = X
         self.memory_budget = memory_budget
-        self._like = get_backend(backend).xp.empty((0,)) if like is None else like
+        if like is None:
+            self._like = get_backend(backend).xp.empty((0,))
+        else:  # an empty one: `like` may be long, and should not be kept
+            self._like = array_namespace(like).empty((0,), device=like.device)
         self._most_rows = len(X)
 
     @property
@@ -107,7 +110,7 @@ class Streamed:
     @property
     def device(self) -> Any:
         """Where the blocks go."""
-        return getattr(self._like, "device", "cpu")
+        return self._like.device
 
     def __array_namespace__(self, api_version: str | None = None) -> ModuleType:
         return array_namespace(self._like)
@@ -145,28 +148,29 @@ class Streamed:
 
         Raises
         ------
+        ValueError
+            If the budget is too small for one row.
         MemoryError
             If the device has no room for the smallest blocks either.
         """
-        n_samples, n_features = self.shape
+        n_features = self.shape[1]
         row_bytes = 2 * n_features * self.host.itemsize + bytes_per_row
         if self.memory_budget < row_bytes:
             raise ValueError(
                 f"memory_budget={self.memory_budget} bytes is too small for samples of "
                 f"{n_features} features; at least {row_bytes} are needed"
             )
-        while True:
-            n_rows = min(self._most_rows, self.memory_budget // row_bytes)
-            if n_rows < n_samples:
-                n_rows = n_rows // FEWEST_ROWS * FEWEST_ROWS or n_rows
-            try:
-                with closing(self._blocks(n_rows)) as blocks:
-                    return work(blocks)
-            except MemoryError as error:
-                if n_rows <= FEWEST_ROWS:
-                    raise MemoryError(self._no_room(n_rows, n_rows * row_bytes)) from error
-            # Outside the handler, whose error would keep the failed pass's arrays alive.
-            self._most_rows = n_rows // 2
+
+        def attempt(n_rows: int) -> Result:
+            if n_rows < planned:
+                self._most_rows = n_rows  # the next pass need not find out again
+            with closing(self._blocks(n_rows)) as blocks:
+                return work(blocks)
+
+        planned = min(self._most_rows, self.memory_budget // row_bytes)
+        if planned < len(self):
+            planned = planned // MIN_BLOCK_ROWS * MIN_BLOCK_ROWS or planned
+        return until_it_fits(attempt, planned)
 
     def _blocks(self, n_rows: int) -> Generator[tuple[slice, Array], None, None]:
         queue = transfers(self._like)
@@ -176,11 +180,3 @@ class Streamed:
         for start in range(0, len(self), n_rows):
             rows = slice(start, min(start + n_rows, len(self)))
             yield rows, to_device(self.host[rows], like=self._like)
-
-    def _no_room(self, n_rows: int, n_bytes: int) -> str:
-        queue = transfers(self._like)
-        free = "" if queue is None else f", which has {queue.free_bytes():,} free"
-        return (
-            f"even a block of {n_rows} rows needs {n_bytes:,} bytes on the device{free}; delete "
-            "other arrays there, end other programs that use it, or compute on NumPy"
-        )

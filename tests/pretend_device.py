@@ -36,7 +36,7 @@ class PretendDevice:
     def empty(self, shape, dtype):
         array = _garbage(shape, dtype)
         if array.nbytes > self.free:
-            raise MemoryError("pretended")
+            raise MemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
         self.free -= array.nbytes
         self.allocations.append(array.nbytes)
         weakref.finalize(array, self._give_back, array.nbytes)
@@ -76,9 +76,6 @@ class PretendDevice:
             upload = self.queue.pop(0)
             upload.target[...] = upload.source
             upload.done = True
-
-    def free_bytes(self):
-        return self.free
 
     # --------------------------------------------------------------------------- for tests
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import sys
@@ -398,6 +399,21 @@ def test_synchronize_waits_for_the_stream_of_cupy(fake_cupy):
     assert len(waited) == 2
     synchronize(np.zeros(1))
     assert len(waited) == 2
+
+
+def test_free_memory_is_known_where_cupy_is_in_use(fake_cupy):
+    assert backend.free_device_bytes() == 5_000
+    fake_cupy.cuda.is_available = lambda: False
+    backend.probe_cupy.cache_clear()
+    assert backend.free_device_bytes() is None
+
+
+def test_arrays_beside_one_of_cupy_go_there_in_pieces_too(fake_cupy, monkeypatch):
+    sent = []
+    monkeypatch.setattr(backend, "_upload_to_cupy", lambda a, cupy: sent.append((a, cupy)))
+    x = np.zeros(3)
+    backend._put_like(x, types.ModuleType("array_api_compat.cupy"), contextlib.nullcontext())
+    assert sent == [(x, fake_cupy)]
 
 
 # ------------------------------------------------------------------------------- the machine

@@ -78,7 +78,7 @@ class GradientClassifier(ArrayClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (N, D), or Standardized
+        X : array-like of shape (N, D), Standardized or Streamed
             uint8, float32 and float64 are used as they are, on the device where X is; other
             numbers are converted to float64. The model is computed in float64 for float64
             samples and in float32 for float32 and uint8, unless `precision` says otherwise.
