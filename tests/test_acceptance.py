@@ -15,8 +15,17 @@ import numpy as np
 import pytest
 
 import gpuclf
+from gpuclf import backend, streaming
 from gpuclf.backend import CupyProbe
-from gpuclf.benchmark import Case, Inputs, Unavailable, device_timing, devices, peers
+from gpuclf.benchmark import (
+    Case,
+    Inputs,
+    Unavailable,
+    device_timing,
+    devices,
+    implementations,
+    peers,
+)
 from gpuclf.benchmark.cases import device_cases
 from gpuclf.benchmark.device_timing import (
     Floor,
@@ -374,9 +383,15 @@ class FakeEvent:
         self.ms = FakeEvent.clock
 
 
+class FakeCupy(SimpleNamespace):
+    """NumPy, with the few names of CuPy that clock and ceilings use."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
 @pytest.fixture
 def fake_cupy(monkeypatch):
-    """NumPy with the few names of CuPy that the clock and the ceilings use."""
     pool = SimpleNamespace(free_all_blocks=lambda: None)
     device = SimpleNamespace(synchronize=lambda: None, attributes={"L2CacheSize": 4096})
 
@@ -384,9 +399,7 @@ def fake_cupy(monkeypatch):
         def set(self, host):
             self[...] = host
 
-    names = {name: getattr(np, name) for name in ("float32", "uint8", "copyto", "nan_to_num")}
-    cupy = SimpleNamespace(
-        **names,
+    cupy = FakeCupy(
         asarray=lambda x: np.asarray(x).view(Array),
         empty=lambda *args: np.empty(*args).view(Array),
         cuda=SimpleNamespace(
@@ -395,11 +408,15 @@ def fake_cupy(monkeypatch):
             Stream=SimpleNamespace(null="null stream"),
             get_elapsed_time=lambda a, b: b.ms - a.ms,
             alloc_pinned_memory=bytearray,
+            set_allocator=lambda allocator: None,
         ),
         get_default_memory_pool=lambda: pool,
         get_default_pinned_memory_pool=lambda: pool,
     )
-    monkeypatch.setattr(devices, "get_backend", lambda name: SimpleNamespace(xp=cupy))
+    for module in (devices, implementations, backend, streaming):
+        monkeypatch.setattr(
+            module, "get_backend", lambda name="auto": backend.Backend("cupy", cupy, "pretended")
+        )
     return cupy
 
 
@@ -696,6 +713,26 @@ def test_what_compute_sanitizer_finds_fails_the_step(quick, monkeypatch):
     answer = steps.run_step(context, "compute-sanitizer racecheck")
     assert answer["message"] == "racecheck found errors"
     assert commands[0][1:3] == ["--tool", "racecheck"]
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, monkeypatch):
+    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ())
+    monkeypatch.setattr(parity, "SIZES", parity.SMALL_SIZES)
+    tiny = steps.Settings.rehearsal(runs=2, samples=40, copied_bytes=4000, matrix_side=8)
+    context = steps.Context(replace(tiny, dry_run=False))
+    context.known = {"ceilings": CEILINGS}
+    assert context.inputs.device == "cuda"
+    context.cases = [replace(case, rounds=1, calls_a_turn=1) for case in context.cases]
+    for name in ("parity", "determinism", "ceilings", "timings: softmax", "timings: net step"):
+        answer = steps.run_step(context, name)
+        assert answer["status"] == "passed", answer["message"]
+    rows = {row["implementation"]: row for row in answer["result"]["rows"]}
+    assert rows["gpuclf uint8"]["device_s"]["median"] == pytest.approx(1e-3)  # the fake clock's
+    assert rows["gpuclf uint8"]["array_library"] == "cupy"
+    for name in ("PyTorch eager", "PyTorch graphed", "JAX jit"):
+        assert rows[name]["status"] == "unavailable"
+        assert "device" in rows[name]["reason"] or "not installed" in rows[name]["reason"]
 
 
 # ---------------------------------------------------------------------------------- processes

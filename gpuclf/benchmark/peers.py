@@ -60,11 +60,12 @@ def pytorch(
     if how == "graphed" and inputs.device == "cpu":
         raise Unavailable("CUDA graphs need a CUDA device")
     evaluate: Callable[[Any], tuple[Any, Any]]
+    batches: Iterator[Any]
     state: dict[str, Any] = {}
     if case.operation.startswith("k-NN"):
         evaluate = _torch_neighbors(torch, case, inputs, how)
-        put = partial(torch.tensor, device=inputs.device)
-        batches = rotated(inputs.float_pixels[: case.samples], inputs, put)
+        queries = inputs.float_pixels[: case.samples]
+        batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
     else:
         evaluate, state = _torch_loss(torch, case, inputs, how)
         put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
@@ -223,7 +224,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
         if case.operation.endswith("l1"):
             raise Unavailable("the differences of all pairs would take too much memory")
         train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.W.shape[1]
-        batches = rotated(inputs.float_pixels[: case.samples], inputs, put)
+        queries = train[: case.samples]
 
         def nearest_labels(queries: Any, train: Any, labels: Any) -> Any:
             squares = (train**2).sum(axis=1) - 2 * matmul(queries, train.T)
@@ -231,7 +232,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
             return jax.nn.one_hot(labels[nearest], n_classes).sum(axis=1).argmax(axis=1)
 
         compiled = jax.jit(nearest_labels)
-        return lambda: predicted(compiled(next(batches), train, labels))
+        return lambda: predicted(compiled(queries, train, labels))
     batches = rotated(inputs.floats[: case.samples], inputs, put)
 
     def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
