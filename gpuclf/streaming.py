@@ -44,7 +44,7 @@ class Streamed:
     backend : {"auto", "numpy", "cupy"} or Backend
         Where to compute.
     like : array, optional
-        Compute where this array lives, instead of `backend`.
+        Compute where this array lives, instead of `backend`. Of several GPUs, CuPy's current one.
     memory_budget : int, default 256 MiB
         Bytes of the device that blocks, and what is computed from one, may take. Where the device
         has less, blocks are halved.

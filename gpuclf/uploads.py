@@ -73,7 +73,7 @@ class _Buffers:
 
 
 def upload_in_pieces(X: np.ndarray, transfers: Transfers, piece_bytes: int = PIECE_BYTES) -> Any:
-    """Copy an array with at least one axis to the device.
+    """Copy an array with at least one row to the device.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def upload_in_pieces(X: np.ndarray, transfers: Transfers, piece_bytes: int = PIE
     transfers.uploads_wait(transfers.computed_so_far())
     try:
         for rows in _slices(len(X), n_rows):
-            transfers.computation_waits(buffers.upload(rows, target[rows]))
+            buffers.upload(rows, target[rows])
     finally:
         buffers.finish()
     return target

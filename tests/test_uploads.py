@@ -114,14 +114,6 @@ def test_a_missing_wait_is_noticed_for_whole_arrays_too(forgotten):
     assert goes_wrong(device, X, lambda: upload_in_pieces(X, device, 40))
 
 
-def test_computation_begins_after_the_last_piece():
-    waited = []
-    device = PretendDevice()
-    device.computation_waits = waited.append
-    upload_in_pieces(rows_of(100), device, 40)
-    assert waited[-1].target.shape == (100 % 13, 3)
-
-
 # ----------------------------------------------------------------------------- CuPy's calls
 
 
