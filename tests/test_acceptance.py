@@ -533,6 +533,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(steps, "device_peers", list)
     monkeypatch.setattr(acceptance, "Worker", LocalWorker)
     monkeypatch.setattr(steps, "rehearse_kernels", lambda: False)
+    monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
     done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
     done.stderr = ""
     processes = SimpleNamespace(
@@ -642,6 +643,13 @@ def test_a_spent_time_budget_keeps_what_is_done(quick, tmp_path):
     record = load(tmp_path)
     assert record["status"] == "time budget spent"
     assert {step["status"] for step in record["steps"]} == {"not reached"}
+
+
+def test_where_a_compiler_is_required_kernels_are_not_left_out(quick, monkeypatch):
+    context = steps.Context(steps.Settings.rehearsal())
+    assert steps.run_step(context, "parity")["result"]["kernels"]["message"].startswith("left out")
+    monkeypatch.setenv("GPUCLF_REQUIRE_COMPILERS", "1")
+    assert steps.run_step(context, "parity")["status"] == "failed"
 
 
 def test_other_bits_in_other_runs_are_found(quick, monkeypatch):
