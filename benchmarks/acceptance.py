@@ -370,7 +370,7 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     make = Settings.rehearsal if arguments.dry_run else Settings
     settings = make(out=str(folder), commit=arguments.commit)
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     with (folder / "acceptance.log").open("w") as log:
         worker = Worker(settings, log)
         record, code = run(settings, folder, worker, arguments.only, arguments.time_budget, console)
