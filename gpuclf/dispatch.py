@@ -33,6 +33,7 @@ class Fusable(Protocol):
     """A function with a shared body and, for some libraries, faster versions."""
 
     reference: Callable[..., Any]
+    kernels: dict[str, Callable[..., Any]]
     register: Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +77,7 @@ def fusable(reference: Callable[..., Any]) -> Fusable:
 
     function = cast(Fusable, dispatched)
     function.reference = reference
+    function.kernels = kernels
     function.register = register
     return function
 

@@ -1,5 +1,6 @@
 """The array libraries that every shared function is tested on."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,7 +12,7 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import row_blocks
+from gpuclf import backend, row_blocks
 from gpuclf.backend import probe_cupy
 from gpuclf.kernels import cuda_modules
 
@@ -52,6 +53,11 @@ def strict_library(device="device1"):
     )
 
 
+def array_api_compat(library):
+    """Return a library's wrapper: array-api-compat's, or that of scikit-learn's copy."""
+    return importlib.import_module(f"{backend._array_api_compat().__name__}.{library}")
+
+
 def opaque_library():
     """Arrays whose values cannot be looked at: what passes has no hidden way back to the host."""
     return Library(
@@ -64,8 +70,7 @@ def opaque_library():
 
 def torch_library():
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    import array_api_compat.torch as xp
-
+    xp = array_api_compat("torch")
     return Library(
         "torch",
         xp,
@@ -78,8 +83,7 @@ def cupy_library():
     probe = probe_cupy()
     if not probe.usable:
         pytest.skip(probe.reason)
-    import array_api_compat.cupy as xp
-
+    xp = array_api_compat("cupy")
     return Library("cupy", xp, xp.asarray, lambda array: array.get())
 
 

@@ -3,20 +3,31 @@
 The command line, ``benchmarks/`` (pytest-benchmark) and the recorded runs all use what is here.
 """
 
-from gpuclf.benchmark.cases import Case, Inputs, default_cases, peer_cases
-from gpuclf.benchmark.implementations import IMPLEMENTATIONS, Implementation, Unavailable
-from gpuclf.benchmark.peers import PEERS
+from gpuclf.benchmark.cases import Case, Inputs, default_cases, device_cases, peer_cases
+from gpuclf.benchmark.device_timing import DeviceRow, run_device_case
+from gpuclf.benchmark.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    Unavailable,
+    device_implementations,
+)
+from gpuclf.benchmark.peers import PEERS, device_peers
 from gpuclf.benchmark.timing import Row, run_case
 
 __all__ = [
     "IMPLEMENTATIONS",
     "PEERS",
     "Case",
+    "DeviceRow",
     "Implementation",
     "Inputs",
     "Row",
     "Unavailable",
     "default_cases",
+    "device_cases",
+    "device_implementations",
+    "device_peers",
     "peer_cases",
     "run_case",
+    "run_device_case",
 ]

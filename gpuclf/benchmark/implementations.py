@@ -1,16 +1,17 @@
 """Who is measured: each implementation is one short function that prepares a call.
 
 It receives the case and its inputs and returns the call to be timed, or raises `Unavailable` with
-the reason. The call returns (loss, gradients), which are compared before anything is timed.
+the reason. The call returns (loss, gradients), which are compared before anything is timed. On a
+device it may return before they are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 import gpuclf
 from gpuclf.backend import Backend, get_backend
@@ -19,7 +20,7 @@ from gpuclf.benchmark.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Ca
 from gpuclf.training import momentum_step
 from gpuclf.two_layer import two_layer_objective
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable"]
+__all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable", "device_implementations"]
 
 Call = Callable[[], tuple[Any, Any]]
 
@@ -42,6 +43,12 @@ class Implementation:
         ``prepare(case, inputs) -> call``.
     extrapolated : bool
         The call runs on `case.naive_samples` only.
+    precision : {"float32", "tf32"}
+        Of the products, where X and W are float32.
+    uploads : bool
+        The call takes X from the host's memory.
+    wait : callable, optional
+        ``wait(result)`` returns when the result is there; for a library with a queue of its own.
     """
 
     name: str
@@ -49,6 +56,9 @@ class Implementation:
     features: str
     prepare: Callable[[Case, Inputs], Call]
     extrapolated: bool = False
+    precision: str = "float32"
+    uploads: bool = False
+    wait: Callable[[Any], object] | None = None
 
 
 NAIVE: dict[str, Callable[..., Any]] = {
@@ -84,85 +94,144 @@ def naive_loops(case: Case, inputs: Inputs) -> Call:
     return lambda: loss(params, X, y, REG)
 
 
-def textbook_numpy(case: Case, inputs: Inputs) -> Call:
+def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
     """Call the course's vectorised version."""
-    y = inputs.y[: case.samples]
+    backend = get_backend(backend)
+    put, xp = partial(gpuclf.to_device, backend=backend), backend.xp
     if case.operation.startswith("k-NN"):
-        train, metric = inputs.float_pixels, case.operation.split()[1]
-        queries = train[: case.samples]
+        train, labels = put(inputs.float_pixels), put(inputs.y)
+        queries, metric = train[: case.samples], case.operation.split()[1]
         return lambda: predicted(
-            textbook.knn_predict(train, inputs.y, queries, N_NEIGHBORS, metric), y
+            textbook.knn_predict(train, labels, queries, N_NEIGHBORS, metric, xp)
         )
-    X = inputs.floats[: case.samples]
-    params = _params(case, inputs)
+    batches = rotated(inputs.floats[: case.samples], inputs, put)
+    y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
     if case.operation == "two-layer training step":
-        velocity = {name: np.zeros_like(value) for name, value in params.items()}
+        velocity = {name: xp.zeros_like(value) for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
-            loss, grads = textbook.two_layer_loss(params, X, y, REG)
+            loss, grads = textbook.two_layer_loss(params, next(batches), y, REG, xp)
             textbook.nesterov_step(params, velocity, grads, LEARNING_RATE, MOMENTUM)
             return loss, params
 
         return step
     loss = TEXTBOOK[case.operation]
-    return lambda: loss(params, X, y, REG)
+    return lambda: loss(params, next(batches), y, REG, xp)
 
 
-def predicted(labels: Any, y: Any) -> tuple[float, Any]:
-    """Return accuracy and labels, in the places of loss and gradient."""
-    return float(np.mean(labels == y)), labels
+def predicted(labels: Any) -> tuple[float, Any]:
+    """Return labels in the place of the gradient; a prediction has no loss."""
+    return 0.0, labels
 
 
-def gpuclf_floats(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
+def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator[Any]:
+    """Return copies that take turns, so that no call finds its samples in the cache."""
+    nbytes = getattr(samples, "X", samples).nbytes
+    return itertools.cycle([put(samples) for _ in range(inputs.copies(nbytes))])
+
+
+def gpuclf_floats(
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
+) -> Call:
     """Call this library on samples written out as floats."""
-    return _gpuclf_call(case, inputs, inputs.floats, backend)
+    return _gpuclf_call(case, inputs, inputs.floats, backend, **options)
 
 
-def gpuclf_bytes(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
+def gpuclf_bytes(
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
+) -> Call:
     """Call this library on uint8 pixels that are standardised on the fly."""
-    return _gpuclf_call(case, inputs, inputs.bytes_, backend)
+    return _gpuclf_call(case, inputs, inputs.bytes_, backend, **options)
 
 
-def gpuclf_cupy_floats(case: Case, inputs: Inputs) -> Call:
-    """Call this library on the GPU; upload is not part of the call."""
-    return gpuclf_floats(case, inputs, _cupy())
+def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
+    """Let a preparation put its arrays on the GPU, or tell why there is none."""
+
+    def prepare_on_cupy(case: Case, inputs: Inputs, **options: Any) -> Call:
+        try:
+            backend = get_backend("cupy")
+        except gpuclf.BackendUnavailableError as error:
+            raise Unavailable(str(error)) from None
+        return prepare(case, inputs, backend, **options)
+
+    return prepare_on_cupy
 
 
-def gpuclf_cupy_bytes(case: Case, inputs: Inputs) -> Call:
-    """Call this library on the GPU, on uint8 pixels; upload is not part of the call."""
-    return gpuclf_bytes(case, inputs, _cupy())
-
-
-def _cupy() -> Backend:
-    try:
-        return get_backend("cupy")
-    except gpuclf.BackendUnavailableError as error:
-        raise Unavailable(str(error)) from None
-
-
-def _gpuclf_call(case: Case, inputs: Inputs, samples: Any, backend: str | Backend) -> Call:
-    y_host = inputs.y[: case.samples]
+def _gpuclf_call(
+    case: Case,
+    inputs: Inputs,
+    samples: Any,
+    backend: str | Backend,
+    precision: str = "float32",
+    uploads: str = "",
+) -> Call:
+    put = partial(gpuclf.to_device, backend=backend)
+    decline_tf32_neighbors(case, precision)
     if case.operation.startswith("k-NN"):
         # Neighbours are searched among the pixels as they are.
         samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
         classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.operation.split()[1])
-        classifier.fit(gpuclf.to_device(samples, backend), gpuclf.to_device(inputs.y, backend))
-        queries = gpuclf.to_device(samples[: case.samples], backend)
-        return lambda: predicted(gpuclf.to_host(classifier.predict(queries)), y_host)
-    X, y = gpuclf.to_device(samples[: case.samples], backend), gpuclf.to_device(y_host, backend)
-    params = gpuclf.to_device(_params(case, inputs), backend)
+        classifier.fit(put(samples), put(inputs.y))
+        queries = put(samples[: case.samples])
+        return lambda: predicted(classifier.predict(queries))
+    samples = samples[: case.samples]
+    batches: Iterator[Any]
+    if uploads == "before":
+        batches = map(put, itertools.repeat(samples))
+    elif uploads == "streamed":
+        batches = itertools.repeat(samples.with_samples(gpuclf.Streamed(samples.X, backend)))
+    else:
+        batches = rotated(samples, inputs, put)
+    y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
+    # In float64, for the strict comparison, there is no other precision.
+    options = {"precision": precision} if inputs.dtype == "float32" else {}
     if case.operation == "two-layer training step":
         velocity = {name: 0 * value for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
-            loss, grads = two_layer_objective(params, X, y, REG)
+            loss, grads = two_layer_objective(params, next(batches), y, REG, **options)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
             return loss, params
 
         return step
     loss = GPUCLF[case.operation]
-    return lambda: loss(params, X, y, REG)
+    return lambda: loss(params, next(batches), y, REG, **options)
+
+
+def decline_tf32_neighbors(case: Case, precision: str) -> None:
+    """Raise `Unavailable` for distances in TF32."""
+    if precision == "tf32" and case.operation.startswith("k-NN"):
+        raise Unavailable("distances in TF32 would give other neighbours")
+
+
+def device_implementations(device: str = "cuda") -> list[Implementation]:
+    """Return what a GPU's acceptance times of this library and of plain CuPy.
+
+    Parameters
+    ----------
+    device : {"cuda", "cpu"}
+        "cpu" puts NumPy in CuPy's place: for a rehearsal without a GPU.
+    """
+    library = {"cuda": "cupy", "cpu": "numpy"}[device]
+    place = _on_cupy if device == "cuda" else (lambda prepare: prepare)
+    textbook_, floats, bytes_ = map(place, (textbook_numpy, gpuclf_floats, gpuclf_bytes))
+    before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
+    return [
+        Implementation("plain CuPy", library, "float", textbook_),
+        Implementation("gpuclf", library, "float", floats),
+        Implementation(
+            "gpuclf TF32", library, "float", partial(floats, precision="tf32"), precision="tf32"
+        ),
+        Implementation("gpuclf uint8", library, "uint8", bytes_),
+        Implementation("gpuclf +upload", library, "float", partial(floats, **before), uploads=True),
+        Implementation(
+            "gpuclf uint8 +upload", library, "uint8", partial(bytes_, **before), uploads=True
+        ),
+        Implementation(
+            "gpuclf uint8 streamed", library, "uint8", partial(bytes_, **streamed), uploads=True
+        ),
+    ]
 
 
 IMPLEMENTATIONS = [
@@ -170,6 +239,6 @@ IMPLEMENTATIONS = [
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
     Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),
-    Implementation("gpuclf on CuPy", "cupy", "float", gpuclf_cupy_floats),
-    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", gpuclf_cupy_bytes),
+    Implementation("gpuclf on CuPy", "cupy", "float", _on_cupy(gpuclf_floats)),
+    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", _on_cupy(gpuclf_bytes)),
 ]

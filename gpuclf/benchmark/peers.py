@@ -1,41 +1,106 @@
 """The same operations by other libraries, each written as its own users would write it.
 
-All run in the dtype of the inputs, on the CPU, with the threads that the library takes by default.
-Arrays are handed over before the call, as they would be for a training run.
+All run in the dtype of the inputs, with the threads that the library takes by default. Arrays are
+handed over before the call, as they would be for a training run. On a GPU the precision of the
+products is set for each row: left alone, one library would round to TF32 where another does not.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpuclf.benchmark.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
-from gpuclf.benchmark.implementations import Call, Implementation, Unavailable, predicted
+from gpuclf.benchmark.implementations import (
+    Call,
+    Implementation,
+    Unavailable,
+    decline_tf32_neighbors,
+    predicted,
+    rotated,
+)
 
-__all__ = ["PEERS"]
+__all__ = ["PEERS", "device_peers"]
+
+TORCH_PRECISIONS = {"float32": "highest", "tf32": "high"}
+JAX_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32"}
+GRAPH_WARM_UPS = 3
 
 
-def pytorch(case: Case, inputs: Inputs) -> Call:
-    """Call PyTorch: autograd for the gradients, torch.optim for the step, cdist for distances."""
+def pytorch(
+    case: Case,
+    inputs: Inputs,
+    how: str = "eager",
+    precision: str = "float32",
+    uploads: bool = False,
+) -> Call:
+    """Call PyTorch: autograd for the gradients, torch.optim for the step, cdist for distances.
+
+    Parameters
+    ----------
+    case : Case
+    inputs : Inputs
+    how : {"eager", "compiled", "graphed"}
+        As it is, through ``torch.compile``, or replayed from CUDA graphs.
+    precision : {"float32", "tf32"}
+    uploads : bool
+        Take X from the host's memory in each call.
+    """
+    decline_tf32_neighbors(case, precision)
     torch = _import("torch", "PyTorch")
-    functional = torch.nn.functional
-    y = torch.tensor(inputs.y[: case.samples], dtype=torch.int64)
+    if inputs.device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
+    if how == "graphed" and inputs.device == "cpu":
+        raise Unavailable("CUDA graphs need a CUDA device")
+    evaluate: Callable[[Any], tuple[Any, Any]]
+    batches: Iterator[Any]
+    state: dict[str, Any] = {}
     if case.operation.startswith("k-NN"):
-        train, labels = torch.tensor(inputs.float_pixels), torch.tensor(inputs.y).long()
-        queries, p = train[: case.samples], {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]]
+        evaluate = _torch_neighbors(torch, case, inputs, how)
+        queries = inputs.float_pixels[: case.samples]
+        batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
+    else:
+        evaluate, state = _torch_loss(torch, case, inputs, how)
+        put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
+        batches = rotated(inputs.floats[: case.samples], inputs, put)
+    if how == "graphed":
+        with _torch_precision(torch, precision):
+            graphs = _captured(torch, evaluate, batches, **state)
+        return lambda: _replay(*next(graphs))
+    if uploads:
+        batches = (X.to(inputs.device) for X in batches)
+    if precision == "float32":
+        return lambda: evaluate(next(batches))
 
-        def predict() -> tuple[float, Any]:
-            distances = torch.cdist(queries, train, p=p)
-            nearest = distances.topk(N_NEIGHBORS, largest=False).indices
-            votes = functional.one_hot(labels[nearest]).sum(dim=1)
-            return predicted(votes.argmax(dim=1).numpy(), y.numpy())
+    def in_precision() -> tuple[Any, Any]:
+        with _torch_precision(torch, precision):
+            return evaluate(next(batches))
 
-        return predict
-    X = torch.tensor(inputs.floats[: case.samples])
+    return in_precision
 
-    def loss_of(params: dict[str, Any]) -> Any:
+
+@contextmanager
+def _torch_precision(torch: Any, precision: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(TORCH_PRECISIONS[precision])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(TORCH_PRECISIONS["float32"])
+
+
+def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
+    """Return ``evaluate(X) -> (loss, result)``, and the parameters and velocities it moves."""
+    functional = torch.nn.functional
+    y = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
+
+    def loss_of(params: dict[str, Any], X: Any) -> Any:
         if case.operation.startswith("two-layer"):
             hidden = torch.relu(X @ params["W1"] + params["b1"])
             scores = hidden @ params["W2"] + params["b2"]
@@ -48,60 +113,135 @@ def pytorch(case: Case, inputs: Inputs) -> Call:
             data_loss = functional.cross_entropy(scores, y)
         return data_loss + REG * penalty
 
-    host = _params(case, inputs)
-    params = {name: torch.tensor(value, requires_grad=True) for name, value in host.items()}
+    params = {
+        name: torch.tensor(value, requires_grad=True, device=inputs.device)
+        for name, value in _params(case, inputs).items()
+    }
     optimizer = torch.optim.SGD(params.values(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
+    objective = _compiled(torch, loss_of, inputs) if how == "compiled" else loss_of
 
-    def call() -> tuple[Any, Any]:
-        optimizer.zero_grad()
-        loss = loss_of(params)
+    def evaluate(X: Any) -> tuple[Any, Any]:
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective(params, X)
         loss.backward()
         if case.operation == "two-layer training step":
             optimizer.step()
-            return loss.detach().numpy(), _result({k: v.detach() for k, v in params.items()})
-        return loss.detach().numpy(), _result({k: v.grad for k, v in params.items()})
+            return loss.detach(), {name: value.detach() for name, value in params.items()}
+        return loss.detach(), _result({name: value.grad for name, value in params.items()})
 
-    return call
+    return evaluate, {"params": params, "optimizer": optimizer}
 
 
-def jax_jit(case: Case, inputs: Inputs) -> Call:
+def _torch_neighbors(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
+    train = torch.tensor(inputs.float_pixels, device=inputs.device)
+    labels = torch.tensor(inputs.y, dtype=torch.int64, device=inputs.device)
+    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]], inputs.W.shape[1]
+
+    def nearest_labels(queries: Any) -> Any:
+        distances = torch.cdist(queries, train, p=p)
+        nearest = distances.topk(N_NEIGHBORS, largest=False).indices
+        votes = torch.nn.functional.one_hot(labels[nearest], n_classes).sum(dim=1)
+        return votes.argmax(dim=1)
+
+    predict = _compiled(torch, nearest_labels, inputs) if how == "compiled" else nearest_labels
+    return lambda queries: predicted(predict(queries))
+
+
+def _compiled(torch: Any, function: Callable[..., Any], inputs: Inputs) -> Any:
+    # On a CPU, where this is only rehearsed, without the minutes that a C++ compiler would take.
+    return torch.compile(function, backend="inductor" if inputs.device == "cuda" else "aot_eager")
+
+
+def _captured(
+    torch: Any,
+    evaluate: Callable[[Any], Any],
+    batches: Iterator[Any],
+    params: dict[str, Any] | None = None,
+    optimizer: Any = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Capture a CUDA graph for each copy of the samples; return (graph, its result) by turns.
+
+    The warm-ups that a capture needs move the parameters of a training step. They are put back in
+    place, because the graphs hold their addresses.
+    """
+    first = next(batches)
+    copies = [first]
+    while (X := next(batches)) is not first:
+        copies.append(X)
+    before = [(value, value.detach().clone()) for value in (params or {}).values()]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(GRAPH_WARM_UPS):
+            evaluate(first)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = []
+    for X in copies:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = evaluate(X)  # which forgets the gradients: each graph has its own
+        captured.append((graph, result))
+    with torch.no_grad():
+        for value, start in before:
+            value.copy_(start)
+            for buffer in optimizer.state[value].values():
+                if buffer is not None:
+                    buffer.zero_()
+    return itertools.cycle(captured)
+
+
+def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
+    graph.replay()
+    return result
+
+
+def jax_jit(case: Case, inputs: Inputs, precision: str = "float32") -> Call:
     """Call JAX: one jitted function a case; the first call compiles it."""
+    decline_tf32_neighbors(case, precision)
     jax = _import("jax", "JAX")
-    with jax.enable_x64(inputs.dtype == np.float64):
-        call = _jax_call(jax, case, inputs)
+    try:
+        device = jax.devices("gpu" if inputs.device == "cuda" else "cpu")[0]
+    except RuntimeError as error:
+        raise Unavailable(f"JAX {jax.__version__} has no such device: {error}") from None
+    if inputs.dtype != np.float64:
+        return _jax_call(jax, case, inputs, device, precision)
+    with jax.enable_x64(True):
+        call = _jax_call(jax, case, inputs, device, precision)
 
-    def in_precision() -> tuple[Any, Any]:
-        with jax.enable_x64(inputs.dtype == np.float64):
+    def in_float64() -> tuple[Any, Any]:
+        with jax.enable_x64(True):
             return call()
 
-    return in_precision
+    return in_float64
 
 
-def _jax_call(jax: Any, case: Case, inputs: Inputs) -> Call:
+def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str) -> Call:
     jnp = jax.numpy
-    y = jnp.asarray(inputs.y[: case.samples])
+    put = partial(jax.device_put, device=device)
+    matmul = partial(jnp.matmul, precision=JAX_PRECISIONS[precision])
+    y = put(inputs.y[: case.samples])
     if case.operation.startswith("k-NN"):
         if case.operation.endswith("l1"):
-            raise Unavailable("the differences of all pairs would take 61 GB")
-        train, labels = jnp.asarray(inputs.float_pixels), jnp.asarray(inputs.y)
+            raise Unavailable("the differences of all pairs would take too much memory")
+        train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.W.shape[1]
         queries = train[: case.samples]
 
         def nearest_labels(queries: Any, train: Any, labels: Any) -> Any:
-            squares = (train**2).sum(axis=1) - 2 * queries @ train.T
+            squares = (train**2).sum(axis=1) - 2 * matmul(queries, train.T)
             _, nearest = jax.lax.top_k(-squares, N_NEIGHBORS)
-            return jax.nn.one_hot(labels[nearest], 10).sum(axis=1).argmax(axis=1)
+            return jax.nn.one_hot(labels[nearest], n_classes).sum(axis=1).argmax(axis=1)
 
-        compiled, host_y = jax.jit(nearest_labels), inputs.y[: case.samples]
-        return lambda: predicted(np.asarray(compiled(queries, train, labels)), host_y)
-    X = jnp.asarray(inputs.floats[: case.samples])
+        compiled = jax.jit(nearest_labels)
+        return lambda: predicted(compiled(queries, train, labels))
+    batches = rotated(inputs.floats[: case.samples], inputs, put)
 
     def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
         if case.operation.startswith("two-layer"):
-            hidden = jax.nn.relu(X @ params["W1"] + params["b1"])
-            scores = hidden @ params["W2"] + params["b2"]
+            hidden = jax.nn.relu(matmul(X, params["W1"]) + params["b1"])
+            scores = matmul(hidden, params["W2"]) + params["b2"]
             penalty = (params["W1"] ** 2).sum() + (params["W2"] ** 2).sum()
         else:
-            scores, penalty = X @ params["W"], (params["W"] ** 2).sum()
+            scores, penalty = matmul(X, params["W"]), (params["W"] ** 2).sum()
         own = jnp.take_along_axis(scores, y[:, None], axis=1)
         if case.operation.startswith("svm"):
             margins = jax.nn.relu(scores - own + 1)
@@ -110,12 +250,12 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs) -> Call:
             data_loss = (jax.nn.logsumexp(scores, axis=1) - own[:, 0]).mean()
         return data_loss + REG * penalty
 
-    state = [{name: jnp.asarray(value) for name, value in _params(case, inputs).items()}]
+    params = {name: put(value) for name, value in _params(case, inputs).items()}
     if case.operation != "two-layer training step":
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
 
         def call() -> tuple[Any, Any]:
-            loss, grads = jax.block_until_ready(loss_and_gradient(state[0], X, y))
+            loss, grads = loss_and_gradient(params, next(batches), y)
             return loss, _result(grads)
 
         return call
@@ -129,18 +269,22 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs) -> Call:
         return loss, params, velocity
 
     compiled_step = jax.jit(step)
-    state.append(jax.tree.map(jnp.zeros_like, state[0]))
+    state = [params, jax.tree.map(jnp.zeros_like, params)]
 
     def call_step() -> tuple[Any, Any]:
-        loss, *state[:] = jax.block_until_ready(compiled_step(*state, X, y))
-        return loss, _result(state[0])
+        loss, *state[:] = compiled_step(*state, next(batches), y)
+        return loss, state[0]
 
     return call_step
 
 
+def wait_for_jax(result: Any) -> None:
+    """Return when JAX, which has a queue of its own, has finished a result."""
+    sys.modules["jax"].block_until_ready(result)
+
+
 def scikit_learn(case: Case, inputs: Inputs) -> Call:
     """Call scikit-learn: the loss that LogisticRegression minimises, and brute-force neighbours."""
-    y = inputs.y[: case.samples]
     if case.operation.startswith("k-NN"):
         from sklearn.neighbors import KNeighborsClassifier
 
@@ -148,7 +292,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         classifier = KNeighborsClassifier(N_NEIGHBORS, algorithm="brute", metric=metric)
         classifier.fit(inputs.float_pixels, inputs.y)
         queries = inputs.float_pixels[: case.samples]
-        return lambda: predicted(classifier.predict(queries), y)
+        return lambda: predicted(classifier.predict(queries))
     if not case.operation.startswith("softmax"):
         raise Unavailable("scikit-learn has no such function")
     from sklearn._loss import HalfMultinomialLoss
@@ -156,7 +300,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
 
     from gpuclf.backend import cpu_workers
 
-    X, W = inputs.floats[: case.samples], inputs.W
+    X, W, y = inputs.floats[: case.samples], inputs.W, inputs.y[: case.samples]
     objective = LinearModelLoss(HalfMultinomialLoss(n_classes=W.shape[1]), fit_intercept=False)
     coefficients, labels = np.asfortranarray(W.T), y.astype(W.dtype)
     threads = cpu_workers()
@@ -178,8 +322,7 @@ def _params(case: Case, inputs: Inputs) -> dict[str, Any]:
 
 def _result(values: dict[str, Any]) -> Any:
     """Return what the other implementations return: a dict for the net, else W's array alone."""
-    host = {name: np.asarray(value) for name, value in values.items()}
-    return host.get("W", host)
+    return values.get("W", values)
 
 
 def _import(name: str, title: str) -> Any:
@@ -191,8 +334,32 @@ def _import(name: str, title: str) -> Any:
         ) from None
 
 
+def _torch(name: str, **options: Any) -> Implementation:
+    row = {key: options[key] for key in ("precision", "uploads") if key in options}
+    return Implementation(name, "torch", "float", partial(pytorch, **options), **row)
+
+
+def _jax(name: str, precision: str = "float32") -> Implementation:
+    prepare = partial(jax_jit, precision=precision)
+    return Implementation(name, "jax", "float", prepare, precision=precision, wait=wait_for_jax)
+
+
 PEERS = [
     Implementation("scikit-learn", "sklearn", "float", scikit_learn),
-    Implementation("PyTorch", "torch", "float", pytorch),
-    Implementation("JAX", "jax", "float", jax_jit),
+    _torch("PyTorch"),
+    _jax("JAX"),
 ]
+
+
+def device_peers() -> list[Implementation]:
+    """Return PyTorch's and JAX's ways on the device of the inputs, each with its precision."""
+    return [
+        _torch("PyTorch eager"),
+        _torch("PyTorch eager TF32", precision="tf32"),
+        _torch("PyTorch eager +upload", uploads=True),
+        _torch("PyTorch compiled", how="compiled"),
+        _torch("PyTorch graphed", how="graphed"),
+        _torch("PyTorch graphed TF32", how="graphed", precision="tf32"),
+        _jax("JAX jit"),
+        _jax("JAX jit TF32", precision="tf32"),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from gpuclf.benchmark.timing import Row
 __all__ = ["format_seconds", "print_rows", "write_json"]
 
 BAR_WIDTH = 12
+# Hundreds of samples on a line each would bury the rest. (No string holds a line break in JSON.)
+NUMBERS = re.compile(r"\[\n([-+.\deE,\s]+)\]")
 
 
 def format_seconds(seconds: float) -> str:
@@ -84,6 +87,10 @@ def _bar(seconds: float, medians: list[float]) -> Text:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the result as JSON, creating the folder if need be."""
+    """Write the result as JSON, whole or not at all, creating the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    text = json.dumps(content, indent=1)
+    text = NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)

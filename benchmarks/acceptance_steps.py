@@ -1,0 +1,560 @@
+"""The steps of the acceptance: what `python -m benchmarks.acceptance` has done in a process apart.
+
+That process reads the names of steps from its standard input and answers in JSON, a message a line.
+A kernel that breaks the device's context, or a library that hangs, ends this process only.
+"""
+
+import argparse
+import copy
+import gc
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ET
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+import gpuclf
+from benchmarks import parity
+from gpuclf.backend import environment as describe_machine
+from gpuclf.backend import to_device
+from gpuclf.benchmark import device_cases
+from gpuclf.benchmark.cases import Inputs
+from gpuclf.benchmark.device_timing import SLACK, run_device_case, true_results
+from gpuclf.benchmark.devices import CudaDevice, HostDevice, measure_ceilings
+from gpuclf.benchmark.implementations import Unavailable, device_implementations
+from gpuclf.benchmark.peers import device_peers
+from gpuclf.datasets import make_synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
+SANITIZERS = ("memcheck", "racecheck")
+SANITIZER_ERROR = 86
+LEAST_RUNS = 10  # of a call too slow for as many as are asked for
+TAIL_CHARACTERS = 1500
+INTERRUPT_S = 4.0  # for pytest's own report, within the step's limit
+COLD = ["plain CuPy", "gpuclf uint8", "PyTorch eager", "JAX jit", "PyTorch compiled"]
+# A small CPU's ceilings, from calls of microseconds, are no ceilings: a rehearsal only goes through
+# the judgement.
+SLACK_OF_REHEARSAL = 1e3
+
+
+class Skipped(Exception):  # noqa: N818 - no error
+    """A step that cannot be done here; the message says why."""
+
+
+class Unfit(Exception):  # noqa: N818 - an outcome
+    """What a step found is not good enough; `result` is recorded all the same."""
+
+    def __init__(self, message, result=None):
+        super().__init__(message)
+        self.result = result
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of a run."""
+
+    dry_run: bool = False
+    samples: int = 50_000
+    runs: int = 100
+    seed: int = 0
+    copied_bytes: int = 1 << 30
+    matrix_side: int = 8192
+    timing_s: float = 8.0
+    prepare_limit_s: float = 40.0
+    determinism_s: float = 30.0
+    tests_limit_s: float = 100.0
+    out: str = "."
+    commit: str = ""
+
+    @classmethod
+    def rehearsal(cls, **options):
+        """Return sizes that a small CPU finishes at once."""
+        tiny = {
+            "samples": 240,
+            "runs": 25,
+            "copied_bytes": 1 << 20,
+            "matrix_side": 128,
+            "determinism_s": 5.0,
+        }
+        return cls(**({"dry_run": True, **tiny, "timing_s": 0.3} | options))
+
+
+class Context:
+    """What the steps share: sizes, the device, and data made when first needed."""
+
+    def __init__(self, settings, advance=lambda _: None):
+        self.settings, self.advance = settings, advance
+        self.known = {}  # the results of earlier steps, by name
+
+    @cached_property
+    def device(self):
+        """Return the GPU, or the CPU in its place."""
+        return HostDevice() if self.settings.dry_run else CudaDevice()
+
+    @cached_property
+    def put(self):
+        """Return what takes an array to the device."""
+        if self.settings.dry_run:
+            return np.array
+        return partial(to_device, backend="cupy")
+
+    @cached_property
+    def images(self):
+        """Make pixels and labels of the size of CIFAR-10's training set."""
+        self.advance("making images")
+        return make_synthetic(self.settings.samples, self.settings.seed)
+
+    @cached_property
+    def inputs(self):
+        """Return the arrays of the cases, in float32."""
+        cache = 1 << 20 if self.settings.dry_run else self.device.cache_bytes
+        kind = "cpu" if self.settings.dry_run else "cuda"
+        return Inputs(*self.images, seed=self.settings.seed, device=kind, cache_bytes=cache)
+
+    @cached_property
+    def inputs_float64(self):
+        """Return the same images for the reference."""
+        return Inputs(*self.images, dtype="float64", seed=self.settings.seed)
+
+    @cached_property
+    def cases(self):
+        """Return what is timed."""
+        cases = device_cases(self.settings.samples, min(200, self.settings.samples))
+        if self.settings.dry_run:
+            return [replace(case, rounds=2, calls_a_turn=2) for case in cases]
+        return cases
+
+    def implementations(self):
+        """Return what is timed of this library and of its peers."""
+        return device_implementations(self.inputs.device) + device_peers()
+
+
+# ------------------------------------------------------------------------------------- steps
+
+
+def environment(context):
+    """Machine, GPU, driver, versions, commit, precision of each peer."""
+    found = describe_machine()
+    found["versions"]["gpuclf"] = gpuclf.__version__
+    for name in ("triton", "nvidia-cublas", "nvidia-cublas-cu12", "jaxlib", "pytest"):
+        if (version := _version(name)) is not None:
+            found["versions"][name] = version
+    return {
+        "machine": found,
+        "gpu": _output(
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current",
+            "--format=csv,noheader",
+        ),
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "commit_said": context.settings.commit or None,
+        "changed_files": _changed_files(),
+        "source_sha256": _source_digest(),
+        "precision": _precisions(),
+        "data": f"synthetic images, {context.settings.samples:,} x 3,072 bytes, the size of "
+        "CIFAR-10's training set",
+    }
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command):
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _changed_files():
+    status = _output("git", "status", "--porcelain")
+    return None if status is None else status.splitlines()
+
+
+def _source_digest():
+    """Name the code itself: a bare copy has no commit."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in ROOT.glob("gpuclf/**/*") if p.suffix in (".py", ".cu", ".cuh")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _precisions():
+    found = {"CuPy": f"float32; CUPY_TF32={os.environ.get('CUPY_TF32', 'unset')}"}
+    try:
+        torch = importlib.import_module("torch")
+        found["PyTorch"] = (
+            f"float32 matmul precision {torch.get_float32_matmul_precision()!r}, set for each row"
+        )
+    except ImportError:
+        found["PyTorch"] = "not installed"
+    try:
+        jax = importlib.import_module("jax")
+        found["JAX"] = (
+            f"default {jax.config.jax_default_matmul_precision!r}; each product states its own"
+        )
+    except ImportError:
+        found["JAX"] = "not installed"
+    return found
+
+
+def gpu_tests(context):
+    """Run the tests that need a GPU, in a process of their own."""
+    files = ["tests/test_dispatch.py" if context.settings.dry_run else "tests"]
+    report = Path(context.settings.out).resolve() / "gpu_tests.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    # There, other versions may warn of something new; here, results count.
+    command += ["-W", "default", "--doctest-continue-on-failure", f"--junitxml={report}", *files]
+    output, limit = report.with_name("gpu_tests.log"), context.settings.tests_limit_s
+    report.unlink(missing_ok=True)
+    with output.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # pytest then writes what it has
+            code = f"SIGINT after {limit:g} s"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(INTERRUPT_S)
+            process.kill()
+            process.wait()
+    if code not in (0, 5) or not report.exists():  # 5: no test carries the mark
+        found = {"tail": _tail(output)}
+        if report.exists():
+            found |= _test_counts(report) | {"failed": _failed_tests(report)}
+        raise Unfit(f"pytest ended with {code}: {found['tail'].splitlines()[-1]}", found)
+    counts = _test_counts(report)
+    if not context.settings.dry_run and counts["tests"] == counts["skipped"]:
+        raise Unfit("every test was skipped", counts | {"tail": _tail(output)})
+    return counts | {"summary": _tail(output).splitlines()[-1]}
+
+
+def _test_counts(report):
+    suite = ET.parse(report).getroot().find("testsuite")
+    return {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+
+
+def _failed_tests(report):
+    failed = []
+    for test in ET.parse(report).getroot().iter("testcase"):
+        for problem in (*test.findall("failure"), *test.findall("error")):
+            name = f"{test.get('classname')}.{test.get('name')}"
+            failed.append(f"{name}: {problem.get('message', '')[:300]}")
+    return failed[:50]
+
+
+def _tail(path):
+    return path.read_text(errors="replace").strip()[-TAIL_CHARACTERS:]
+
+
+def check_parity(context):
+    """Hold every kernel and every public operation against NumPy in float64."""
+    if not context.settings.dry_run:
+        records = parity.check_all(context.put, "cupy", parity.SIZES, context.advance)
+    elif rehearse_kernels():
+        records = parity.check_all(context.put, "cupy", parity.SMALL_SIZES, context.advance)
+    else:
+        records = parity.check_all(context.put, "none", parity.SMALL_SIZES, context.advance)
+        optional = "GPUCLF_REQUIRE_COMPILERS" not in os.environ
+        records["kernels"] = {"passed": optional, "message": "left out: no C++ compiler"}
+    failed = [name for name, record in records.items() if not record["passed"]]
+    if failed:
+        raise Unfit(f"{len(failed)} of {len(records)} differ: {', '.join(failed)}", records)
+    return records
+
+
+def rehearse_kernels():
+    """Let CUDA kernels run on the CPU; return False where there is no compiler."""
+    from gpuclf.kernels import cuda_modules
+
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))
+    from cuda_on_cpu import CpuDevice
+    from cuda_on_cpu.compilation import compiler
+
+    if compiler() is None:
+        return False
+    device = CpuDevice()
+    cuda_modules.build = device.build
+    cuda_modules.device_limits = lambda x: device.limits
+    return True
+
+
+def determinism(context):
+    """Run everything many times, while there is time, and compare the bits."""
+    settings = context.settings
+    ours = [i for i in context.implementations() if i.name in ("gpuclf", "gpuclf uint8")]
+    found, different = {}, []
+    for case in context.cases:
+        for implementation in ours:
+            name = f"{case.title}, {implementation.features}"
+            context.advance(name)
+            digests, call, runs = set(), None, 0
+            ends = time.monotonic() + settings.determinism_s / (len(ours) * len(context.cases))
+            while runs < settings.runs and (runs < LEAST_RUNS or time.monotonic() < ends):
+                runs += 1
+                poison(context.device)
+                if call is None or case.operation.endswith("step"):  # which moves what it works on
+                    call = implementation.prepare(case, without_copies(context.inputs))
+                digests.add(digest(call()))
+            found[name] = {"runs": runs, "different_results": len(digests)}
+            found[name]["sha256"] = sorted(digests)[0]
+            if len(digests) > 1:
+                different.append(name)
+    if different:
+        raise Unfit(f"other bits in other runs: {', '.join(different)}", found)
+    return found
+
+
+def without_copies(inputs):
+    """Return the same inputs without copies that take turns."""
+    once = copy.copy(inputs)
+    once.cache_bytes = 0
+    return once
+
+
+def poison(device):
+    """Leave NaN in memory that the next call may get, so that reading what is unwritten shows."""
+    for size in (1 << 10, 1 << 18, 1 << 22):
+        device.xp.full(size, np.nan, dtype=np.float32)
+
+
+def digest(result):
+    """Hash the bits of a nested result."""
+    found = hashlib.sha256()
+    for array in parity.arrays_of(result):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def sanitizer(tool, context):
+    """Run the kernels small under compute-sanitizer; in a rehearsal, without it."""
+    command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--small-run"]
+    if context.settings.dry_run:
+        command.append("--dry-run")
+    else:
+        program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not Path(program).exists():
+            raise Skipped("compute-sanitizer is not installed")
+        checks = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
+        command = [*checks, *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    tail = (done.stdout + done.stderr).strip()[-TAIL_CHARACTERS:]
+    if done.returncode == SANITIZER_ERROR:
+        raise Unfit(f"{tool} found errors", {"tail": tail})
+    if done.returncode != 0:
+        raise Unfit(f"the small run ended with {done.returncode}", {"tail": tail})
+    return {"tool": tool, "tail": tail[-300:]}
+
+
+def small_run(context):
+    """Run every kernel and the losses at small sizes, each array in memory of its own."""
+    if context.settings.dry_run:
+        if not rehearse_kernels():
+            return
+    else:
+        context.device.xp.cuda.set_allocator(None)  # a pool would hide what lies out of bounds
+    runs = {
+        name: parity.check_kernel(*found, context.put, parity.SMALL_SIZES)
+        for name, found in parity.registered("cupy").items()
+    }
+    for name in ("softmax_loss_vectorized", "svm_loss_vectorized", "two_layer_loss"):
+        run = parity.PUBLIC_RUNS[name]
+        runs[name] = parity.check_operation(run, context.put, parity.SMALL_SIZES)
+    failed = [name for name, record in runs.items() if not record["passed"]]
+    if failed:
+        raise SystemExit(f"differ: {', '.join(failed)}")
+    print(f"{len(runs)} operations agree")
+
+
+def ceilings(context):
+    """Measure how fast this machine moves bytes and multiplies."""
+    settings = context.settings
+    found = measure_ceilings(context.device, settings.copied_bytes, settings.matrix_side)
+    context.device.forget()
+    return found
+
+
+def timings(index, context):
+    """Check and time one case."""
+    if "ceilings" not in context.known:
+        raise Skipped("no ceilings were measured, so nothing could be judged")
+    case, settings = context.cases[index], context.settings
+    context.advance("float64 reference")
+    truth = true_results(case, context.inputs_float64)
+    try:
+        rows = run_device_case(
+            case,
+            context.inputs,
+            truth,
+            context.implementations(),
+            context.device,
+            context.known["ceilings"],
+            context.advance,
+            settings.timing_s,
+            settings.prepare_limit_s,
+            settings.seed,
+            SLACK_OF_REHEARSAL if settings.dry_run else SLACK,
+        )
+    finally:
+        release(context.device)
+    result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
+    bad = [
+        f"{row.implementation} {row.status} ({row.reason})"
+        for row in rows
+        if row.status in ("wrong", "failed", "rejected")
+    ]
+    if bad:
+        raise Unfit("; ".join(bad), result)
+    return result
+
+
+def release(device):
+    """Give memory back, so that the next case finds room."""
+    gc.collect()
+    device.forget()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.compiler.reset()  # or after a few cases it would silently compile no more
+        if device.name == "cuda":
+            torch.cuda.empty_cache()
+
+
+def cold_starts(context):
+    """Time the first call in a fresh process, with empty caches of compiled kernels."""
+    rows = []
+    for name in COLD[:2] if context.settings.dry_run else COLD:
+        context.advance(name)
+        command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--cold", name]
+        command += ["--samples", str(context.settings.samples)]
+        command += ["--dry-run"] if context.settings.dry_run else []
+        with tempfile.TemporaryDirectory() as folder:
+            caches = {"CUPY_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **caches, "TRITON_CACHE_DIR": folder},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        lines = done.stdout.strip().splitlines()
+        if done.returncode == 0 and lines:
+            rows.append(json.loads(lines[-1]))
+        else:
+            rows.append({"implementation": name, "failed": done.stderr.strip()[-300:]})
+    failed = [row["implementation"] for row in rows if "failed" in row]
+    if failed:
+        raise Unfit(f"did not start: {', '.join(failed)}", {"rows": rows})
+    return {"rows": rows}
+
+
+def cold_start(context, name):
+    """Print what the first calls of an implementation take in this process."""
+    inputs, case = context.inputs, context.cases[0]
+    _ = inputs.floats, inputs.bytes_
+    row = {"implementation": name, "case": case.title}
+    (implementation,) = [i for i in context.implementations() if i.name == name]
+    began = time.perf_counter()
+    try:
+        call = implementation.prepare(case, without_copies(inputs))
+        row["import_and_upload_s"] = time.perf_counter() - began
+        for which in ("first_call_s", "second_call_s"):
+            began = time.perf_counter()
+            digest(call())  # brings the result to the host
+            row[which] = time.perf_counter() - began
+    except Unavailable as reason:
+        row["unavailable"] = str(reason)
+    print(json.dumps(row))
+
+
+LABELS = ["softmax", "net step", "svm", "net", "softmax batch", "k-NN l2", "k-NN l1"]
+STEPS = {
+    "environment": environment,
+    "gpu tests": gpu_tests,
+    "parity": check_parity,
+    "determinism": determinism,
+    **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
+    "ceilings": ceilings,
+    **{f"timings: {label}": partial(timings, index) for index, label in enumerate(LABELS)},
+    "cold starts": cold_starts,
+}
+
+
+def run_step(context, name):
+    """Run a step and return its status, message and result; whatever happens, an answer."""
+    began = time.perf_counter()
+    answer = {"status": "passed", "message": None, "result": None}
+    try:
+        answer["result"] = STEPS[name](context)
+    except Skipped as reason:
+        answer |= {"status": "skipped", "message": str(reason)}
+    except Unfit as found:
+        answer |= {"status": "failed", "message": str(found), "result": found.result}
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        answer |= {"status": "failed", "message": message, "broken": True}
+    return answer | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def serve(settings, requests, send):
+    """Answer requests until there are no more; after an accident, end: a new process is clean."""
+    context = Context(settings, lambda what: send({"progress": what}))
+    for line in requests:
+        request = json.loads(line)
+        context.known = request["known"]
+        answer = run_step(context, request["step"])
+        send({"answer": answer})
+        if answer.get("broken"):
+            return
+
+
+def main():
+    """Run what `benchmarks.acceptance` asks a process of its own for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", metavar="SETTINGS", help="answer requests; settings as JSON")
+    parser.add_argument("--small-run", action="store_true")
+    parser.add_argument("--cold", metavar="IMPLEMENTATION")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--dry-run", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.serve:
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what libraries print is no answer
+
+        def send(message):
+            print(json.dumps(message), file=answers, flush=True)
+
+        serve(Settings(**json.loads(arguments.serve)), sys.stdin, send)
+        return
+    settings = Settings.rehearsal() if arguments.dry_run else Settings()
+    if arguments.samples:
+        settings = replace(settings, samples=arguments.samples)
+    if arguments.small_run:
+        small_run(Context(settings))
+    else:
+        cold_start(Context(settings), arguments.cold)
+
+
+if __name__ == "__main__":
+    main()

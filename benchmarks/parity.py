@@ -1,0 +1,308 @@
+"""Every operation and every kernel on a device, held against NumPy in float64.
+
+What is allowed is measured, not guessed: twice the error that the shared body makes on NumPy in the
+same precision, and a few units in the last place.
+"""
+
+import importlib
+import inspect
+import warnings
+from functools import partial
+
+import numpy as np
+
+import gpuclf
+from gpuclf import dispatch
+from gpuclf.benchmark.timing import on_host
+from gpuclf.features import Features, Standardized
+from gpuclf.linear import mean_weights
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.neighbors import k_neighbors, squared_euclidean
+from gpuclf.preprocessing import subtract_mean_image
+
+ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
+# In the last place of the largest value. Against float64 itself nothing is measured: other orders
+# of summation must fit in here.
+UNITS_ALLOWED = {"float32": 16, "float64": 4096}
+TRAINING_UNITS_ALLOWED = 2048  # every step of a training adds its own
+SIZES = [(1, 48, 10), (33, 48, 2), (31, 64, 33), (200, 3072, 10), (1000, 3072, 10)]
+SMALL_SIZES = [(70, 64, 3), (33, 48, 10)]  # with few classes the standardisation folds
+
+
+class Problem:
+    """Arrays for one size, without a symmetry that would hide a transposition.
+
+    `put` takes an array to where it is to be used; floats are made in `dtype` from float32 numbers,
+    so that every precision computes from the same values.
+    """
+
+    def __init__(self, put, dtype, size, seed=0):
+        n, d, c = size
+        rng = np.random.default_rng([seed, *size])
+        self.put, self.dtype, self.size = put, np.dtype(dtype), size
+
+        def floats(values):
+            return put(values.astype(np.float32).astype(self.dtype))
+
+        pixels = rng.integers(256, size=(n, d), dtype=np.uint8)
+        self.pixels = put(pixels)
+        self.X = floats(rng.normal(size=(n, d)) + np.linspace(-1, 2, d))
+        self.more = put(rng.integers(256, size=(n + 5, d), dtype=np.uint8))
+        self.W = floats(0.05 * rng.normal(size=(d, c)) * np.linspace(0.5, 2, c))
+        self.b = floats(rng.normal(size=c))
+        self.y = put(rng.integers(0, c, n))
+        self.more_y = put(rng.integers(0, c, n + 5))
+        self.weights = floats(rng.uniform(0.1, 1, n) / n)
+        self.scores = floats(3 * rng.normal(size=(n, c)) + 1e3 * rng.normal(size=(n, 1)))
+        self.images = put(rng.integers(256, size=(min(n, 50), 3072), dtype=np.uint8))
+        self.params = {
+            "W1": floats(0.05 * rng.normal(size=(d, 7))),
+            "b1": floats(rng.normal(size=7)),
+            "W2": floats(rng.normal(size=(7, c))),
+            "b2": floats(rng.normal(size=c)),
+        }
+        self.few_rows = 40 * 3 * d * self.dtype.itemsize  # bytes: several blocks of them
+        mean, scale = rng.uniform(90, 160, d), rng.uniform(20, 80, d)
+        self.bytes_ = Standardized(self.pixels, mean, scale)
+
+    def copy(self, x):
+        """Return a new array of the same library."""
+        return x + 0
+
+
+# ------------------------------------------------------------------ what dispatch can replace
+
+
+def _momentum(function, p):
+    value, velocity = p.copy(p.W), 0.1 * p.W
+    function(value, 3 * p.W, velocity, 1e-2, 0.9, True)
+    return value, velocity
+
+
+def _linear(function, p, **options):
+    results = []
+    for X in (p.bytes_, p.X):
+        for data_loss in (softmax_cross_entropy, multiclass_hinge):
+            features = Features(X, int(p.W.shape[1]), p.W.dtype)
+            W, b = (p.W, p.b) if options else features.fold(p.W, p.b)
+            weights = mean_weights(None, features.n_samples, p.W)
+            results.append(function(W, b, features, p.y, weights, data_loss, **options))
+    return results
+
+
+KERNEL_RUNS = {  # by name, because not every library needs all of them
+    "affine": lambda f, p: f(p.X, p.W, p.b),
+    "affine_backward_params": lambda f, p: f(p.scores / 1e3, p.X),
+    "standardized_rows": lambda f, p: f(p.pixels, p.X[0], p.X[0]),
+    "add_penalty_gradient": lambda f, p: f(p.copy(p.W), p.W, 0.3),
+    "linear_objective": partial(_linear, reg=0.3),
+    "linear_pass": _linear,
+    "softmax_cross_entropy": lambda f, p: [f(p.scores, p.y), f(p.scores, p.y, p.weights)],
+    "multiclass_hinge": lambda f, p: [f(p.scores, p.y), f(p.scores, p.y, p.weights)],
+    "squared_euclidean": lambda f, p: f(p.pixels, p.more),
+    "manhattan": lambda f, p: f(p.pixels, p.more),
+    "smallest_k": lambda f, p: f(squared_euclidean(p.pixels, p.more), 5),
+    "momentum_step": _momentum,
+}
+
+
+class Recorder:
+    """Call a kernel, count what it declines, and let the shared body do that instead."""
+
+    def __init__(self, function, kernel):
+        self.function, self.kernel = function, kernel
+        self.taken = self.declined = 0
+
+    def __call__(self, *args, **options):
+        """Call the kernel, or else the shared body."""
+        result = self.kernel(*args, **options)
+        if result is NotImplemented:
+            self.declined += 1
+            return self.function.reference(*args, **options)
+        self.taken += 1
+        return result
+
+
+def registered(library):
+    """Return {name: (function, kernel)} of what is registered for a library."""
+    for module in dispatch.KERNEL_MODULES.get(library, ()):
+        importlib.import_module(module)
+    return {
+        f.reference.__name__: (f, f.kernels[library]) for f in fusables() if library in f.kernels
+    }
+
+
+def fusables():
+    """Find every function that kernels can be registered on."""
+    found = {}
+    for module in gpuclf._MODULES:
+        for value in vars(importlib.import_module(f"gpuclf.{module}")).values():
+            if inspect.isfunction(value) and hasattr(value, "kernels"):
+                found[id(value)] = value
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------- public operations
+
+
+def _classifier(name, **options):
+    def run(p):
+        if "random_state" in options:
+            options["precision"] = p.dtype.name
+        estimator = getattr(gpuclf, name)(**options)
+        estimator.fit(p.more, p.more_y)
+        if hasattr(estimator, "decision_function"):
+            return estimator.decision_function(p.pixels)
+        return estimator.predict(p.pixels)
+
+    return run
+
+
+def _numeric_gradient(p):
+    small = p.copy(p.b)
+    return gpuclf.numeric_gradient(lambda b: (b * b * b).sum(), small)
+
+
+def _grad_check(p):
+    small = p.copy(p.b)
+    checked = gpuclf.grad_check(lambda b: (b * b * b).sum(), small, 3 * small * small)
+    return p.put(np.array([float(checked.passed)]))
+
+
+SGD = {"max_iter": 2, "batch_size": 100, "random_state": 0}
+PUBLIC_RUNS = {
+    "Standardized": lambda p: Standardized.fit(p.more).apply(p.pixels).to_array(p.W.dtype),
+    "Streamed": lambda p: gpuclf.softmax_loss_vectorized(
+        p.W, gpuclf.Streamed(on_host(p.X), like=p.W, memory_budget=p.few_rows), p.y, 0.1
+    ),
+    "extract_features": lambda p: gpuclf.extract_features(p.images),
+    "grad_check": _grad_check,
+    "numeric_gradient": _numeric_gradient,
+    "knn_vote": lambda p: gpuclf.knn_vote(squared_euclidean(p.pixels, p.more), p.more_y, 3),
+    "pairwise_distances": lambda p: [
+        gpuclf.pairwise_distances(A, B, metric)
+        for A, B in (
+            (p.pixels, p.more),
+            (p.X, 2 * p.X[:3] + 1),
+        )  # no distance that rounding is all of
+        for metric in ("l2", "l1")
+    ],
+    "k_neighbors": lambda p: k_neighbors(p.pixels, p.more, 4),
+    "softmax_loss_vectorized": lambda p: [
+        gpuclf.softmax_loss_vectorized(p.W, X, p.y, 0.1) for X in (p.bytes_, p.X)
+    ],
+    "svm_loss_vectorized": lambda p: [
+        gpuclf.svm_loss_vectorized(p.W, X, p.y, 0.1) for X in (p.bytes_, p.X)
+    ],
+    "two_layer_loss": lambda p: [
+        gpuclf.two_layer_loss(p.params, X, p.y, 0.1) for X in (p.bytes_, p.X)
+    ],
+    "two_layer_scores": lambda p: gpuclf.two_layer_scores(p.params, p.X),
+    "subtract_mean_image": lambda p: subtract_mean_image(p.pixels),
+    "KNeighborsClassifier": _classifier("KNeighborsClassifier", n_neighbors=3),
+    "LinearSVMClassifier": _classifier("LinearSVMClassifier", **SGD),
+    "SoftmaxClassifier": _classifier("SoftmaxClassifier", solver="sgd", **SGD),
+    "TwoLayerNetClassifier": _classifier("TwoLayerNetClassifier", hidden_size=20, **SGD),
+}
+# No arrays, or moving them is what they are for, or loops over NumPy arrays.
+NOT_RUN = {
+    "BackendUnavailableError", "MixedDevicesError", "array_namespace", "get_backend", "synchronize",
+    "to_device", "to_host", "softmax_loss_naive", "svm_loss_naive", "two_layer_loss_naive",
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- comparing
+
+
+def arrays_of(result):
+    """Return the arrays of a nested result, in order, as NumPy arrays."""
+    if isinstance(result, dict):
+        result = [result[key] for key in sorted(result)]
+    if isinstance(result, list | tuple):
+        return [array for part in result for array in arrays_of(part)]
+    return [on_host(result)]
+
+
+def compare(found, unfused, truth, trained=False):
+    """Return the worst error as a share of what is allowed, array by array.
+
+    Parameters
+    ----------
+    found, unfused, truth : nested arrays
+        Of the device; of NumPy in the same precision; of NumPy in float64.
+    trained : bool
+        They come from many steps, each of which rounds.
+    """
+    unfused, worst = arrays_of(unfused), 0.0
+    # The loss is float64, but computed from scores in the precision of W.
+    precision = "float32" if any(u.dtype == np.float32 for u in unfused) else "float64"
+    units = TRAINING_UNITS_ALLOWED if trained else UNITS_ALLOWED[precision]
+    for f, u, t in zip(arrays_of(found), unfused, arrays_of(truth), strict=True):
+        if f.shape != t.shape or f.dtype != u.dtype:
+            raise AssertionError(f"{f.dtype}{f.shape} instead of {u.dtype}{t.shape}")
+        if f.dtype.kind != "f":
+            if not np.array_equal(f, u):
+                raise AssertionError(f"{np.mean(f != u):.1%} of the whole numbers differ")
+        elif not np.isfinite(f).all():
+            raise AssertionError("not all values are finite")
+        else:
+            unit = np.finfo(precision).eps * np.max(np.abs(t), initial=1e-30)
+            allowed = ERRORS_ALLOWED * np.max(np.abs(u - t), initial=0) + units * unit
+            worst = max(worst, float(np.max(np.abs(f - t), initial=0) / allowed))
+    return worst
+
+
+def _on_numpy(array):
+    return np.array(array)
+
+
+def check_operation(run, put, sizes, trained=False):
+    """Run an operation in float32 and float64 on the device; return a record."""
+    worst = {"float32": 0.0, "float64": 0.0}
+    for size in sizes:
+        truth = run(Problem(_on_numpy, np.float64, size))
+        for dtype in worst:
+            unfused = run(Problem(_on_numpy, dtype, size))
+            found = run(Problem(put, dtype, size))
+            worst[dtype] = max(worst[dtype], compare(found, unfused, truth, trained))
+    passed = all(share <= 1 for share in worst.values())
+    return {"passed": passed, "error_of_allowed": worst}
+
+
+def check_kernel(function, kernel, put, sizes):
+    """Run a kernel where its function would run; return a record with what it declined."""
+    name = function.reference.__name__
+    run = KERNEL_RUNS.get(name)
+    if run is None:
+        return {"passed": False, "message": f"no inputs for {name} in benchmarks/parity.py"}
+    recorder, worst = Recorder(function, kernel), {"float32": 0.0, "float64": 0.0}
+    for size in sizes:
+        truth = run(function.reference, Problem(_on_numpy, np.float64, size))
+        for dtype in worst:
+            unfused = run(function.reference, Problem(_on_numpy, dtype, size))
+            found = run(recorder, Problem(put, dtype, size))
+            worst[dtype] = max(worst[dtype], compare(found, unfused, truth))
+    record = {"error_of_allowed": worst, "taken": recorder.taken, "declined": recorder.declined}
+    if recorder.taken == 0:
+        return {"passed": False, "message": "the kernel declined everything", **record}
+    return {"passed": all(share <= 1 for share in worst.values()), **record}
+
+
+def check_all(put, library, sizes, advance=lambda _: None):
+    """Return a record for every kernel of `library` and every public operation."""
+    checks = {
+        f"kernel {name}": lambda f=function, k=kernel: check_kernel(f, k, put, sizes)
+        for name, (function, kernel) in registered(library).items()
+    } | {
+        name: lambda r=run, n=name: check_operation(r, put, sizes, n.endswith("Classifier"))
+        for name, run in PUBLIC_RUNS.items()
+    }
+    records = {}
+    warnings.simplefilter("ignore", UserWarning)  # that a few samples have as many classes
+    for name, check in checks.items():
+        advance(name)
+        try:
+            records[name] = check()
+        except Exception as error:  # the others are still worth knowing
+            records[name] = {"passed": False, "message": f"{type(error).__name__}: {error}"}
+    return records

@@ -1,0 +1,789 @@
+"""The acceptance command and what it judges with, without a GPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gpuclf
+from gpuclf import backend, streaming
+from gpuclf.backend import CupyProbe
+from gpuclf.benchmark import (
+    Case,
+    Inputs,
+    Unavailable,
+    device_timing,
+    devices,
+    implementations,
+    peers,
+)
+from gpuclf.benchmark.cases import device_cases
+from gpuclf.benchmark.device_timing import (
+    Floor,
+    TimeLimitError,
+    run_device_case,
+    time_limit,
+    true_results,
+)
+from gpuclf.benchmark.devices import CudaDevice, HostDevice, measure_ceilings
+from gpuclf.benchmark.implementations import (
+    Implementation,
+    device_implementations,
+    gpuclf_floats,
+)
+from gpuclf.benchmark.peers import device_peers
+from gpuclf.benchmark.timing import on_host
+from gpuclf.dispatch import fusable
+from gpuclf.losses import softmax_cross_entropy
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # the benchmarks are not installed
+
+from benchmarks import acceptance, parity  # noqa: E402
+from benchmarks import acceptance_steps as steps  # noqa: E402
+
+SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
+CEILINGS = {
+    "bytes_per_s": {"copy": 1e12, "read": 2e12, "upload pinned": 1e10, "upload pageable": 5e9},
+    "operations_per_s": {"float32": 1e13, "int8": 1e15},
+}
+
+
+def make_inputs(dtype="float32", n=40, cache_bytes=0):
+    rng = np.random.default_rng(0)
+    X = rng.integers(256, size=(n, 12), dtype=np.uint8)
+    return Inputs(X, np.arange(n) % 10, dtype, cache_bytes=cache_bytes)
+
+
+def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
+    return Case(operation, samples, 10, rounds, calls_a_turn)
+
+
+def run_case(case, implementations, device=None, ceilings=CEILINGS, **options):
+    truth = true_results(case, make_inputs("float64"))
+    return run_device_case(
+        case, make_inputs(), truth, implementations, device or HostDevice(), ceilings, **options
+    )
+
+
+# ------------------------------------------------------------------------------------- floors
+
+
+@pytest.mark.parametrize(
+    ("operation", "features", "moved", "operations"),
+    [
+        (SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        ("svm loss+gradient", "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        (STEP, "float", 40 * 56 + 4 * 4 * (13 * 50 + 510), 2 * 40 * (2 * 600 + 3 * 500)),
+        ("k-NN l2", "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
+    ],
+)
+def test_bytes_and_operations_are_counted(operation, features, moved, operations):
+    work = tiny_case(operation).work(make_inputs(), features)
+    assert (work.bytes, work.operations) == (moved, operations)
+
+
+def test_the_full_pass_has_the_floors_that_are_known_for_it():
+    inputs = Inputs(np.zeros((50_000, 3072), np.uint8), np.arange(50_000) % 10)
+    work = device_cases(50_000)[0].work(inputs, "uint8")
+    assert work.operations == pytest.approx(6.14e9, rel=1e-3)
+    ceilings = {"bytes_per_s": {"copy": 4.3e12}, "operations_per_s": {"bfloat16": 7.8e14}}
+    floor = Floor.of(work, ceilings)
+    assert (floor.seconds, floor.limited_by) == (pytest.approx(36e-6, rel=0.01), "memory")
+
+
+def test_the_slowest_of_memory_arithmetic_and_upload_is_the_floor():
+    work = tiny_case().work(make_inputs())
+    assert Floor.of(work, CEILINGS).seconds == work.bytes / 2e12
+    slow = CEILINGS | {"operations_per_s": {"float32": 1.0}}
+    assert Floor.of(work, slow) == Floor(work.operations, "arithmetic")
+    assert Floor.of(work, CEILINGS, 10**9) == Floor(0.1, "upload")
+
+
+def test_copies_of_samples_together_exceed_the_cache():
+    inputs = make_inputs(cache_bytes=1000)
+    assert inputs.copies(500) == 5
+    assert inputs.copies(10**6) == 2
+    assert make_inputs().copies(500) == 1
+
+
+# --------------------------------------------------------------------- checked and judged
+
+
+class QueueDevice(HostDevice):
+    """A device whose calls take a second each, later: only waiting for them moves the clock."""
+
+    def __init__(self, waits=True):
+        super().__init__()
+        self.now = self.end_of_queue = 0.0
+        self.waits = waits
+
+    def perf_counter(self):
+        return self.now
+
+    def queue(self, seconds):
+        self.end_of_queue = max(self.now, self.end_of_queue) + seconds
+
+    def synchronize(self):
+        if self.waits:
+            self.now = max(self.now, self.end_of_queue)
+
+    def mark(self):
+        return max(self.now, self.end_of_queue) if self.waits else self.now
+
+
+def queued(device, implementation, seconds=1.0):
+    def prepare(case, inputs):
+        call = implementation.prepare(case, inputs)
+
+        def queue_call():
+            device.queue(seconds)
+            device.now += 1e-9  # the launch itself
+            return call()
+
+        return queue_call
+
+    return replace(implementation, prepare=prepare)
+
+
+PLAIN, FLOATS, TF32, BYTES = device_implementations("cpu")[:4]
+
+
+@pytest.fixture
+def queue_device(monkeypatch):
+    def make(waits):
+        device = QueueDevice(waits)
+        monkeypatch.setattr(device_timing, "time", device)
+        return device
+
+    return make
+
+
+def test_what_a_device_does_is_timed_to_its_end(queue_device):
+    device = queue_device(waits=True)
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
+    for found in (row.device_s, row.wall_s, row.queued_s):
+        assert found["median"] == pytest.approx(1.0)
+        assert found["n"] == len(found["samples"])
+    assert (row.device_s["n"], row.wall_s["n"], row.queued_s["n"]) == (4, 4, 2)
+    assert row.status == "timed"
+    assert row.share_of_floor == pytest.approx(row.floor_s)
+
+
+def test_a_timer_that_does_not_wait_is_rejected(queue_device):
+    device = queue_device(waits=False)
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
+    assert row.status == "rejected"
+    assert "did not wait" in row.reason
+    assert row.share_of_floor is None
+    assert row.device_s["median"] < row.floor_s  # recorded all the same
+
+
+def test_a_result_just_above_a_ceiling_is_not_rejected(queue_device):
+    device = queue_device(waits=True)
+    floor = Floor.of(tiny_case().work(make_inputs()), CEILINGS).seconds
+    for share, status in ((0.95, "timed"), (0.85, "rejected")):
+        (row,) = run_case(tiny_case(), [queued(device, FLOATS, floor * share)], device)
+        assert row.status == status
+
+
+def test_a_library_with_its_own_queue_is_waited_for(queue_device):
+    device, waited = queue_device(waits=True), []
+    ours = replace(queued(device, FLOATS), wait=waited.append)
+    run_case(tiny_case(), [ours], device)
+    assert len(waited) == 2 * (2 + 1 + 2)  # rounds; by events, after a queue, by the clock
+    assert all(len(result) == 2 for result in waited)
+
+
+def spoiled(spoil, implementation=FLOATS, name="the wrong one"):
+    def prepare(case, inputs):
+        call = implementation.prepare(case, inputs)
+        return lambda: spoil(*call())
+
+    return replace(implementation, name=name, prepare=prepare)
+
+
+@pytest.mark.parametrize("operation", [SOFTMAX, "svm loss+gradient"])
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda loss, dW: (loss * 1.001, dW), "loss"),
+        (lambda loss, dW: (loss, dW * 1.001), "gradient"),
+        (lambda loss, dW: (np.float64(np.nan), dW), "loss"),
+    ],
+)
+def test_a_wrong_implementation_is_recorded_and_not_timed(operation, spoil, what):
+    wrong, right = run_case(tiny_case(operation), [spoiled(spoil), FLOATS])
+    assert wrong.status == "wrong"
+    assert f"disagree on the {what}" in wrong.reason
+    assert wrong.device_s is None
+    assert right.status == "timed"
+    assert max(right.errors.values()) < 1e-4
+
+
+def test_a_step_that_does_not_move_the_parameters_is_wrong():
+    def stand_still(case, inputs):
+        loss = gpuclf_floats(replace(case, operation="two-layer loss+gradient"), inputs)
+        params = inputs.params(case.hidden_units)
+        return lambda: (loss()[0], params)
+
+    wrong = Implementation("still", "numpy", "float", stand_still)
+    rows = run_case(tiny_case(STEP), [wrong, FLOATS, TF32, PLAIN, BYTES])
+    assert [row.status for row in rows] == ["wrong"] + ["timed"] * 4
+
+
+def test_what_goes_wrong_later_is_found_after_the_timing():
+    calls = []
+
+    def drift(loss, dW):
+        calls.append(None)
+        return loss * (1 + 1e-2 * (len(calls) > 4)), dW
+
+    (row,) = run_case(tiny_case(), [spoiled(drift)])
+    assert row.status == "wrong"
+    assert row.reason.startswith("after the timing")
+
+
+def test_what_fails_or_is_missing_does_not_stop_the_others():
+    def fail(case, inputs):
+        raise ValueError("no such thing")
+
+    def decline(case, inputs):
+        raise Unavailable("not here")
+
+    def hang(case, inputs):
+        time.sleep(5)
+
+    others = [Implementation(f.__name__, "numpy", "float", f) for f in (fail, decline, hang)]
+    rows = run_case(tiny_case(), [*others, FLOATS], prepare_limit_s=0.1)
+    assert [(row.status, row.reason) for row in rows] == [
+        ("failed", "ValueError: no such thing"),
+        ("unavailable", "not here"),
+        ("unavailable", "took longer than 0.1 s"),
+        ("timed", None),
+    ]
+
+
+def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():
+    def stubborn():
+        try:
+            time.sleep(5)
+        except Exception:
+            pytest.fail("caught by the library")
+
+    with pytest.raises(TimeLimitError), time_limit(0.02):
+        stubborn()
+    with time_limit(0.02):
+        pass
+    time.sleep(0.03)
+
+
+def test_rounds_end_with_the_time_budget():
+    (row,) = run_case(tiny_case(rounds=1000), [FLOATS], time_budget_s=0.0)
+    assert row.device_s["n"] == 2
+
+
+def test_the_order_changes_from_round_to_round():
+    order = []
+    listed = [
+        spoiled(lambda *result, n=n: (order.append(n), result)[1], name=n) for n in ("a", "b", "c")
+    ]
+    run_case(tiny_case(rounds=12, calls_a_turn=1), listed)
+    timed = order[12:-3]  # after check and warm-ups, before the last check
+    rounds = [tuple(timed[i : i + 9 : 3]) for i in range(0, len(timed), 9)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(rounds)) > 1
+
+
+# ------------------------------------------------------------------------ peers on a device
+
+
+def test_on_a_cpu_graphs_say_why_they_are_not_there():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    graphed = next(peer for peer in device_peers() if peer.name == "PyTorch graphed")
+    (row,) = run_case(tiny_case(), [graphed])
+    assert (row.status, row.reason) == ("unavailable", "CUDA graphs need a CUDA device")
+
+
+@pytest.fixture
+def fake_cuda_graphs(monkeypatch):
+    """Graphs that record nothing: what is captured has run once, and a replay repeats nothing."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    made = SimpleNamespace(graphs=[], replays=0)
+
+    class Graph:
+        def __init__(self):
+            made.graphs.append(self)
+
+        def replay(self):
+            made.replays += 1
+
+    class Context:
+        def __init__(self, _):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"CUDAGraph": Graph, "graph": Context, "stream": Context, "Stream": lambda: stream}
+    for name, fake in (fakes | {"current_stream": lambda: stream}).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    made.torch = torch
+    return made
+
+
+@pytest.mark.parametrize("operation", [SOFTMAX, STEP])
+def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(
+    fake_cuda_graphs, operation
+):
+    torch, inputs = fake_cuda_graphs.torch, make_inputs(cache_bytes=2000)
+    case = tiny_case(operation)
+    evaluate, state = peers._torch_loss(torch, case, inputs, "graphed")
+    batches = peers.rotated(inputs.floats, inputs, torch.tensor)
+    graphs = peers._captured(torch, evaluate, batches, **state)
+    assert len(fake_cuda_graphs.graphs) == inputs.copies(inputs.floats.nbytes) == 4
+    first = inputs.params(50) if operation == STEP else {"W": inputs.W}
+    for name, value in state["params"].items():
+        np.testing.assert_array_equal(value.detach().numpy(), first[name])
+        for buffer in state["optimizer"].state[value].values():
+            assert buffer is None or not buffer.any()
+    results = [peers._replay(*next(graphs)) for _ in range(8)]
+    assert fake_cuda_graphs.replays == 8
+    if operation == SOFTMAX:
+        ((loss, dW),) = true_results(case, make_inputs("float64"))
+        for found_loss, found_dW in results:
+            assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
+            np.testing.assert_allclose(on_host(found_dW), dW, rtol=1e-3, atol=1e-5)
+        assert results[0][1] is not results[1][1]  # gradients of their own
+        assert results[0][1] is results[4][1]
+
+
+# ----------------------------------------------------------------------- the GPU's own lines
+
+
+class FakeEvent:
+    clock = 0.0
+
+    def record(self, stream):
+        assert stream == "null stream"
+        FakeEvent.clock += 1.0
+        self.ms = FakeEvent.clock
+
+
+class FakeCupy(SimpleNamespace):
+    """NumPy, with the few names of CuPy that clock and ceilings use."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    device = SimpleNamespace(synchronize=lambda: None, attributes={"L2CacheSize": 4096})
+
+    class Array(np.ndarray):
+        def set(self, host):
+            self[...] = host
+
+    cupy = FakeCupy(
+        asarray=lambda x: np.asarray(x).view(Array),
+        empty=lambda *args: np.empty(*args).view(Array),
+        cuda=SimpleNamespace(
+            Device=lambda: device,
+            Event=FakeEvent,
+            Stream=SimpleNamespace(null="null stream"),
+            get_elapsed_time=lambda a, b: b.ms - a.ms,
+            alloc_pinned_memory=bytearray,
+            set_allocator=lambda allocator: None,
+        ),
+        get_default_memory_pool=lambda: pool,
+        get_default_pinned_memory_pool=lambda: pool,
+    )
+    for module in (devices, implementations, backend, streaming):
+        monkeypatch.setattr(
+            module, "get_backend", lambda name="auto": backend.Backend("cupy", cupy, "pretended")
+        )
+    return cupy
+
+
+def test_ceilings_are_rates_of_the_fastest_call(fake_cupy, monkeypatch):
+    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ("no_such_type",))
+    device = CudaDevice()
+    assert device.cache_bytes == 4096
+    found = measure_ceilings(device, nbytes=4000, side=10)
+    # The fake clock gives every call a millisecond.
+    assert found["bytes_per_s"]["copy"] == pytest.approx(8000 / 1e-3)  # read and written
+    assert found["bytes_per_s"]["read"] == pytest.approx(4000 / 1e-3)
+    assert found["bytes_per_s"]["upload pinned"] == pytest.approx(4000 / 1e-3)
+    assert found["operations_per_s"] == {"float32 on CuPy": pytest.approx(2 * 10**3 / 1e-3)}
+    assert list(found["left_out"]) == ["no_such_type"]
+    device.forget()
+
+
+def test_a_ceiling_that_cannot_be_measured_leaves_the_others(fake_cupy, monkeypatch):
+    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ())
+
+    def no_memory(nbytes):
+        raise MemoryError("no pinned memory")
+
+    fake_cupy.cuda.alloc_pinned_memory = no_memory
+    found = measure_ceilings(CudaDevice(), nbytes=4000, side=10)
+    assert found["left_out"] == {"upload pinned": "MemoryError: no pinned memory"}
+    assert sorted(found["bytes_per_s"]) == ["copy", "read", "upload pageable"]
+
+
+# ------------------------------------------------------------------------------------- parity
+
+
+def test_every_public_operation_and_every_replaceable_function_has_inputs():
+    assert set(gpuclf._HOMES) <= parity.PUBLIC_RUNS.keys() | parity.NOT_RUN
+    names = {function.reference.__name__ for function in parity.fusables()}
+    assert "softmax_cross_entropy" in names
+    assert names <= parity.KERNEL_RUNS.keys()
+
+
+def test_parity_passes_what_is_right_and_finds_what_is_not():
+    function = softmax_cross_entropy
+    sizes = parity.SMALL_SIZES
+
+    def plus(error):
+        def kernel(*args):
+            loss, dscores = function.reference(*args)
+            return loss, dscores * (1 + error)
+
+        return kernel
+
+    assert parity.check_kernel(function, plus(0.0), np.array, sizes)["passed"]
+    wrong = parity.check_kernel(function, plus(1e-5), np.array, sizes)
+    assert not wrong["passed"]
+    assert min(wrong["error_of_allowed"].values()) > 1  # in float32 too
+    declined = parity.check_kernel(function, lambda *_: NotImplemented, np.array, sizes)
+    assert declined["message"] == "the kernel declined everything"
+    unknown = parity.check_kernel(fusable(np.copy), np.copy, np.array, sizes)
+    assert "no inputs for copy" in unknown["message"]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.array([1.0, np.nan]), "finite"),
+        (np.array([1.0, 2.0], np.float32), "float32"),
+        (np.array([1.0]), "instead of"),
+    ],
+)
+def test_parity_refuses_what_cannot_be_compared(found, message):
+    right = np.array([1.0, 2.0])
+    with pytest.raises(AssertionError, match=message):
+        parity.compare(found, right, right)
+    with pytest.raises(AssertionError, match="whole numbers"):
+        parity.compare(np.array([1, 2]), np.array([1, 3]), np.array([1, 3]))
+
+
+def test_an_operation_that_raises_is_recorded_with_the_others(monkeypatch):
+    def fail(problem):
+        raise ValueError("broken")
+
+    runs = {"fails": fail, "works": lambda p: p.W * 2}
+    monkeypatch.setattr(parity, "PUBLIC_RUNS", runs)
+    found = parity.check_all(np.array, "none", parity.SMALL_SIZES)
+    assert found["fails"] == {"passed": False, "message": "ValueError: broken"}
+    assert found["works"]["passed"]
+
+
+# -------------------------------------------------------------------------------------- steps
+
+
+class LocalWorker:
+    """Runs the steps in this process."""
+
+    def __init__(self, settings, log):
+        self.context, self.closed = steps.Context(settings), False
+
+    def ask(self, step, known, limit_s, advance):
+        self.context.known = known
+        return steps.run_step(self.context, step)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Make the dry run small: in one process, without peers, without processes of its own."""
+    tiny = steps.Settings.rehearsal
+
+    def rehearsal(**options):
+        return replace(tiny(**options), samples=40, runs=3, copied_bytes=4000, matrix_side=8)
+
+    monkeypatch.setattr(steps.Settings, "rehearsal", rehearsal)
+    monkeypatch.setattr(steps, "device_peers", list)
+    monkeypatch.setattr(acceptance, "Worker", LocalWorker)
+    monkeypatch.setattr(steps, "rehearse_kernels", lambda: False)
+    monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
+    done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
+    done.stderr = ""
+    processes = SimpleNamespace(
+        run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    monkeypatch.setattr(steps, "subprocess", processes)  # the module's own is everybody's
+    monkeypatch.setitem(steps.STEPS, "gpu tests", lambda context: {"summary": "1 skipped"})
+
+
+def load(folder):
+    return json.loads((folder / acceptance.RECORD).read_text())
+
+
+def test_the_dry_run_goes_through_every_step(quick, tmp_path, capsys):
+    assert acceptance.main(["--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    record = load(tmp_path / "new")
+    assert next(iter(record)) == "dry_run"
+    assert record["dry_run"] is True
+    assert record["status"] == "complete"
+    assert [step["name"] for step in record["steps"]] == list(steps.STEPS)
+    assert {step["status"] for step in record["steps"]} == {"passed"}
+    timed = [s["result"] for s in record["steps"] if s["name"].startswith("timings")]
+    assert [result["case"]["operation"] for result in timed] == [
+        case.operation for case in device_cases(40)
+    ]
+    for row in (row for result in timed for row in result["rows"]):
+        if row["status"] == "timed":
+            assert row["precision"] in row["implementation"].lower() + "float32"
+            assert row["floor_s"] > 0
+            assert row["device_s"]["n"] == len(row["device_s"]["samples"]) > 0
+    printed = capsys.readouterr().out
+    assert "DRY RUN" in printed
+    assert len(printed[printed.index("acceptance (DRY RUN") :].splitlines()) < 60
+    assert all(name in printed for name in steps.STEPS)
+
+
+def test_a_dry_run_never_writes_among_the_results(tmp_path, capsys, monkeypatch):
+    for folder in ("benchmarks/results", "benchmarks/results/gpu", "tests/../benchmarks/results"):
+        assert acceptance.main(["--out", str(ROOT / folder), "--dry-run"]) == 2
+    assert "must not lie under" in capsys.readouterr().out
+    link = tmp_path / "link"
+    link.symlink_to(ROOT / "benchmarks" / "results")
+    assert acceptance.main(["--out", str(link), "--dry-run"]) == 2
+
+
+def test_without_a_gpu_it_says_why_and_exits_with_3(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(acceptance, "probe_cupy", lambda: CupyProbe(False, "the card is elsewhere"))
+    assert acceptance.main(["--out", str(tmp_path / "new")]) == 3
+    assert "the card is elsewhere" in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unknown_step_is_named(tmp_path, capsys):
+    assert acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", "coffee"]) == 2
+    assert "no step is called coffee" in capsys.readouterr().out
+
+
+def test_only_what_is_asked_for_runs(quick, tmp_path):
+    assert acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", "ceil*"]) == 0
+    statuses = {step["name"]: step["status"] for step in load(tmp_path)["steps"]}
+    assert statuses.pop("ceilings") == "passed"
+    assert set(statuses.values()) == {"skipped"}
+
+
+def test_timings_without_ceilings_are_skipped_with_the_reason(quick, tmp_path):
+    acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", "timings: svm"])
+    step = next(s for s in load(tmp_path)["steps"] if s["name"] == "timings: svm")
+    assert step["status"] == "skipped"
+    assert "no ceilings" in step["message"]
+
+
+def test_a_failed_step_is_recorded_and_the_rest_goes_on(quick, tmp_path, monkeypatch, capsys):
+    def fail(context):
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setitem(steps.STEPS, "parity", fail)
+    wrong = spoiled(lambda loss, dW: (loss + 1, dW))
+    monkeypatch.setattr(steps, "device_peers", lambda: [wrong])
+    only = ["parity", "ceilings", "timings: svm", "timings: net step"]
+    assert acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", *only]) == 1
+    found = {step["name"]: step for step in load(tmp_path)["steps"]}
+    assert found["parity"]["message"] == "RuntimeError: an illegal address"
+    assert found["ceilings"]["status"] == "passed"
+    assert "the wrong one wrong" in found["timings: svm"]["message"]
+    assert "WRONG" in capsys.readouterr().out
+    # The others of that case were timed.
+    assert [row["status"] for row in found["timings: svm"]["result"]["rows"]][:3] == ["timed"] * 3
+
+
+def test_the_record_is_whole_after_every_step(quick, tmp_path, monkeypatch):
+    seen = []
+
+    def look(context):
+        seen.append({s["name"]: s["status"] for s in load(tmp_path)["steps"]})
+
+    for name in ("environment", "parity", "ceilings"):
+        monkeypatch.setitem(steps.STEPS, name, look)
+    only = ["environment", "parity", "ceilings"]
+    acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", *only])
+    assert [sum(s == "passed" for s in step.values()) for step in seen] == [0, 1, 2]
+    assert seen[1]["ceilings"] == "not reached"
+    assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
+
+
+def test_a_spent_time_budget_keeps_what_is_done(quick, tmp_path):
+    assert acceptance.main(["--out", str(tmp_path), "--dry-run", "--time-budget", "1"]) == 4
+    record = load(tmp_path)
+    assert record["status"] == "time budget spent"
+    assert {step["status"] for step in record["steps"]} == {"not reached"}
+
+
+def test_where_a_compiler_is_required_kernels_are_not_left_out(quick, monkeypatch):
+    context = steps.Context(steps.Settings.rehearsal())
+    assert steps.run_step(context, "parity")["result"]["kernels"]["message"].startswith("left out")
+    monkeypatch.setenv("GPUCLF_REQUIRE_COMPILERS", "1")
+    assert steps.run_step(context, "parity")["status"] == "failed"
+
+
+def test_other_bits_in_other_runs_are_found(quick, monkeypatch):
+    rng = np.random.default_rng(0)
+    moving = spoiled(lambda loss, dW: (loss + rng.random(), dW), name="gpuclf")
+    monkeypatch.setattr(steps, "device_implementations", lambda device: [moving])
+    context = steps.Context(steps.Settings.rehearsal())
+    context.cases = [tiny_case(), tiny_case(STEP)]
+    answer = steps.run_step(context, "determinism")
+    assert answer["status"] == "failed"
+    assert "other bits" in answer["message"]
+    assert answer["result"][f"{tiny_case().title}, float"]["different_results"] == 3
+
+
+def gpu_tests_of(tmp_path, monkeypatch, body, **options):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_dispatch.py").write_text(
+        f"import time, pytest\n@pytest.mark.gpu\ndef test_one(): {body}\n"
+        "@pytest.mark.gpu\ndef test_other(): pass\n"
+    )
+    monkeypatch.setattr(steps, "ROOT", tmp_path)
+    settings = steps.Settings.rehearsal(out=str(tmp_path), **options)
+    return steps.run_step(steps.Context(settings), "gpu tests")
+
+
+def test_failed_gpu_tests_are_named(tmp_path, monkeypatch):
+    answer = gpu_tests_of(tmp_path, monkeypatch, "assert 1 == 2")
+    assert answer["status"] == "failed"
+    assert answer["result"]["tests"] == 2
+    (failed,) = answer["result"]["failed"]
+    assert "test_one: assert 1 == 2" in failed
+
+
+def test_gpu_tests_that_take_too_long_keep_their_counts(tmp_path, monkeypatch):
+    answer = gpu_tests_of(tmp_path, monkeypatch, "time.sleep(60)", tests_limit_s=1.5)
+    assert answer["status"] == "failed"
+    assert "SIGINT after 1.5 s" in answer["message"]
+
+
+def test_the_small_run_and_a_cold_start_print_what_they_found(
+    quick, cuda_on_cpu, capsys, monkeypatch
+):
+    context = steps.Context(steps.Settings.rehearsal())
+    monkeypatch.setattr(steps, "rehearse_kernels", lambda: True)
+    steps.small_run(context)
+    assert "operations agree" in capsys.readouterr().out
+    steps.cold_start(context, "gpuclf uint8")
+    row = json.loads(capsys.readouterr().out)
+    assert row["first_call_s"] > 0
+
+
+def test_compute_sanitizer_is_skipped_where_it_is_not_installed(quick, monkeypatch):
+    monkeypatch.setattr(steps.shutil, "which", lambda name: "/nowhere/compute-sanitizer")
+    context = steps.Context(replace(steps.Settings.rehearsal(), dry_run=False))
+    answer = steps.run_step(context, "compute-sanitizer memcheck")
+    assert answer["status"] == "skipped"
+
+
+def test_what_compute_sanitizer_finds_fails_the_step(quick, monkeypatch):
+    commands = []
+
+    def found_errors(command, **options):
+        commands.append(command)
+        return SimpleNamespace(returncode=steps.SANITIZER_ERROR, stdout="ERROR SUMMARY", stderr="")
+
+    monkeypatch.setattr(steps.shutil, "which", lambda name: sys.executable)
+    monkeypatch.setattr(steps.subprocess, "run", found_errors)
+    context = steps.Context(replace(steps.Settings.rehearsal(), dry_run=False))
+    answer = steps.run_step(context, "compute-sanitizer racecheck")
+    assert answer["message"] == "racecheck found errors"
+    assert commands[0][1:3] == ["--tool", "racecheck"]
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, monkeypatch):
+    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ())
+    monkeypatch.setattr(parity, "SIZES", parity.SMALL_SIZES)
+    tiny = steps.Settings.rehearsal(runs=2, samples=40, copied_bytes=4000, matrix_side=8)
+    context = steps.Context(replace(tiny, dry_run=False))
+    context.known = {"ceilings": CEILINGS}
+    assert context.inputs.device == "cuda"
+    context.cases = [replace(case, rounds=1, calls_a_turn=1) for case in context.cases]
+    for name in ("parity", "determinism", "ceilings", "timings: softmax", "timings: net step"):
+        answer = steps.run_step(context, name)
+        assert answer["status"] == "passed", answer["message"]
+    rows = {row["implementation"]: row for row in answer["result"]["rows"]}
+    assert rows["gpuclf uint8"]["device_s"]["median"] == pytest.approx(1e-3)  # the fake clock's
+    assert rows["gpuclf uint8"]["array_library"] == "cupy"
+    for name in ("PyTorch eager", "PyTorch graphed", "JAX jit"):
+        assert rows[name]["status"] == "unavailable"
+        assert "device" in rows[name]["reason"] or "not installed" in rows[name]["reason"]
+
+
+# ---------------------------------------------------------------------------------- processes
+
+
+def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
+    with (
+        (tmp_path / "log").open("w") as log,
+        closing(acceptance.Worker(steps.Settings.rehearsal(), log)) as worker,
+    ):
+        hung = worker.ask("environment", {}, 0.05, print)
+        assert hung["status"] == "failed"
+        assert "limit of" in hung["message"]
+        missing = worker.ask("no such step", {}, 60, print)
+        assert missing["message"] == "KeyError: 'no such step'"
+        assert worker._process is None  # after an accident, the next one is new
+        done = worker.ask("ceilings", {}, 60, print)
+        assert done["status"] == "passed"
+        os.kill(worker._process.pid, signal.SIGKILL)
+        dead = worker.ask("ceilings", {}, 60, print)
+        assert "died with code -9" in dead["message"]
+
+
+def test_a_signal_in_the_middle_keeps_what_is_done(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.acceptance", "--out", str(tmp_path), "--dry-run"]
+    process = subprocess.Popen(
+        [*command, "--only", "ceilings", "timings: net"], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            path = tmp_path / acceptance.RECORD
+            if path.exists() and any(s["status"] == "passed" for s in load(tmp_path)["steps"]):
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=20)[0].decode()
+    finally:
+        process.kill()
+    record = load(tmp_path)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert record["status"] == "stopped by SIGTERM"
+    found = {step["name"]: step for step in record["steps"]}
+    assert found["ceilings"]["result"]["bytes_per_s"]["copy"] > 0
+    assert found["timings: net"]["status"] == "not reached"
+    assert "stopped by SIGTERM" in printed
