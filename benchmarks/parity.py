@@ -90,9 +90,19 @@ def _linear(function, p, **options):
     return results
 
 
+def _block(p):
+    return Features(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
+
+
 KERNEL_RUNS = {  # by name, because not every library needs all of them
     "affine": lambda f, p: f(p.X, p.W, p.b),
     "affine_backward_params": lambda f, p: f(p.scores / 1e3, p.X),
+    "block_affine": lambda f, p: f(p.W, p.b, _block(p)),
+    "block_affine_backward": lambda f, p: f((p.scores / 1e3)[:-1], _block(p)),
+    "fold_into": lambda f, p: f(p.W, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
+    "unfold_from": lambda f, p: f(p.W, p.b, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
+    # An answer about the library, which may be the other one.
+    "multiplies_bytes": lambda f, p: np.ones(f(p.pixels, 10, p.W.dtype) in (True, False)),
     "standardized_rows": lambda f, p: f(p.pixels, p.X[0], p.X[0]),
     "add_penalty_gradient": lambda f, p: f(p.copy(p.W), p.W, 0.3),
     "linear_objective": partial(_linear, reg=0.3),

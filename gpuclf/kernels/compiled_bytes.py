@@ -101,7 +101,8 @@ def bytes_affine_backward(dY: Any, block: RowBlock) -> Any:
 
     if not all(_in_groups(part, X, dY)):
         return NotImplemented
-    return dW[: X.shape[1], :n_columns], dY.sum(axis=0)
+    db = dY.sum(axis=0, dtype=np.float64).astype(dY.dtype)
+    return dW[: X.shape[1], :n_columns], db
 
 
 def _in_groups(part: Callable[[slice], bool], X: Any, columns: Any) -> list[bool]:
