@@ -112,6 +112,9 @@ KERNEL_RUNS = {  # by name, because not every library needs all of them
     "squared_euclidean": lambda f, p: f(p.pixels, p.more),
     "manhattan": lambda f, p: f(p.pixels, p.more),
     "smallest_k": lambda f, p: f(squared_euclidean(p.pixels, p.more), 5),
+    "nearest_in_tiles": lambda f, p: [
+        f(p.pixels, p.more, 5, metric, 100, 1 << 20, lambda n: None) for metric in ("l2", "l1")
+    ],
     "momentum_step": _momentum,
 }
 

@@ -56,6 +56,7 @@ CENTRE_SAMPLES = 100
 CPU_DIFFERENCES_BYTES = 256 << 10
 DEVICE_DIFFERENCES_BYTES = 16 << 20
 DIFFERENCES_AT_ONCE = 4  # as many temporaries of that size
+PAIR_BYTES = 32  # its distance, the products that it is made of, and what the selection needs
 
 Callback = Callable[[int, int], object]  # (distances done, of how many)
 Ranking = Callable[[Array, Array], Array]
@@ -352,7 +353,6 @@ def k_neighbors(
     n_candidates = min(k + SPARE_CANDIDATES, n_training) if expanded else k
     tiles = _tiles(n_queries, n_training, n_features, xp, exact, metric, memory_budget)
     expansion = _Expansion(B, tiles.n_training) if expanded else None
-    ranking = expansion.squares if expansion else _ranking(B, metric, tiles.block_bytes)
     done, lock = 0, threading.Lock()
 
     def count(n_distances: int) -> None:
@@ -362,41 +362,78 @@ def k_neighbors(
                 done += n_distances
                 callback(done, n_queries * n_training)
 
-    def search(
-        queries: Array, ranking: Ranking, n: int, count: Callable[[int], None]
-    ) -> tuple[Array, Array]:
-        best: tuple[Array, Array] | None = None
-        for tile in row_slices(n_training, tiles.n_training):
-            ranks = ranking(queries, B[tile, :])
-            columns = smallest_k(ranks, min(n, tile.stop - tile.start))
-            found = _take_from_rows(ranks, columns), columns + tile.start
-            best = found if best is None else _merge(best, found, n)
-            count((tile.stop - tile.start) * int(queries.shape[0]))
-        assert best is not None
-        return best
-
     def by_differences(A: Array, B: Array) -> Array:
         return xp.sqrt(squared_differences(A, B, tiles.block_bytes))
 
     def nearest(rows: slice) -> tuple[Array, Array]:
         queries = A[rows, :]
-        best = search(queries, ranking, n_candidates, count)
         if expansion is None:
-            return _to_distances(best[0], metric), best[1]
+            ranks, indices = nearest_in_tiles(
+                queries, B, k, metric, tiles.n_training, tiles.block_bytes, count
+            )
+            return _to_distances(ranks, metric), indices
+        best = _search(queries, B, n_candidates, expansion.squares, tiles.n_training, count)
         found = _ranked_by_differences(queries, B, best[1], k)
         if n_candidates == n_training:
             return found
         chosen = expansion.unsure(queries, found[0][:, -1], best[0][:, -1])
         if chosen.shape[0] == 0:
             return found
-        again = search(
-            xp.take(queries, chosen, axis=0), by_differences, k, count=lambda n_distances: None
+        again = _search(
+            *(xp.take(queries, chosen, axis=0), B, k, by_differences, tiles.n_training),
+            count=lambda n_distances: None,
         )
         return _replaced(found[0], chosen, again[0]), _replaced(found[1], chosen, again[1])
 
     blocks = map_row_blocks(nearest, n_queries, tiles.n_queries, workers=tiles.workers)
     distances, indices = (xp.concat(parts, axis=0) for parts in zip(*blocks, strict=True))
     return distances, xp.astype(indices, xp.int64, copy=False)
+
+
+@fusable
+def nearest_in_tiles(
+    A: Array, B: Array, k: int, metric: str, tile_training: int, block_bytes: int,
+    count: Callable[[int], None],
+) -> tuple[Array, Array]:  # fmt: skip
+    """Ranks and indices (N, k) of the rows of B that are nearest to those of A, by ranks alone.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+        Bytes, or for "l1" floats: what the expansion of "l2" rounds is not put right here.
+    k : int
+        From 1 to M.
+    metric : {"l2", "l1"}
+    tile_training : int
+        How many training samples may be compared at a time, at PAIR_BYTES for each pair.
+    block_bytes : int
+        As in :func:`manhattan`.
+    count : callable
+        ``count(n)``, called after each tile with its number of distances.
+
+    Returns
+    -------
+    ranks : array
+        The distances, integers for bytes; squares for "l2".
+    indices : integer array
+        Ordered by (distance, index).
+    """
+    return _search(A, B, k, _ranking(B, metric, block_bytes), tile_training, count)
+
+
+def _search(
+    A: Array, B: Array, k: int, ranking: Ranking, tile_training: int, count: Callable[[int], None]
+) -> tuple[Array, Array]:
+    best: tuple[Array, Array] | None = None
+    for tile in row_slices(int(B.shape[0]), tile_training):
+        ranks = ranking(A, B[tile, :])
+        columns = smallest_k(ranks, min(k, tile.stop - tile.start))
+        found = _take_from_rows(ranks, columns), columns + tile.start
+        best = found if best is None else _merge(best, found, k)
+        count((tile.stop - tile.start) * int(A.shape[0]))
+    assert best is not None
+    return best
 
 
 def accuracies_of_ks(
@@ -663,7 +700,7 @@ def _tiles(
     square tile converts least. Differences, where they are written out, take up to half: nothing
     else is converted then, and the selection, for half of what a pair takes, comes later.
     """
-    pair = 32
+    pair = PAIR_BYTES
     row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
     differences = n_features * (1 if exact else 8)
     blocks = 0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE

@@ -43,6 +43,15 @@ __device__ __forceinline__ void mma_m16n8k32(int (&d)[4], const unsigned (&a)[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same for unsigned bytes.
+__device__ __forceinline__ void mma_m16n8k32_unsigned(int (&d)[4], const unsigned (&a)[4],
+                                                      const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Four 8 x 8 matrices of halves from shared memory: lane l gives the address of row l % 8 of
 // matrix l / 8 (16 bytes, aligned), and gets elements 2*member, +1 of row `group` of each.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void* row) {

@@ -90,6 +90,9 @@ inline void mma_bfloats(void* const* data) {
 inline void mma_bytes(void* const* data) {
     multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{int8_t(r >> 8 * i)}; });
 }
+inline void mma_unsigned_bytes(void* const* data) {
+    multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{uint8_t(r >> 8 * i)}; });
+}
 
 struct MatrixRows {
     unsigned* r;
@@ -136,6 +139,11 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsig
 inline void mma_m16n8k32(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
     cuda_on_cpu::Fragments<int> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bytes, &own);
+}
+inline void mma_m16n8k32_unsigned(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                                  WHERE) {
+    cuda_on_cpu::Fragments<int> own = {d, a, b};
+    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_unsigned_bytes, &own);
 }
 inline void load_matrices(unsigned (&r)[4], const void* row, WHERE) {
     cuda_on_cpu::MatrixRows own = {r, row};
