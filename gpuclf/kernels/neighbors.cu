@@ -1,19 +1,19 @@
-// Distances between bytes as exact 32-bit integers, and a running list of the k nearest.
+// Distances between bytes as exact 32-bit integers.
 //
 //   squared_norms         |a|^2 for each row of A or B
 //   multiply_bytes        |a|^2 + |b|^2 - 2 a b by tensor cores, from sm_80
 //   squared_distances     the same by __dp4a, for older devices
-//   absolute_distances    sum |a - b| by __vsadu4, which is one instruction from sm_80 to sm_100 and
-//                         several on others
-//   merge_nearest         a tile of distances into the k nearest of each row so far
+//   absolute_distances    sum |a - b|, four bytes an instruction from sm_75 to sm_100; sm_120 lacks
+//                         it and takes about four
 //
 // Exact: bytes are multiplied as they are, without a sign. While D 255^2 < 2^31 a product fits into
 // 32 bits; the sum of the norms may not, but unsigned numbers wrap, and the distance fits again.
 //
-// Bytes. For each tile of N queries x T training samples the shared body writes float32 copies of
-// both, a float32 product, its integer copy, and sorts whole rows; here a tile is written once and
-// read once, 4 N T bytes each, and no more than a tile is kept. The queries and the samples come
-// from the L2 cache: a block of 128 x 256 takes 384 bytes for 32,768 multiplications.
+// Bytes. For N x M distances of D features the shared body writes float32 copies of both factors,
+// and for each 1,024 features a product, its integer copy and their sum, 20 N M bytes and more; here
+// distances are written once, 4 N M bytes, and factors are read as they are, from the L2 cache: a
+// block of 128 x 256 pairs takes 384 bytes for 32,768 multiplications. For the k nearest, distances
+// are made a tile at a time (merge_nearest.cu).
 //
 // multiply_bytes. Block: 128 rows of A x 256 rows of B, 8 warps of 64 x 64, whose sums stay in
 // registers. A ring of STAGES asynchronous copies of 64 columns, 24 KB each; 16 bytes of a row lie
@@ -25,21 +25,14 @@
 // squared_distances, absolute_distances. Block: 128 x 128, 256 threads of 8 x 8 pairs; four
 // 16-byte loads from shared memory, where words of a column lie side by side, for 64 instructions.
 //
-// merge_nearest. A warp for each row; the list lies in its lanes' registers, SLOTS entries each,
-// sorted. Columns come in ascending order and only a smaller distance displaces one, behind those
-// that equal it: that is the order by (distance, index). Of random distances some k ln(M / k) are
-// inserted in a row. Distances that fall from column to column are all inserted, some 20
-// instructions each for k <= 32: slow, and correct.
-//
 // The wrapper (neighbors_on_cupy.py) pads rows to 16 bytes where they are not, which takes a copy,
-// and declines other types than bytes, k > 128, and sums beyond 32 bits. Does not help: few
-// queries, which leave most of a block's rows idle, and few rows for merge_nearest.
+// and declines other types than bytes and sums beyond 32 bits. Does not help: fewer rows than a
+// block has, whose others are computed for nothing.
 //
-// SLOTS: k / 32, rounded up.
-//
-// check: registers<=128 SLOTS=1
-// check: registers<=255 from=80 SLOTS=1
-// check: registers<=255 from=80 SLOTS=4
+// check: registers<=255
+
+#include <async_copy.cuh>
+#include <tensor_core.cuh>
 
 constexpr unsigned ALL = 0xffffffffu;
 
@@ -79,9 +72,6 @@ squared_norms(const Byte* __restrict__ X, unsigned* __restrict__ norms, int n_ro
 // --------------------------------------------------------------------------- tensor cores
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-
-#include <async_copy.cuh>
-#include <tensor_core.cuh>
 
 constexpr int BLOCK_ROWS = 128, BLOCK_COLUMNS = 256;  // rows of A, rows of B
 constexpr int WARP_SIDE = 64;
@@ -262,7 +252,7 @@ __device__ __forceinline__ void distances_of_pairs(const Byte* A, const Byte* B,
 #pragma unroll
                 for (int j = 0; j < 8; ++j)
                     sums[i][j] = SQUARED ? __dp4a(a[i], b[j], sums[i][j])
-                                         : sums[i][j] + __vsadu4(a[i], b[j]);
+                                         : add_absolute_differences(a[i], b[j], sums[i][j]);
         }
         if (chunk + 1 < n_chunks) keep(chunk + 1);
     }
@@ -292,82 +282,4 @@ extern "C" __global__ void __launch_bounds__(PAIR_THREADS, 2)
 absolute_distances(const Byte* __restrict__ A, const Byte* __restrict__ B,
                    int* __restrict__ distances, int n_rows, int n_columns, int n_features) {
     distances_of_pairs<false>(A, B, nullptr, nullptr, distances, n_rows, n_columns, n_features);
-}
-
-// --------------------------------------------------------------------------- the k nearest
-
-constexpr int MERGE_WARPS = 4;
-constexpr int AHEAD = 8;  // loads of a lane under way
-constexpr int FARTHEST = 0x7fffffff;  // no sum of squares or differences of bytes equals it
-
-// Entry 32 slot + lane of the list. `first_column` is the index of the tile's first column; nothing
-// is read from `nearest` and `indices` if it is 0.
-extern "C" __global__ void __launch_bounds__(32 * MERGE_WARPS)
-merge_nearest(const int* __restrict__ distances, int* __restrict__ nearest,
-              int* __restrict__ indices, int n_rows, int n_columns, int first_column, int k) {
-    const int lane = threadIdx.x % 32;
-    const int row = blockIdx.x * MERGE_WARPS + threadIdx.x / 32;
-    if (row >= n_rows) return;
-    distances += static_cast<long long>(row) * n_columns;
-    nearest += static_cast<long long>(row) * k;
-    indices += static_cast<long long>(row) * k;
-    int distance[SLOTS], index[SLOTS];
-#pragma unroll
-    for (int slot = 0; slot < SLOTS; ++slot) {
-        const int entry = 32 * slot + lane;
-        const bool exists = first_column > 0 && entry < k;
-        distance[slot] = exists ? nearest[entry] : FARTHEST;
-        index[slot] = exists ? indices[entry] : 0;
-    }
-    const int last_lane = (k - 1) % 32;  // of the k-th entry, in the last slot
-    int limit = __shfl_sync(ALL, distance[SLOTS - 1], last_lane);
-
-    for (int start = 0; start < n_columns; start += 32 * AHEAD) {
-        int found[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            const int column = start + 32 * i + lane;
-            found[i] = column < n_columns ? distances[column] : FARTHEST;
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-            unsigned candidates = __ballot_sync(ALL, found[i] < limit);
-#pragma unroll 1
-            while (candidates) {
-                const int source = __ffs(candidates) - 1;
-                candidates &= candidates - 1;
-                const int candidate = __shfl_sync(ALL, found[i], source);
-                if (candidate >= limit) continue;  // the limit has come down since
-                int position = 0;
-#pragma unroll
-                for (int slot = 0; slot < SLOTS; ++slot)
-                    position += __popc(__ballot_sync(ALL, distance[slot] <= candidate));
-#pragma unroll
-                for (int slot = SLOTS - 1; slot >= 0; --slot) {
-                    const int entry = 32 * slot + lane;
-                    int moved = __shfl_up_sync(ALL, distance[slot], 1);
-                    int moved_index = __shfl_up_sync(ALL, index[slot], 1);
-                    if (slot > 0) {
-                        const int carried = __shfl_sync(ALL, distance[max(slot - 1, 0)], 31);
-                        const int carried_index = __shfl_sync(ALL, index[max(slot - 1, 0)], 31);
-                        moved = lane == 0 ? carried : moved;
-                        moved_index = lane == 0 ? carried_index : moved_index;
-                    }
-                    if (entry > position) {
-                        distance[slot] = moved;
-                        index[slot] = moved_index;
-                    } else if (entry == position) {
-                        distance[slot] = candidate;
-                        index[slot] = first_column + start + 32 * i + source;
-                    }
-                }
-                limit = __shfl_sync(ALL, distance[SLOTS - 1], last_lane);
-            }
-        }
-    }
-#pragma unroll
-    for (int slot = 0; slot < SLOTS; ++slot) {
-        const int entry = 32 * slot + lane;
-        if (entry < k) nearest[entry] = distance[slot], indices[entry] = index[slot];
-    }
 }

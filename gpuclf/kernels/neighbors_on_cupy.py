@@ -1,4 +1,4 @@
-"""Distances between bytes and the nearest neighbours on a CUDA device: see neighbors.cu."""
+"""Distances between bytes and the nearest neighbours on a CUDA device: see neighbors.cu, merge_nearest.cu."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def nearest_of_bytes(
     A: Any, B: Any, k: int, metric: str, tile_training: int, block_bytes: int,
     count: Callable[[int], None],
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.neighbors.nearest_in_tiles` in two or, for L2, three launches a tile."""
+    """Compute :func:`gpuclf.neighbors.nearest_in_tiles` in two launches a tile, or three."""
     xp = array_namespace(A=A, B=B)
     if k > MAX_NEIGHBORS or not _fits(A, B, metric):
         return NotImplemented
@@ -66,7 +66,7 @@ def nearest_of_bytes(
         distances = xp.reshape(memory[: n_queries * n_columns], (n_queries, n_columns))
         _write_distances(A, _padded(B[tile, :]), norms, distances)
         sizes = (np.int32(size) for size in (n_queries, n_columns, tile.start, k))
-        cuda_modules.kernel("neighbors.cu", "merge_nearest", SLOTS=_ceil(k, 32))(
+        cuda_modules.kernel("merge_nearest.cu", "merge_nearest", SLOTS=_ceil(k, 32))(
             _ceil(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
         )
         count(n_columns * n_queries)
@@ -94,14 +94,14 @@ def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
         if limits.capability >= FROM_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
             name, tile, shared_bytes = "multiply_bytes", PRODUCT_TILE, PRODUCT_SHARED_BYTES
     grid = tuple(map(_ceil, distances.shape, tile))
-    launch = cuda_modules.kernel("neighbors.cu", name, SLOTS=1)
+    launch = cuda_modules.kernel("neighbors.cu", name)
     launch(grid, THREADS, (*arrays, distances, *sizes), shared_bytes=shared_bytes)
 
 
 def _norms(X: Any) -> Any:
     xp = array_namespace(X)
     norms = xp.empty((X.shape[0],), dtype=xp.uint32, device=X.device)
-    launch = cuda_modules.kernel("neighbors.cu", "squared_norms", SLOTS=1)
+    launch = cuda_modules.kernel("neighbors.cu", "squared_norms")
     sizes = (np.int32(size) for size in X.shape)
     launch(_ceil(X.shape[0], NORM_ROWS), THREADS, (X, norms, *sizes))
     return norms

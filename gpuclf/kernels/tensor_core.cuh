@@ -1,4 +1,5 @@
-// Tensor cores and half precision by inline PTX, so that no CUDA header is needed. From sm_80.
+// Tensor cores and half precision by inline PTX, so that no CUDA header is needed. From sm_80, but
+// for what is said to be there before.
 //
 // Layout of the fragments, for lane = 4 * group + member (PTX ISA, "Matrix fragments for mma"):
 //   m16n8k16, two halves a register, element k of the pair in the lower half first
@@ -115,4 +116,12 @@ __device__ __forceinline__ void interleave_bytes(unsigned first, unsigned second
     asm("prmt.b32 %0, %2, %3, 0x5140; prmt.b32 %1, %2, %3, 0x7362;"
         : "=&r"(lower), "=r"(upper)
         : "r"(first), "r"(second));
+}
+
+// sum + |a - b| over four unsigned bytes. From sm_75; in one instruction where the processor has it,
+// while compilers make an addition of its own of `sum + __vsadu4(a, b)`.
+__device__ __forceinline__ unsigned add_absolute_differences(unsigned a, unsigned b,
+                                                             unsigned sum) {
+    asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+    return sum;
 }
