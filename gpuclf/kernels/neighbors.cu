@@ -18,9 +18,9 @@
 // multiply_bytes. Block: 128 rows of A x 256 rows of B, 8 warps of 64 x 64, whose sums stay in
 // registers. A ring of STAGES asynchronous copies of 64 columns, 24 KB each; 16 bytes of a row lie
 // at vector v ^ (row / 2 mod 4), so that neither the copies nor ldmatrix meet in a bank. 32 columns
-// take a warp 8 ldmatrix (4 KB) for 32 products: at 8 clocks a product and quarter of a
-// multiprocessor, shared memory is busy for half of the time. Query tiles follow each other fastest,
-// so that the blocks that run at the same time share their training samples.
+// take a warp 8 ldmatrix (4 KB) for 32 products: if a product takes a quarter of a multiprocessor 8
+// clocks, shared memory is busy for two thirds of the time, with the copies. Query tiles follow
+// each other fastest, so that blocks that run at the same time share their training samples.
 //
 // squared_distances, absolute_distances. Block: 128 x 128, 256 threads of 8 x 8 pairs; four
 // 16-byte loads from shared memory, where words of a column lie side by side, for 64 instructions.

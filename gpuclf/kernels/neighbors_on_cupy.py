@@ -1,4 +1,7 @@
-"""Distances between bytes and the nearest neighbours on a CUDA device: see neighbors.cu, merge_nearest.cu."""
+"""Distances between bytes and the nearest neighbours on a CUDA device.
+
+See neighbors.cu and merge_nearest.cu.
+"""
 
 from __future__ import annotations
 
