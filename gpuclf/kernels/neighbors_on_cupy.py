@@ -73,7 +73,7 @@ def nearest_of_bytes(
             _ceil(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
         )
         count(n_columns * n_queries)
-    return ranks, indices
+    return ranks, xp.astype(indices, xp.int64)
 
 
 def _pairs(A: Any, B: Any, metric: str) -> Any:
