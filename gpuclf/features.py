@@ -13,6 +13,7 @@ Floats may lie anywhere; their mean is subtracted block by block, and only the s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -273,6 +274,8 @@ class Features:
     ----------
     stored : array of shape (N, D)
         The samples as they are stored.
+    standardized : Standardized or None
+        X, if it was given so.
     centre : array of shape (D,) or None
         What :meth:`rows` subtracts from stored floats.
     folds : bool
@@ -282,54 +285,57 @@ class Features:
     """
 
     def __init__(self, X: Array | Standardized, n_outputs: int, dtype: object) -> None:
-        self._standardized = X if isinstance(X, Standardized) else None
+        self.standardized = X if isinstance(X, Standardized) else None
         self.stored = X.X if isinstance(X, Standardized) else X
         self._dtype = dtype
         self.n_samples, self.n_features = (int(n) for n in self.stored.shape)
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
         self.centre: Array | None = None
-        self.folds = (is_bytes or self._standardized is not None) and (
+        self.folds = (is_bytes or self.standardized is not None) and (
             ROWS_TO_FOLD * n_outputs < self.n_samples
         )
-        if not self.folds:
-            return
-        # The shift stays in float64: b' is the difference of two large sums.
-        if self._standardized is None:
-            self._shift = xp.full(
+        if self.folds and self.standardized is not None and not is_bytes:
+            # Floats may lie anywhere, so their mean is subtracted from the rows.
+            self.centre = xp.astype(self.standardized.mean, dtype)
+
+    @functools.cached_property
+    def _shift(self) -> Array:
+        """What folds into b: in float64, as b' is the difference of two large sums."""
+        xp = array_namespace(self.stored)
+        if self.standardized is None:
+            return xp.full(
                 (self.n_features,), -BYTE_CENTRE, dtype=xp.float64, device=self.stored.device
             )
-            self._inverse_scale = None
-            return
-        mean, scale = self._standardized.mean, self._standardized.scale
-        if not is_bytes:
-            # Floats may lie anywhere, so their mean is subtracted from the rows; what its
-            # rounding to `dtype` left is folded.
-            self.centre = xp.astype(mean, dtype)
-            mean = mean - xp.astype(self.centre, xp.float64)
-        else:
-            mean = mean - BYTE_CENTRE
-        self._shift = mean / scale
-        self._inverse_scale = xp.astype(1 / scale, dtype)[:, None]
+        # Of a centre, what rounding to `dtype` left.
+        centre = BYTE_CENTRE if self.centre is None else xp.astype(self.centre, xp.float64)
+        return (self.standardized.mean - centre) / self.standardized.scale
+
+    @functools.cached_property
+    def _inverse_scale(self) -> Array | None:
+        if self.standardized is None:
+            return None
+        xp = array_namespace(self.stored)
+        return xp.astype(1 / self.standardized.scale, self._dtype)[:, None]
 
     @property
     def are_converted(self) -> bool:
         """Whether :meth:`rows` makes new floats instead of giving a view of X."""
-        return self._standardized is not None or self.stored.dtype != self._dtype
+        return self.standardized is not None or self.stored.dtype != self._dtype
 
     @property
     def are_plain_floats(self) -> bool:
         """Whether the samples are used as they are, but for their precision."""
         xp = array_namespace(self.stored)
-        return self._standardized is None and self.stored.dtype != xp.uint8
+        return self.standardized is None and self.stored.dtype != xp.uint8
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
         if self.folds:
             rows = _as_floats(self.stored[block, :], self._dtype)
             return rows if self.centre is None else rows - self.centre
-        if self._standardized is not None:
-            return self._standardized[block].to_array(self._dtype)
+        if self.standardized is not None:
+            return self.standardized[block].to_array(self._dtype)
         xp = array_namespace(self.stored)
         return xp.astype(self.stored[block, :], self._dtype, copy=False)
 

@@ -25,6 +25,7 @@ __all__ = [
     "add_penalty_gradient",
     "linear_loss",
     "linear_loss_only",
+    "linear_objective",
     "linear_pass",
     "linear_scores",
     "softmax_loss_vectorized",
@@ -86,12 +87,43 @@ def linear_loss(
     """
     W, b = params["W"], params.get("b")
     features = Features(X, int(W.shape[-1]), W.dtype)
+    loss, dW, db = linear_objective(W, b, features, y, sample_weight, data_loss, reg)
+    return loss, {"W": dW} if b is None else {"W": dW, "b": db}
+
+
+@fusable
+def linear_objective(
+    W: Array,
+    b: Array | None,
+    features: Features,
+    y: Array,
+    sample_weight: Array | None,
+    data_loss: DataLoss,
+    reg: float,
+) -> tuple[Array, Array, Array]:
+    """Add up data loss and penalty, with their gradients.
+
+    Parameters
+    ----------
+    W : array of shape (..., D, C)
+    b : array of shape (..., C), or None
+        Both as the features are, not folded.
+    features : Features
+    y : integer array of shape (N,)
+    sample_weight : array of shape (N,), or None for 1/N
+    data_loss : callable
+    reg : float
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW, db : array
+        db also where b is None.
+    """
     weights = mean_weights(sample_weight, features.n_samples, W)
     loss, dW, db = linear_pass(*features.fold(W, b), features, y, weights, data_loss)
-    grads = {"W": add_penalty_gradient(features.unfold(dW, db), W, reg)}
-    if b is not None:
-        grads["b"] = db
-    return loss + reg * penalty(W), grads
+    dW = add_penalty_gradient(features.unfold(dW, db), W, reg)
+    return loss + reg * penalty(W), dW, db
 
 
 @fusable
