@@ -99,9 +99,14 @@ def test_as_exact_as_the_shared_pass(cuda_on_cpu, d, c, loss, rows):
     assert cuda_on_cpu.launches[-4:] == LAUNCHES
 
 
+def limit(monkeypatch, **constants):
+    monkeypatch.setattr(linear_pass_on_cupy, "_plan", linear_pass_on_cupy._plan.__wrapped__)
+    for name, value in constants.items():
+        monkeypatch.setattr(linear_pass_on_cupy, name, value)
+
+
 def test_rows_of_several_blocks_and_shares(monkeypatch):
-    monkeypatch.setattr(linear_pass_on_cupy, "MIN_SCORE_BLOCKS", 0)  # blocks of 192 rows
-    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 3)
+    limit(monkeypatch, MIN_SCORE_BLOCKS=0, MAX_GRADIENT_BLOCKS=3)  # blocks of 192 rows
     for n in (193, 800):
         given = arguments(n)
         assert_as_exact_as_float32(given, run(given))
@@ -126,7 +131,7 @@ def test_tf32_has_eleven_bits():
 
 
 def test_long_sums_keep_their_digits(monkeypatch):
-    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 1)
+    limit(monkeypatch, MAX_GRADIENT_BLOCKS=1)
     # One sign, so that whatever is cut off adds up.
     given = arguments(5000) | {"y": np.zeros(5000, int)}
     given["features"].stored[:] = np.maximum(given["features"].stored, 200)
@@ -303,21 +308,24 @@ def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
     assert (ours <= 2 * theirs).all()
 
 
-@pytest.mark.parametrize("data_loss", [softmax_cross_entropy, multiclass_hinge])
-def test_penalty_and_folding_in_the_same_launches(cuda_on_cpu, data_loss):
+def assert_objective_is_exact(cuda_on_cpu, data_loss):
     for standardized in (False, True):
         for b in (None, np.linspace(-1, 1, 10, dtype=np.float32)):
             given = arguments()
             X = given["features"].stored
             X = Standardized.fit(X) if standardized else X
-            W, y = given["W"] * 5, given["y"]
-            rest = y, None, data_loss, 0.3
+            W, rest = given["W"] * 5, (given["y"], None, data_loss, 0.3)
             found = linear_objective_on_tensor_cores(W, b, Features(X, 10, np.float32), *rest)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
             truth = linear_objective.reference(*wide, Features(X, 10, np.float64), *rest)
             for ours, exact in zip(found, truth, strict=True):
                 assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
+
+
+@pytest.mark.parametrize("data_loss", [softmax_cross_entropy, multiclass_hinge])
+def test_penalty_and_folding_in_the_same_launches(cuda_on_cpu, data_loss):
+    assert_objective_is_exact(cuda_on_cpu, data_loss)
     assert len(cuda_on_cpu.launches) == 16
 
 
@@ -398,6 +406,23 @@ BROKEN = {
         "lane % 4 * 32 + 16 - i * 16",
     ),
 }
+
+
+BROKEN_FOLDING = {
+    "scores: b not folded": (" - moved);", ");"),
+    "sums: dW not unfolded": ("- factor_and_shift.y *", "- 0 * factor_and_shift.y *"),
+    "sums: penalty without its factor": ("2.0 * penalty", "penalty"),
+    "pack: squares of one warp only": ("for (int i = 1; i < 8; ++i) sum += squares[i];", ""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FOLDING)
+def test_broken_folding_is_caught(cuda_on_cpu, name):
+    with (
+        cuda_on_cpu.broken("linear_pass.cu", BROKEN_FOLDING[name]),
+        pytest.raises((AssertionError, CudaOnCpuError)),
+    ):
+        assert_objective_is_exact(cuda_on_cpu, softmax_cross_entropy)
 
 
 @pytest.mark.parametrize("name", BROKEN)
