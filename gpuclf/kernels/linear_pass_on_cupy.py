@@ -207,6 +207,7 @@ def _fits(
         precision in ("float32", "tf32")
         and any(data_loss is known for known in (softmax_cross_entropy, multiclass_hinge))
         and features.folds
+        and type(features.stored) is type(W)
         and features.stored.dtype.name == "uint8"
         and features.stored.flags.c_contiguous
         and W.ndim == 2
