@@ -414,7 +414,9 @@ def cuda_device_limits(x: Array) -> tuple[int, int, int]:
 
 @functools.cache
 def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[..., None]:
-    """Return a function that launches a kernel; CuPy compiles it at the first launch on a device.
+    """Return a function that launches a kernel, compiled at its first launch on a device.
+
+    Kernels of the same source and options share what is compiled.
 
     Parameters
     ----------
@@ -431,16 +433,15 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
     """
     import cupy
 
-    module = cupy.RawModule(code=source, options=options)
+    kernel = cupy.RawKernel(source, name, options)
 
     def launch(
         grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
     ) -> None:
         with next(x.device for x in args if isinstance(x, cupy.ndarray)):
-            function = module.get_function(name)
-            if shared_bytes > function.max_dynamic_shared_size_bytes:
-                function.max_dynamic_shared_size_bytes = shared_bytes
-            function(grid, block, args, shared_mem=shared_bytes)
+            if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                kernel.max_dynamic_shared_size_bytes = shared_bytes
+            kernel(grid, block, args, shared_mem=shared_bytes)
 
     return launch
 

@@ -66,6 +66,14 @@ def test_reduction_with_barriers(launch, order):
     np.testing.assert_array_equal(out, x.sum())
 
 
+def test_fibers_of_the_c_library_do_the_same(cuda_on_cpu):
+    cuda_on_cpu.add_source("test.cu", REDUCTION)
+    x, out = np.arange(1000, dtype=np.float32), np.empty(1, np.float32)
+    launch = Launch("test.cu", "sum", (("PORTABLE_FIBERS", 1),))
+    launch(1, 256, (x, out, np.int32(1000)))
+    assert out[0] == x.sum()
+
+
 @pytest.mark.parametrize("barrier", ["__syncthreads();\n    for", "__syncthreads();  // before"])
 def test_a_dropped_barrier_shows_in_some_order(launch, barrier):
     assert REDUCTION.count(barrier) == 1

@@ -1,8 +1,8 @@
 // Softmax cross-entropy and multiclass hinge: loss and gradient in one launch.
 //
 // Fused: everything between the scores and their gradient. Of S bytes of scores, the shared bodies
-// in gpuclf/losses.py move about 18.5 S (softmax) and 29 S (hinge) in some 15 launches; this reads
-// S and writes S, in two launches. (A row is read three times, twice of these from L1.)
+// in gpuclf/losses.py move about 18.5 S (softmax) and 29 S (hinge), in about twenty launches; this
+// reads S and writes S, in two launches. (A row is read up to three times, again from L1.)
 //
 // Launch: LANES neighbouring lanes share a row, the power of two that its classes fill, at most a
 // warp. A warp takes 32 / LANES rows at a time; blocks of THREADS threads go round over the rows of
@@ -10,10 +10,9 @@
 // sums, and with it every bit, is the same in each run. Each block leaves its share of the loss in
 // `partials`; `add_partials` adds these, a warp for each model.
 //
-// The wrapper (losses_on_cupy.py) declines more than 16,384 classes, where a row is worth more than a
-// warp, mixed types, and what does not fit the launch. It does not help where the product before it
-// takes most of the time: 50,000 x 10 scores are 2 MB beside the 614 MB of the features. It saves
-// launches there.
+// The wrapper (losses_on_cupy.py) declines more than 16,384 classes, where a row is worth more than
+// a warp, mixed types, and what does not fit the launch. After a product that moves far more, it
+// saves launches but little bandwidth: 50,000 x 10 scores are 2 MB beside the features' 614.
 //
 // Class loops are unrolled twice, and one block a multiprocessor is asked for: otherwise ptxas
 // spills a few registers to fit more blocks than a kernel bound by memory needs.
@@ -119,7 +118,8 @@ softmax_cross_entropy(const REAL* __restrict__ logits, const LABEL* __restrict__
         maximum = maximum_over_lanes(maximum);
         REAL normaliser = 0;
         #pragma unroll 2
-        for (int c = row.lane; c < n_classes; c += LANES) normaliser += exp(row.scores[c] - maximum);
+        for (int c = row.lane; c < n_classes; c += LANES)
+            normaliser += exp(row.scores[c] - maximum);
         normaliser = sum_over_lanes(normaliser, LANES);
         if (row.exists)
             #pragma unroll 2
@@ -129,8 +129,8 @@ softmax_cross_entropy(const REAL* __restrict__ logits, const LABEL* __restrict__
             }
         return log(normaliser) - (row.scores[row.has_label ? row.label : 0] - maximum);
     };
-    for_each_row(logits, labels, weights, weights_of_a_model, dlogits, partials, n_samples, n_classes,
-                 one_row);
+    for_each_row(logits, labels, weights, weights_of_a_model, dlogits, partials, n_samples,
+                 n_classes, one_row);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -159,8 +159,8 @@ multiclass_hinge(const REAL* __restrict__ scores, const LABEL* __restrict__ labe
             }
         return loss;
     };
-    for_each_row(scores, labels, weights, weights_of_a_model, dscores, partials, n_samples, n_classes,
-                 one_row);
+    for_each_row(scores, labels, weights, weights_of_a_model, dscores, partials, n_samples,
+                 n_classes, one_row);
 }
 
 // losses[model] = sum of that model's partials / divisor, for one warp a block.

@@ -32,9 +32,15 @@ class CompileError(RuntimeError):
     """The host compiler refused a kernel."""
 
 
+@cache
 def compiler() -> str | None:
-    """Return the path of a C++ compiler that can be used, or None."""
-    return shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
+    """Return the path of a C++ compiler that can be used, or None: GCC 11 or later on Linux."""
+    path = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
+    if path is None:
+        return None
+    version = subprocess.run([path, "-dumpversion"], capture_output=True, text=True, check=False)
+    major = version.stdout.partition(".")[0].strip()
+    return path if major.isdigit() and int(major) >= 11 else None
 
 
 def host_source(file: str, source: str) -> str:

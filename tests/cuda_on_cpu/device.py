@@ -43,14 +43,15 @@ class _Request(ctypes.Structure):
 
 
 class _Guarded:
-    """A copy of an array in memory of its own, as far from a multiple of 256 as the array was.
+    """A copy of an array between guard zones, aligned to 256 bytes as a device's memory is.
 
-    NumPy aligns to 16 bytes, so this is the part of the offset that a view has put there.
+    What a view's address has beyond a multiple of 16, to which NumPy aligns, the copy's has too.
     """
 
-    def __init__(self, array: np.ndarray, fill: int) -> None:
+    def __init__(self, number: int, array: np.ndarray, fill: int) -> None:
         if not array.flags.c_contiguous:
             raise CudaOnCpuError(f"an array of shape {array.shape} is not contiguous")
+        self.number = number
         self.array = array
         self.fill = fill
         self.memory = np.full(array.nbytes + 2 * GUARD_BYTES + 512, fill, np.uint8)
@@ -60,16 +61,16 @@ class _Guarded:
         self.bytes[:] = np.frombuffer(array, np.uint8) if array.nbytes else 0
         self.address = self.memory.ctypes.data + self.start
 
-    def finish(self, number: int) -> None:
+    def finish(self) -> None:
         """Check the zones around the copy, and bring back what the kernel has written."""
         before, after = self.memory[: self.start], self.memory[self.start + self.array.nbytes :]
         if np.any(before != self.fill) or np.any(after != self.fill):
             side = "before" if np.any(before != self.fill) else "after"
-            raise CudaOnCpuError(f"memory {side} argument {number} was written")
+            raise CudaOnCpuError(f"memory {side} argument {self.number} was written")
         if self.array.flags.writeable:
             self.array.view(np.uint8).reshape(-1)[:] = self.bytes if self.array.nbytes else 0
         elif np.any(self.bytes != np.frombuffer(self.array, np.uint8)):
-            raise CudaOnCpuError(f"argument {number} is read-only and was written")
+            raise CudaOnCpuError(f"argument {self.number} is read-only and was written")
 
 
 class CpuDevice:
@@ -133,8 +134,9 @@ class CpuDevice:
             guarded: dict[tuple[int, int], _Guarded] = {}
             numbers = []  # keeps the scalars alive
             arguments = (_Argument * len(args))()
-            for given, argument in zip(args, arguments, strict=True):
-                if isinstance(given, np.ndarray) and given.ndim:
+            for number, (given, argument) in enumerate(zip(args, arguments, strict=True)):
+                is_array = isinstance(given, np.ndarray) and given.ndim > 0
+                if is_array:
                     place = given.ctypes.data, given.nbytes
                     for other in guarded.values():
                         if place != (other.array.ctypes.data, other.array.nbytes) and (
@@ -142,12 +144,11 @@ class CpuDevice:
                         ):
                             raise CudaOnCpuError("arguments overlap without being the same")
                     if place not in guarded:
-                        guarded[place] = _Guarded(given, self.garbage)
+                        guarded[place] = _Guarded(number, given, self.garbage)
                     address = guarded[place].address
                 else:
                     numbers.append(np.array(given))
                     address = numbers[-1].ctypes.data
-                is_array = isinstance(given, np.ndarray) and given.ndim > 0
                 is_null = isinstance(given, np.uint64) and given == 0
                 argument.value = address
                 argument.kind = b"n" if is_null else given.dtype.kind.encode()[:1]
@@ -166,8 +167,8 @@ class CpuDevice:
             error = entry(ctypes.byref(request))
             if error is not None:
                 raise CudaOnCpuError(f"{file}, {name}: {error.decode()}")
-            for number, one in enumerate(guarded.values()):
-                one.finish(number)
+            for one in guarded.values():
+                one.finish()
 
         return launch
 

@@ -1,8 +1,8 @@
 // Runs CUDA C++ on a CPU: each thread of a block is a fiber, and blocks run one after another.
 //
 // A fiber runs until it has to wait for others, so between two barriers the threads of a block run
-// in a fixed order, which the caller chooses. Data that is exchanged without a barrier is missing in
-// at least one of the orders: shared memory holds garbage when a block begins.
+// in a fixed order, which the caller chooses. Data that is exchanged without a barrier is missing
+// in at least one of the orders: shared memory holds garbage when a block begins.
 //
 // Reported as errors: threads that wait at different barriers or have exited while others wait;
 // lanes of a warp that do not meet; array indices out of bounds; misaligned vectors; arguments of
@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -25,9 +26,19 @@
 #include <source_location>
 #include <tuple>
 #include <type_traits>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(PORTABLE_FIBERS)
+#define PORTABLE_FIBERS 1
+#endif
+#if PORTABLE_FIBERS
 #include <ucontext.h>
 #endif
+
+// NVRTC has no headers: a kernel that uses these compiles with nvcc, but not where CuPy compiles it.
+#undef INFINITY
+#undef NAN
+#undef FLT_MAX
+#undef DBL_MAX
+#undef INT_MAX
 
 // ------------------------------------------------------------------------ CUDA's words and types
 
@@ -41,9 +52,10 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 #define __grid_constant__
-// All fibers are one thread to the system, so they share what is local to a thread, and nothing else
-// is: the library's thread-local memory is the block's shared memory. (A section of its own would
-// not do: GCC ignores such an attribute in templates.) `used`: what is never written is garbage, not 0.
+// All fibers are one thread to the system, so they share what is local to a thread, and nothing
+// else is: the library's thread-local memory is the block's shared memory. (A section of its own
+// would not do: GCC ignores such an attribute in templates.) `used`, so that the compiler does not
+// take what is never written for zeros.
 #define __shared__ static thread_local __attribute__((used))
 
 struct uint3 {
@@ -83,7 +95,7 @@ constexpr int MAX_THREADS = 1024;
 constexpr size_t STACK_BYTES = 128 << 10;
 constexpr size_t MAX_STATIC_SHARED = 48 << 10, MAX_SHARED = 227 << 10, SHARED_GUARD = 4 << 10;
 
-#if defined(__x86_64__)
+#if !PORTABLE_FIBERS
 // ucontext's swapcontext asks the kernel for the signal mask at each switch; this does not.
 using Context = void*;
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
@@ -110,7 +122,8 @@ cuda_on_cpu_switch:
 )");
 inline void switch_context(Context& from, Context& to) { cuda_on_cpu_switch(&from, to); }
 inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
-    auto top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) & ~uintptr_t{15});
+    uintptr_t end = reinterpret_cast<uintptr_t>(stack) + bytes;
+    auto top = reinterpret_cast<void**>(end & ~uintptr_t{15});
     *--top = nullptr;  // as after a call: 8 bytes below a multiple of 16
     *--top = reinterpret_cast<void*>(entry);
     context = top - 6;  // registers to pop, of any value
@@ -134,6 +147,7 @@ using Combine = void (*)(void* const* data);
 
 struct Thread {
     Context context;
+    uint3 index;
     State state;
     unsigned line;      // of the barrier or the warp operation that it waits at
     unsigned mask;      // the lanes that it waits for
@@ -206,7 +220,7 @@ inline void run_thread() {
 
 inline void resume(int i) {
     current = i;
-    threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+    threadIdx = threads[i].index;
     switch_context(scheduler, threads[i].context);
 }
 
@@ -290,7 +304,8 @@ inline void report_deadlock() {
         if (one.line != first->line) other = &one;
     }
     if (other)
-        note_failure("barrier divergence: threads wait at lines %u and %u", first->line, other->line);
+        note_failure("barrier divergence: threads wait at lines %u and %u", first->line,
+                     other->line);
     else
         note_failure("barrier divergence: %d of %d threads wait at line %u, the others have exited",
                      waiting, n_threads, first->line);
@@ -313,6 +328,8 @@ inline void run_block(unsigned order, unsigned shared_bytes, int fill) {
     memset(dynamic_memory, fill, shared_bytes + SHARED_GUARD);
     for (int i = 0; i < n_threads; i++) {
         threads[i].state = State::ready;
+        threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y,
+                            i / (blockDim.x * blockDim.y)};
         // Staggered: stacks a power of two apart would compete for the same lines of the cache.
         size_t bytes = STACK_BYTES - i % 32 * 192;
         prepare_context(threads[i].context, stacks + i * STACK_BYTES, bytes, run_thread);
@@ -372,8 +389,10 @@ template <class T> bool fits(const Argument& given) {
 }
 
 template <class T> T argument(const Argument& given) {
-    if constexpr (std::is_pointer_v<T>) return static_cast<T>(given.kind == 'n' ? nullptr : given.value);
-    else return *static_cast<T*>(given.value);
+    if constexpr (std::is_pointer_v<T>)
+        return static_cast<T>(given.kind == 'n' ? nullptr : given.value);
+    else
+        return *static_cast<T*>(given.value);
 }
 
 inline void on_wild_pointer(int) { siglongjmp(wild_pointer, 1); }
@@ -414,19 +433,23 @@ inline void run_grid(const Request& request) {
 
 inline unsigned most_threads(unsigned threads = MAX_THREADS, ...) { return threads; }
 
+inline void note_misfit(size_t i, const Argument& given) {
+    const char* access = given.is_array && !given.is_writable ? ", read-only" : "";
+    note_failure("argument %zu is %s of kind '%c' with %d bytes%s, which does not fit the kernel's "
+                 "parameter", i, given.is_array ? "an array" : "a number", given.kind,
+                 given.item_bytes, access);
+}
+
 template <class... P, size_t... I>
 void take_arguments(std::tuple<P...>& values, const Argument* given, std::index_sequence<I...>) {
     ((fits<P>(given[I]) ? void(std::get<I>(values) = argument<P>(given[I]))
-                        : note_failure("argument %zu is %s of kind '%c' with %d bytes%s, which does "
-                                       "not fit the kernel's parameter", I,
-                                       given[I].is_array ? "an array" : "a number", given[I].kind,
-                                       given[I].item_bytes,
-                                       given[I].is_array && !given[I].is_writable ? ", read-only" : "")),
+                        : note_misfit(I, given[I])),
      ...);
 }
 
 // Returns null, or what went wrong.
-template <class... P> const char* launch(void (*kernel)(P...), unsigned bound, const Request& request) {
+template <class... P>
+const char* launch(void (*kernel)(P...), unsigned bound, const Request& request) {
     failed = false;
     const unsigned *g = request.grid, *b = request.block;
     find_static_memory();  // each thread that launches has its own
@@ -561,10 +584,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, WHERE) {
     return cuda_on_cpu::reduce(mask, own, where, [](unsigned a, unsigned b) { return a | b; });
 }
 inline int __any_sync(unsigned mask, int predicate, WHERE) {
-    return cuda_on_cpu::reduce(mask, int{predicate != 0}, where, [](int a, int b) { return a | b; });
+    return __ballot_sync(mask, predicate, where) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, WHERE) {
-    return cuda_on_cpu::reduce(mask, int{predicate != 0}, where, [](int a, int b) { return a & b; });
+    return __ballot_sync(mask, !predicate, where) == 0;
 }
 template <class T> T __reduce_add_sync(unsigned mask, T v, WHERE) {
     static_assert(std::is_integral_v<T>);
@@ -595,7 +618,9 @@ CUDA_ON_CPU_ATOMIC(atomicAnd, old & value)
 CUDA_ON_CPU_ATOMIC(atomicXor, old ^ value)
 CUDA_ON_CPU_ATOMIC(atomicExch, value)
 CUDA_ON_CPU_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
-template <class T> T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+template <class T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+    static_assert(std::is_integral_v<T>, "no atomics on floats: sums would vary");
     T old = *address;
     if (old == expected) *address = value;
     return old;
@@ -627,8 +652,8 @@ inline float __frcp_rn(float x) { return 1 / x; }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
-template <class T> std::enable_if_t<std::is_integral_v<T>, T> min(T a, T b) { return a < b ? a : b; }
-template <class T> std::enable_if_t<std::is_integral_v<T>, T> max(T a, T b) { return a > b ? a : b; }
+template <std::integral T> T min(T a, T b) { return a < b ? a : b; }
+template <std::integral T> T max(T a, T b) { return a > b ? a : b; }
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }
@@ -666,16 +691,18 @@ inline unsigned __vsadu4(unsigned a, unsigned b) {
 // --------------------------------------------- what the compiler's sanitizers call when they find
 
 namespace cuda_on_cpu {
-struct SanitizerFinding {
+struct Finding {
     const char* file;
     unsigned line, column;
 };
 }
-extern "C" inline __attribute__((used)) void __ubsan_handle_out_of_bounds(void* data, unsigned long index) {
+extern "C" {
+inline __attribute__((used)) void __ubsan_handle_out_of_bounds(void* data, unsigned long index) {
     cuda_on_cpu::fail("line %u: index %ld is out of bounds",
-                      static_cast<cuda_on_cpu::SanitizerFinding*>(data)->line, static_cast<long>(index));
+                      static_cast<cuda_on_cpu::Finding*>(data)->line, static_cast<long>(index));
 }
-extern "C" inline __attribute__((used)) void __ubsan_handle_type_mismatch_v1(void* data, unsigned long address) {
+inline __attribute__((used)) void __ubsan_handle_type_mismatch_v1(void* data, unsigned long p) {
     cuda_on_cpu::fail("line %u: address %lx is not aligned for its type",
-                      static_cast<cuda_on_cpu::SanitizerFinding*>(data)->line, address);
+                      static_cast<cuda_on_cpu::Finding*>(data)->line, p);
+}
 }

@@ -12,11 +12,14 @@ inline float float_from_half(uint16_t half) {
 }
 
 inline uint16_t half_from_float(float value) {
-    unsigned bits = same_bits<unsigned>(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    unsigned bits = same_bits<unsigned>(value);
+    unsigned sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
     if (size > 0x7f800000) return 0x7fff;                // NaN, as PTX gives it
     if (size >= 0x477ff000) return sign | 0x7c00;        // 65520 and more
-    if (size < 0x38800000)                               // subnormal: let an addition round
-        return sign | (same_bits<unsigned>(same_bits<float>(size) + 0.5f) - same_bits<unsigned>(0.5f));
+    if (size < 0x38800000) {                             // subnormal: let an addition round
+        float rounded = same_bits<float>(size) + 0.5f;
+        return sign | (same_bits<unsigned>(rounded) - same_bits<unsigned>(0.5f));
+    }
     return sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
@@ -42,9 +45,13 @@ template <class D> struct Fragments {
 };
 
 // D = A B + D for all lanes at once. `item(register, i)` is the i-th of `packed` items a register.
-template <class D, int PACKED, class Item> void multiply_fragments(void* const* data, Item item) {
+template <class D, int PACKED, class Item>
+__attribute__((no_sanitize("bounds", "alignment"), optimize("O3")))  // most of the tests' time
+void multiply_fragments(void* const* data, Item item) {
     constexpr int DEPTH = 8 * PACKED;
+    using Sum = std::conditional_t<std::is_same_v<D, float>, double, D>;
     D A[16][DEPTH], B[DEPTH][8];
+    Sum products[16][8] = {};
     for (int lane = 0; lane < 32; lane++) {
         if (!data[lane]) return note_failure("mma with lanes that are not there");
         auto& one = *static_cast<Fragments<D>*>(data[lane]);
@@ -59,22 +66,26 @@ template <class D, int PACKED, class Item> void multiply_fragments(void* const* 
             B[k + DEPTH / 2][group] = item(one.b[1], i);
         }
     }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < DEPTH; k++)
+            for (int column = 0; column < 8; column++)
+                products[row][column] += A[row][k] * B[k][column];
     for (int lane = 0; lane < 32; lane++) {
         auto& one = *static_cast<Fragments<D>*>(data[lane]);
         for (int i = 0; i < 4; i++) {
             int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            std::conditional_t<std::is_same_v<D, float>, double, D> sum = one.d[i];
-            for (int k = 0; k < DEPTH; k++) sum += A[row][k] * B[k][column];
-            one.d[i] = toward_zero(sum);
+            one.d[i] = toward_zero(one.d[i] + products[row][column]);
         }
     }
 }
 
 inline void mma_halves(void* const* data) {
-    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_half(r >> 16 * i); });
+    auto item = [](unsigned r, int i) { return float_from_half(r >> 16 * i); };
+    multiply_fragments<float, 2>(data, item);
 }
 inline void mma_bfloats(void* const* data) {
-    multiply_fragments<float, 2>(data, [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); });
+    auto item = [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); };
+    multiply_fragments<float, 2>(data, item);
 }
 inline void mma_bytes(void* const* data) {
     multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{int8_t(r >> 8 * i)}; });
@@ -90,11 +101,12 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
     for (int lane = 0; lane < 32; lane++) {
         if (!data[lane]) return note_failure("ldmatrix with lanes that are not there");
         auto row = reinterpret_cast<uintptr_t>(static_cast<MatrixRows*>(data[lane])->row);
-        if (row % 16) return note_failure("ldmatrix from an address that is no multiple of 16 bytes");
+        if (row % 16) return note_failure("ldmatrix from an address that is not aligned");
         auto is_within = [&](const char* memory, size_t bytes) {
             return row - reinterpret_cast<uintptr_t>(memory) < bytes;
         };
-        if (!is_within(dynamic_memory, sizeof dynamic_memory) && !is_within(static_memory, static_bytes))
+        if (!is_within(dynamic_memory, sizeof dynamic_memory) &&
+            !is_within(static_memory, static_bytes))
             return note_failure("ldmatrix from memory that is not shared");
         memcpy(rows[lane], reinterpret_cast<const void*>(row), 16);
     }
@@ -102,7 +114,8 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
         int group = lane / 4, member = lane % 4;
         for (int m = 0; m < 4; m++) {
             auto element = [&](int i) -> unsigned {
-                return TRANSPOSED ? rows[8 * m + 2 * member + i][group] : rows[8 * m + group][2 * member + i];
+                int k = 2 * member + i;
+                return TRANSPOSED ? rows[8 * m + k][group] : rows[8 * m + group][k];
             };
             static_cast<MatrixRows*>(data[lane])->r[m] = element(0) | element(1) << 16;
         }
@@ -115,7 +128,8 @@ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (
     cuda_on_cpu::Fragments<float> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_halves, &own);
 }
-inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
+inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                              WHERE) {
     cuda_on_cpu::Fragments<float> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bfloats, &own);
 }
@@ -136,7 +150,8 @@ inline unsigned halves_from_floats(float low, float high) {
     return cuda_on_cpu::half_from_float(low) | unsigned{cuda_on_cpu::half_from_float(high)} << 16;
 }
 inline unsigned bfloats_from_floats(float low, float high) {
-    return cuda_on_cpu::bfloat_from_float(low) | unsigned{cuda_on_cpu::bfloat_from_float(high)} << 16;
+    using cuda_on_cpu::bfloat_from_float;
+    return bfloat_from_float(low) | unsigned{bfloat_from_float(high)} << 16;
 }
 inline void floats_from_halves(unsigned halves, float& low, float& high) {
     low = cuda_on_cpu::float_from_half(halves);

@@ -1,0 +1,114 @@
+"""How kernels reach CuPy, with a stand-in for CuPy that notes what it is asked for."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpuclf.backend import cuda_launcher, probe_cupy
+from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.cuda_modules import contiguous, device_limits, kernel
+
+
+class FakeDevice:
+    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}  # noqa: RUF012
+
+    def __init__(self):
+        self.depth = 0
+
+    def __enter__(self):
+        self.depth += 1
+
+    def __exit__(self, *error):
+        self.depth -= 1
+
+
+class FakeArray:
+    def __init__(self, device):
+        self.device = device
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    probe_cupy()  # before CuPy is replaced
+    kernels = []
+
+    class RawKernel:
+        def __init__(self, code, name, options):
+            self.code, self.name, self.options = code, name, options
+            self.max_dynamic_shared_size_bytes = 48 << 10
+            self.calls = []
+            kernels.append(self)
+
+        def __call__(self, grid, block, args, *, shared_mem):
+            on_device = next(x for x in args if isinstance(x, FakeArray)).device.depth
+            self.calls.append((grid, block, args, shared_mem, on_device))
+
+    fake = SimpleNamespace(ndarray=FakeArray, RawKernel=RawKernel)
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    for cached in (cuda_launcher, cuda_modules.build):
+        cached.cache_clear()
+    yield kernels
+    for cached in (cuda_launcher, cuda_modules.build):
+        cached.cache_clear()
+
+
+def test_a_kernel_is_made_once_and_launched_on_its_arrays_device(fake_cupy):
+    x = FakeArray(FakeDevice())
+    for _ in range(2):
+        kernel("losses.cu", "add_partials", REAL="float32", LANES=32)(7, (8, 4), (np.int32(1), x))
+    (made,) = fake_cupy
+    assert made.name == "add_partials"
+    assert made.code == (cuda_modules.FOLDER / "losses.cu").read_text()
+    assert {"-DREAL=float32", "-DLANES=32", f"-I{cuda_modules.FOLDER}"} < set(made.options)
+    assert made.calls == [((7,), (8, 4), (np.int32(1), x), 0, 1)] * 2
+    kernel("losses.cu", "add_partials", REAL="float64", LANES=32)(1, 1, (x,))
+    assert len(fake_cupy) == 2
+
+
+def test_shared_memory_is_asked_for_where_the_default_is_too_small(fake_cupy):
+    x = FakeArray(FakeDevice())
+    launch = kernel("losses.cu", "add_partials")
+    for shared_bytes, most in ((1000, 48 << 10), (100_000, 100_000), (60_000, 100_000)):
+        launch(1, 1, (x,), shared_bytes=shared_bytes)
+        assert fake_cupy[0].max_dynamic_shared_size_bytes == most
+        assert fake_cupy[0].calls[-1][3] == shared_bytes
+
+
+def test_none_becomes_a_pointer_and_plain_numbers_are_refused(fake_cupy):
+    x = FakeArray(FakeDevice())
+    kernel("losses.cu", "add_partials")(1, 1, (x, None))
+    null = fake_cupy[0].calls[0][2][1]
+    assert null == 0
+    assert null.itemsize == 8  # CuPy itself would pass no address of an argument at all
+    for number in (1, 1.0, True):
+        with pytest.raises(TypeError, match="has no type"):
+            kernel("losses.cu", "add_partials")(1, 1, (x, number))
+
+
+def test_a_changed_header_is_another_set_of_options(fake_cupy, monkeypatch, tmp_path):
+    # CuPy keeps binaries by source and options, and does not look into what a source includes.
+    monkeypatch.setattr(cuda_modules, "FOLDER", tmp_path)
+    (tmp_path / "a.cu").write_text("source")
+    x, found = FakeArray(FakeDevice()), set()
+    for text in ("one", "two"):
+        (tmp_path / "shared.cuh").write_text(text)
+        cuda_modules.build.cache_clear()
+        cuda_modules._source.cache_clear()
+        kernel("a.cu", "name")(1, 1, (x,))
+        found.add(fake_cupy[-1].options)
+    cuda_modules._source.cache_clear()
+    assert len(found) == 2
+
+
+def test_limits_are_those_of_the_arrays_device():
+    assert device_limits(FakeArray(FakeDevice())) == cuda_modules.DeviceLimits(90, 132, 232448)
+
+
+def test_only_what_is_strided_is_copied():
+    x = np.arange(6).reshape(2, 3)
+    assert contiguous(x) is x
+    assert contiguous(x.T).flags.c_contiguous
+    np.testing.assert_array_equal(contiguous(x.T), x.T)
