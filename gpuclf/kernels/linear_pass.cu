@@ -1,7 +1,7 @@
-// The softmax or hinge pass of a linear classifier over bytes, on tensor cores, in two walks over X:
+// The softmax or hinge pass of a linear classifier over bytes on tensor cores, in two walks over X:
 //
-//   scores = (X - 128) W' + b',  loss and G = d loss / d scores     pack_weights, score_rows
-//   dW' = (X - 128)^T G,  db' = the column sums of G                multiply_gradients, sum_partials
+//   scores = (X - 128) W' + b',  loss and G = d loss / d scores    pack_weights, score_rows
+//   dW' = (X - 128)^T G,  db' = the column sums of G               multiply_gradients, sum_partials
 //
 // and, where wanted, the folding of a standardisation into W' and b', its undoing in dW, and the
 // penalty, which would otherwise be some fifteen launches.
@@ -13,21 +13,21 @@
 // multiply_gradients begins with the last of both.
 //
 // Precision. A byte less 128 is exact as a half. W' and G are split into two halves each, head and
-// tail (SPLIT), after a scaling by a power of two that is chosen for every 64 columns of W' and
-// for the rows of a block of score_rows: 22 bits of the numbers within 2^-16 of the largest, and
-// an error below 2^-39 of the largest for the others. Tensor cores cut sums off where float
-// addition rounds, an error that grows with the number of steps and has a sign; so they only add
-// up 32 columns or 32 rows, and the totals are kept by ordinary float additions. Without SPLIT the
+// tail (SPLIT), after a scaling by a power of two that is chosen for every 64 columns of W' and for
+// the rows of a block of score_rows: at least 22 bits of the numbers within 2^-16 of the largest,
+// and an error below 2^-39 of the largest for the others. Tensor cores cut sums off where float
+// addition rounds, an error that grows with the number of steps and has a sign; so they only add up
+// 32 columns or 32 rows, and the totals are kept by ordinary float additions. Without SPLIT the
 // tails are left out: 11 bits, as TF32 has.
 //
-// score_rows. Block: 192 rows (64 where those would leave multiprocessors idle), a warp for 32
-// rows of up to 16 classes or 16 rows of more. Bytes are the A operand. The order of the columns
-// within a product does not matter as long as W' is packed in the same order, so lane 4 g + t
-// takes 16 bytes in a row at column 16 t of row g, which are its A fragments of four products:
-// each byte is loaded once, by the thread that uses it, 64 bytes of a row by four neighbours.
-// A ring of copies in shared memory holds SCORE_STAGES - 1 stages of 64 columns under way, 48 KB for
-// each of the two blocks of a multiprocessor, without registers for them. A warp has its rows'
-// scores to itself, so that the loss takes no barrier, only shuffles among four lanes.
+// score_rows. Block: 192 rows (64 where those would leave multiprocessors idle), a warp for 32 rows
+// of up to 16 classes or 16 rows of more. Bytes are the A operand. The order of the columns within
+// a product does not matter as long as W' is packed in the same order, so lane 4 g + t takes 16
+// bytes in a row at column 16 t of row g, which are its A fragments of four products: each byte is
+// loaded once, by the thread that uses it, 64 bytes of a row by four neighbours. A ring of copies
+// in shared memory holds SCORE_STAGES - 1 stages of 64 columns under way, 48 KB for each of the two
+// blocks of a multiprocessor, without registers for them. A warp has its rows' scores to itself, so
+// that the loss takes no barrier, only shuffles among four lanes.
 //
 // multiply_gradients. Block: up to 8 strips of 128 columns, a warp each, times a share of the rows;
 // the sums of a strip stay in registers for all of them. G^T is the A operand and bytes are B: the
@@ -40,19 +40,21 @@
 // of them for 2 KB of X, beside the issue slots that a scheduler has while its quarter of a
 // multiprocessor receives the 2 KB: 427, if 4.3 TB/s feed 132 multiprocessors at 1.7 GHz. Derived,
 // not measured.
-//   score_rows, 32 rows x 64 columns: 183. Of these 64 convert, 24 multiply, 32 add up and reset, 14
-//     load, 6 copy. Shared memory: 30 KB in and out for each 12 KB of X, half of its rate.
+//   score_rows, 32 rows x 64 columns: 183. Of these 64 convert, 24 multiply, 32 add up and reset,
+//     14 load, 6 copy. Shared memory: 45 KB in and out for each 12 KB of X, 56 % of its rate.
 //   multiply_gradients, 16 rows x 128 columns: 185. Of these 80 convert, 32 multiply, 32 add up and
-//     reset, 6 load, 5 copy.
+//     reset, 6 load, 5 copy. Shared memory: 164 KB for each 64 KB of X, 38 % of its rate.
 //
 // Declined by linear_pass_on_cupy.py: other types than bytes and float32, several models, more than
 // 64 classes, rows that are not a multiple of 4 bytes, devices before sm_80 (where this file is
 // empty). Does not help: few rows, where a block of score_rows walks all columns alone; few
 // columns, where G weighs as much as X.
 //
-// Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D and
-// the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows, BLOCK_STRIPS
-// (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets within instructions.
+// Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D
+// and the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows,
+// BLOCK_STRIPS (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets
+// within instructions.
+//
 // check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8
 // check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -125,9 +127,9 @@ __device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* fr
 // and hold the fragments of two steps.
 //
 // Where folding (D) is given, W acts on standardised pixels, or on pixels as they are if mean and
-// scale are null, and W' = W / scale is packed. folding gets 1 / scale and (mean - 128) / scale, and
-// chunk_sums (chunks, CLASSES + 1) each chunk's share of (mean - 128) / scale W, which is to be taken
-// from b, and of the sum of squares of W. Otherwise mean and scale are null.
+// scale are null, and W' = W / scale is packed. folding gets 1 / scale and (mean - 128) / scale,
+// and chunk_sums (chunks, CLASSES + 1) each chunk's share of (mean - 128) / scale W, which is to be
+// taken from b, and of the sum of squares of W. Otherwise mean and scale are null.
 extern "C" __global__ void __launch_bounds__(256)
 pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
              const double* __restrict__ scale, uint4* __restrict__ packed,
@@ -162,7 +164,8 @@ pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
         double* to = chunk_sums + blockIdx.x * (CLASSES + 1);
         for (int label = warp; label < CLASSES; label += 8) {
             double moved = 0.0;
-            for (int k = lane; k < n_columns; k += 32) moved += shifts[k] * rows[k * CLASSES + label];
+            for (int k = lane; k < n_columns; k += 32)
+                moved += shifts[k] * rows[k * CLASSES + label];
             moved = warp_sum(moved);
             if (lane == 0) to[label] = moved;
         }
@@ -242,9 +245,10 @@ __device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long 
     return is_known ? loss : nanf("");
 }
 
-// bias may be null, as zeros, and so may sample_weight, for uniform_weight everywhere; chunk_sums are
-// those of pack_weights, or null. partial_sums (CLASSES + 1, blocks) gets the loss and the column sums of G; gradients gets G^T as
-// A fragments by group, class tile, step, part and lane; unscale what undoes a group's scale.
+// bias may be null, as zeros, and so may sample_weight, for uniform_weight everywhere; chunk_sums
+// are those of pack_weights, or null. partial_sums (CLASSES + 1, blocks) gets the loss and the
+// column sums of G; gradients gets G^T as A fragments by group, class tile, step, part and lane;
+// unscale what undoes a group's scale.
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS, BLOCK_ROWS == 64 ? 1 : ROW_TILES)
 score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weights_packed,
            const float* __restrict__ bias, const double* __restrict__ chunk_sums,
@@ -431,7 +435,8 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
 // strip, product, class below or above 8, and lane. Grid: class tiles, blocks of strips, shares.
 extern "C" __global__ void __launch_bounds__(32 * BLOCK_STRIPS, 1)
 multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict__ gradients,
-                   const float* __restrict__ unscale, float2* __restrict__ partials, int n_samples) {
+                   const float* __restrict__ unscale, float2* __restrict__ partials,
+                   int n_samples) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
     const int strip = (gridDim.y - 1 - blockIdx.y) * BLOCK_STRIPS + warp;
@@ -536,7 +541,8 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
     }
 
     if (strip >= STRIPS) return;
-    partials += ((static_cast<long long>(share) * CLASS_TILES + blockIdx.x) * STRIPS + strip) * 1024;
+    const long long tile = static_cast<long long>(share) * CLASS_TILES + blockIdx.x;
+    partials += (tile * STRIPS + strip) * 1024;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
         const int label = blockIdx.x * 16 + group;
@@ -555,7 +561,8 @@ extern "C" __global__ void __launch_bounds__(256)
 sum_partials(const float2* __restrict__ partials, const double* __restrict__ partial_sums,
              const float* __restrict__ W, const float2* __restrict__ folding,
              const double* __restrict__ chunk_sums, float* __restrict__ dW,
-             float* __restrict__ db, double* __restrict__ loss, double penalty, int n_shares, int n_score_blocks) {
+             float* __restrict__ db, double* __restrict__ loss, double penalty, int n_shares,
+             int n_score_blocks) {
     constexpr int PAIRS = CLASS_TILES * STRIPS * 1024, PAIR_BLOCKS = PAIRS / 256;
     __shared__ double sums[8];
     __shared__ float column_sums[16];
