@@ -20,6 +20,7 @@ _HOMES = {
     "to_device": "gpuclf.backend",
     "to_host": "gpuclf.backend",
     "Standardized": "gpuclf.features",
+    "Streamed": "gpuclf.streaming",
     "extract_features": "gpuclf.image_features",
     "grad_check": "gpuclf.gradcheck",
     "numeric_gradient": "gpuclf.gradcheck",
@@ -55,6 +56,7 @@ _MODULES = (
     "preprocessing",
     "row_blocks",
     "search",
+    "streaming",
     "training",
     "two_layer",
 )

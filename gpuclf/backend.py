@@ -24,11 +24,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpuclf.uploads import PIECE_BYTES, upload_in_pieces
+
 __all__ = [
     "Array",
     "Backend",
     "BackendUnavailableError",
     "CupyProbe",
+    "CupyTransfers",
     "MixedDevicesError",
     "array_namespace",
     "blas_architectures",
@@ -39,13 +42,16 @@ __all__ = [
     "cuda_launcher",
     "describe_location",
     "environment",
+    "free_device_bytes",
     "get_backend",
     "library_name",
     "probe_cupy",
+    "product_precision",
     "single_threaded_blas",
     "synchronize",
     "to_device",
     "to_host",
+    "transfers",
 ]
 
 Array: TypeAlias = Any  # an array of any library: NumPy, CuPy, PyTorch, array-api-strict, ...
@@ -54,6 +60,10 @@ logger = logging.getLogger("gpuclf")
 INSTALL_HINT = (
     "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
     "both bring CuPy with the compiler and libraries that it needs"
+)
+DRIVER_HINT = (
+    "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "
+    "does not hide it"
 )
 DEFAULT_CPU_CACHE_BYTES = 1 << 20
 
@@ -76,10 +86,13 @@ class CupyProbe:
         A kernel was compiled and launched, a matrix product ran, and the result came back right.
     reason : str
         One sentence: the device where usable, otherwise the first step that failed and why.
+    remedy : str
+        What would make it usable, where it is not.
     """
 
     usable: bool
     reason: str
+    remedy: str = f"install it with {INSTALL_HINT}"
 
 
 @functools.cache
@@ -97,10 +110,12 @@ def probe_cupy() -> CupyProbe:
     version = f"CuPy {cupy.__version__}"
     try:
         if not cupy.cuda.is_available():
-            return CupyProbe(False, f"{version} is installed but sees no CUDA device")
+            reason = f"{version} is installed but sees no CUDA device{_why_no_device(cupy)}"
+            return CupyProbe(False, reason, DRIVER_HINT)
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     except Exception as error:
-        return CupyProbe(False, f"{version} cannot ask the CUDA driver ({_one_line(error)})")
+        reason = f"{version} cannot ask the CUDA driver ({_one_line(error)})"
+        return CupyProbe(False, reason, DRIVER_HINT)
     try:
         doubled = cupy.empty(4, dtype=cupy.float32)
         kernel = cupy.RawKernel(
@@ -116,6 +131,16 @@ def probe_cupy() -> CupyProbe:
     if not np.array_equal(found, [[8.0, 12.0], [24.0, 44.0]]):
         return CupyProbe(False, f"{version} on {device} computes wrong results: {found.tolist()}")
     return CupyProbe(True, f"{version} on {device}")
+
+
+def _why_no_device(cupy: ModuleType) -> str:
+    try:
+        if cupy.cuda.runtime.driverGetVersion() == 0:
+            return " (no CUDA driver)"
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f" ({_one_line(error)})"
+    return ""
 
 
 def _one_line(error: BaseException) -> str:
@@ -174,7 +199,7 @@ def get_backend(name: str | Backend = "auto") -> Backend:
         return Backend("cupy", cupy, probe.reason)
     if name == "cupy":
         raise BackendUnavailableError(
-            f"backend 'cupy' cannot be used: {probe.reason}. Install it with {INSTALL_HINT}; "
+            f"backend 'cupy' cannot be used: {probe.reason}. To use it, {probe.remedy}; "
             "or use backend='numpy'. `gpuclf info` shows what was found."
         )
     _log_fallback(probe.reason)
@@ -292,6 +317,9 @@ def values_are_on_host(x: Array) -> bool:
 def to_device(x: Any, backend: str | Backend = "auto", *, like: Array = None) -> Any:
     """Copy an array to the device of a backend, or to where another array lives.
 
+    Long arrays go to CuPy in pieces, through page-locked memory. Samples that the device has no
+    room for can stay on the host: see :class:`gpuclf.Streamed`.
+
     Parameters
     ----------
     x : array, dict of arrays, or Standardized
@@ -320,18 +348,75 @@ def _put_like(a: Array, xp: ModuleType, device: object) -> Array:
     if _library_of(a) is xp and _device_of(a) == device:
         return a
     host = to_host(a)
-    return host if xp is np else xp.asarray(host, device=device)
+    if xp is np:
+        return host
+    if xp.__name__.rpartition(".")[2] == "cupy":
+        with device:  # type: ignore[attr-defined]
+            return _upload_to_cupy(host, sys.modules["cupy"])
+    return xp.asarray(host, device=device)
 
 
 def _upload_to_cupy(a: Array, cupy: ModuleType) -> Array:
     try:
+        if isinstance(a, np.ndarray) and a.ndim and a.nbytes > PIECE_BYTES and a.dtype.isnative:
+            return upload_in_pieces(a, CupyTransfers(cupy))
         return cupy.asarray(a)
     except cupy.cuda.memory.OutOfMemoryError as error:
         free, total = cupy.cuda.runtime.memGetInfo()
         raise MemoryError(
             f"the array of shape {a.shape} needs {a.nbytes:,} bytes on the device, which has "
-            f"{free:,} of {total:,} free; pass fewer rows, or keep pixels as uint8"
+            f"{free:,} of {total:,} free; pass fewer rows, keep pixels as uint8, or leave the "
+            "samples on the host and stream them in blocks: gpuclf.Streamed(X)"
         ) from error
+
+
+class CupyTransfers:
+    """The CUDA calls of :class:`gpuclf.uploads.Transfers`: CuPy's current stream computes."""
+
+    def __init__(self, cupy: ModuleType) -> None:
+        self._cupy = cupy
+        self._uploads = cupy.cuda.Stream(non_blocking=True)
+
+    def page_locked(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:  # noqa: D102
+        import cupyx
+
+        try:
+            locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
+        except (MemoryError, RuntimeError) as error:
+            logger.debug("no page-locked memory (%s): uploads will be slower", _one_line(error))
+            return np.empty(shape, dtype)
+        return locked
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
+        return self._cupy.empty(shape, dtype)
+
+    def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
+        target.set(source, stream=self._uploads)
+        return self._uploads.record()
+
+    def computed_so_far(self) -> Any:  # noqa: D102
+        return self._cupy.cuda.get_current_stream().record()
+
+    def uploads_wait(self, event: Any) -> None:  # noqa: D102
+        self._uploads.wait_event(event)
+
+    def computation_waits(self, event: Any) -> None:  # noqa: D102
+        self._cupy.cuda.get_current_stream().wait_event(event)
+
+    def host_waits(self, event: Any) -> None:  # noqa: D102
+        event.synchronize()
+
+
+def free_device_bytes() -> int | None:
+    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
+    if "cupy" not in sys.modules or not probe_cupy().usable:
+        return None
+    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0])
+
+
+def transfers(like: Array) -> CupyTransfers | None:
+    """Return the calls that queue uploads to where `like` lives; None for libraries without."""
+    return CupyTransfers(sys.modules["cupy"]) if library_name(like) == "cupy" else None
 
 
 def to_host(x: Any) -> Any:
@@ -386,6 +471,42 @@ def synchronize(x: Array | Backend | None = None) -> None:
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
     elif library == "torch" and getattr(x, "is_cuda", False):
         sys.modules["torch"].cuda.synchronize(_device_of(x))
+
+
+# ------------------------------------------------------------------------------ precision
+
+CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
+
+
+@contextmanager
+def product_precision(like: Array, precision: str) -> Iterator[None]:
+    """Let CuPy's float32 products use TF32 units inside the block, or keep them from it.
+
+    Parameters
+    ----------
+    like : array
+        Of the library that computes; others than CuPy are left as they are.
+    precision : {"float32", "tf32", "float64"}
+        Only "tf32" allows TF32 (10 bits behind the point); GPUs without it compute in float32.
+
+    Notes
+    -----
+    CuPy's one public switch is the environment variable CUPY_TF32, which it reads once. The private
+    one holds for the process; what was set comes back after the block.
+    """
+    core: Any = None
+    if library_name(like) == "cupy":
+        core = getattr(sys.modules["cupy"], "_core", None)
+    if not hasattr(core, "set_compute_type"):
+        yield
+        return
+    allowed = precision == "tf32" and int(like.device.compute_capability) >= 80
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, CUPY_TF32 if allowed else CUPY_DEFAULT)
+    try:
+        yield
+    finally:
+        core.set_compute_type(np.float32, before)
 
 
 # -------------------------------------------------------------------- the machine's sizes
@@ -550,7 +671,9 @@ def environment() -> dict[str, Any]:
     ]
     probe = probe_cupy()
     gpu: dict[str, Any] = {"usable": probe.usable, "reason": probe.reason}
-    if probe.usable:
+    if not probe.usable:
+        gpu["remedy"] = probe.remedy
+    else:
         import cupy
 
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)

@@ -20,6 +20,7 @@ __all__ = ["Fusable", "fusable"]
 KERNEL_MODULES = {
     "numpy": (
         "gpuclf.kernels.on_numpy",
+        "gpuclf.kernels.compiled_bytes",
         "gpuclf.kernels.compiled_linear",
         "gpuclf.kernels.compiled_elementwise",
         "gpuclf.kernels.neighbors_on_numpy",

@@ -13,8 +13,10 @@ Floats may lie anywhere; their mean is subtracted block by block, and only the s
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,9 +29,26 @@ from gpuclf.backend import (
     values_are_on_host,
 )
 from gpuclf.dispatch import fusable
+from gpuclf.layers import affine, affine_backward_params
 from gpuclf.row_blocks import block_rows, sum_over_row_blocks
+from gpuclf.streaming import Streamed
 
-__all__ = ["Features", "Standardized", "conversion_advice", "standardized_rows", "take_rows"]
+__all__ = [
+    "Features",
+    "RowBlock",
+    "Standardized",
+    "block_affine",
+    "block_affine_backward",
+    "conversion_advice",
+    "fold_into",
+    "is_streamed",
+    "multiplies_bytes",
+    "standardized_rows",
+    "take_rows",
+    "unfold_from",
+]
+
+Result = TypeVar("Result")
 
 BYTE_CENTRE = 128
 ROWS_TO_FOLD = 16  # for each column of W
@@ -104,6 +123,11 @@ class Standardized:
             Non-negative; a sample of weight 2 counts as two samples.
         """
         xp = array_namespace(X=X, sample_weight=sample_weight)
+        if isinstance(X, Streamed):
+            weights = None if sample_weight is None else to_host(sample_weight)
+            on_host = cls.fit(X.host, weights)
+            mean, scale = (to_device(v, like=X) for v in (on_host.mean, on_host.scale))
+            return cls._unchecked(X, mean, scale)
         _refuse_other_dtypes(X)
         if X.ndim != 2 or X.shape[0] == 0:
             raise ValueError(
@@ -113,7 +137,14 @@ class Standardized:
         if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
             raise ValueError("X has NaN, infinite or too large values: remove or replace them")
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
-        return cls(X, mean, xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
+        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        return cls._unchecked(X, mean, scale)  # a check would be a look at the device
+
+    @classmethod
+    def _unchecked(cls, X: Array, mean: Array, scale: Array) -> Standardized:
+        standardized = object.__new__(cls)
+        standardized.X, standardized.mean, standardized.scale = X, mean, scale
+        return standardized
 
     def apply(self, X: Array) -> Standardized:
         """Return other samples with this mean and scale (a test set, for example)."""
@@ -149,18 +180,17 @@ class Standardized:
 
     def with_samples(self, X: Array) -> Standardized:
         """Return other samples of the same features, sharing mean and scale, unchecked."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = X, self.mean, self.scale
-        return other
+        return self._unchecked(X, self.mean, self.scale)
 
     def map_arrays(self, function: Callable[[Array], Array]) -> Standardized:
         """Return a copy with `function` applied to X, mean and scale (to move it, for example)."""
-        other = object.__new__(Standardized)
-        other.X, other.mean, other.scale = map(function, (self.X, self.mean, self.scale))
-        return other
+        X = self.X.map_arrays(function) if isinstance(self.X, Streamed) else function(self.X)
+        return self._unchecked(X, function(self.mean), function(self.scale))
 
     def to_array(self, dtype: object = None) -> Array:
         """Write the standardised samples out as floats of `dtype` (default float32)."""
+        if isinstance(self.X, Streamed):
+            raise TypeError("the samples are streamed; upload them first, with gpuclf.to_device")
         xp = array_namespace(self.X)
         dtype = xp.float32 if dtype is None else dtype
         shift = self.mean - BYTE_CENTRE if self.X.dtype == xp.uint8 else self.mean
@@ -243,10 +273,17 @@ def _as_floats(X: Array, dtype: object) -> Array:
     return xp.astype(X, dtype) - BYTE_CENTRE
 
 
+def is_streamed(X: Array | Standardized) -> bool:
+    """Tell whether the samples, standardised or not, stay on the host."""
+    return isinstance(X.X if isinstance(X, Standardized) else X, Streamed)
+
+
 def take_rows(X: Array, indices: Array) -> Array:
     """Gather rows of an array, or of Standardized samples, by integer index or boolean mask."""
     if isinstance(X, Standardized):
         return X[indices]
+    if isinstance(X, Streamed):
+        return X.take(to_host(indices))
     xp = array_namespace(X=X, indices=indices)
     if xp.isdtype(indices.dtype, "bool"):
         if tuple(indices.shape) != (int(X.shape[0]),):
@@ -266,7 +303,8 @@ class Features:
     X : array of shape (N, D) or Standardized
     n_outputs : int
         Columns of the first layer's W. Folding costs a few passes over W, in part in float64, and
-        saves two over the rows: below 16 rows a column, samples are standardised directly.
+        saves two over the rows: below 16 rows a column, samples are standardised directly, unless
+        the products take bytes as they are.
     dtype : dtype
         Floats to compute in.
 
@@ -292,14 +330,19 @@ class Features:
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
         self.centre: Array | None = None
+        self._multiplies_bytes = (
+            is_bytes
+            and not isinstance(self.stored, Streamed)
+            and multiplies_bytes(self.stored, n_outputs, dtype)
+        )
         self.folds = (is_bytes or self.standardized is not None) and (
-            ROWS_TO_FOLD * n_outputs < self.n_samples
+            ROWS_TO_FOLD * n_outputs < self.n_samples or self._multiplies_bytes
         )
         if self.folds and self.standardized is not None and not is_bytes:
             # Floats may lie anywhere, so their mean is subtracted from the rows.
             self.centre = xp.astype(self.standardized.mean, dtype)
 
-    @functools.cached_property
+    @cached_property
     def _shift(self) -> Array:
         """What folds into b: in float64, as b' is the difference of two large sums."""
         xp = array_namespace(self.stored)
@@ -311,23 +354,53 @@ class Features:
         centre = BYTE_CENTRE if self.centre is None else xp.astype(self.centre, xp.float64)
         return (self.standardized.mean - centre) / self.standardized.scale
 
-    @functools.cached_property
+    @cached_property
     def _inverse_scale(self) -> Array | None:
         if self.standardized is None:
             return None
         xp = array_namespace(self.stored)
         return xp.astype(1 / self.standardized.scale, self._dtype)[:, None]
 
+    def over_uploads(
+        self, work: Callable[[Iterator[tuple[slice, Features]]], Result], floats_per_row: int
+    ) -> Result:
+        """Return ``work(parts)``, where parts gives slices of rows and their part of the features.
+
+        Streamed samples come in blocks, each to be used before the next is asked for; others are
+        one part. `floats_per_row` is how many numbers one row occupies while it is worked on.
+        """
+        if not isinstance(self.stored, Streamed):
+            return work(iter([(slice(0, self.n_samples), self)]))
+        bits = array_namespace(self.stored).finfo(self._dtype).bits
+        # Twice, because a standardised row is written out once more.
+        bytes_per_row = 2 * floats_per_row * bits // 8
+        return self.stored.over_blocks(
+            lambda blocks: work((rows, self._part(X)) for rows, X in blocks), bytes_per_row
+        )
+
+    def _part(self, X: Array) -> Features:
+        part = copy.copy(self)
+        part.stored, part.n_samples = X, int(X.shape[0])
+        if self.standardized is not None:
+            part.standardized = self.standardized.with_samples(X)
+        return part
+
     @property
     def are_converted(self) -> bool:
-        """Whether :meth:`rows` makes new floats instead of giving a view of X."""
-        return self.standardized is not None or self.stored.dtype != self._dtype
+        """Whether products need new floats instead of a view of X."""
+        return not self._multiplies_bytes and (
+            self.standardized is not None or self.stored.dtype != self._dtype
+        )
 
     @property
     def are_plain_floats(self) -> bool:
         """Whether the samples are used as they are, but for their precision."""
         xp = array_namespace(self.stored)
         return self.standardized is None and self.stored.dtype != xp.uint8
+
+    def block(self, rows: slice) -> RowBlock:
+        """Return a block of samples for :func:`block_affine` and its backward pass."""
+        return RowBlock(self, rows)
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
@@ -343,15 +416,72 @@ class Features:
         """Return W', b' with ``rows @ W' + b' == features @ W + b``."""
         if not self.folds:
             return W, b
-        xp = array_namespace(W)
-        moved = xp.astype(self._shift @ xp.astype(W, xp.float64), self._dtype)
-        scaled = W if self._inverse_scale is None else W * self._inverse_scale
+        moved, scaled = fold_into(W, self._shift, self._inverse_scale)
         return scaled, (-moved if b is None else b - moved)
 
     def unfold(self, dW: Array, db: Array) -> Array:
         """Return the gradient with respect to W, given those with respect to W' and b'."""
         if not self.folds:
             return dW
-        xp = array_namespace(dW)
-        scaled = dW if self._inverse_scale is None else dW * self._inverse_scale
-        return scaled - xp.astype(self._shift, self._dtype)[:, None] * db[..., None, :]
+        return unfold_from(dW, db, self._shift, self._inverse_scale)
+
+
+class RowBlock:
+    """A block of samples that is multiplied twice, forward and backward.
+
+    Attributes
+    ----------
+    features : Features
+    rows : slice
+    floats : array of shape (n, D)
+        :meth:`Features.rows`, made once.
+    """
+
+    def __init__(self, features: Features, rows: slice) -> None:
+        self.features, self.rows = features, rows
+
+    @cached_property
+    def floats(self) -> Array:  # noqa: D102 - described by the class
+        return self.features.rows(self.rows)
+
+
+@fusable
+def multiplies_bytes(X: Array, n_outputs: int, dtype: object) -> bool:
+    """Tell whether :func:`block_affine` takes bytes as they are; folding then always pays."""
+    return False
+
+
+@fusable
+def block_affine(W: Array, b: Array | None, block: RowBlock) -> Array:
+    """Return ``block.floats @ W + b``, for folded W and b."""
+    return affine(block.floats, W, b)
+
+
+@fusable
+def block_affine_backward(dY: Array, block: RowBlock) -> tuple[Array, Array]:
+    """Return the gradients of :func:`block_affine` with respect to W and b."""
+    return affine_backward_params(dY, block.floats)
+
+
+@fusable
+def fold_into(W: Array, shift: Array, inverse_scale: Array | None) -> tuple[Array, Array]:
+    """Return ``shift @ W``, summed in float64, and ``W * inverse_scale``.
+
+    Parameters
+    ----------
+    W : array of shape (..., D, C)
+    shift : float64 array of shape (D,)
+        In units of the scale.
+    inverse_scale : array of shape (D, 1), or None for 1
+    """
+    xp = array_namespace(W)
+    moved = xp.astype(shift @ xp.astype(W, xp.float64), W.dtype)
+    return moved, W if inverse_scale is None else W * inverse_scale
+
+
+@fusable
+def unfold_from(dW: Array, db: Array, shift: Array, inverse_scale: Array | None) -> Array:
+    """Return ``dW * inverse_scale - shift * db``, the gradient with respect to the unfolded W."""
+    xp = array_namespace(dW)
+    scaled = dW if inverse_scale is None else dW * inverse_scale
+    return scaled - xp.astype(shift, dW.dtype)[:, None] * db[..., None, :]

@@ -7,16 +7,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.backend import Array, array_namespace, product_precision
 from gpuclf.dispatch import fusable
-from gpuclf.features import Features, Standardized
-from gpuclf.layers import affine, affine_backward_params
+from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
+from gpuclf.layers import affine
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.row_blocks import (
+    block_rows,
+    concat_row_blocks,
+    concat_rows,
+    sum_in_order,
+    sum_over_row_blocks,
+)
 from gpuclf.validation import (
     check_labels,
     check_parameter,
     check_penalty,
+    check_precision,
     check_result,
     check_samples,
 )
@@ -35,7 +42,9 @@ __all__ = [
 DataLoss = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
-def linear_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
+def linear_scores(
+    params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
+) -> Array:
     """Return the scores ``X @ W + b``, block by block; inputs are not checked.
 
     Parameters
@@ -43,6 +52,8 @@ def linear_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
     params : dict
         W of shape (..., D, C) and, optionally, b of shape (..., C).
     X : array of shape (N, D) or Standardized
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        Whether a GPU may multiply float32 in TF32. The floats are those of W.
 
     Returns
     -------
@@ -51,10 +62,18 @@ def linear_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
     W = params["W"]
     features = Features(X, int(W.shape[-1]), W.dtype)
     folded = features.fold(W, params.get("b"))
-    step = _block_rows(W, features)
-    return concat_row_blocks(
-        lambda rows: affine(features.rows(rows), *folded), features.n_samples, step
-    )
+
+    def scores(part: Features) -> Array:
+        return concat_row_blocks(
+            lambda rows: block_affine(*folded, part.block(rows)),
+            *(part.n_samples, _block_rows(W, part)),
+        )
+
+    with product_precision(W, precision):
+        return features.over_uploads(
+            lambda parts: concat_rows([scores(part) for _, part in parts]),
+            _floats_per_row(W, features),
+        )
 
 
 def linear_loss(
@@ -64,6 +83,8 @@ def linear_loss(
     y: Array,
     reg: float,
     sample_weight: Array | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
     """Loss and gradients of a linear classifier, whatever its data loss; inputs are not checked.
 
@@ -78,6 +99,8 @@ def linear_loss(
     reg : float
     sample_weight : array of shape (N,), optional
         The factor of each sample's loss, used as it is; by default 1/N.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        Whether a GPU may multiply float32 in TF32. The floats are those of W.
 
     Returns
     -------
@@ -87,7 +110,7 @@ def linear_loss(
     """
     W, b = params["W"], params.get("b")
     features = Features(X, int(W.shape[-1]), W.dtype)
-    loss, dW, db = linear_objective(W, b, features, y, sample_weight, data_loss, reg)
+    loss, dW, db = linear_objective(W, b, features, y, sample_weight, data_loss, reg, precision)
     return loss, {"W": dW} if b is None else {"W": dW, "b": db}
 
 
@@ -100,6 +123,7 @@ def linear_objective(
     sample_weight: Array | None,
     data_loss: DataLoss,
     reg: float,
+    precision: str = "float32",
 ) -> tuple[Array, Array, Array]:
     """Add up data loss and penalty, with their gradients.
 
@@ -113,6 +137,7 @@ def linear_objective(
     sample_weight : array of shape (N,), or None for 1/N
     data_loss : callable
     reg : float
+    precision : {"float32", "tf32", "float64"}
 
     Returns
     -------
@@ -121,9 +146,17 @@ def linear_objective(
         db also where b is None.
     """
     weights = mean_weights(sample_weight, features.n_samples, W)
-    loss, dW, db = linear_pass(*features.fold(W, b), features, y, weights, data_loss)
-    dW = add_penalty_gradient(features.unfold(dW, db), W, reg)
-    return loss + reg * penalty(W), dW, db
+    folded = features.fold(W, b)
+    with product_precision(W, precision):
+        loss, dW, db = features.over_uploads(
+            lambda parts: sum_in_order(
+                linear_pass(*folded, part, y[rows], weights[rows], data_loss, precision)
+                for rows, part in parts
+            ),
+            _floats_per_row(W, features),
+        )
+        loss = loss + reg * penalty(W)
+    return loss, add_penalty_gradient(features.unfold(dW, db), W, reg), db
 
 
 @fusable
@@ -134,6 +167,7 @@ def linear_pass(
     y: Array,
     weights: Array,
     data_loss: DataLoss,
+    precision: str = "float32",
 ) -> tuple[Array, Array, Array]:
     """Walk the samples once: the data loss and its gradients, without penalty.
 
@@ -146,6 +180,8 @@ def linear_pass(
     y : integer array of shape (N,)
     weights : array of shape (N,)
     data_loss : callable
+    precision : {"float32", "tf32", "float64"}
+        For kernels, which choose their own units; the body multiplies as the library does.
 
     Returns
     -------
@@ -155,9 +191,9 @@ def linear_pass(
     """
 
     def partial(rows: slice) -> tuple[Array, Array, Array]:
-        x = features.rows(rows)
-        loss, dscores = data_loss(affine(x, W, b), y[rows], weights[rows])
-        return (loss, *affine_backward_params(dscores, x))
+        block = features.block(rows)
+        loss, dscores = data_loss(block_affine(W, b, block), y[rows], weights[rows])
+        return (loss, *block_affine_backward(dscores, block))
 
     parallel = array_namespace(W) is np
     loss, dW, db = sum_over_row_blocks(
@@ -201,19 +237,30 @@ def linear_loss_only(
     wide_W = xp.reshape(xp.permute_dims(W_models, (1, 0, 2)), (n_features, n_columns))
     wide_b = None if b_models is None else xp.reshape(b_models, (n_columns,))
 
-    def partial(rows: slice) -> tuple[Array]:
-        wide = affine(features.rows(rows), wide_W, wide_b)
-        scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
-        return (data_loss(scores, y[rows], weights[rows])[0],)
+    def loss_of(part: Features, y: Array, weights: Array) -> list[Array]:
+        def partial(rows: slice) -> tuple[Array]:
+            wide = affine(part.rows(rows), wide_W, wide_b)
+            scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
+            return (data_loss(scores, y[rows], weights[rows])[0],)
 
-    step = _block_rows(W, features)
-    (loss,) = sum_over_row_blocks(partial, features.n_samples, step, parallel=xp is np)
+        step = _block_rows(W, part)
+        return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
+
+    (loss,) = features.over_uploads(
+        lambda parts: sum_in_order(loss_of(part, y[r], weights[r]) for r, part in parts),
+        _floats_per_row(W, features),
+    )
     return xp.reshape(loss, W.shape[:-2]) + reg * penalty(W), {}
 
 
-def _block_rows(W: Array, features: Features) -> int:
+def _floats_per_row(W: Array, features: Features) -> int:
     scores_per_row = 3 * math.prod(W.shape[:-2]) * int(W.shape[-1])  # and what loss makes of them
-    floats_per_row = features.n_features + scores_per_row
+    floats_per_row: int = features.n_features + scores_per_row
+    return floats_per_row
+
+
+def _block_rows(W: Array, features: Features) -> int:
+    floats_per_row = _floats_per_row(W, features)
     return block_rows(W, features.n_samples, floats_per_row, converted=features.are_converted)
 
 
@@ -240,7 +287,7 @@ def add_penalty_gradient(dW: Array, W: Array, reg: float) -> Array:
 
 
 def softmax_loss_vectorized(
-    W: Array, X: Array | Standardized, y: Array, reg: float
+    W: Array, X: Array | Standardized, y: Array, reg: float, *, precision: str = "float32"
 ) -> tuple[Array, Array]:
     r"""Softmax loss and gradient of a linear classifier without bias.
 
@@ -253,6 +300,10 @@ def softmax_loss_vectorized(
     y : integer array of shape (N,), values in 0..C-1
     reg : float
         The penalty :math:`\lambda`. A source that writes ``0.5 * reg`` means half of this one.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        "float32": products of float32 have its accuracy. "tf32": a GPU may take its faster units,
+        which keep 10 bits behind the point; on a CPU the same as "float32". "float64": everything
+        is computed in float64. Where X or W is float64, the first two compute in float64 as well.
 
     Returns
     -------
@@ -288,11 +339,11 @@ def softmax_loss_vectorized(
     >>> round(float(loss), 6), dW.shape  # log(2) at W = 0
     (0.693147, (3, 2))
     """
-    return _checked_linear_loss(softmax_cross_entropy, W, X, y, reg)
+    return _checked_linear_loss(softmax_cross_entropy, W, X, y, reg, precision)
 
 
 def svm_loss_vectorized(
-    W: Array, X: Array | Standardized, y: Array, reg: float
+    W: Array, X: Array | Standardized, y: Array, reg: float, *, precision: str = "float32"
 ) -> tuple[Array, Array]:
     r"""Multiclass SVM loss and (sub)gradient of a linear classifier without bias.
 
@@ -308,6 +359,10 @@ def svm_loss_vectorized(
     y : integer array of shape (N,), values in 0..C-1
     reg : float
         The penalty :math:`\lambda`. A source that writes ``0.5 * reg`` means half of this one.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        "float32": products of float32 have its accuracy. "tf32": a GPU may take its faster units,
+        which keep 10 bits behind the point; on a CPU the same as "float32". "float64": everything
+        is computed in float64. Where X or W is float64, the first two compute in float64 as well.
 
     Returns
     -------
@@ -337,19 +392,20 @@ def svm_loss_vectorized(
     >>> float(loss), dW.shape  # C - 1 at W = 0
     (2.0, (3, 3))
     """
-    return _checked_linear_loss(multiclass_hinge, W, X, y, reg)
+    return _checked_linear_loss(multiclass_hinge, W, X, y, reg, precision)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
 def _checked_linear_loss(
-    data_loss: DataLoss, W: Array, X: Array | Standardized, y: Array, reg: float
+    data_loss: DataLoss, W: Array, X: Array | Standardized, y: Array, reg: float, precision: str
 ) -> tuple[Array, Array]:
     _, _, n_features = check_samples(X)
     dtype = check_parameter("W", W, X, (n_features, -1))
     y = check_labels(y, X, int(W.shape[-1]))
     check_penalty(reg)
     xp = array_namespace(W)
+    dtype = check_precision(precision, dtype, xp)
     params = {"W": xp.astype(W, dtype, copy=False)}
-    loss, grads = linear_loss(data_loss, params, X, y, reg)
+    loss, grads = linear_loss(data_loss, params, X, y, reg, precision=precision)
     check_result(loss, grads["W"], X, W=W)
     return loss, grads["W"]

@@ -29,6 +29,7 @@ from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_ho
 from gpuclf.dispatch import fusable
 from gpuclf.features import BYTE_CENTRE, Standardized
 from gpuclf.row_blocks import map_row_blocks, row_slices
+from gpuclf.streaming import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples
 
 __all__ = [
@@ -419,8 +420,8 @@ def accuracies_of_ks(
     accuracies = []
     for k in ks:
         predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
-        accuracies.append(float(xp.mean(xp.astype(predicted == y, xp.float64))))
-    return accuracies
+        accuracies.append(xp.mean(xp.astype(predicted == y, xp.float64)))
+    return [float(accuracy) for accuracy in to_host(xp.stack(accuracies))]
 
 
 def cross_validate_k(
@@ -516,6 +517,8 @@ def _check_pair(A: Array, B: Array) -> tuple[Array, Array]:
     for name, X in (("A", A), ("B", B)):
         if isinstance(X, Standardized):
             raise TypeError(f"{name} is Standardized; write the samples out: {name}.to_array()")
+        if isinstance(X, Streamed):
+            raise TypeError(f"{name} is Streamed; upload it whole: gpuclf.to_device({name})")
         xp = array_namespace(X)
         if xp.isdtype(X.dtype, ("integral", "bool")) and X.dtype != xp.uint8:
             X = xp.astype(X, xp.float64)
@@ -579,9 +582,8 @@ class _Expansion:
         xp = array_namespace(B)
         self._B, self._n_rows = B, n_rows
         self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
-        self._largest_norm: float = max(
-            float(xp.max(xp.vecdot(b, b))) for b in map(self._centred, self._pieces())
-        )
+        norms = [xp.max(xp.vecdot(b, b)) for b in map(self._centred, self._pieces())]
+        self._largest_norm = xp.max(xp.stack(norms))
         self._B_is_exact: bool | None = None
 
     def squares(self, A: Array, B: Array) -> Array:
@@ -605,7 +607,9 @@ class _Expansion:
         # Each of the three products is a sum of D terms; twice what they can round.
         rounding = 2 * (int(A.shape[1]) + 8) * float(xp.finfo(xp.float64).eps) * sizes
         unsure = kth_distances * kth_distances + rounding >= last_squares
-        if bool(xp.any(unsure)) and self._is_exact(A, float(xp.max(sizes))):
+        # One look for both: whether there is any, and how large the terms are.
+        found, size = to_host(xp.stack([xp.astype(xp.any(unsure), xp.float64), xp.max(sizes)]))
+        if found and self._is_exact(A, size):
             unsure = xp.zeros_like(unsure)
         return xp.nonzero(unsure)[0]
 
@@ -630,7 +634,7 @@ class _Expansion:
 def _is_multiple(X: Array) -> bool:
     xp = array_namespace(X)
     multiples = X / UNIT
-    return bool(xp.all(multiples == xp.round(multiples)))
+    return bool(to_host(xp.all(multiples == xp.round(multiples))))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,25 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, cache_bytes, cpu_workers, single_threaded_blas
+from gpuclf.backend import (
+    Array,
+    array_namespace,
+    cache_bytes,
+    cpu_workers,
+    free_device_bytes,
+    single_threaded_blas,
+)
 
-__all__ = ["block_rows", "concat_row_blocks", "map_row_blocks", "row_slices", "sum_over_row_blocks"]
+__all__ = [
+    "block_rows",
+    "concat_row_blocks",
+    "concat_rows",
+    "map_row_blocks",
+    "row_slices",
+    "sum_in_order",
+    "sum_over_row_blocks",
+    "until_it_fits",
+]
 
 Result = TypeVar("Result")
 
@@ -62,6 +78,36 @@ def block_rows(like: Array, n_rows: int, floats_per_row: int, *, converted: bool
     return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 32 * 32)
 
 
+class _NoRoomError(MemoryError):
+    """The fewest rows were tried."""
+
+
+def until_it_fits(work: Callable[[int], Result], rows_per_block: int) -> Result:
+    """Return ``work(rows_per_block)``, with half the rows as often as memory runs out.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room for the shortest blocks either; names the bytes wanted and free.
+    """
+    while True:
+        try:
+            return work(rows_per_block)
+        except _NoRoomError:
+            raise
+        except MemoryError as error:
+            if rows_per_block <= MIN_BLOCK_ROWS:
+                free = free_device_bytes()
+                known = "" if free is None else f"; {free:,} bytes are free on the device"
+                raise _NoRoomError(
+                    f"there is no room for blocks of {rows_per_block} rows either "
+                    f"({error}{known}): delete other arrays, end other programs that use the "
+                    "memory, or leave the samples on the host (gpuclf.Streamed)"
+                ) from error
+        # Outside the handler, whose error would keep alive what the failed attempt held.
+        rows_per_block = max(MIN_BLOCK_ROWS, rows_per_block // 2)
+
+
 def sum_over_row_blocks(
     partial: Callable[[slice], Sequence[Array]], n_rows: int, rows_per_block: int, *, parallel: bool
 ) -> list[Array]:
@@ -82,12 +128,17 @@ def sum_over_row_blocks(
     list of array
         One sum for each array that `partial` returns.
     """
-    return _sum(
-        _in_shares(
-            lambda share: _sum_in_order(partial, share),
-            *(n_rows, rows_per_block, cpu_workers() if parallel else 1),
+    workers = cpu_workers() if parallel else 1
+
+    def sums(rows_per_block: int) -> list[Array]:
+        return sum_in_order(
+            _in_shares(
+                lambda share: sum_in_order(partial(rows) for rows in share),
+                *(n_rows, rows_per_block, workers),
+            )
         )
-    )
+
+    return until_it_fits(sums, rows_per_block)
 
 
 def map_row_blocks(
@@ -132,7 +183,13 @@ def _in_shares(
 
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
     """Put together what ``part(rows)`` gives for each block, along the second last axis."""
-    parts = [part(rows) for rows in row_slices(n_rows, rows_per_block)]
+    return until_it_fits(
+        lambda step: concat_rows([part(rows) for rows in row_slices(n_rows, step)]), rows_per_block
+    )
+
+
+def concat_rows(parts: Sequence[Array]) -> Array:
+    """Put arrays together along the second last axis."""
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)
 
 
@@ -144,13 +201,7 @@ def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
     ]
 
 
-def _sum_in_order(
-    partial: Callable[[slice], Sequence[Array]], blocks: Iterable[slice]
-) -> list[Array]:
-    return _sum(partial(rows) for rows in blocks)
-
-
-def _sum(rounds: Iterable[Sequence[Array]]) -> list[Array]:
+def sum_in_order(rounds: Iterable[Sequence[Array]]) -> list[Array]:
     """Sum corresponding arrays, into those of the first round."""
     remaining = iter(rounds)
     totals = list(next(remaining))

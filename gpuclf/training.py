@@ -8,7 +8,7 @@ random generator, so that a CPU run and a GPU run see the same mini-batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.dispatch import fusable
-from gpuclf.features import Standardized, take_rows
+from gpuclf.features import Standardized, is_streamed, take_rows
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.row_blocks import row_slices
 
@@ -167,9 +167,12 @@ def minimize_sgd(
     shares = normalized_weights(sample_weight, params)
     for _ in range(epochs):
         losses = []
-        order = to_device(rng.permutation(n_samples), like=y)
-        for batch in _batches(order, batch_size):
-            X_batch = take_rows(X, batch)
+        # Uploaded once an epoch; samples that stay on the host are gathered there.
+        on_host = rng.permutation(n_samples)
+        order = to_device(on_host, like=y)
+        for rows in row_slices(n_samples, batch_size):
+            batch = order[rows]
+            X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
             if augment is not None:
                 X_batch = augment(X_batch, rng)
             weights = None
@@ -186,12 +189,6 @@ def minimize_sgd(
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
-
-
-def _batches(order: Array, batch_size: int) -> Iterator[Array]:
-    n_samples = int(order.shape[0])
-    for start in range(0, n_samples, batch_size):
-        yield order[start : min(start + batch_size, n_samples)]
 
 
 @fusable

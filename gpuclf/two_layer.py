@@ -6,16 +6,23 @@ import math
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace
-from gpuclf.features import Features, Standardized
-from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
+from gpuclf.backend import Array, array_namespace, product_precision
+from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
+from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.row_blocks import block_rows, concat_row_blocks, sum_over_row_blocks
+from gpuclf.row_blocks import (
+    block_rows,
+    concat_row_blocks,
+    concat_rows,
+    sum_in_order,
+    sum_over_row_blocks,
+)
 from gpuclf.validation import (
     check_labels,
     check_parameter,
     check_penalty,
+    check_precision,
     check_result,
     check_samples,
     check_weights,
@@ -25,7 +32,9 @@ __all__ = ["two_layer_forward", "two_layer_loss", "two_layer_objective", "two_la
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
-def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array:
+def two_layer_scores(
+    params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
+) -> Array:
     """Return the scores ``relu(X @ W1 + b1) @ W2 + b2``.
 
     Parameters
@@ -33,6 +42,8 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     params : dict
         W1 (D, H), b1 (H,), W2 (H, C), b2 (C,), each with the same leading model axes.
     X : array of shape (N, D) or Standardized
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        As in :func:`gpuclf.softmax_loss_vectorized`.
 
     Returns
     -------
@@ -45,21 +56,31 @@ def two_layer_scores(params: dict[str, Array], X: Array | Standardized) -> Array
     >>> two_layer_scores(params, np.array([[3.0, -5.0]]))
     array([[3.]])
     """
-    params = _check_params(params, X)
-    scores = two_layer_forward(params, X)
+    params = _check_params(params, X, precision)
+    scores = two_layer_forward(params, X, precision=precision)
     check_result(scores, scores, X, **params)
     return scores
 
 
-def two_layer_forward(params: dict[str, Array], X: Array | Standardized) -> Array:
+def two_layer_forward(
+    params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
+) -> Array:
     """Compute :func:`two_layer_scores` without checking the inputs, in the parameters' dtype."""
     features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
     W1, b1 = features.fold(params["W1"], params["b1"])
 
-    def scores(rows: slice) -> Array:
-        return affine(relu(affine(features.rows(rows), W1, b1)), params["W2"], params["b2"])
+    def scores(part: Features) -> Array:
+        def of_rows(rows: slice) -> Array:
+            hidden = relu(block_affine(W1, b1, part.block(rows)))
+            return affine(hidden, params["W2"], params["b2"])
 
-    return concat_row_blocks(scores, features.n_samples, _block_rows(params, features))
+        return concat_row_blocks(of_rows, part.n_samples, _block_rows(params, part))
+
+    with product_precision(W1, precision):
+        return features.over_uploads(
+            lambda parts: concat_rows([scores(part) for _, part in parts]),
+            _floats_per_row(params, features),
+        )
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
@@ -69,6 +90,8 @@ def two_layer_loss(
     y: Array,
     reg: float,
     sample_weight: Array | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
     r"""Loss and gradients of the two-layer net.
 
@@ -84,6 +107,8 @@ def two_layer_loss(
         The penalty :math:`\lambda`; biases are not penalised.
     sample_weight : array of shape (N,), optional
         The data loss is then the weighted mean.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        As in :func:`gpuclf.softmax_loss_vectorized`.
 
     Returns
     -------
@@ -109,11 +134,11 @@ def two_layer_loss(
     >>> round(float(loss), 6), sorted(grads)  # log(2) at W = 0
     (0.693147, ['W1', 'W2', 'b1', 'b2'])
     """
-    params = _check_params(params, X)
+    params = _check_params(params, X, precision)
     y = check_labels(y, X, int(params["W2"].shape[-1]))
     check_penalty(reg)
     weights = check_weights(sample_weight, X, params["W1"].dtype)
-    loss, grads = two_layer_objective(params, X, y, reg, weights)
+    loss, grads = two_layer_objective(params, X, y, reg, weights, precision=precision)
     check_result(loss, grads["W1"], X, **params)
     return loss, grads
 
@@ -125,6 +150,8 @@ def two_layer_objective(
     reg: float,
     sample_weight: Array | None = None,
     hidden_mask: Array | None = None,
+    *,
+    precision: str = "float32",
 ) -> tuple[Array, dict[str, Array]]:
     """Compute :func:`two_layer_loss` without checking the inputs.
 
@@ -136,6 +163,8 @@ def two_layer_objective(
         The factor of each sample's loss, used as it is; by default 1/N.
     hidden_mask : array of shape (..., N, H), optional
         Factors of the hidden units, as dropout needs them.
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        Whether a GPU may multiply float32 in TF32. The floats are those of the parameters.
     """
     W2, b2 = params["W2"], params["b2"]
     features = Features(X, int(params["W1"].shape[-1]), W2.dtype)
@@ -143,28 +172,38 @@ def two_layer_objective(
     weights = mean_weights(sample_weight, features.n_samples, W2)
     W1, b1 = features.fold(params["W1"], params["b1"])
 
-    def partial(rows: slice) -> tuple[Array, ...]:
-        x = features.rows(rows)
-        hidden = relu(affine(x, W1, b1))
-        if hidden_mask is not None:
-            hidden = hidden * hidden_mask[..., rows, :]
-        loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
-        dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
-        if hidden_mask is not None:
-            dhidden = dhidden * hidden_mask[..., rows, :]
-        dW1, db1 = affine_backward_params(relu_backward(dhidden, hidden), x)
-        return loss, dW1, db1, dW2, db2
+    def walk(part: Features, start: int) -> list[Array]:
+        def partial(rows: slice) -> tuple[Array, ...]:
+            block = part.block(rows)
+            rows = slice(start + rows.start, start + rows.stop)
+            hidden = relu(block_affine(W1, b1, block))
+            if hidden_mask is not None:
+                hidden = hidden * hidden_mask[..., rows, :]
+            loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
+            dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
+            if hidden_mask is not None:
+                dhidden = dhidden * hidden_mask[..., rows, :]
+            dW1, db1 = block_affine_backward(relu_backward(dhidden, hidden), block)
+            return loss, dW1, db1, dW2, db2
 
-    loss, dW1, db1, dW2, db2 = sum_over_row_blocks(
-        partial, features.n_samples, _block_rows(params, features), parallel=xp is np
-    )
+        step = _block_rows(params, part)
+        return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
+
+    with product_precision(W2, precision):
+        loss, dW1, db1, dW2, db2 = features.over_uploads(
+            lambda parts: sum_in_order(walk(part, rows.start) for rows, part in parts),
+            _floats_per_row(params, features),
+        )
+        loss = loss + reg * (penalty(params["W1"]) + penalty(W2))
     grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
     for name in ("W1", "W2"):
         grads[name] = add_penalty_gradient(grads[name], params[name], reg)
-    return loss + reg * (penalty(params["W1"]) + penalty(W2)), grads
+    return loss, grads
 
 
-def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str, Array]:
+def _check_params(
+    params: dict[str, Array], X: Array | Standardized, precision: str
+) -> dict[str, Array]:
     """Check the parameters and bring them to the one dtype to compute in."""
     _, _, n_features = check_samples(X)
     if not isinstance(params, dict):
@@ -186,19 +225,20 @@ def _check_params(params: dict[str, Array], X: Array | Standardized) -> dict[str
         shapes = {name: tuple(params[name].shape) for name in ("W1", "b1", "W2", "b2")}
         raise ValueError(f"all parameters must have the same leading model axes, got {shapes}")
     xp = array_namespace(W1)
-    dtype = xp.result_type(*dtypes)
+    dtype = check_precision(precision, xp.result_type(*dtypes), xp)
     return {
         name: xp.astype(value, dtype, copy=False)
         for name, value in {"W1": W1, "b1": b1, "W2": W2, "b2": b2}.items()
     }
 
 
-def _block_rows(params: dict[str, Array], features: Features) -> int:
+def _floats_per_row(params: dict[str, Array], features: Features) -> int:
     W1 = params["W1"]
-    n_hidden = math.prod(W1.shape[:-2]) * int(W1.shape[-1])
-    return block_rows(
-        W1,
-        features.n_samples,
-        features.n_features + 3 * n_hidden,
-        converted=features.are_converted,
-    )
+    floats_per_row: int = features.n_features + 3 * math.prod(W1.shape[:-2]) * int(W1.shape[-1])
+    return floats_per_row
+
+
+def _block_rows(params: dict[str, Array], features: Features) -> int:
+    floats_per_row = _floats_per_row(params, features)
+    converted = features.are_converted
+    return block_rows(params["W1"], features.n_samples, floats_per_row, converted=converted)

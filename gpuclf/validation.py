@@ -17,15 +17,19 @@ from gpuclf.backend import Array, array_namespace, values_are_on_host
 from gpuclf.features import Standardized, conversion_advice
 
 __all__ = [
+    "PRECISIONS",
     "check_finite",
     "check_label_count",
     "check_labels",
     "check_parameter",
     "check_penalty",
+    "check_precision",
     "check_result",
     "check_samples",
     "check_weights",
 ]
+
+PRECISIONS = ("float32", "tf32", "float64")
 
 
 def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, int]:
@@ -164,6 +168,14 @@ def check_penalty(reg: float) -> None:
     """Check the factor of the penalty."""
     if not isinstance(reg, Real) or not 0 <= reg < math.inf:
         raise ValueError(f"reg must be a finite number, at least 0, got {reg!r}")
+
+
+def check_precision(precision: str, dtype: Any, xp: Any) -> Any:
+    """Check the precision; return the dtype to compute in, where the inputs alone give `dtype`."""
+    if precision not in PRECISIONS:
+        choices = "'float32', 'tf32' or 'float64'"
+        raise ValueError(f"precision must be {choices}, got {precision!r}")
+    return xp.float64 if precision == "float64" else dtype
 
 
 def check_finite(X: Array | Standardized, name: str = "X") -> None:

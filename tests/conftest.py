@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import opaque_arrays
 import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
@@ -51,6 +52,16 @@ def strict_library(device="device1"):
     )
 
 
+def opaque_library():
+    """Arrays whose values cannot be looked at: what passes has no hidden way back to the host."""
+    return Library(
+        "opaque",
+        opaque_arrays.namespace,
+        lambda values: opaque_arrays.asarray(values, device=opaque_arrays.DEVICE),
+        np.from_dlpack,
+    )
+
+
 def torch_library():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     import array_api_compat.torch as xp
@@ -76,6 +87,7 @@ LIBRARIES = {
     "numpy": numpy_library,
     "numpy-readonly": readonly_numpy_library,
     "array-api-strict": strict_library,
+    "opaque": opaque_library,
     "torch": torch_library,
     "cupy": cupy_library,
 }

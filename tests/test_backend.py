@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import sys
@@ -109,11 +110,29 @@ def test_probe_tells_a_broken_install_from_a_missing_one(
     assert "\n" not in probe.reason
 
 
-def test_probe_says_that_there_is_no_device(fake_cupy):
+@pytest.mark.parametrize(
+    ("driver_version", "device_count", "why"),
+    [
+        (lambda: 0, fail(AssertionError), " (no CUDA driver)"),
+        (lambda: 13000, fail(RuntimeError("cudaErrorNoDevice")), " (RuntimeError: cudaErrorNoDe"),
+        (lambda: 13000, lambda: 0, ""),
+    ],
+)
+def test_probe_says_that_there_is_no_device(fake_cupy, driver_version, device_count, why):
+    runtime = fake_cupy.cuda.runtime
     fake_cupy.cuda.is_available = lambda: False
-    assert probe_cupy() == backend.CupyProbe(
-        False, "CuPy 14.9 is installed but sees no CUDA device"
-    )
+    runtime.driverGetVersion, runtime.getDeviceCount = driver_version, device_count
+    probe = probe_cupy()
+    assert not probe.usable
+    assert f"CuPy 14.9 is installed but sees no CUDA device{why}" in probe.reason
+
+
+def test_an_installed_cupy_without_a_device_is_not_to_be_installed_again(fake_cupy):
+    fake_cupy.cuda.is_available = lambda: False
+    with pytest.raises(BackendUnavailableError, match="nvidia-smi") as caught:
+        get_backend("cupy")
+    assert "pip install" not in str(caught.value)
+    assert "nvidia-smi" in environment()["gpu"]["remedy"]
 
 
 @pytest.mark.parametrize("step", ["is_available", "getDeviceProperties"])
@@ -382,6 +401,21 @@ def test_synchronize_waits_for_the_stream_of_cupy(fake_cupy):
     assert len(waited) == 2
 
 
+def test_free_memory_is_known_where_cupy_is_in_use(fake_cupy):
+    assert backend.free_device_bytes() == 5_000
+    fake_cupy.cuda.is_available = lambda: False
+    backend.probe_cupy.cache_clear()
+    assert backend.free_device_bytes() is None
+
+
+def test_arrays_beside_one_of_cupy_go_there_in_pieces_too(fake_cupy, monkeypatch):
+    sent = []
+    monkeypatch.setattr(backend, "_upload_to_cupy", lambda a, cupy: sent.append((a, cupy)))
+    x = np.zeros(3)
+    backend._put_like(x, types.ModuleType("array_api_compat.cupy"), contextlib.nullcontext())
+    assert sent == [(x, fake_cupy)]
+
+
 # ------------------------------------------------------------------------------- the machine
 
 
@@ -400,7 +434,8 @@ def test_workers_follow_the_limit_of_blas():
 
 def test_environment_can_be_written_as_json(no_cupy):
     found = json.loads(json.dumps(environment()))
-    assert found["gpu"] == {"usable": False, "reason": "CuPy is not installed"}
+    gpu = {"usable": False, "reason": "CuPy is not installed", "remedy": probe_cupy().remedy}
+    assert found["gpu"] == gpu
     assert found["versions"]["numpy"] == np.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["cpu_count"] >= 1

@@ -131,7 +131,7 @@ def test_info_writes_json(tmp_path):
     assert {"python", "platform", "cpu", "cpu_count", "blas", "threads", "gpu", "versions"} <= set(
         found
     )
-    assert found["gpu"] == {"usable": False, "reason": "no CuPy in tests"}
+    assert (found["gpu"]["usable"], found["gpu"]["reason"]) == (False, "no CuPy in tests")
     assert found["versions"]["numpy"] == np.__version__
 
 

@@ -457,6 +457,7 @@ def test_lists_are_accepted():
         (np.float32, None, np.float32),
         (np.uint8, None, np.float32),
         (np.float64, "float32", np.float32),
+        (np.float64, "tf32", np.float32),
         (np.uint8, "float64", np.float64),
     ],
 )
@@ -575,9 +576,9 @@ def masks_of(monkeypatch, dropout, **options):
     masks = []
     objective = gpuclf.estimators.two_layer.two_layer_objective
 
-    def spy(params, X, y, reg, weights, mask):
+    def spy(params, X, y, reg, weights, mask, **options):
         masks.append(mask)
-        return objective(params, X, y, reg, weights, mask)
+        return objective(params, X, y, reg, weights, mask, **options)
 
     monkeypatch.setattr(gpuclf.estimators.two_layer, "two_layer_objective", spy)
     X, y = make_data()

@@ -312,3 +312,52 @@ def test_a_forked_child_can_compute_after_its_parent_did():
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+# ---------------------------------------------------------------------------- out of memory
+
+
+def limited(most_rows, attempts):
+    def part(rows):
+        attempts.append(rows.stop - rows.start)
+        if rows.stop - rows.start > most_rows:
+            raise MemoryError("Out of memory allocating 9,000 bytes")
+        return np.arange(rows.start, rows.stop, dtype=float)[:, None]
+
+    return part
+
+
+def test_blocks_are_halved_until_they_fit_the_memory():
+    attempts = []
+    part = limited(100, attempts)
+    np.testing.assert_array_equal(concat_row_blocks(part, 400, 400)[:, 0], np.arange(400))
+    assert attempts == [400, 200, 100, 100, 100, 100]
+    for parallel in (False, True):
+        (total,) = sum_over_row_blocks(
+            lambda rows: (part(rows).sum(axis=0),), 400, 400, parallel=parallel
+        )
+        np.testing.assert_array_equal(total, [np.arange(400).sum()])
+
+
+def test_where_the_shortest_blocks_do_not_fit_the_error_names_the_bytes(monkeypatch):
+    monkeypatch.setattr(row_blocks, "free_device_bytes", lambda: 5_000)
+    attempts = []
+    message = r"32 rows either \(Out of memory allocating 9,000 bytes; 5,000 bytes are f"
+    with pytest.raises(MemoryError, match=message) as caught:
+        concat_row_blocks(
+            lambda rows: concat_row_blocks(limited(8, attempts), rows.stop - rows.start, 64), 99, 99
+        )
+    assert attempts == [64, 32]  # the outer walk does not try what the inner one gave up
+    assert str(caught.value).count("Out of memory") == 1
+
+
+def test_other_errors_are_not_tried_again():
+    attempts = []
+
+    def part(rows):
+        attempts.append(rows)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        concat_row_blocks(part, 400, 400)
+    assert len(attempts) == 1

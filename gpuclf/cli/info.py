@@ -13,7 +13,7 @@ __all__ = ["info"]
 
 def info(json: JsonOption = None) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
-    from gpuclf.backend import INSTALL_HINT, environment
+    from gpuclf.backend import environment
     from gpuclf.benchmark.report import write_json
 
     output.prepare(json)
@@ -40,7 +40,7 @@ def info(json: JsonOption = None) -> None:
         table.add_row("", f"{free:.1f} of {total:.1f} GiB free, L2 {gpu['l2_bytes'] >> 20} MiB")
         table.add_row("", f"CUDA driver {gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}")
     else:
-        table.add_row("", escape(f"to use one: {INSTALL_HINT}"))
+        table.add_row("", escape(f"to use one, {gpu['remedy']}"))
     output.console.print(table)
     if json is not None:
         write_json(json, found)

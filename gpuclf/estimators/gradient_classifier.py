@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from gpuclf.features import Standardized
 from gpuclf.linear import linear_scores
 from gpuclf.losses import softmax
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
+from gpuclf.validation import PRECISIONS
 
 __all__ = ["GradientClassifier", "LinearClassifier", "ProbabilisticClassifier"]
 
@@ -42,12 +44,23 @@ class GradientClassifier(ArrayClassifier):
         raise NotImplementedError
 
     def _objective(
-        self, params: dict[str, Array], X: Any, y: Array, reg: float, weights: Array | None
+        self,
+        params: dict[str, Array],
+        X: Any,
+        y: Array,
+        reg: float,
+        weights: Array | None,
+        *,
+        precision: str,
     ) -> tuple[Array, dict[str, Array]]:
         raise NotImplementedError
 
     def _scores(self, params: dict[str, Array], X: Any) -> Array:
         raise NotImplementedError
+
+    @property
+    def _products(self) -> str:
+        return self.precision or "float32"
 
     # -------------------------------------------------------------------------- training
 
@@ -65,7 +78,7 @@ class GradientClassifier(ArrayClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (N, D), or Standardized
+        X : array-like of shape (N, D), Standardized or Streamed
             uint8, float32 and float64 are used as they are, on the device where X is; other
             numbers are converted to float64. The model is computed in float64 for float64
             samples and in float32 for float32 and uint8, unless `precision` says otherwise.
@@ -131,7 +144,7 @@ class GradientClassifier(ArrayClassifier):
 
         if self.solver == "lbfgs":
             self.params_, history, self.n_iter_ = minimize_lbfgs(
-                self._objective,
+                partial(self._objective, precision=self._products),
                 params,
                 features,
                 targets,
@@ -231,7 +244,7 @@ class GradientClassifier(ArrayClassifier):
         on_epoch: Callable[[dict[str, Array], History], bool | None] | None = None,
     ) -> History:
         self.params_, self._velocity, history = minimize_sgd(
-            self._objective,
+            partial(self._objective, precision=self._products),
             to_device(params, like=targets),
             features,
             targets,
@@ -281,9 +294,9 @@ class GradientClassifier(ArrayClassifier):
             raise ValueError(
                 f"schedule must be 'exponential' or 'one_cycle', got {self.schedule!r}"
             )
-        if self.precision not in (None, "float32", "float64"):
+        if self.precision not in (None, *PRECISIONS):
             raise ValueError(
-                f"precision must be 'float32', 'float64' or None, got {self.precision!r}"
+                f"precision must be 'float32', 'tf32', 'float64' or None, got {self.precision!r}"
             )
         if self.solver not in ("sgd", "lbfgs"):
             raise ValueError(f"solver must be 'sgd' or 'lbfgs', got {self.solver!r}")
@@ -339,7 +352,8 @@ class GradientClassifier(ArrayClassifier):
     def _new_params(self, features: Any) -> dict[str, Array]:
         stored = features.X if isinstance(features, Standardized) else features
         is_wide = stored.dtype == array_namespace(stored).float64
-        dtype = self.precision or ("float64" if is_wide else "float32")
+        wide = self.precision == "float64" or (self.precision is None and is_wide)
+        dtype = "float64" if wide else "float32"
         host = self._initial_params(self.n_features_in_, len(self.classes_), self._rng)
         params: dict[str, Array] = to_device(
             {name: value.astype(dtype) for name, value in host.items()}, like=stored
@@ -365,7 +379,7 @@ class LinearClassifier(GradientClassifier):
         return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
 
     def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return linear_scores(params, X)
+        return linear_scores(params, X, precision=self._products)
 
 
 def _generator(random_state: Any) -> np.random.Generator:

@@ -13,6 +13,7 @@ from gpuclf.backend import Array, array_namespace
 from gpuclf.estimators.array_classifier import ArrayClassifier
 from gpuclf.features import Standardized
 from gpuclf.neighbors import MEMORY_BUDGET, METRICS, Callback, count_votes, k_neighbors
+from gpuclf.streaming import Streamed
 
 __all__ = ["KNeighborsClassifier"]
 
@@ -151,6 +152,8 @@ class KNeighborsClassifier(ArrayClassifier):
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
         if isinstance(X, Standardized):
             raise TypeError("X is Standardized; write the samples out: X.to_array()")
+        if isinstance(X, Streamed):
+            raise TypeError("X is Streamed; upload it whole: gpuclf.to_device(X)")
         return super()._check_samples(X, reset=reset)
 
     def _votes(self, X: Any) -> Array:

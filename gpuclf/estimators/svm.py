@@ -39,8 +39,9 @@ class LinearSVMClassifier(LinearClassifier):
     augment : callable, optional
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
-    precision : {"float32", "float64"}, optional
-        Floats to compute in; by default as `fit` says.
+    precision : {"float32", "tf32", "float64"}, optional
+        Floats to compute in; by default as `fit` says. "tf32" is "float32" whose products a GPU may
+        do in its faster units, which keep 10 bits behind the point.
     random_state : int, RandomState, Generator or None
 
     Attributes

@@ -42,8 +42,9 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
     augment : callable, optional
         ``augment(X_batch, rng)`` returns the mini-batch to train on, for example
         :func:`gpuclf.augment.horizontal_flip`.
-    precision : {"float32", "float64"}, optional
-        Floats to compute in; by default as `fit` says.
+    precision : {"float32", "tf32", "float64"}, optional
+        Floats to compute in; by default as `fit` says. "tf32" is "float32" whose products a GPU may
+        do in its faster units, which keep 10 bits behind the point.
     random_state : int, RandomState, Generator or None
         Initial parameters (normal, :math:`\sqrt{2 / \text{inputs}}`; He et al. 2015), order of the
         samples, dropout and augmentation.
@@ -129,10 +130,17 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
         }
 
     def _objective(
-        self, params: dict[str, Array], X: Any, y: Array, reg: float, weights: Array | None
+        self,
+        params: dict[str, Array],
+        X: Any,
+        y: Array,
+        reg: float,
+        weights: Array | None,
+        *,
+        precision: str,
     ) -> tuple[Array, dict[str, Array]]:
         mask = self._dropout_mask(int(y.shape[0]), params["W2"]) if self.dropout else None
-        return two_layer_objective(params, X, y, reg, weights, mask)
+        return two_layer_objective(params, X, y, reg, weights, mask, precision=precision)
 
     def _dropout_mask(self, n_samples: int, like: Array) -> Array:
         xp = array_namespace(like)
@@ -141,4 +149,4 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
         return xp.astype(kept, like.dtype) / (1 - self.dropout)
 
     def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return two_layer_forward(params, X)
+        return two_layer_forward(params, X, precision=self._products)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["compiled", "numba_is_usable"]
+__all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,27 @@ def numba_is_usable() -> bool:
         logger.warning("numba is installed but cannot be imported (%s): using NumPy alone", reason)
         return False
     return not numba.config.DISABLE_JIT
+
+
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+@cache
+def matrix_unit_is_usable() -> bool:
+    """Tell whether the processor multiplies tiles of bytes (AMX), and ask Linux for their use.
+
+    Linux grants a process the 8 KiB of registers only when it asks (Documentation/arch/x86/
+    xstate.rst).
+    """
+    if not (sys.platform == "linux" and numba_is_usable()):
+        return False
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512bw")):
+        return False
+    ask = ctypes.CDLL(None).syscall
+    return bool(ask(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
 
 
 def compiled(function: Any) -> Any:

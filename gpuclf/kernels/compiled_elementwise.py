@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.features import standardized_rows
+from gpuclf.features import fold_into, standardized_rows, unfold_from
 from gpuclf.kernels.compilation import numba_is_usable
 from gpuclf.linear import add_penalty_gradient
 from gpuclf.training import momentum_step
 
-__all__ = ["compiled_add_penalty_gradient", "compiled_momentum_step", "compiled_standardized_rows"]
+__all__ = [
+    "compiled_add_penalty_gradient",
+    "compiled_fold_into",
+    "compiled_momentum_step",
+    "compiled_standardized_rows",
+    "compiled_unfold_from",
+]
 
 MIN_ITEMS = 16_384  # below, NumPy is done before numba is imported for the first time
 
@@ -38,6 +44,30 @@ def compiled_standardized_rows(X: Any, shift: Any, factor: Any) -> Any:
     rows = np.empty(X.shape, factor.dtype)
     elementwise_loops.standardized_rows(X, shift, factor, rows)
     return rows
+
+
+@fold_into.register("numpy")
+def compiled_fold_into(W: Any, shift: Any, inverse_scale: Any) -> Any:
+    """Compute :func:`gpuclf.features.fold_into` in one pass."""
+    if W.ndim != 2 or inverse_scale is None or not _are_worth_it(W, shift, inverse_scale):
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    moved, scaled = np.zeros(W.shape[1]), np.empty_like(W)
+    elementwise_loops.fold_into(W, shift, inverse_scale[:, 0], moved, scaled)
+    return moved.astype(W.dtype), scaled
+
+
+@unfold_from.register("numpy")
+def compiled_unfold_from(dW: Any, db: Any, shift: Any, inverse_scale: Any) -> Any:
+    """Compute :func:`gpuclf.features.unfold_from` in one pass; dW may have longer rows."""
+    if dW.ndim != 2 or inverse_scale is None or dW.size < MIN_ITEMS or not numba_is_usable():
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    unfolded = np.empty(dW.shape, dW.dtype)
+    elementwise_loops.unfold_from(dW, db, shift, inverse_scale[:, 0], unfolded)
+    return unfolded
 
 
 @add_penalty_gradient.register("numpy")

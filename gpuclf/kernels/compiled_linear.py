@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuclf.backend import cpu_workers
 from gpuclf.kernels.compilation import numba_is_usable
+from gpuclf.kernels.compiled_bytes import linear_pass_of_bytes
 from gpuclf.linear import linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import sum_over_row_blocks
@@ -36,7 +37,13 @@ MIN_STRETCH_ROWS = 512
 
 @linear_pass.register("numpy")
 def compiled_linear_pass(
-    W: Any, b: Any, features: Features, y: Any, weights: Any, data_loss: Any
+    W: Any,
+    b: Any,
+    features: Features,
+    y: Any,
+    weights: Any,
+    data_loss: Any,
+    precision: str = "float32",
 ) -> Any:
     """Compute :func:`gpuclf.linear.linear_pass` in one compiled pass."""
     n_samples = features.n_samples
@@ -53,6 +60,10 @@ def compiled_linear_pass(
         or not numba_is_usable()
     ):
         return NotImplemented
+    hinge = data_loss is multiclass_hinge
+    of_bytes = linear_pass_of_bytes(W, b, features, y, weights, hinge)
+    if of_bytes is not NotImplemented:
+        return of_bytes
     from gpuclf.kernels import linear_loops as loops
 
     X, centre = features.stored, features.centre
@@ -64,7 +75,6 @@ def compiled_linear_pass(
     WT[:n_classes] = W.T
     bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
-    hinge = data_loss is multiclass_hinge
     if centre is None:
         centre = np.zeros(n_features, W.dtype)
 

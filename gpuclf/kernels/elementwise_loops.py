@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuclf.kernels.compilation import compiled
 
-__all__ = ["add_multiple", "momentum_step", "standardized_rows"]
+__all__ = ["add_multiple", "fold_into", "momentum_step", "standardized_rows", "unfold_from"]
 
 
 @compiled
@@ -18,6 +18,24 @@ def standardized_rows(X: Any, shift: Any, factor: Any, rows: Any) -> None:
     for i in range(X.shape[0]):
         for d in range(X.shape[1]):
             rows[i, d] = (rows.dtype.type(X[i, d] - centre) - shift[d]) * factor[d]
+
+
+@compiled
+def fold_into(W: Any, shift: Any, inverse_scale: Any, moved: Any, scaled: Any) -> None:
+    """Add ``shift @ W`` to `moved`, in float64, and write ``W * inverse_scale`` to `scaled`."""
+    for d in range(W.shape[0]):
+        for m in range(W.shape[1]):
+            moved[m] += shift[d] * W[d, m]
+            scaled[d, m] = W[d, m] * inverse_scale[d]
+
+
+@compiled
+def unfold_from(dW: Any, db: Any, shift: Any, inverse_scale: Any, unfolded: Any) -> None:
+    """Write ``dW * inverse_scale - shift * db`` to `unfolded`."""
+    for d in range(dW.shape[0]):
+        moved = dW.dtype.type(shift[d])
+        for m in range(dW.shape[1]):
+            unfolded[d, m] = dW[d, m] * inverse_scale[d] - moved * db[m]
 
 
 @compiled
