@@ -460,7 +460,8 @@ def block_affine(W: Array, b: Array | None, block: RowBlock) -> Array:
 @fusable
 def block_affine_backward(dY: Array, block: RowBlock) -> tuple[Array, Array]:
     """Return the gradients of :func:`block_affine` with respect to W and b."""
-    return affine_backward_params(dY, block.floats)
+    dW, db = affine_backward_params(dY, block.floats)
+    return dW, db
 
 
 @fusable

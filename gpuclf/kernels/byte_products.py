@@ -39,7 +39,7 @@ PANEL = 64  # features, and rows that one tile of the backward product takes
 TILE_BYTES = 1024
 GROUP_BYTES = N_DIGITS * TILE_BYTES
 BLOCK_ROWS = 128  # both products find them in L2; sums of so many rows fit 32 bits at any values
-MIN_EXPONENT = -120
+MAX_EXPONENT = 126.0  # of float32
 
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _floats, _ints = ir.VectorType(ir.FloatType(), GROUP), ir.VectorType(_i32, GROUP)
@@ -430,10 +430,10 @@ def write_tile(
 @compiled
 def _power_of_two(largest: Any) -> Any:
     """Return the power of two that brings numbers up to `largest` below 127."""
-    exponent = 0
+    exponent = 0.0
     if largest > 0:
-        exponent = np.int64(np.floor(np.log2(np.float64(LARGEST) / largest)))
-    return np.float32(2.0 ** min(max(exponent, MIN_EXPONENT), -MIN_EXPONENT))
+        exponent = float(np.floor(np.log2(np.float64(LARGEST) / largest)))
+    return np.float32(2.0 ** min(max(exponent, -MAX_EXPONENT), MAX_EXPONENT))
 
 
 @compiled
@@ -477,7 +477,7 @@ def pack(W: Any) -> Any:
         columns, pitch = W[:, group * GROUP :], W.strides[0]
         width = min(GROUP, n_columns - group * GROUP)
         column_magnitudes(columns, n_features, pitch, width, largest)
-        is_finite &= np.isfinite(largest).all()
+        is_finite = is_finite and bool(np.isfinite(largest).all())
         for m in range(GROUP):
             factors[m] = _power_of_two(largest[m])
             scales[group, m] = 1 / factors[m]
