@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.ma  # reads the docstring of numpy.empty, which tests replace
 
 from gpuclf.kernels import cuda_modules
 
