@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import numpy as np
 import numpy.ma  # reads the docstring of numpy.empty, which tests replace
@@ -90,7 +89,6 @@ class CpuDevice:
     """
 
     def __init__(self) -> None:
-        _let_numba_find_numpy()
         self.order = "forward"
         self.limits = cuda_modules.DeviceLimits(90, 3, 227 << 10)
         self.launches: list[str] = []
@@ -188,16 +186,3 @@ class CpuDevice:
 
 
 _numpy_empty = np.empty
-
-
-@cache
-def _let_numba_find_numpy() -> None:
-    """Compile something: numba looks NumPy's functions up by identity, when it first compiles.
-
-    Were numpy.empty replaced by then, code that calls it could not be compiled in this process.
-    """
-    try:
-        import numba
-    except ImportError:
-        return
-    numba.njit(lambda: np.empty(1))()
