@@ -1,5 +1,6 @@
 """The array libraries that every shared function is tested on."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,7 +12,7 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import row_blocks
+from gpuclf import dispatch, row_blocks
 from gpuclf.backend import probe_cupy
 from gpuclf.kernels import cuda_modules
 
@@ -130,6 +131,7 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    monkeypatch.setattr(np, "empty", device.empty)
-    monkeypatch.setattr(np, "empty_like", device.empty_like)
+    for module in dispatch.KERNEL_MODULES["cupy"]:
+        kernels = importlib.import_module(module)
+        monkeypatch.setattr(kernels, "array_namespace", device.array_namespace)
     return device

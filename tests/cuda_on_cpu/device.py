@@ -3,11 +3,11 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
-import numpy.ma  # reads the docstring of numpy.empty, which tests replace
 
+from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
 
 from .compilation import library
@@ -90,7 +90,6 @@ class CpuDevice:
     """
 
     def __init__(self) -> None:
-        _let_numba_find_numpy()
         self.order = "forward"
         self.limits = cuda_modules.DeviceLimits(90, 3, 227 << 10)
         self.launches: list[str] = []
@@ -175,6 +174,14 @@ class CpuDevice:
 
         return launch
 
+    def array_namespace(self, *arrays, **named) -> SimpleNamespace:
+        """Stand in for :func:`gpuclf.backend.array_namespace`: NumPy with this device's memory.
+
+        Replacing numpy.empty itself would break Numba, which looks functions up in NumPy.
+        """
+        array_namespace(*arrays, **named)
+        return SimpleNamespace(**vars(np) | {"empty": self.empty, "empty_like": self.empty_like})
+
     def empty(self, *args, **kwargs) -> np.ndarray:
         """Stand in for :func:`numpy.empty`: memory full of garbage, as a pool gives it."""
         array = _numpy_empty(*args, **kwargs)
@@ -188,16 +195,3 @@ class CpuDevice:
 
 
 _numpy_empty = np.empty
-
-
-@cache
-def _let_numba_find_numpy() -> None:
-    """Compile something: numba looks NumPy's functions up by identity, when it first compiles.
-
-    Were numpy.empty replaced by then, code that calls it could not be compiled in this process.
-    """
-    try:
-        import numba
-    except ImportError:
-        return
-    numba.njit(lambda: np.empty(1))()
