@@ -36,6 +36,7 @@ __all__ = [
     "gradient_of_bytes",
     "linear_pass",
     "pack",
+    "squared_euclidean",
     "zeros_of_W",
 ]
 
@@ -126,6 +127,20 @@ class _Code:
         """Load the floats of a mask, and zero for the others."""
         zeros = ir.Constant(_floats, [0.0] * GROUP)
         return self.call("llvm.masked.load.v16f32.p0", _floats, address, _i32(1), mask, zeros)
+
+    def transpose(self, vectors: list[Any]) -> None:
+        """Transpose 16 vectors of 16 numbers: single ones, then blocks of 2 x 2, 4 x 4, 8 x 8."""
+        lanes = range(GROUP)
+        for distance in (1, 2, 4, 8):
+            low = [i if not i & distance else GROUP + i - distance for i in lanes]
+            high = [i + distance if not i & distance else GROUP + i for i in lanes]
+            masks = [ir.Constant(_ints, order) for order in (low, high)]
+            for i in lanes:
+                if not i & distance:
+                    pair = vectors[i], vectors[i + distance]
+                    vectors[i], vectors[i + distance] = (
+                        self.builder.shuffle_vector(*pair, mask) for mask in masks
+                    )
 
     def number(self, sums: Any, row: int) -> Any:
         """Put the four digits' sums of a tile's row together, the small ones first."""
@@ -391,16 +406,7 @@ def add_tile(
         sums, scales, dw, first, row_floats, tile = c.args
         lanes = range(GROUP)
         vectors = [c.number(sums, m) for m in lanes]
-        for distance in (1, 2, 4, 8):  # transpose: blocks of one number, of 2 x 2, 4 x 4, 8 x 8
-            low = [i if not i & distance else GROUP + i - distance for i in lanes]
-            high = [i + distance if not i & distance else GROUP + i for i in lanes]
-            masks = [ir.Constant(ir.VectorType(_i32, GROUP), order) for order in (low, high)]
-            for i in lanes:
-                if not i & distance:
-                    pair = vectors[i], vectors[i + distance]
-                    vectors[i], vectors[i + distance] = (
-                        builder.shuffle_vector(*pair, mask) for mask in masks
-                    )
+        c.transpose(vectors)
         scale = c.load(scales, _floats)
         dw = c.at(dw, c.times(first, 4))
         for place in lanes:
@@ -433,6 +439,59 @@ def write_tile(
         return context.get_dummy_value()
 
     return types.void(sums, scales, b, Y, types.int64, types.int64), code
+
+
+@intrinsic
+def pack_samples(
+    typing_context: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any
+) -> Any:
+    """Write 64 features of 16 samples less 128, four features next to each other.
+
+    Their ``(b - 128) * (b + 128)`` are added to 16 numbers of `norms`. `first`: where they begin,
+    in bytes. `packed` begins at their tile.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        c = _Code(context, builder, signature, args)
+        b, first, pitch, packed, norms = c.args
+        row, vectors = c.at(b, first), []
+        for _ in range(GROUP):
+            vectors.append(c.load(row, _ints))
+            row = c.at(row, pitch)
+        c.transpose(vectors)
+        top_bits = ir.Constant(_ints, [-0x7F7F7F80] * GROUP)  # 128 in each byte
+        total = c.load(norms, _ints)
+        for quad in range(GROUP):
+            signed = builder.xor(vectors[quad], top_bits)
+            c.store(signed, c.at(packed, 64 * quad))
+            for unsigned in (vectors[quad], top_bits):
+                name = "llvm.x86.avx512.vpdpbusd.512"
+                total = c.call(name, _ints, total, unsigned, signed)
+        c.store(total, norms)
+        return context.get_dummy_value()
+
+    return types.void(B, types.int64, types.int64, packed, norms), code
+
+
+@intrinsic
+def write_distances(
+    typing_context: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
+) -> Any:
+    """Write ``norm + norms - 2 * products[tile, row]`` to 16 numbers of `out`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        c = _Code(context, builder, signature, args)
+        products, tile, row, norm, norms, out = c.args
+        offset = builder.add(c.times(tile, TILE_BYTES), c.times(row, 64))
+        twice = builder.shl(c.load(c.at(products, offset), _ints), ir.Constant(_ints, [1] * GROUP))
+        undefined = ir.Constant(_ints, ir.Undefined)
+        first = builder.insert_element(undefined, builder.trunc(norm, _i32), _i32(0))
+        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(_ints, [0] * GROUP))
+        total = builder.add(everywhere, c.load(norms, _ints))
+        c.store(builder.sub(total, twice), out)
+        return context.get_dummy_value()
+
+    return types.void(products, types.int64, types.int64, types.int64, norms, out), code
 
 
 @compiled
@@ -825,3 +884,52 @@ def _multiclass_hinge(S: Any, labels: Any, weights: Any) -> float:
         S[label, r] = -n_violations * weights[r]
         loss += of_row * weights[r]
     return loss
+
+
+@compiled
+def squared_euclidean(A: Any, B: Any, norms: Any, out: Any) -> None:
+    """Write the squared distances between the rows of A and of B, all of them bytes.
+
+    Parameters
+    ----------
+    A : uint8 array of shape (N, D)
+    B : uint8 array of shape (M, D)
+        N a multiple of 16, M of 64 and D of 64, contiguous.
+    norms : int32 array of shape (N,)
+        ``sum((a - 128)**2)``.
+    out : int32 array of shape (N, M)
+    """
+    n_features = A.shape[1]
+    n_panels, group = n_features // PANEL, N_DIGITS * GROUP  # tiles of samples instead of digits
+    packed = _zeros(n_panels * GROUP_BYTES).view(np.int8)
+    begins, products = _zeros(GROUP_BYTES).view(np.int32), _sums()
+    norms_B = np.zeros(group, np.int32)
+    begin(TILE_SHAPES)
+    for first in range(0, len(B), group):
+        norms_B[:] = 0  # with the products of a and b - 128: |a - b|^2 to the last digit
+        for tile in range(N_DIGITS):
+            start = (first + tile * GROUP) * n_features
+            for panel in range(n_panels):
+                place = panel * GROUP_BYTES + tile * TILE_BYTES
+                pack_samples(
+                    B,
+                    start + panel * PANEL,
+                    n_features,
+                    packed[place:],
+                    norms_B[tile * GROUP :],
+                )
+        for row in range(0, len(A), 16):
+            multiply_rows(
+                A, row * n_features, n_features, packed, 0, GROUP_BYTES, n_panels, begins, products
+            )
+            for r in range(16):
+                for tile in range(N_DIGITS):
+                    write_distances(
+                        products,
+                        tile,
+                        r,
+                        norms[row + r],
+                        norms_B[tile * GROUP :],
+                        out[row + r, first + tile * GROUP :],
+                    )
+    end()

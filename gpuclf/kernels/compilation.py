@@ -46,7 +46,7 @@ def matrix_unit_is_usable() -> bool:
     from llvmlite.binding import get_host_cpu_features
 
     features = get_host_cpu_features()
-    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512bw")):
+    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512bw", "avx512vnni")):
         return False
     ask = ctypes.CDLL(None).syscall
     return bool(ask(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

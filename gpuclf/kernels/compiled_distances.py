@@ -3,7 +3,8 @@
 Processors have instructions that take 32 or 64 bytes at once: VPSADBW sums absolute differences
 (AVX2, AVX-512BW), VPDPBUSD multiplies and sums (VNNI). Compilers do not find them at full width in
 a plain loop, so the innermost loop is written with them, for a block of 4 x 4 pairs of samples:
-sixteen sums stay in registers, and each byte that is loaded is used four times.
+sixteen sums stay in registers, and each byte that is loaded is used four times. Where there is a
+matrix unit for bytes (AMX), `byte_products.py` has the products of L2.
 
 The functions return NotImplemented where the processor lacks its instruction.
 """
@@ -19,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpuclf.features import BYTE_CENTRE
-from gpuclf.kernels.compilation import compiled
+from gpuclf.kernels.compilation import compiled, matrix_unit_is_usable
 
 __all__ = ["manhattan", "squared_euclidean"]
 
@@ -197,6 +198,8 @@ def squared_euclidean(A: Any, B: Any) -> Any:
 
     The instruction multiplies signed by unsigned bytes: ``a*b = (a - 128)*b + 128*b``.
     """
+    if matrix_unit_is_usable():
+        return _on_matrix_unit(A, B)
     if PRODUCTS is None:
         return NotImplemented
     A, B = (_padded(X, PRODUCTS.n_bytes) for X in (A, B))
@@ -205,3 +208,22 @@ def squared_euclidean(A: Any, B: Any) -> Any:
     (_, squares_A), (sums_B, squares_B) = _sums(A), _sums(B)
     _expand(out, squares_A, squares_B - 2 * BYTE_CENTRE * sums_B)
     return out
+
+
+def _on_matrix_unit(A: Any, B: Any) -> Any:
+    from gpuclf.kernels import byte_products
+
+    n_rows, n_columns = len(A), len(B)
+    A, B = (_in_tiles(X, rows) for X, rows in ((A, byte_products.GROUP), (B, byte_products.PANEL)))
+    sums, squares = _sums(A)
+    norms = squares - 2 * BYTE_CENTRE * sums + BYTE_CENTRE**2 * A.shape[1]
+    out = np.empty((len(A), len(B)), np.int32)
+    byte_products.squared_euclidean(A, B, norms.astype(np.int32), out)
+    return out[:n_rows, :n_columns]
+
+
+def _in_tiles(X: Any, n_rows: int) -> Any:
+    """Return X with zeros that fill the last tile."""
+    missing = -len(X) % n_rows, -X.shape[1] % 64
+    padded = np.pad(X, ((0, missing[0]), (0, missing[1]))) if any(missing) else X
+    return np.ascontiguousarray(padded)
