@@ -887,7 +887,7 @@ def _multiclass_hinge(S: Any, labels: Any, weights: Any) -> float:
 
 
 @compiled
-def squared_euclidean(A: Any, B: Any, norms: Any, out: Any) -> None:
+def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None:
     """Write the squared distances between the rows of A and of B, all of them bytes.
 
     Parameters
@@ -897,7 +897,9 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any) -> None:
         N a multiple of 16, M of 64 and D of 64, contiguous.
     norms : int32 array of shape (N,)
         ``sum((a - 128)**2)``.
-    out : int32 array of shape (N, M)
+    out : int32 array of shape (N, M or more)
+    column : int
+        Of `out`, where they begin.
     """
     n_features = A.shape[1]
     n_panels, group = n_features // PANEL, N_DIGITS * GROUP  # tiles of samples instead of digits
@@ -930,6 +932,6 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any) -> None:
                         r,
                         norms[row + r],
                         norms_B[tile * GROUP :],
-                        out[row + r, first + tile * GROUP :],
+                        out[row + r, column + first + tile * GROUP :],
                     )
     end()

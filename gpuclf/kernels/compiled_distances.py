@@ -214,11 +214,14 @@ def _on_matrix_unit(A: Any, B: Any) -> Any:
     from gpuclf.kernels import byte_products
 
     n_rows, n_columns = len(A), len(B)
-    A, B = (_in_tiles(X, rows) for X, rows in ((A, byte_products.GROUP), (B, byte_products.PANEL)))
+    whole = n_columns // byte_products.PANEL * byte_products.PANEL
+    A = _in_tiles(A, byte_products.GROUP)
+    parts = [_in_tiles(part, byte_products.PANEL) for part in (B[:whole], B[whole:])]
     sums, squares = _sums(A)
     norms = squares - 2 * BYTE_CENTRE * sums + BYTE_CENTRE**2 * A.shape[1]
-    out = np.empty((len(A), len(B)), np.int32)
-    byte_products.squared_euclidean(A, B, norms.astype(np.int32), out)
+    out = np.empty((len(A), sum(len(part) for part in parts)), np.int32)
+    for part, column in zip(parts, (0, whole), strict=True):
+        byte_products.squared_euclidean(A, part, norms.astype(np.int32), out, column)
     return out[:n_rows, :n_columns]
 
 
