@@ -212,13 +212,18 @@ def test_the_same_bits_wherever_the_samples_lie():
         assert bits(moved) == expected
 
 
-def test_declines():
+def test_declines(monkeypatch):
     X, W, b, dY = (v.astype(np.float32) if v.dtype == float else v for v in problem(40, 64, 5))
     whole = slice(0, 40)
     assert are_multiplied(X, 5, np.dtype(np.float32))
     assert not are_multiplied(X, 5, np.dtype(np.float64))
     assert not are_multiplied(X.astype(np.float32), 5, np.dtype(np.float32))
     assert not are_multiplied(np.asfortranarray(X), 5, np.dtype(np.float32))
+    few, many = np.zeros((511, 3072), np.uint8), np.zeros((512, 3072), np.uint8)
+    monkeypatch.setattr(compiled_bytes, "cache_bytes", lambda: 1 << 20)
+    assert are_multiplied(few, 40, np.dtype(np.float32))
+    assert not are_multiplied(few, 50, np.dtype(np.float32))
+    assert are_multiplied(many, 50, np.dtype(np.float32))
     assert not multiplies_bytes.reference(X, 5, np.dtype(np.float32))
     block = features(X, 5, np.float32).block(whole)
     assert bytes_affine(np.stack([W, W]), np.stack([b, b]), block) is NotImplemented

@@ -308,7 +308,7 @@ def interleave(
 def column_magnitudes(
     typing_context: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any
 ) -> Any:
-    """Write the largest magnitudes of `width` columns, NaN for those that have one.
+    """Raise the 16 numbers of `out` to the magnitudes of `width` columns; NaN stays.
 
     `W` begins at the columns; its rows are `pitch` bytes apart.
     """
@@ -317,7 +317,7 @@ def column_magnitudes(
         c = _Code(context, builder, signature, args)
         w, n_rows, pitch, width, out = c.args
         mask = c.first_lanes(width)
-        found = cgutils.alloca_once_value(builder, ir.Constant(_floats, [0.0] * GROUP))
+        found = cgutils.alloca_once_value(builder, c.load(out, _floats))
         with cgutils.for_range(builder, n_rows) as rows:
             row = c.load_lanes(c.at(w, builder.mul(rows.index, pitch)), mask)
             magnitude, so_far = c.call("llvm.fabs.v16f32", _floats, row), builder.load(found)
@@ -331,7 +331,7 @@ def column_magnitudes(
 
 
 @intrinsic
-def pack_group(
+def pack_panel(
     typing_context: Any,
     W: Any,
     n_rows: Any,
@@ -339,23 +339,22 @@ def pack_group(
     width: Any,
     factors: Any,
     packed: Any,
-    panel_bytes: Any,
     sums: Any,
 ) -> Any:
-    """Write `width` columns of W in digits, four features next to each other; sum the digits.
+    """Write `width` columns of a panel in digits, four features next to each other.
 
-    `W`, `packed` and `sums` (4, 16) begin at the group.
+    The digits are added to `sums` (4, 16). `W`, `factors` and `packed` begin at the columns.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         c = _Code(context, builder, signature, args)
-        w, n_rows, pitch, width, factors, packed, panel_bytes, sums = c.args
+        w, n_rows, pitch, width, factors, packed, sums = c.args
         factor, zero = c.load(factors, _floats), _i64(0)
         base = ir.Constant(_floats, [BASE] * GROUP)
         low_byte = ir.Constant(_ints, [255] * GROUP)
         totals = [
-            cgutils.alloca_once_value(builder, ir.Constant(_ints, [0] * GROUP))
-            for _ in range(N_DIGITS)
+            cgutils.alloca_once_value(builder, c.load(c.at(sums, 64 * digit), _ints))
+            for digit in range(N_DIGITS)
         ]
         n_quads = builder.udiv(builder.add(n_rows, _i64(3)), _i64(4))
         with cgutils.for_range(builder, n_quads) as loop:
@@ -378,17 +377,14 @@ def pack_group(
                     else:
                         shift = ir.Constant(_ints, [8 * byte] * GROUP)
                         words[digit] = builder.or_(words[digit], builder.shl(number, shift))
-            panel = builder.mul(builder.lshr(loop.index, _i64(4)), panel_bytes)
-            line = builder.mul(builder.and_(loop.index, _i64(15)), _i64(64))
+            line = c.at(packed, c.times(loop.index, 64))
             for digit in range(N_DIGITS):
-                c.store(words[digit], c.at(packed, panel, line, TILE_BYTES * digit))
+                c.store(words[digit], c.at(line, TILE_BYTES * digit))
         for digit in range(N_DIGITS):
             c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
         return context.get_dummy_value()
 
-    return types.void(
-        W, types.int64, types.int64, types.int64, factors, packed, types.int64, sums
-    ), code
+    return types.void(W, types.int64, types.int64, types.int64, factors, packed, sums), code
 
 
 @intrinsic
@@ -539,28 +535,36 @@ def pack(W: Any, first: int, stop: int) -> Any:
     packed = packed.reshape((n_panels, n_groups, N_DIGITS, 16, 16, 4))
     scales = np.ones((n_groups, GROUP), np.float32)
     begins = _zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
-    factors, largest = np.zeros(GROUP, np.float32), np.zeros(GROUP, np.float32)
-    is_finite = True
+    factors = np.zeros((n_groups, GROUP), np.float32)
+    largest, pitch = np.zeros((n_groups, GROUP), np.float32), W.strides[0]
+    for panel in range(n_panels):  # outermost: a column alone would touch every page of W
+        row = panel * PANEL
+        for group in range(n_groups):
+            column = first + group * GROUP
+            width = min(GROUP, stop - column)
+            height = min(PANEL, n_features - row)
+            column_magnitudes(W[row:, column:], height, pitch, width, largest[group])
     for group in range(n_groups):
-        columns, pitch = W[:, first + group * GROUP :], W.strides[0]
-        width = min(GROUP, n_columns - group * GROUP)
-        column_magnitudes(columns, n_features, pitch, width, largest)
-        is_finite = is_finite and bool(np.isfinite(largest).all())
         for m in range(GROUP):
-            factors[m] = _power_of_two(largest[m])
-            scales[group, m] = 1 / factors[m]
-        pack_group(
-            columns,
-            n_features,
-            pitch,
-            width,
-            factors,
-            packed[:, group:],
-            n_groups * GROUP_BYTES,
-            begins[group],
-        )
+            factors[group, m] = _power_of_two(largest[group, m])
+            scales[group, m] = 1 / factors[group, m]
+    for panel in range(n_panels):
+        row = panel * PANEL
+        for group in range(n_groups):
+            column = first + group * GROUP
+            width = min(GROUP, stop - column)
+            height = min(PANEL, n_features - row)
+            pack_panel(
+                W[row:, column:],
+                height,
+                pitch,
+                width,
+                factors[group],
+                packed[panel, group],
+                begins[group],
+            )
     begins *= -128
-    return is_finite, (packed, scales, begins)
+    return bool(np.isfinite(largest).all()), (packed, scales, begins)
 
 
 @compiled
