@@ -1,5 +1,9 @@
 """Products of bytes on a matrix unit, held against float64 and against what float32 loses."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -258,3 +262,25 @@ def test_two_layer_net(n):
     for name, gradient in expected.items():
         assert grads[name].flags.c_contiguous
         assert error(grads[name], gradient) < 3e-6
+
+
+def test_numba_that_compiles_for_another_processor():
+    code = """
+import numpy as np, gpuclf
+from gpuclf.kernels.compilation import matrix_unit_is_usable
+from gpuclf.neighbors import k_neighbors
+X, W, y = np.ones((300, 600), np.uint8), np.zeros((600, 10), np.float32), np.arange(300) % 10
+assert not matrix_unit_is_usable()
+gpuclf.softmax_loss_vectorized(W, X, y, 0.0)
+from gpuclf.kernels import neighbors_on_numpy
+neighbors_on_numpy.WORTH_COMPILED = 0
+k_neighbors(X[:20], X, 2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_CPU_NAME": "generic"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

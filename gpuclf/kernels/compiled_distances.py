@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpuclf.features import BYTE_CENTRE
-from gpuclf.kernels.compilation import compiled, matrix_unit_is_usable
+from gpuclf.kernels.compilation import compiled, matrix_unit_is_usable, processor_features
 
 __all__ = ["manhattan", "squared_euclidean"]
 
@@ -47,7 +47,7 @@ class Instruction:
 
 
 def _absolute_differences() -> Instruction | None:
-    features = binding.get_host_cpu_features()
+    features = processor_features()
     if features.get("avx512bw"):
         operand, sums = ir.VectorType(I8, 64), ir.VectorType(I64, 8)
         return Instruction("llvm.x86.avx512.psad.bw.512", 64, operand, sums, adds_to_sums=False)
@@ -58,7 +58,7 @@ def _absolute_differences() -> Instruction | None:
 
 
 def _products() -> Instruction | None:
-    if not binding.get_host_cpu_features().get("avx512vnni"):
+    if not processor_features().get("avx512vnni"):
         return None
     sums = ir.VectorType(I32, 16)
     return Instruction("llvm.x86.avx512.vpdpbusd.512", 64, sums, sums, adds_to_sums=True)
