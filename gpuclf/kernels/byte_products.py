@@ -1,8 +1,8 @@
 """Products of bytes with floats on the matrix unit that some processors have; needs numba.
 
-Intel's AMX multiplies a tile of 16 x 64 bytes by one of 64 x 16 and adds up in 32-bit integers:
-sixty times as many multiplications a second as its vector instructions do on float32. So a float
-is written as four digits of seven bits,
+Intel's AMX multiplies a tile of 16 x 64 bytes by one of 64 x 16 in 16 cycles and adds up in 32-bit
+integers: 1,024 multiplications a cycle, where two vector units do 32 of float32. So a float is
+written as four digits of seven bits,
 
     w = scale * (d0 + d1 / 128 + d2 / 128**2 + d3 / 128**3),    -128 < d < 128,
 
@@ -520,13 +520,10 @@ def pack(W: Any, first: int, stop: int) -> Any:
     -------
     is_finite : bool
         Without NaN or infinity, which digits cannot say.
-    weights : tuple
-        As below.
-
-    packed : int8 array of shape (panels, groups, 4, 16, 16, 4)
-    scales : float32 array of shape (groups, 16)
-    begins : int32 array of shape (groups, 4, 16)
-        What the sums over the features begin with, so that bytes count from 128.
+    weights : (packed, scales, begins)
+        The digits, int8 of shape (panels, groups, 4, 16, 16, 4); the columns' scales, float32 of
+        shape (groups, 16); and what sums over the features begin with, so that bytes count from
+        128, int32 of shape (groups, 4, 16).
     """
     n_features, n_columns = len(W), stop - first
     n_panels = (n_features + PANEL - 1) // PANEL
