@@ -312,6 +312,8 @@ class Features:
     ----------
     stored : array of shape (N, D)
         The samples as they are stored.
+    standardized : Standardized or None
+        X, if it was given so.
     centre : array of shape (D,) or None
         What :meth:`rows` subtracts from stored floats.
     folds : bool
@@ -321,7 +323,7 @@ class Features:
     """
 
     def __init__(self, X: Array | Standardized, n_outputs: int, dtype: object) -> None:
-        self._standardized = X if isinstance(X, Standardized) else None
+        self.standardized = X if isinstance(X, Standardized) else None
         self.stored = X.X if isinstance(X, Standardized) else X
         self._dtype = dtype
         self.n_samples, self.n_features = (int(n) for n in self.stored.shape)
@@ -333,28 +335,31 @@ class Features:
             and not isinstance(self.stored, Streamed)
             and multiplies_bytes(self.stored, n_outputs, dtype)
         )
-        self.folds = (is_bytes or self._standardized is not None) and (
+        self.folds = (is_bytes or self.standardized is not None) and (
             ROWS_TO_FOLD * n_outputs < self.n_samples or self._multiplies_bytes
         )
-        if not self.folds:
-            return
-        # The shift stays in float64: b' is the difference of two large sums.
-        if self._standardized is None:
-            self._shift = xp.full(
+        if self.folds and self.standardized is not None and not is_bytes:
+            # Floats may lie anywhere, so their mean is subtracted from the rows.
+            self.centre = xp.astype(self.standardized.mean, dtype)
+
+    @cached_property
+    def _shift(self) -> Array:
+        """What folds into b: in float64, as b' is the difference of two large sums."""
+        xp = array_namespace(self.stored)
+        if self.standardized is None:
+            return xp.full(
                 (self.n_features,), -BYTE_CENTRE, dtype=xp.float64, device=self.stored.device
             )
-            self._inverse_scale = None
-            return
-        mean, scale = self._standardized.mean, self._standardized.scale
-        if not is_bytes:
-            # Floats may lie anywhere, so their mean is subtracted from the rows; what its
-            # rounding to `dtype` left is folded.
-            self.centre = xp.astype(mean, dtype)
-            mean = mean - xp.astype(self.centre, xp.float64)
-        else:
-            mean = mean - BYTE_CENTRE
-        self._shift = mean / scale
-        self._inverse_scale = xp.astype(1 / scale, dtype)[:, None]
+        # Of a centre, what rounding to `dtype` left.
+        centre = BYTE_CENTRE if self.centre is None else xp.astype(self.centre, xp.float64)
+        return (self.standardized.mean - centre) / self.standardized.scale
+
+    @cached_property
+    def _inverse_scale(self) -> Array | None:
+        if self.standardized is None:
+            return None
+        xp = array_namespace(self.stored)
+        return xp.astype(1 / self.standardized.scale, self._dtype)[:, None]
 
     def over_uploads(
         self, work: Callable[[Iterator[tuple[slice, Features]]], Result], floats_per_row: int
@@ -376,22 +381,22 @@ class Features:
     def _part(self, X: Array) -> Features:
         part = copy.copy(self)
         part.stored, part.n_samples = X, int(X.shape[0])
-        if self._standardized is not None:
-            part._standardized = self._standardized.with_samples(X)
+        if self.standardized is not None:
+            part.standardized = self.standardized.with_samples(X)
         return part
 
     @property
     def are_converted(self) -> bool:
         """Whether products need new floats instead of a view of X."""
         return not self._multiplies_bytes and (
-            self._standardized is not None or self.stored.dtype != self._dtype
+            self.standardized is not None or self.stored.dtype != self._dtype
         )
 
     @property
     def are_plain_floats(self) -> bool:
         """Whether the samples are used as they are, but for their precision."""
         xp = array_namespace(self.stored)
-        return self._standardized is None and self.stored.dtype != xp.uint8
+        return self.standardized is None and self.stored.dtype != xp.uint8
 
     def block(self, rows: slice) -> RowBlock:
         """Return a block of samples for :func:`block_affine` and its backward pass."""
@@ -402,8 +407,8 @@ class Features:
         if self.folds:
             rows = _as_floats(self.stored[block, :], self._dtype)
             return rows if self.centre is None else rows - self.centre
-        if self._standardized is not None:
-            return self._standardized[block].to_array(self._dtype)
+        if self.standardized is not None:
+            return self.standardized[block].to_array(self._dtype)
         xp = array_namespace(self.stored)
         return xp.astype(self.stored[block, :], self._dtype, copy=False)
 

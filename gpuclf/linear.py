@@ -32,6 +32,7 @@ __all__ = [
     "add_penalty_gradient",
     "linear_loss",
     "linear_loss_only",
+    "linear_objective",
     "linear_pass",
     "linear_scores",
     "softmax_loss_vectorized",
@@ -109,6 +110,41 @@ def linear_loss(
     """
     W, b = params["W"], params.get("b")
     features = Features(X, int(W.shape[-1]), W.dtype)
+    loss, dW, db = linear_objective(W, b, features, y, sample_weight, data_loss, reg, precision)
+    return loss, {"W": dW} if b is None else {"W": dW, "b": db}
+
+
+@fusable
+def linear_objective(
+    W: Array,
+    b: Array | None,
+    features: Features,
+    y: Array,
+    sample_weight: Array | None,
+    data_loss: DataLoss,
+    reg: float,
+    precision: str = "float32",
+) -> tuple[Array, Array, Array]:
+    """Add up data loss and penalty, with their gradients.
+
+    Parameters
+    ----------
+    W : array of shape (..., D, C)
+    b : array of shape (..., C), or None
+        Both as the features are, not folded.
+    features : Features
+    y : integer array of shape (N,)
+    sample_weight : array of shape (N,), or None for 1/N
+    data_loss : callable
+    reg : float
+    precision : {"float32", "tf32", "float64"}
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW, db : array
+        db also where b is None.
+    """
     weights = mean_weights(sample_weight, features.n_samples, W)
     folded = features.fold(W, b)
     with product_precision(W, precision):
@@ -120,10 +156,7 @@ def linear_loss(
             _floats_per_row(W, features),
         )
         loss = loss + reg * penalty(W)
-    grads = {"W": add_penalty_gradient(features.unfold(dW, db), W, reg)}
-    if b is not None:
-        grads["b"] = db
-    return loss, grads
+    return loss, add_penalty_gradient(features.unfold(dW, db), W, reg), db
 
 
 @fusable

@@ -12,7 +12,7 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import backend, row_blocks
+from gpuclf import backend, dispatch, row_blocks
 from gpuclf.backend import probe_cupy
 from gpuclf.kernels import cuda_modules
 
@@ -134,6 +134,7 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    monkeypatch.setattr(np, "empty", device.empty)
-    monkeypatch.setattr(np, "empty_like", device.empty_like)
+    for module in dispatch.KERNEL_MODULES["cupy"]:
+        kernels = importlib.import_module(module)
+        monkeypatch.setattr(kernels, "array_namespace", device.array_namespace)
     return device

@@ -1,5 +1,9 @@
 """Products of bytes on a matrix unit, held against float64 and against what float32 loses."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -212,13 +216,18 @@ def test_the_same_bits_wherever_the_samples_lie():
         assert bits(moved) == expected
 
 
-def test_declines():
+def test_declines(monkeypatch):
     X, W, b, dY = (v.astype(np.float32) if v.dtype == float else v for v in problem(40, 64, 5))
     whole = slice(0, 40)
     assert are_multiplied(X, 5, np.dtype(np.float32))
     assert not are_multiplied(X, 5, np.dtype(np.float64))
     assert not are_multiplied(X.astype(np.float32), 5, np.dtype(np.float32))
     assert not are_multiplied(np.asfortranarray(X), 5, np.dtype(np.float32))
+    few, many = np.zeros((511, 3072), np.uint8), np.zeros((512, 3072), np.uint8)
+    monkeypatch.setattr(compiled_bytes, "cache_bytes", lambda: 1 << 20)
+    assert are_multiplied(few, 40, np.dtype(np.float32))
+    assert not are_multiplied(few, 50, np.dtype(np.float32))
+    assert are_multiplied(many, 50, np.dtype(np.float32))
     assert not multiplies_bytes.reference(X, 5, np.dtype(np.float32))
     block = features(X, 5, np.float32).block(whole)
     assert bytes_affine(np.stack([W, W]), np.stack([b, b]), block) is NotImplemented
@@ -253,3 +262,25 @@ def test_two_layer_net(n):
     for name, gradient in expected.items():
         assert grads[name].flags.c_contiguous
         assert error(grads[name], gradient) < 3e-6
+
+
+def test_numba_that_compiles_for_another_processor():
+    code = """
+import numpy as np, gpuclf
+from gpuclf.kernels.compilation import matrix_unit_is_usable
+from gpuclf.neighbors import k_neighbors
+X, W, y = np.ones((300, 600), np.uint8), np.zeros((600, 10), np.float32), np.arange(300) % 10
+assert not matrix_unit_is_usable()
+gpuclf.softmax_loss_vectorized(W, X, y, 0.0)
+from gpuclf.kernels import neighbors_on_numpy
+neighbors_on_numpy.WORTH_COMPILED = 0
+k_neighbors(X[:20], X, 2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_CPU_NAME": "generic"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,14 +1,27 @@
 """The linear pass on tensor cores, run on the CPU: wrapper and kernels, against float64."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu.compilation import compiler, library
 
-from gpuclf import linear
+from gpuclf import dispatch, linear
 from gpuclf.features import Features, Standardized
 from gpuclf.kernels import cuda_modules, linear_pass_on_cupy
-from gpuclf.kernels.linear_pass_on_cupy import linear_pass_on_tensor_cores
-from gpuclf.linear import linear_loss, linear_pass, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.kernels.linear_pass_on_cupy import (
+    linear_objective_on_tensor_cores,
+    linear_pass_on_tensor_cores,
+)
+from gpuclf.linear import (
+    linear_loss,
+    linear_objective,
+    linear_pass,
+    softmax_loss_vectorized,
+    svm_loss_vectorized,
+)
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
@@ -33,7 +46,7 @@ def arguments(n=200, d=96, c=10, loss=softmax_cross_entropy, seed=0):
 
 def in_float64(given):
     features = given["features"]
-    X = features._standardized or features.stored
+    X = features.standardized or features.stored
     wide = {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
     wide["features"] = Features(X, given["W"].shape[1], np.float64)
     return linear_pass.reference(**given | wide)
@@ -90,9 +103,14 @@ def test_as_exact_as_the_shared_pass(cuda_on_cpu, d, c, loss, rows):
     assert cuda_on_cpu.launches[-4:] == LAUNCHES
 
 
+def limit(monkeypatch, **constants):
+    monkeypatch.setattr(linear_pass_on_cupy, "_plan", linear_pass_on_cupy._plan.__wrapped__)
+    for name, value in constants.items():
+        monkeypatch.setattr(linear_pass_on_cupy, name, value)
+
+
 def test_rows_of_several_blocks_and_shares(monkeypatch):
-    monkeypatch.setattr(linear_pass_on_cupy, "MIN_SCORE_BLOCKS", 0)  # blocks of 192 rows
-    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 3)
+    limit(monkeypatch, MIN_SCORE_BLOCKS=0, MAX_GRADIENT_BLOCKS=3)  # blocks of 192 rows
     for n in (193, 800):
         given = arguments(n)
         assert_as_exact_as_float32(given, run(given))
@@ -117,7 +135,7 @@ def test_tf32_has_eleven_bits():
 
 
 def test_long_sums_keep_their_digits(monkeypatch):
-    monkeypatch.setattr(linear_pass_on_cupy, "MAX_GRADIENT_BLOCKS", 1)
+    limit(monkeypatch, MAX_GRADIENT_BLOCKS=1)
     # One sign, so that whatever is cut off adds up.
     given = arguments(5000) | {"y": np.zeros(5000, int)}
     given["features"].stored[:] = np.maximum(given["features"].stored, 200)
@@ -228,18 +246,36 @@ def test_samples_at_addresses_of_any_alignment():
 # --------------------------------------------------------------------------- the public path
 
 
-@pytest.fixture
-def as_if_cupy(monkeypatch):
-    calls = []
+KERNELS = {
+    "linear_pass": linear_pass_on_tensor_cores,
+    "linear_objective": linear_objective_on_tensor_cores,
+}
 
-    def pass_on_tensor_cores(*args, **kwargs):
-        calls.append("linear_pass")
-        found = linear_pass_on_tensor_cores(*args, **kwargs)
+
+@pytest.fixture(params=KERNELS)
+def as_if_cupy(monkeypatch, request):
+    calls = []
+    dispatch._load_kernels("numpy")  # before what they register for is replaced
+
+    def on_tensor_cores(*args, **kwargs):
+        calls.append(request.param)
+        found = KERNELS[request.param](*args, **kwargs)
         assert found is not NotImplemented
         return found
 
-    monkeypatch.setattr(linear, "linear_pass", pass_on_tensor_cores)
+    monkeypatch.setattr(linear, request.param, on_tensor_cores)
     return calls
+
+
+FUSABLE = {"linear_pass": linear_pass, "linear_objective": linear_objective}
+
+
+def reference(function, *args):
+    """Call a public function with the shared bodies."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in KERNELS:
+            patch.setattr(linear, name, FUSABLE[name].reference)
+        return function(*args)
 
 
 @pytest.mark.parametrize("public", [softmax_loss_vectorized, svm_loss_vectorized])
@@ -247,31 +283,54 @@ def test_public_losses(as_if_cupy, public):
     given = arguments()
     X, W, y = given["features"].stored, given["W"], given["y"]
     loss, dW = public(W, X, y, 0.1)
-    assert as_if_cupy == ["linear_pass"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "linear_pass", linear_pass.reference)
-        exact_loss, exact_dW = public(W.astype(np.float64), X, y, 0.1)
+    assert len(as_if_cupy) == 1
+    exact_loss, exact_dW = reference(public, W.astype(np.float64), X, y, 0.1)
     assert float(loss) == pytest.approx(float(exact_loss), rel=5e-7)
     assert np.linalg.norm(dW - exact_dW) <= 5e-7 * np.linalg.norm(exact_dW)
 
 
-def test_standardised_samples_with_stressed_means(as_if_cupy):
-    given = arguments()
-    X, y = given["features"].stored, given["y"]
-    X[:] = 240 + X % 4  # far from 128 for so small a scale
-    samples = Standardized.fit(X)
-    params = {"W": given["W"] * 20, "b": given["b"]}
-    loss, grads = linear_loss(softmax_cross_entropy, params, samples, y, 0.0)
-    assert as_if_cupy == ["linear_pass"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "linear_pass", linear_pass.reference)
-        shared_loss, shared_grads = linear_loss(softmax_cross_entropy, params, samples, y, 0.0)
+@pytest.mark.parametrize("weights", [None, np.full(200, 0.3 / 200, np.float32)])
+def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
+    # What is left after the means cancel varies by chance: the errors of six cases count together.
+    errors = []
+    for seed in range(6):
+        given = arguments(seed=seed)
+        X, y = given["features"].stored, given["y"]
+        X[:] = 240 + X % 4  # far from 128 for so small a scale
+        samples = Standardized.fit(X)
+        params = {"W": given["W"] * 20, "b": given["b"]}
         wide = {key: value.astype(np.float64) for key, value in params.items()}
-        truth, exact_grads = linear_loss(softmax_cross_entropy, wide, samples, y, 0.0)
-    assert abs(loss - truth) <= 2 * abs(shared_loss - truth) + 6e-7 * truth
-    for key, exact in exact_grads.items():
-        allowed = 2 * np.linalg.norm(shared_grads[key] - exact) + 6e-7 * np.linalg.norm(exact)
-        assert np.linalg.norm(grads[key] - exact) <= allowed
+        rest = samples, y, 0.01, weights
+        found = linear_loss(softmax_cross_entropy, params, *rest)
+        shared = reference(linear_loss, softmax_cross_entropy, params, *rest)
+        truth = reference(linear_loss, softmax_cross_entropy, wide, *rest)
+        for loss, grads in (found, shared):
+            differences = [loss - truth[0], *(grads[key] - truth[1][key] for key in ("W", "b"))]
+            errors.append([np.linalg.norm(difference) for difference in differences])
+    assert len(as_if_cupy) == 6
+    ours, theirs = np.sum(errors[::2], axis=0), np.sum(errors[1::2], axis=0)
+    assert (ours <= 2 * theirs).all()
+
+
+def assert_objective_is_exact(cuda_on_cpu, data_loss):
+    for standardized in (False, True):
+        for b in (None, np.linspace(-1, 1, 10, dtype=np.float32)):
+            given = arguments()
+            X = given["features"].stored
+            X = Standardized.fit(X) if standardized else X
+            W, rest = given["W"] * 5, (given["y"], None, data_loss, 0.3)
+            found = linear_objective_on_tensor_cores(W, b, Features(X, 10, np.float32), *rest)
+            assert cuda_on_cpu.launches[-4:] == LAUNCHES
+            wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
+            truth = linear_objective.reference(*wide, Features(X, 10, np.float64), *rest)
+            for ours, exact in zip(found, truth, strict=True):
+                assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
+
+
+@pytest.mark.parametrize("data_loss", [softmax_cross_entropy, multiclass_hinge])
+def test_penalty_and_folding_in_the_same_launches(cuda_on_cpu, data_loss):
+    assert_objective_is_exact(cuda_on_cpu, data_loss)
+    assert len(cuda_on_cpu.launches) == 16
 
 
 # ----------------------------------------------------------------------------------- declining
@@ -314,8 +373,11 @@ def test_devices_with_less_shared_memory(cuda_on_cpu):
 # ------------------------------------------------------------------------------ broken kernels
 
 BROKEN = {
-    "pack: wrong columns in a fragment": ("lane % 4 * 16 + step * 4", "lane % 4 * 4 + step * 16"),
-    "pack: barrier dropped": ("__syncthreads();\n    for (int warp = 0;", "for (int warp = 0;"),
+    "pack: wrong columns in a fragment": ("i / 2 % 4 * 16 + step * 4", "i / 2 % 4 * 4 + step * 16"),
+    "pack: barrier dropped": (
+        "__syncthreads();\n    for (int i = 0; i < 8;",
+        "for (int i = 0; i < 8;",
+    ),
     "pack: tails dropped": ("is_tail ? tails : heads", "is_tail ? uint2{0, 0} : heads"),
     "scores: first wait dropped": ("wait_for_copies<SCORE_STAGES - 2>();", ""),
     "scores: barrier of a stage dropped": (
@@ -339,17 +401,48 @@ BROKEN = {
         "interleave_bytes(pixels[i][word], pixels[i + 2][word]",
     ),
     "gradients: tails dropped": ("int part = PARTS - 1; part >= 0;", "int part = 0; part >= 0;"),
-    "sums: first share twice": (
+    "sums: first share left out": (
         "int share = 0; share < n_shares;",
         "int share = 1; share < n_shares;",
     ),
     "sums: two columns swapped": (
-        "lane % 4 * 32 + pair / 64 % 16",
-        "lane % 4 * 16 + pair / 64 % 16",
+        "lane % 4 * 32 + i * 16",
+        "lane % 4 * 32 + 16 - i * 16",
     ),
 }
 
 
+BROKEN_FOLDING = {
+    "scores: b not folded": (" - moved);", ");"),
+    "sums: dW not unfolded": ("- factor_and_shift.y *", "- 0 * factor_and_shift.y *"),
+    "sums: penalty without its factor": ("2.0 * penalty", "penalty"),
+    "pack: squares of one warp only": ("for (int i = 1; i < 8; ++i) sum += squares[i];", ""),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FOLDING)
+def test_broken_folding_is_caught(cuda_on_cpu, name):
+    with (
+        cuda_on_cpu.broken("linear_pass.cu", BROKEN_FOLDING[name]),
+        pytest.raises((AssertionError, CudaOnCpuError)),
+    ):
+        assert_objective_is_exact(cuda_on_cpu, softmax_cross_entropy)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Compile the broken kernels side by side: one after another would be half of the time."""
+    if compiler() is None:
+        return
+    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, False, 8, 227 << 10)
+    constants = tuple(sorted(plan.constants.items()))
+    source = (cuda_modules.FOLDER / "linear_pass.cu").read_text()
+    sources = [source.replace(*change) for change in BROKEN.values()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda text: library("linear_pass.cu", text, constants), sources))
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):
     given = arguments(200, 72)

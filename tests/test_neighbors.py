@@ -154,10 +154,17 @@ def test_differences_in_pieces_are_the_same(lib, monkeypatch):
 
 
 @every_metric
-@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 64), (9, 70, 130), (5, 131, 3072)])
-def test_compiled_distances_are_those_of_the_shared_body(metric, shape, compiled_only):
+@pytest.mark.parametrize("on_matrix_unit", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 4, 64), (9, 70, 130), (17, 131, 3072)])
+def test_compiled_distances_are_those_of_the_shared_body(
+    metric, shape, on_matrix_unit, compiled_only, monkeypatch
+):
     from gpuclf.kernels import compiled_distances
 
+    if not on_matrix_unit:
+        monkeypatch.setattr(compiled_distances, "matrix_unit_is_usable", lambda: False)
+    elif not compiled_distances.matrix_unit_is_usable():
+        pytest.skip("no matrix unit for bytes (AMX)")
     n, m, n_features = shape
     A, B = pixels(n, m, n_features)
     function = {"l2": neighbors.squared_euclidean, "l1": neighbors.manhattan}[metric]
@@ -175,6 +182,23 @@ def test_compiled_distances_beyond_int32_are_exact(compiled_only):
     n_features = 2**31 // 255**2 + 1
     A, B = np.zeros((1, n_features), np.uint8), np.full((2, n_features), 255, np.uint8)
     np.testing.assert_array_equal(pairwise_distances(A, B), exact_distances(A, B, "l2"))
+
+
+@pytest.mark.parametrize("on_matrix_unit", [True, False])
+def test_the_largest_compiled_distances(on_matrix_unit, compiled_only, monkeypatch):
+    from gpuclf.kernels import compiled_distances
+
+    if not on_matrix_unit:
+        monkeypatch.setattr(compiled_distances, "matrix_unit_is_usable", lambda: False)
+    n_features = (2**31 - 1) // 255**2
+    A, B = np.zeros((2, n_features), np.uint8), np.zeros((3, n_features), np.uint8)
+    A[1], B[1:], B[2, 5] = 255, 255, 254
+    found = compiled_distances.squared_euclidean(A, B)
+    if found is NotImplemented:
+        pytest.skip("this processor lacks the instruction")
+    np.testing.assert_array_equal(
+        found, ((A[:, None].astype(int) - B.astype(int)) ** 2).sum(axis=2)
+    )
 
 
 def test_l1_beyond_int32_is_exact(lib):

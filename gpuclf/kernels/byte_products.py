@@ -1,8 +1,8 @@
 """Products of bytes with floats on the matrix unit that some processors have; needs numba.
 
-Intel's AMX multiplies a tile of 16 x 64 bytes by one of 64 x 16 and adds up in 32-bit integers:
-sixty times as many multiplications a second as its vector instructions do on float32. So a float
-is written as four digits of seven bits,
+Intel's AMX multiplies a tile of 16 x 64 bytes by one of 64 x 16 in 16 cycles and adds up in 32-bit
+integers: 1,024 multiplications a cycle, where two vector units do 32 of float32. So a float is
+written as four digits of seven bits,
 
     w = scale * (d0 + d1 / 128 + d2 / 128**2 + d3 / 128**3),    -128 < d < 128,
 
@@ -36,6 +36,7 @@ __all__ = [
     "gradient_of_bytes",
     "linear_pass",
     "pack",
+    "squared_euclidean",
     "zeros_of_W",
 ]
 
@@ -126,6 +127,20 @@ class _Code:
         """Load the floats of a mask, and zero for the others."""
         zeros = ir.Constant(_floats, [0.0] * GROUP)
         return self.call("llvm.masked.load.v16f32.p0", _floats, address, _i32(1), mask, zeros)
+
+    def transpose(self, vectors: list[Any]) -> None:
+        """Transpose 16 vectors of 16 numbers: single ones, then blocks of 2 x 2, 4 x 4, 8 x 8."""
+        lanes = range(GROUP)
+        for distance in (1, 2, 4, 8):
+            low = [i if not i & distance else GROUP + i - distance for i in lanes]
+            high = [i + distance if not i & distance else GROUP + i for i in lanes]
+            masks = [ir.Constant(_ints, order) for order in (low, high)]
+            for i in lanes:
+                if not i & distance:
+                    pair = vectors[i], vectors[i + distance]
+                    vectors[i], vectors[i + distance] = (
+                        self.builder.shuffle_vector(*pair, mask) for mask in masks
+                    )
 
     def number(self, sums: Any, row: int) -> Any:
         """Put the four digits' sums of a tile's row together, the small ones first."""
@@ -293,7 +308,7 @@ def interleave(
 def column_magnitudes(
     typing_context: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any
 ) -> Any:
-    """Write the largest magnitudes of `width` columns, NaN for those that have one.
+    """Raise the 16 numbers of `out` to the magnitudes of `width` columns; NaN stays.
 
     `W` begins at the columns; its rows are `pitch` bytes apart.
     """
@@ -302,7 +317,7 @@ def column_magnitudes(
         c = _Code(context, builder, signature, args)
         w, n_rows, pitch, width, out = c.args
         mask = c.first_lanes(width)
-        found = cgutils.alloca_once_value(builder, ir.Constant(_floats, [0.0] * GROUP))
+        found = cgutils.alloca_once_value(builder, c.load(out, _floats))
         with cgutils.for_range(builder, n_rows) as rows:
             row = c.load_lanes(c.at(w, builder.mul(rows.index, pitch)), mask)
             magnitude, so_far = c.call("llvm.fabs.v16f32", _floats, row), builder.load(found)
@@ -316,7 +331,7 @@ def column_magnitudes(
 
 
 @intrinsic
-def pack_group(
+def pack_panel(
     typing_context: Any,
     W: Any,
     n_rows: Any,
@@ -324,23 +339,22 @@ def pack_group(
     width: Any,
     factors: Any,
     packed: Any,
-    panel_bytes: Any,
     sums: Any,
 ) -> Any:
-    """Write `width` columns of W in digits, four features next to each other; sum the digits.
+    """Write `width` columns of a panel in digits, four features next to each other.
 
-    `W`, `packed` and `sums` (4, 16) begin at the group.
+    The digits are added to `sums` (4, 16). `W`, `factors` and `packed` begin at the columns.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         c = _Code(context, builder, signature, args)
-        w, n_rows, pitch, width, factors, packed, panel_bytes, sums = c.args
+        w, n_rows, pitch, width, factors, packed, sums = c.args
         factor, zero = c.load(factors, _floats), _i64(0)
         base = ir.Constant(_floats, [BASE] * GROUP)
         low_byte = ir.Constant(_ints, [255] * GROUP)
         totals = [
-            cgutils.alloca_once_value(builder, ir.Constant(_ints, [0] * GROUP))
-            for _ in range(N_DIGITS)
+            cgutils.alloca_once_value(builder, c.load(c.at(sums, 64 * digit), _ints))
+            for digit in range(N_DIGITS)
         ]
         n_quads = builder.udiv(builder.add(n_rows, _i64(3)), _i64(4))
         with cgutils.for_range(builder, n_quads) as loop:
@@ -363,17 +377,14 @@ def pack_group(
                     else:
                         shift = ir.Constant(_ints, [8 * byte] * GROUP)
                         words[digit] = builder.or_(words[digit], builder.shl(number, shift))
-            panel = builder.mul(builder.lshr(loop.index, _i64(4)), panel_bytes)
-            line = builder.mul(builder.and_(loop.index, _i64(15)), _i64(64))
+            line = c.at(packed, c.times(loop.index, 64))
             for digit in range(N_DIGITS):
-                c.store(words[digit], c.at(packed, panel, line, TILE_BYTES * digit))
+                c.store(words[digit], c.at(line, TILE_BYTES * digit))
         for digit in range(N_DIGITS):
             c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
         return context.get_dummy_value()
 
-    return types.void(
-        W, types.int64, types.int64, types.int64, factors, packed, types.int64, sums
-    ), code
+    return types.void(W, types.int64, types.int64, types.int64, factors, packed, sums), code
 
 
 @intrinsic
@@ -391,16 +402,7 @@ def add_tile(
         sums, scales, dw, first, row_floats, tile = c.args
         lanes = range(GROUP)
         vectors = [c.number(sums, m) for m in lanes]
-        for distance in (1, 2, 4, 8):  # transpose: blocks of one number, of 2 x 2, 4 x 4, 8 x 8
-            low = [i if not i & distance else GROUP + i - distance for i in lanes]
-            high = [i + distance if not i & distance else GROUP + i for i in lanes]
-            masks = [ir.Constant(ir.VectorType(_i32, GROUP), order) for order in (low, high)]
-            for i in lanes:
-                if not i & distance:
-                    pair = vectors[i], vectors[i + distance]
-                    vectors[i], vectors[i + distance] = (
-                        builder.shuffle_vector(*pair, mask) for mask in masks
-                    )
+        c.transpose(vectors)
         scale = c.load(scales, _floats)
         dw = c.at(dw, c.times(first, 4))
         for place in lanes:
@@ -435,6 +437,59 @@ def write_tile(
     return types.void(sums, scales, b, Y, types.int64, types.int64), code
 
 
+@intrinsic
+def pack_samples(
+    typing_context: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any
+) -> Any:
+    """Write 64 features of 16 samples less 128, four features next to each other.
+
+    Their ``(b - 128) * (b + 128)`` are added to 16 numbers of `norms`. `first`: where they begin,
+    in bytes. `packed` begins at their tile.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        c = _Code(context, builder, signature, args)
+        b, first, pitch, packed, norms = c.args
+        row, vectors = c.at(b, first), []
+        for _ in range(GROUP):
+            vectors.append(c.load(row, _ints))
+            row = c.at(row, pitch)
+        c.transpose(vectors)
+        top_bits = ir.Constant(_ints, [-0x7F7F7F80] * GROUP)  # 128 in each byte
+        total = c.load(norms, _ints)
+        for quad in range(GROUP):
+            signed = builder.xor(vectors[quad], top_bits)
+            c.store(signed, c.at(packed, 64 * quad))
+            for unsigned in (vectors[quad], top_bits):
+                name = "llvm.x86.avx512.vpdpbusd.512"
+                total = c.call(name, _ints, total, unsigned, signed)
+        c.store(total, norms)
+        return context.get_dummy_value()
+
+    return types.void(B, types.int64, types.int64, packed, norms), code
+
+
+@intrinsic
+def write_distances(
+    typing_context: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
+) -> Any:
+    """Write ``norm + norms - 2 * products[tile, row]`` to 16 numbers of `out`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        c = _Code(context, builder, signature, args)
+        products, tile, row, norm, norms, out = c.args
+        offset = builder.add(c.times(tile, TILE_BYTES), c.times(row, 64))
+        twice = builder.shl(c.load(c.at(products, offset), _ints), ir.Constant(_ints, [1] * GROUP))
+        undefined = ir.Constant(_ints, ir.Undefined)
+        first = builder.insert_element(undefined, builder.trunc(norm, _i32), _i32(0))
+        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(_ints, [0] * GROUP))
+        total = builder.add(everywhere, c.load(norms, _ints))
+        c.store(builder.sub(total, twice), out)
+        return context.get_dummy_value()
+
+    return types.void(products, types.int64, types.int64, types.int64, norms, out), code
+
+
 @compiled
 def _power_of_two(largest: Any) -> Any:
     """Return the power of two that brings numbers up to `largest` below 127."""
@@ -465,13 +520,10 @@ def pack(W: Any, first: int, stop: int) -> Any:
     -------
     is_finite : bool
         Without NaN or infinity, which digits cannot say.
-    weights : tuple
-        As below.
-
-    packed : int8 array of shape (panels, groups, 4, 16, 16, 4)
-    scales : float32 array of shape (groups, 16)
-    begins : int32 array of shape (groups, 4, 16)
-        What the sums over the features begin with, so that bytes count from 128.
+    weights : (packed, scales, begins)
+        The digits, int8 of shape (panels, groups, 4, 16, 16, 4); the columns' scales, float32 of
+        shape (groups, 16); and what sums over the features begin with, so that bytes count from
+        128, int32 of shape (groups, 4, 16).
     """
     n_features, n_columns = len(W), stop - first
     n_panels = (n_features + PANEL - 1) // PANEL
@@ -480,28 +532,36 @@ def pack(W: Any, first: int, stop: int) -> Any:
     packed = packed.reshape((n_panels, n_groups, N_DIGITS, 16, 16, 4))
     scales = np.ones((n_groups, GROUP), np.float32)
     begins = _zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
-    factors, largest = np.zeros(GROUP, np.float32), np.zeros(GROUP, np.float32)
-    is_finite = True
+    factors = np.zeros((n_groups, GROUP), np.float32)
+    largest, pitch = np.zeros((n_groups, GROUP), np.float32), W.strides[0]
+    for panel in range(n_panels):  # outermost: a column alone would touch every page of W
+        row = panel * PANEL
+        for group in range(n_groups):
+            column = first + group * GROUP
+            width = min(GROUP, stop - column)
+            height = min(PANEL, n_features - row)
+            column_magnitudes(W[row:, column:], height, pitch, width, largest[group])
     for group in range(n_groups):
-        columns, pitch = W[:, first + group * GROUP :], W.strides[0]
-        width = min(GROUP, n_columns - group * GROUP)
-        column_magnitudes(columns, n_features, pitch, width, largest)
-        is_finite = is_finite and bool(np.isfinite(largest).all())
         for m in range(GROUP):
-            factors[m] = _power_of_two(largest[m])
-            scales[group, m] = 1 / factors[m]
-        pack_group(
-            columns,
-            n_features,
-            pitch,
-            width,
-            factors,
-            packed[:, group:],
-            n_groups * GROUP_BYTES,
-            begins[group],
-        )
+            factors[group, m] = _power_of_two(largest[group, m])
+            scales[group, m] = 1 / factors[group, m]
+    for panel in range(n_panels):
+        row = panel * PANEL
+        for group in range(n_groups):
+            column = first + group * GROUP
+            width = min(GROUP, stop - column)
+            height = min(PANEL, n_features - row)
+            pack_panel(
+                W[row:, column:],
+                height,
+                pitch,
+                width,
+                factors[group],
+                packed[panel, group],
+                begins[group],
+            )
     begins *= -128
-    return is_finite, (packed, scales, begins)
+    return bool(np.isfinite(largest).all()), (packed, scales, begins)
 
 
 @compiled
@@ -825,3 +885,54 @@ def _multiclass_hinge(S: Any, labels: Any, weights: Any) -> float:
         S[label, r] = -n_violations * weights[r]
         loss += of_row * weights[r]
     return loss
+
+
+@compiled
+def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None:
+    """Write the squared distances between the rows of A and of B, all of them bytes.
+
+    Parameters
+    ----------
+    A : uint8 array of shape (N, D)
+    B : uint8 array of shape (M, D)
+        N a multiple of 16, M of 64 and D of 64, contiguous.
+    norms : int32 array of shape (N,)
+        ``sum((a - 128)**2)``.
+    out : int32 array of shape (N, M or more)
+    column : int
+        Of `out`, where they begin.
+    """
+    n_features = A.shape[1]
+    n_panels, group = n_features // PANEL, N_DIGITS * GROUP  # tiles of samples instead of digits
+    packed = _zeros(n_panels * GROUP_BYTES).view(np.int8)
+    begins, products = _zeros(GROUP_BYTES).view(np.int32), _sums()
+    norms_B = np.zeros(group, np.int32)
+    begin(TILE_SHAPES)
+    for first in range(0, len(B), group):
+        norms_B[:] = 0  # with the products of a and b - 128: |a - b|^2 to the last digit
+        for tile in range(N_DIGITS):
+            start = (first + tile * GROUP) * n_features
+            for panel in range(n_panels):
+                place = panel * GROUP_BYTES + tile * TILE_BYTES
+                pack_samples(
+                    B,
+                    start + panel * PANEL,
+                    n_features,
+                    packed[place:],
+                    norms_B[tile * GROUP :],
+                )
+        for row in range(0, len(A), 16):
+            multiply_rows(
+                A, row * n_features, n_features, packed, 0, GROUP_BYTES, n_panels, begins, products
+            )
+            for r in range(16):
+                for tile in range(N_DIGITS):
+                    write_distances(
+                        products,
+                        tile,
+                        r,
+                        norms[row + r],
+                        norms_B[tile * GROUP :],
+                        out[row + r, column + first + tile * GROUP :],
+                    )
+    end()

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable"]
+__all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_features"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,20 @@ def numba_is_usable() -> bool:
     return not numba.config.DISABLE_JIT
 
 
+@cache
+def processor_features() -> dict[str, bool]:
+    """Return what the processor can, by LLVM's names; empty if numba compiles for another one.
+
+    An instruction that numba's target lacks would end the process.
+    """
+    from llvmlite.binding import get_host_cpu_features
+    from numba import config
+
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
+        return {}
+    return dict(get_host_cpu_features())
+
+
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
@@ -43,10 +57,8 @@ def matrix_unit_is_usable() -> bool:
     """
     if not (sys.platform == "linux" and numba_is_usable()):
         return False
-    from llvmlite.binding import get_host_cpu_features
-
-    features = get_host_cpu_features()
-    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512bw")):
+    features = processor_features()
+    if not all(features.get(name) for name in ("amx-tile", "amx-int8", "avx512bw", "avx512vnni")):
         return False
     ask = ctypes.CDLL(None).syscall
     return bool(ask(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)

@@ -5,7 +5,7 @@ the gradients become digits of seven bits instead (`byte_products.py` says how),
 float32 has is lost.
 
 Declines where there is no such unit (AMX: Intel's server processors since 2023), for little work,
-float64, several models, and numbers that are not finite.
+mini-batches against a large W, float64, several models, and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.backend import cpu_workers
+from gpuclf.backend import cache_bytes, cpu_workers
 from gpuclf.features import block_affine, block_affine_backward, multiplies_bytes
 from gpuclf.kernels.compilation import matrix_unit_is_usable
 from gpuclf.row_blocks import map_row_blocks, sum_over_row_blocks
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
+MIN_ROWS = 512  # for W of any size
 MAX_FEATURES = 1 << 16  # sums of so many products of a byte and a digit fit 32 bits
 MIN_STRETCH_ROWS = 512
 MULTIPLICATIONS_FOR_A_THREAD = 50_000_000  # for fewer, waking it takes longer
@@ -45,6 +46,9 @@ def are_multiplied(X: Any, n_outputs: int, dtype: Any) -> bool:
         and X.flags.c_contiguous
         and X.shape[1] < MAX_FEATURES
         and X.size * n_outputs >= MIN_MULTIPLICATIONS
+        # Writing W in digits takes as long as multiplying it by some hundred rows, longer if it
+        # does not stay in the cache.
+        and (len(X) >= MIN_ROWS or 4 * X.shape[1] * n_outputs <= cache_bytes() // 2)
         and matrix_unit_is_usable()
     )
 

@@ -3,7 +3,8 @@
 Processors have instructions that take 32 or 64 bytes at once: VPSADBW sums absolute differences
 (AVX2, AVX-512BW), VPDPBUSD multiplies and sums (VNNI). Compilers do not find them at full width in
 a plain loop, so the innermost loop is written with them, for a block of 4 x 4 pairs of samples:
-sixteen sums stay in registers, and each byte that is loaded is used four times.
+sixteen sums stay in registers, and each byte that is loaded is used four times. Where there is a
+matrix unit for bytes (AMX), `byte_products.py` has the products of L2.
 
 The functions return NotImplemented where the processor lacks its instruction.
 """
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpuclf.features import BYTE_CENTRE
-from gpuclf.kernels.compilation import compiled
+from gpuclf.kernels.compilation import compiled, matrix_unit_is_usable, processor_features
 
 __all__ = ["manhattan", "squared_euclidean"]
 
@@ -46,7 +47,7 @@ class Instruction:
 
 
 def _absolute_differences() -> Instruction | None:
-    features = binding.get_host_cpu_features()
+    features = processor_features()
     if features.get("avx512bw"):
         operand, sums = ir.VectorType(I8, 64), ir.VectorType(I64, 8)
         return Instruction("llvm.x86.avx512.psad.bw.512", 64, operand, sums, adds_to_sums=False)
@@ -57,7 +58,7 @@ def _absolute_differences() -> Instruction | None:
 
 
 def _products() -> Instruction | None:
-    if not binding.get_host_cpu_features().get("avx512vnni"):
+    if not processor_features().get("avx512vnni"):
         return None
     sums = ir.VectorType(I32, 16)
     return Instruction("llvm.x86.avx512.vpdpbusd.512", 64, sums, sums, adds_to_sums=True)
@@ -197,6 +198,8 @@ def squared_euclidean(A: Any, B: Any) -> Any:
 
     The instruction multiplies signed by unsigned bytes: ``a*b = (a - 128)*b + 128*b``.
     """
+    if matrix_unit_is_usable():
+        return _on_matrix_unit(A, B)
     if PRODUCTS is None:
         return NotImplemented
     A, B = (_padded(X, PRODUCTS.n_bytes) for X in (A, B))
@@ -205,3 +208,25 @@ def squared_euclidean(A: Any, B: Any) -> Any:
     (_, squares_A), (sums_B, squares_B) = _sums(A), _sums(B)
     _expand(out, squares_A, squares_B - 2 * BYTE_CENTRE * sums_B)
     return out
+
+
+def _on_matrix_unit(A: Any, B: Any) -> Any:
+    from gpuclf.kernels import byte_products
+
+    n_rows, n_columns = len(A), len(B)
+    whole = n_columns // byte_products.PANEL * byte_products.PANEL
+    A = _in_tiles(A, byte_products.GROUP)
+    parts = [_in_tiles(part, byte_products.PANEL) for part in (B[:whole], B[whole:])]
+    sums, squares = _sums(A)
+    norms = squares - 2 * BYTE_CENTRE * sums + BYTE_CENTRE**2 * A.shape[1]
+    out = np.empty((len(A), sum(len(part) for part in parts)), np.int32)
+    for part, column in zip(parts, (0, whole), strict=True):
+        byte_products.squared_euclidean(A, part, norms.astype(np.int32), out, column)
+    return out[:n_rows, :n_columns]
+
+
+def _in_tiles(X: Any, n_rows: int) -> Any:
+    """Return X with zeros that fill the last tile."""
+    missing = -len(X) % n_rows, -X.shape[1] % 64
+    padded = np.pad(X, ((0, missing[0]), (0, missing[1]))) if any(missing) else X
+    return np.ascontiguousarray(padded)

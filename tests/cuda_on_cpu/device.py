@@ -3,9 +3,11 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
+from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
 
 from .compilation import library
@@ -171,6 +173,14 @@ class CpuDevice:
                 one.finish()
 
         return launch
+
+    def array_namespace(self, *arrays, **named) -> SimpleNamespace:
+        """Stand in for :func:`gpuclf.backend.array_namespace`: NumPy with this device's memory.
+
+        Replacing numpy.empty itself would break Numba, which looks functions up in NumPy.
+        """
+        array_namespace(*arrays, **named)
+        return SimpleNamespace(**vars(np) | {"empty": self.empty, "empty_like": self.empty_like})
 
     def empty(self, *args, **kwargs) -> np.ndarray:
         """Stand in for :func:`numpy.empty`: memory full of garbage, as a pool gives it."""

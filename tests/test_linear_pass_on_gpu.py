@@ -1,0 +1,33 @@
+"""The linear pass on tensor cores, on a GPU."""
+
+import numpy as np
+import pytest
+from test_linear_pass_on_cupy import arguments, assert_as_exact_as_float32, in_float64
+
+from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.features import Features
+from gpuclf.kernels.linear_pass_on_cupy import linear_pass_on_tensor_cores
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+
+pytestmark = pytest.mark.gpu
+
+SIZES = [(161, 100, 10), (1025, 72, 64), (777, 1168, 17), (50_000, 3072, 10), (300_000, 784, 2)]
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize(("n", "d", "c"), SIZES)
+def test_as_exact_as_float32_and_the_same_bits_each_time(n, d, c, loss):
+    if not probe_cupy().usable:
+        pytest.skip(probe_cupy().reason)
+    given = arguments(n, d, c, loss)
+    names = ("W", "b", "y", "weights")
+    on_device = given | {name: to_device(given[name], "cupy") for name in names}
+    X = to_device(given["features"].stored, "cupy")
+    on_device["features"] = Features(X, c, on_device["W"].dtype)
+    runs = [[to_host(x) for x in linear_pass_on_tensor_cores(**on_device)] for _ in range(20)]
+    assert_as_exact_as_float32(given, runs[0])
+    for k in range(3):
+        assert {run[k].tobytes() for run in runs} == {runs[0][k].tobytes()}
+    quick = linear_pass_on_tensor_cores(**on_device, precision="tf32")
+    exact = in_float64(given)[1]
+    assert np.linalg.norm(to_host(quick[1]) - exact) <= 1e-3 * np.linalg.norm(exact)
