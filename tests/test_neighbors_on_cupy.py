@@ -142,6 +142,7 @@ def test_rows_at_any_address_and_stride(cuda_on_cpu, metric):
     for X in (shifted, strided):
         X.flags.writeable = False
     check_distances(cuda_on_cpu, metric, shifted, strided)
+    check_distances(cuda_on_cpu, metric, np.asfortranarray(A), np.asfortranarray(B))
 
 
 # ----------------------------------------------------------------------------- the nearest
@@ -186,20 +187,20 @@ def test_extremes(cuda_on_cpu, metric):
     check_nearest(cuda_on_cpu, metric, *extremes(2, 40, 3072), k=33, tile=3, orders=["forward"])
 
 
-def test_memory_is_what_the_tiles_may_take(cuda_on_cpu, monkeypatch):
-    A, B = samples(10, 200, 16)
-    shapes = []
-    empty = np.empty
+@pytest.mark.parametrize(("d", "pairs"), [(32, 8), (33, 1)])
+def test_memory_is_what_the_tiles_may_take(cuda_on_cpu, monkeypatch, d, pairs):
+    A, B = samples(10, 200, d)
+    allocated, counts = [], []
+    empty = cuda_on_cpu.empty
 
-    def recorded(shape, *args, **kwargs):
-        shapes.append(shape)
-        return empty(shape, *args, **kwargs)
+    def recorded(*args, **options):
+        allocated.append(empty(*args, **options))
+        return allocated[-1]
 
-    monkeypatch.setattr(np, "empty", recorded)
-    counts = []
+    monkeypatch.setattr(cuda_on_cpu, "empty", recorded)
     nearest(A, B, 3, "l2", tile=5, count=counts.append)
-    assert max(np.prod(shape) * 4 for shape in shapes) <= 10 * 5 * neighbors.PAIR_BYTES
-    assert counts == [10 * 40] * 5
+    assert max(array.nbytes for array in allocated) <= 10 * 5 * neighbors.PAIR_BYTES
+    assert counts == [10 * 5 * pairs] * (200 // (5 * pairs))  # rows that are padded are copied
 
 
 # ------------------------------------------------------------------------ through dispatch

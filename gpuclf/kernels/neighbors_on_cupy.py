@@ -56,8 +56,9 @@ def nearest_of_bytes(
     if k > MAX_NEIGHBORS or not _fits(A, B, metric):
         return NotImplemented
     (n_queries, _), n_training = A.shape, B.shape[0]
-    # Of the bytes that a pair may take, a distance is all that is kept.
-    step = min(n_training, MAX_COLUMNS, tile_training * PAIR_BYTES // DISTANCE_BYTES)
+    # Of the bytes that a pair may take, a distance is all that is kept; unless a tile is copied.
+    per_pair = PAIR_BYTES // DISTANCE_BYTES if _has_vectors(B) else 1
+    step = min(n_training, MAX_COLUMNS, tile_training * per_pair)
     ranks, indices = (
         xp.empty((n_queries, k), dtype=xp.int32, device=A.device) for _ in range(2)
     )  # of the nearest so far
@@ -120,16 +121,17 @@ def _fits(A: Any, B: Any, metric: str) -> bool:
     )
 
 
+def _has_vectors(X: Any) -> bool:
+    return bool(X.shape[1] % VECTOR == _address(X) % VECTOR == 0 and X.flags.c_contiguous)
+
+
 def _padded(X: Any) -> Any:
-    """Return X with rows of whole vectors, at an address that vectors can have."""
+    """Return X, or a copy, with rows of whole vectors at addresses that vectors can have."""
+    if _has_vectors(X):
+        return X
     xp = array_namespace(X)
-    spare = -X.shape[1] % VECTOR
-    if spare:
-        return xp.concat(
-            [X, xp.zeros((X.shape[0], spare), dtype=xp.uint8, device=X.device)], axis=1
-        )
-    X = cuda_modules.contiguous(X)
-    return X.copy() if _address(X) % VECTOR else X
+    spare = xp.zeros((X.shape[0], -X.shape[1] % VECTOR), dtype=xp.uint8, device=X.device)
+    return cuda_modules.contiguous(xp.concat([X, spare], axis=1))
 
 
 def _address(x: Any) -> int:
