@@ -44,6 +44,7 @@ _MODULES = (
     "datasets",
     "estimators",
     "features",
+    "fleet",
     "image_features",
     "gradcheck",
     "layers",
