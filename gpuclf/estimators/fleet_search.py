@@ -98,9 +98,9 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     >>> import gpuclf
     >>> X, y = gpuclf.datasets.make_synthetic(300)
     >>> model = gpuclf.SoftmaxClassifier(max_iter=2, random_state=0)
-    >>> search = FleetSearchCV(model, {"learning_rate": [1e-9, 1e-3], "reg": [0.0, 1e-3]}, cv=3)
-    >>> search.fit(X, y).best_params_["learning_rate"]
-    0.001
+    >>> search = FleetSearchCV(model, {"learning_rate": [1e-4, 1e-3], "reg": [0.0, 1e-3]}, cv=3)
+    >>> search.fit(X, y).n_splits_, len(search.cv_results_["params"])
+    (3, 4)
     """
 
     def __init__(
