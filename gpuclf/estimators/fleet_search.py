@@ -24,10 +24,11 @@ from gpuclf.estimators.gradient_classifier import GradientClassifier, _generator
 from gpuclf.features import Standardized, take_rows
 from gpuclf.fleet import train_fleet
 
-__all__ = ["FleetSearchCV", "fit_together"]
+__all__ = ["MEMORY_BUDGET", "FleetSearchCV", "fit_together", "fleets_of"]
 
 # What may differ between the models of a fleet; anything else makes fleets of their own.
 OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum", "reg", "tol"}
+MEMORY_BUDGET = 1 << 30  # bytes
 COPIES_OF_PARAMETERS = 8  # start, velocity, gradient, folded, packed, and what is between them
 COPIES_OF_ROWS = 6  # of a mini-batch's scores or hidden units
 
@@ -116,7 +117,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         random_state: Any = None,
         error_score: Any = np.nan,
         return_train_score: bool = False,
-        memory_budget: int = 1 << 30,
+        memory_budget: int = MEMORY_BUDGET,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
@@ -216,39 +217,34 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         """Yield the numbers of a fleet's candidates, and what became of each."""
         X, y, weights = samples[0]
         failed = dict.fromkeys(("test_scores", "train_scores"), self.error_score)
-        for group in _groups(self.estimator, candidates):
-            models = [self._model(candidates[n]) for n in group]
-            size = _models_that_fit(models[0], X, y, self.memory_budget)
-            for first in range(0, len(group), size):
-                fleet, numbers = models[first : first + size], group[first : first + size]
-                start = time.perf_counter()
-                errors = fit_together(fleet, X, y, weights)
-                fitted = time.perf_counter()
-                healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
-                parts = {"test_scores": samples[1]}
-                if self.return_train_score:
-                    parts["train_scores"] = samples[0]
-                scores = {
-                    name: iter(self._scores_of(healthy, *part)) for name, part in parts.items()
-                }
-                seconds = {
-                    "fit_time": (fitted - start) / len(fleet),
-                    "score_time": (time.perf_counter() - fitted) / len(fleet),
-                }
-                if self.verbose > 0:
-                    print(
-                        f"fold {fold + 1} of {self.n_splits_}: {len(fleet)} models in "
-                        f"{fitted - start:.1f} s, {len(fleet) - len(healthy)} failed"
-                    )
-                yield (
-                    numbers,
-                    [
-                        seconds
-                        | {"error": error}
-                        | {name: failed[name] if error else next(scores[name]) for name in parts}
-                        for error in errors
-                    ],
+        for numbers in fleets_of(self.estimator, candidates, X, y, self.memory_budget):
+            fleet = [self._model(candidates[n]) for n in numbers]
+            start = time.perf_counter()
+            errors = fit_together(fleet, X, y, weights)
+            fitted = time.perf_counter()
+            healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
+            parts = {"test_scores": samples[1]}
+            if self.return_train_score:
+                parts["train_scores"] = samples[0]
+            scores = {name: iter(self._scores_of(healthy, *part)) for name, part in parts.items()}
+            seconds = {
+                "fit_time": (fitted - start) / len(fleet),
+                "score_time": (time.perf_counter() - fitted) / len(fleet),
+            }
+            if self.verbose > 0:
+                print(
+                    f"fold {fold + 1} of {self.n_splits_}: {len(fleet)} models in "
+                    f"{fitted - start:.1f} s, {len(fleet) - len(healthy)} failed"
                 )
+            yield (
+                numbers,
+                [
+                    seconds
+                    | {"error": error}
+                    | {name: failed[name] if error else next(scores[name]) for name in parts}
+                    for error in errors
+                ],
+            )
 
     def _scores_of(self, models: list[Any], X: Any, y: Any, sample_weight: Any) -> list[float]:
         together = len(models) > 1 and all(model.solver == "sgd" for model in models)
@@ -361,20 +357,38 @@ def _fit_fleet(models: list[Any], X: Any, y: Any, sample_weight: Any) -> list[Ex
     return [member.error for member in members]
 
 
-def _groups(estimator: Any, candidates: list[dict[str, Any]]) -> list[list[int]]:
-    """Return the numbers of each fleet's candidates, fleets in the order of their first."""
+def fleets_of(
+    estimator: Any, candidates: Sequence[dict[str, Any]], X: Any, y: Any, memory_budget: int
+) -> list[list[int]]:
+    """Return the numbers of the candidates that can be trained together.
+
+    Parameters
+    ----------
+    estimator : SoftmaxClassifier, LinearSVMClassifier or TwoLayerNetClassifier
+        Gives the hyper-parameters that the candidates do not.
+    candidates : sequence of dict
+    X, y : array-like
+        What they will be trained on.
+    memory_budget : int
+        Bytes that a fleet's models may take.
+    """
     groups: list[tuple[dict[str, Any], list[int]]] = []
     own = estimator.get_params()
     for number, candidate in enumerate(candidates):
         settings = own | candidate
         common = {k: v for k, v in settings.items() if k not in OF_EACH_MODEL}
         alone = settings.get("solver", "sgd") != "sgd"
-        fleet = next((numbers for c, numbers in groups if not alone and _same(c, common)), None)
-        if fleet is None:
+        group = next((numbers for c, numbers in groups if not alone and _same(c, common)), None)
+        if group is None:
             groups.append((common, [number]))
         else:
-            fleet.append(number)
-    return [numbers for _, numbers in groups]
+            group.append(number)
+    fleets = []
+    for _, numbers in groups:
+        model = clone(estimator).set_params(**clone(candidates[numbers[0]], safe=False))
+        size = _models_that_fit(model, X, y, memory_budget) if len(numbers) > 1 else 1
+        fleets += [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    return fleets
 
 
 def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
