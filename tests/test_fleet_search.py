@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 import gpuclf
-from gpuclf import FleetSearchCV, Standardized, fleet
+from gpuclf import FleetSearchCV, Standardized, Streamed, fleet
 from gpuclf.estimators import fleet_search
 from gpuclf.estimators.fleet_search import fit_together
 from gpuclf.training import DivergedError
@@ -211,6 +211,25 @@ def test_searches_where_the_samples_are(lib, kind, form):
         np.testing.assert_allclose(found.cv_results_[name], scores, atol=0.03, err_msg=name)
     for value in found.best_estimator_.params_.values():
         assert type(value) is type(given[1])
+
+
+@pytest.mark.parametrize("standardized", [True, False])
+def test_streamed_folds_stay_on_the_host(lib, standardized, monkeypatch):
+    X, y = make_pixels()
+    taken, take = [], Streamed.take
+
+    def counted(self, rows):
+        taken.append(len(rows))
+        return take(self, rows)
+
+    monkeypatch.setattr(Streamed, "take", counted)
+    streamed = Streamed(X, like=lib.asarray(y))
+    streamed = Standardized.fit(streamed) if standardized else streamed
+    search = FleetSearchCV(KINDS["softmax"](), {"learning_rate": [1e-3, 1e-2, 3e-2]}, cv=2)
+    found = clone(search).fit(streamed, lib.asarray(y))
+    assert max(taken) == 20  # mini-batches
+    expected = search.fit(Standardized.fit(X) if standardized else X, y)
+    assert found.best_params_ == expected.best_params_
 
 
 def test_lists_and_data_frames_are_samples_too():

@@ -23,6 +23,7 @@ from gpuclf.estimators.array_classifier import _is_checked_here
 from gpuclf.estimators.gradient_classifier import GradientClassifier, _generator
 from gpuclf.features import Standardized, take_rows
 from gpuclf.fleet import train_fleet
+from gpuclf.streaming import Streamed
 
 __all__ = ["MEMORY_BUDGET", "FleetSearchCV", "fit_together", "fleets_of"]
 
@@ -413,6 +414,9 @@ def _rows(values: Any, numbers: np.ndarray) -> Any:
     if not _is_checked_here(values):
         return _safe_indexing(values, numbers)
     stored = values.X if isinstance(values, Standardized) else values
+    if isinstance(stored, Streamed):  # a fold may be as much too large for the device as the whole
+        part = stored.select(numbers)
+        return values.with_samples(part) if isinstance(values, Standardized) else part
     places: Array = to_device(numbers, like=stored)
     return take_rows(values, places)
 
