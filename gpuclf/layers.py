@@ -5,10 +5,12 @@ Every function takes leading model axes: X (N, D) or (..., N, D), W (..., D, M),
 
 from __future__ import annotations
 
+import math
+
 from gpuclf.backend import Array, array_namespace
 from gpuclf.dispatch import fusable
 
-__all__ = ["affine", "affine_backward", "relu", "relu_backward"]
+__all__ = ["affine", "affine_backward", "apart", "relu", "relu_backward", "side_by_side"]
 
 
 @fusable
@@ -114,3 +116,52 @@ def relu_backward(dA: Array, A: Array) -> Array:
     """
     xp = array_namespace(dA=dA, A=A)
     return dA * xp.astype(A > 0, dA.dtype)
+
+
+def side_by_side(stack: Array) -> Array:
+    """Put the matrices of K models next to each other, so that one product serves them all.
+
+    Parameters
+    ----------
+    stack : array of shape (..., M, C)
+
+    Returns
+    -------
+    array of shape (M, K C)
+        Without a copy where :func:`apart` made the stack; a matrix is returned as it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> side_by_side(np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]]))
+    array([[1, 2, 5, 6],
+           [3, 4, 7, 8]])
+    """
+    if stack.ndim == 2:
+        return stack
+    xp = array_namespace(stack)
+    n_rows, n_columns = stack.shape[-2:]
+    models = xp.reshape(stack, (math.prod(stack.shape[:-2]), n_rows, n_columns))
+    return xp.reshape(xp.permute_dims(models, (1, 0, 2)), (n_rows, -1))
+
+
+def apart(wide: Array, models: tuple[int, ...]) -> Array:
+    """Undo :func:`side_by_side`.
+
+    Parameters
+    ----------
+    wide : array of shape (M, K C)
+    models : tuple of int
+        The leading axes; their product is K. ``()`` stands for one model without an axis.
+
+    Returns
+    -------
+    array of shape (*models, M, C)
+        Where the library has views, one of `wide`: the models stay side by side in memory.
+    """
+    if not models:
+        return wide
+    xp = array_namespace(wide)
+    n_rows = int(wide.shape[0])
+    split = xp.reshape(wide, (n_rows, math.prod(models), -1))
+    return xp.reshape(xp.permute_dims(split, (1, 0, 2)), (*models, n_rows, -1))

@@ -10,7 +10,7 @@ import numpy as np
 from gpuclf.backend import Array, array_namespace, product_precision
 from gpuclf.dispatch import fusable
 from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
-from gpuclf.layers import affine
+from gpuclf.layers import apart, side_by_side
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import (
     block_rows,
@@ -59,9 +59,9 @@ def linear_scores(
     -------
     array of shape (..., N, C)
     """
-    W = params["W"]
+    W, b, models = wide_parameters(params["W"], params.get("b"))
     features = Features(X, int(W.shape[-1]), W.dtype)
-    folded = features.fold(W, params.get("b"))
+    folded = features.fold(W, b)
 
     def scores(part: Features) -> Array:
         return concat_row_blocks(
@@ -70,10 +70,11 @@ def linear_scores(
         )
 
     with product_precision(W, precision):
-        return features.over_uploads(
+        wide = features.over_uploads(
             lambda parts: concat_rows([scores(part) for _, part in parts]),
             _floats_per_row(W, features),
         )
+    return apart(wide, models)
 
 
 def linear_loss(
@@ -88,6 +89,9 @@ def linear_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Loss and gradients of a linear classifier, whatever its data loss; inputs are not checked.
 
+    K models are one wide product (N, D) x (D, K C): K products with C columns each would read X
+    K times and leave most of a processor idle.
+
     Parameters
     ----------
     data_loss : callable
@@ -96,8 +100,8 @@ def linear_loss(
         W of shape (..., D, C) and, optionally, b of shape (..., C). The bias is not penalised.
     X : array of shape (N, D) or Standardized
     y : integer array of shape (N,)
-    reg : float
-    sample_weight : array of shape (N,), optional
+    reg : float, or array of shape (...)
+    sample_weight : array of shape (N,) or (..., N), optional
         The factor of each sample's loss, used as it is; by default 1/N.
     precision : {"float32", "tf32", "float64"}, default "float32"
         Whether a GPU may multiply float32 in TF32. The floats are those of W.
@@ -109,7 +113,7 @@ def linear_loss(
         The same keys and shapes as `params`.
     """
     W, b = params["W"], params.get("b")
-    features = Features(X, int(W.shape[-1]), W.dtype)
+    features = Features(X, math.prod(W.shape[:-2]) * int(W.shape[-1]), W.dtype)
     loss, dW, db = linear_objective(W, b, features, y, sample_weight, data_loss, reg, precision)
     return loss, {"W": dW} if b is None else {"W": dW, "b": db}
 
@@ -134,9 +138,9 @@ def linear_objective(
         Both as the features are, not folded.
     features : Features
     y : integer array of shape (N,)
-    sample_weight : array of shape (N,), or None for 1/N
+    sample_weight : array of shape (N,) or (..., N), or None for 1/N
     data_loss : callable
-    reg : float
+    reg : float, or array of shape (...)
     precision : {"float32", "tf32", "float64"}
 
     Returns
@@ -145,18 +149,23 @@ def linear_objective(
     dW, db : array
         db also where b is None.
     """
+    xp = array_namespace(W)
+    wide_W, wide_b, models = wide_parameters(W, b)
     weights = mean_weights(sample_weight, features.n_samples, W)
-    folded = features.fold(W, b)
+    data_loss, weights = of_models(data_loss, weights, models)
+    folded = features.fold(wide_W, wide_b)
     with product_precision(W, precision):
         loss, dW, db = features.over_uploads(
             lambda parts: sum_in_order(
-                linear_pass(*folded, part, y[rows], weights[rows], data_loss, precision)
+                linear_pass(*folded, part, y[rows], weights[..., rows], data_loss, precision)
                 for rows, part in parts
             ),
-            _floats_per_row(W, features),
+            _floats_per_row(wide_W, features),
         )
-        loss = loss + reg * penalty(W)
-    return loss, add_penalty_gradient(features.unfold(dW, db), W, reg), db
+        loss = xp.reshape(loss, models) + reg * penalty(W)
+    dW = apart(features.unfold(dW, db), models)
+    db = xp.reshape(db, (*models, int(W.shape[-1])))
+    return loss, add_penalty_gradient(dW, W, reg), db
 
 
 @fusable
@@ -173,26 +182,27 @@ def linear_pass(
 
     Parameters
     ----------
-    W : array of shape (..., D, C)
-    b : array of shape (..., C), or None
+    W : array of shape (D, C)
+    b : array of shape (C,), or None
         Both folded: they act on ``features.rows``.
     features : Features
     y : integer array of shape (N,)
-    weights : array of shape (N,)
+    weights : array of shape (..., N)
     data_loss : callable
+        Of scores (N, C); that of several models side by side comes from :func:`of_models`.
     precision : {"float32", "tf32", "float64"}
         For kernels, which choose their own units; the body multiplies as the library does.
 
     Returns
     -------
-    loss : float64 array of shape (...)
+    loss : float64 array, as `data_loss` gives it
     dW, db : array
         With respect to the folded parameters; db also where b is None.
     """
 
     def partial(rows: slice) -> tuple[Array, Array, Array]:
         block = features.block(rows)
-        loss, dscores = data_loss(block_affine(W, b, block), y[rows], weights[rows])
+        loss, dscores = data_loss(block_affine(W, b, block), y[rows], weights[..., rows])
         return (loss, *block_affine_backward(dscores, block))
 
     parallel = array_namespace(W) is np
@@ -210,10 +220,7 @@ def linear_loss_only(
     reg: float,
     sample_weight: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Compute the loss of :func:`linear_loss` without gradients, for K models in one wide product.
-
-    K products with C columns each read X K times and leave most of a processor idle; side by side,
-    the K models are one product (N, D) x (D, K C).
+    """Compute the loss of :func:`linear_loss` without gradients.
 
     Parameters
     ----------
@@ -226,35 +233,63 @@ def linear_loss_only(
     grads : dict
         Empty.
     """
-    W, b = params["W"], params.get("b")
+    W, b, models = wide_parameters(params["W"], params.get("b"))
     xp = array_namespace(W)
-    n_models, (n_features, n_classes) = math.prod(W.shape[:-2]), W.shape[-2:]
-    n_columns = n_models * n_classes
-    features = Features(X, n_columns, W.dtype)
+    features = Features(X, int(W.shape[-1]), W.dtype)
     weights = mean_weights(sample_weight, features.n_samples, W)
-    W_models, b_models = features.fold(W, b)
-    W_models = xp.reshape(W_models, (n_models, n_features, n_classes))
-    wide_W = xp.reshape(xp.permute_dims(W_models, (1, 0, 2)), (n_features, n_columns))
-    wide_b = None if b_models is None else xp.reshape(b_models, (n_columns,))
+    data_loss, weights = of_models(data_loss, weights, models)
+    folded = features.fold(W, b)
 
     def loss_of(part: Features, y: Array, weights: Array) -> list[Array]:
         def partial(rows: slice) -> tuple[Array]:
-            wide = affine(part.rows(rows), wide_W, wide_b)
-            scores = xp.permute_dims(xp.reshape(wide, (-1, n_models, n_classes)), (1, 0, 2))
-            return (data_loss(scores, y[rows], weights[rows])[0],)
+            scores = block_affine(*folded, part.block(rows))
+            return (data_loss(scores, y[rows], weights[..., rows])[0],)
 
         step = _block_rows(W, part)
         return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
 
     (loss,) = features.over_uploads(
-        lambda parts: sum_in_order(loss_of(part, y[r], weights[r]) for r, part in parts),
+        lambda parts: sum_in_order(loss_of(part, y[r], weights[..., r]) for r, part in parts),
         _floats_per_row(W, features),
     )
-    return xp.reshape(loss, W.shape[:-2]) + reg * penalty(W), {}
+    return xp.reshape(loss, models) + reg * penalty(params["W"]), {}
+
+
+def wide_parameters(W: Array, b: Array | None) -> tuple[Array, Array | None, tuple[int, ...]]:
+    """Return the parameters of all models side by side, (D, K C) and (K C,), and the model axes."""
+    models = tuple(int(n) for n in W.shape[:-2])
+    return side_by_side(W), b if b is None else array_namespace(b).reshape(b, (-1,)), models
+
+
+def of_models(
+    data_loss: DataLoss, weights: Array, models: tuple[int, ...]
+) -> tuple[DataLoss, Array]:
+    """Return the data loss of scores (N, K C), side by side, and weights (N,) or (K, N) for it.
+
+    Parameters
+    ----------
+    data_loss : callable
+        Of scores (..., N, C).
+    weights : array of shape (N,) or (*models, N)
+    models : tuple of int
+        The model axes; their product is K.
+    """
+    xp = array_namespace(weights)
+    n_models = math.prod(models)
+    if n_models == 1:  # a fleet of one is a model, with every kernel that there is for one
+        return data_loss, xp.reshape(weights, (-1,))
+    if weights.ndim > 1:
+        weights = xp.reshape(weights, (n_models, -1))
+
+    def of_all(scores: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+        loss, dscores = data_loss(apart(scores, (n_models,)), labels, weights)
+        return loss, side_by_side(dscores)
+
+    return of_all, weights
 
 
 def _floats_per_row(W: Array, features: Features) -> int:
-    scores_per_row = 3 * math.prod(W.shape[:-2]) * int(W.shape[-1])  # and what loss makes of them
+    scores_per_row = 3 * int(W.shape[-1])  # and what loss makes of them
     floats_per_row: int = features.n_features + scores_per_row
     return floats_per_row
 
@@ -272,16 +307,29 @@ def mean_weights(sample_weight: Array | None, n_samples: int, like: Array) -> Ar
     return xp.full((n_samples,), 1 / n_samples, dtype=like.dtype, device=like.device)
 
 
+@fusable
 def penalty(W: Array) -> Array:
-    """Return the sum of squares of W over its last two axes."""
+    """Return the sum of squares of W over its last two axes, shape (...)."""
     xp = array_namespace(W)
-    flat = xp.reshape(W, (*W.shape[:-2], -1))
-    return xp.astype((flat[..., None, :] @ flat[..., :, None])[..., 0, 0], xp.float64)
+    if W.ndim == 2:
+        flat = xp.reshape(W, (-1,))
+        return xp.astype(flat @ flat, xp.float64)
+    wide = side_by_side(W)
+    of_columns = xp.sum(wide * wide, axis=0, dtype=xp.float64)
+    return xp.sum(xp.reshape(of_columns, (*W.shape[:-2], -1)), axis=-1)
 
 
 @fusable
-def add_penalty_gradient(dW: Array, W: Array, reg: float) -> Array:
-    """Add the gradient of ``reg * penalty(W)`` to dW, in place, and return it."""
+def add_penalty_gradient(dW: Array, W: Array, reg: float | Array) -> Array:
+    """Add the gradient of ``reg * penalty(W)`` to dW, in place, and return it.
+
+    Parameters
+    ----------
+    dW, W : array of shape (..., D, C)
+    reg : float, or array of shape (...)
+    """
+    if getattr(reg, "ndim", 0):
+        reg = array_namespace(W).astype(reg, W.dtype)[..., None, None]
     dW += (2 * reg) * W
     return dW
 

@@ -38,8 +38,8 @@ class SearchResult:
     results : list of dict
         One row a candidate, in the order of training: `params` (dict), `val_accuracy`,
         `train_accuracy` (both None if it failed), `seconds` (training and scoring), `fit_seconds`
-        (training), `diverged`, `error` (why it failed, None if it did not) and `round`, counted
-        from 0.
+        (training; an equal share where candidates are trained together), `diverged`, `error` (why
+        it failed, None if it did not) and `round`, counted from 0.
     best_params : dict
         Of the highest validation accuracy; of equals, the first.
     best_val_accuracy : float
@@ -167,6 +167,9 @@ def train_candidates(
 ) -> Iterator[Row]:
     """Train one classifier for each candidate and yield its row, without the round.
 
+    Candidates that see the same mini-batches are trained together (:mod:`gpuclf.fleet`), and their
+    rows come one after another when all of them are trained.
+
     Parameters
     ----------
     classifier : estimator
@@ -183,26 +186,53 @@ def train_candidates(
         As :class:`SearchResult` describes.
     """
     step = max(1, _length(y_train) // max(1, _length(y_val)))
-    for params in candidates:
+    candidates = list(candidates)
+    for numbers in _fleets(classifier, candidates, X_train, y_train):
         start = time.perf_counter()
-        model = classifier.__sklearn_clone__().set_params(**params)
-        val_accuracy = train_accuracy = error = None
-        try:
-            model.fit(X_train, y_train)
-            fitted = time.perf_counter()
-            val_accuracy = model.score(X_val, y_val)
-            train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
-        except (DivergedError, ValueError) as caught:
-            val_accuracy, fitted, error = None, time.perf_counter(), caught
-        yield {
-            "params": params,
-            "val_accuracy": val_accuracy,
-            "train_accuracy": train_accuracy,
-            "seconds": time.perf_counter() - start,
-            "fit_seconds": fitted - start,
-            "diverged": isinstance(error, DivergedError),
-            "error": None if error is None else str(error),
-        }
+        fleet = [classifier.__sklearn_clone__().set_params(**candidates[n]) for n in numbers]
+        errors = _fit(fleet, X_train, y_train)
+        fit_seconds = (time.perf_counter() - start) / len(fleet)
+        for number, model, error in zip(numbers, fleet, errors, strict=True):
+            start = time.perf_counter()
+            val_accuracy = train_accuracy = None
+            try:
+                if error is None:
+                    val_accuracy = model.score(X_val, y_val)
+                    train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
+            except (DivergedError, ValueError) as caught:
+                val_accuracy, error = None, caught
+            yield {
+                "params": candidates[number],
+                "val_accuracy": val_accuracy,
+                "train_accuracy": train_accuracy,
+                "seconds": fit_seconds + time.perf_counter() - start,
+                "fit_seconds": fit_seconds,
+                "diverged": isinstance(error, DivergedError),
+                "error": None if error is None else str(error),
+            }
+
+
+def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -> list[list[int]]:
+    """Return the numbers of the candidates that are trained together."""
+    from gpuclf.estimators.fleet_search import MEMORY_BUDGET, fleets_of
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
+
+    if isinstance(classifier, GradientClassifier):
+        return fleets_of(classifier, candidates, X, y, MEMORY_BUDGET)
+    return [[number] for number in range(len(candidates))]
+
+
+def _fit(fleet: list[Any], X: Any, y: Any) -> Sequence[Exception | None]:
+    """Fit the models; return what was wrong with each."""
+    from gpuclf.estimators.fleet_search import fit_together
+
+    try:
+        if len(fleet) > 1:
+            return fit_together(fleet, X, y)
+        fleet[0].fit(X, y)
+    except (DivergedError, ValueError) as error:
+        return [error]
+    return [None]
 
 
 def best_row(results: Sequence[Row]) -> Row | None:

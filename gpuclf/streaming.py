@@ -123,7 +123,11 @@ class Streamed:
         stretch, columns = rows if isinstance(rows, tuple) else (rows, ...)
         if not isinstance(stretch, slice) or columns not in (..., slice(None)):
             raise TypeError(f"index Streamed with a slice of rows, not {rows!r}")
-        return Streamed(self.host[stretch], like=self._like, memory_budget=self.memory_budget)
+        return self.select(stretch)
+
+    def select(self, rows: slice | np.ndarray) -> Streamed:
+        """Return the samples of these rows, still on the host: a view of a slice, else a copy."""
+        return Streamed(self.host[rows], like=self._like, memory_budget=self.memory_budget)
 
     def __repr__(self) -> str:
         return f"Streamed({self.host.dtype} {self.shape}, to {describe_location(self._like)})"

@@ -20,7 +20,14 @@ from gpuclf.features import Standardized, is_streamed, take_rows
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.row_blocks import row_slices
 
-__all__ = ["DivergedError", "History", "minimize_lbfgs", "minimize_sgd", "one_cycle"]
+__all__ = [
+    "DivergedError",
+    "History",
+    "minimize_lbfgs",
+    "minimize_sgd",
+    "one_cycle",
+    "sgd_epoch",
+]
 
 UPDATE_BYTES = 1 << 18  # of each of parameter, gradient, velocity and a temporary
 
@@ -165,30 +172,90 @@ def minimize_sgd(
     history = History() if history is None else history
     n_samples = int(y.shape[0])
     shares = normalized_weights(sample_weight, params)
+    per_epoch = math.ceil(n_samples / batch_size)
     for _ in range(epochs):
-        losses = []
-        # Uploaded once an epoch; samples that stay on the host are gathered there.
-        on_host = rng.permutation(n_samples)
-        order = to_device(on_host, like=y)
-        for rows in row_slices(n_samples, batch_size):
-            batch = order[rows]
-            X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
-            if augment is not None:
-                X_batch = augment(X_batch, rng)
-            weights = None
-            if shares is not None:
-                weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
-            learning_rate = rate(len(history.learning_rate))
-            loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
-            for name, value in params.items():
-                momentum_step(value, grads[name], velocity[name], learning_rate, momentum, nesterov)
-            losses.append(loss)
-            history.learning_rate.append(learning_rate)
-        history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
-        raise_if_diverged(history, len(losses))
+        done = len(history.learning_rate)
+        rates = [rate(step) for step in range(done, done + per_epoch)]
+        losses = sgd_epoch(
+            *(objective, params, velocity, X, y),
+            rates=rates,
+            reg=reg,
+            momentum=momentum,
+            nesterov=nesterov,
+            batch_size=batch_size,
+            rng=rng,
+            shares=shares,
+            augment=augment,
+        )
+        history.learning_rate += rates
+        history.loss += [float(loss) for loss in to_host(losses)]
+        raise_if_diverged(history, per_epoch)
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
+
+
+def sgd_epoch(
+    objective: Objective,
+    params: Params,
+    velocity: Params,
+    X: Array | Standardized,
+    y: Array,
+    *,
+    rates: list[float] | Array,
+    reg: float | Array,
+    momentum: float | Array,
+    nesterov: bool,
+    batch_size: int,
+    rng: np.random.Generator,
+    shares: Array | None,
+    augment: Callable[[Any, np.random.Generator], Any] | None,
+) -> Array:
+    """Walk the samples once in mini-batches, and update `params` and `velocity` in place.
+
+    Parameters
+    ----------
+    objective, X, y, nesterov, batch_size, rng, augment
+        As in :func:`minimize_sgd`.
+    params, velocity : dict of array
+        With a leading axis where there are K models: they see the same mini-batches.
+    rates : list of float, or array of shape (n_steps, K)
+        The learning rates of the steps.
+    reg, momentum : float, or array of shape (K,)
+    shares : array of shape (N,) or (K, N), optional
+        Weights of the samples that sum to 1.
+
+    Returns
+    -------
+    float64 array of shape (n_steps,) or (n_steps, K)
+        The losses of the mini-batches.
+    """
+    xp = array_namespace(y)
+    n_samples = int(y.shape[0])
+    # Uploaded once an epoch; samples that stay on the host are gathered there.
+    on_host = rng.permutation(n_samples)
+    order = to_device(on_host, like=y)
+    losses = []
+    for step, rows in enumerate(row_slices(n_samples, batch_size)):
+        batch = order[rows]
+        X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
+        if augment is not None:
+            X_batch = augment(X_batch, rng)
+        weights = None
+        if shares is not None:
+            weights = xp.take(shares, batch, axis=-1) * (n_samples / int(batch.shape[0]))
+        learning_rate = rates[step] if isinstance(rates, list) else rates[step, :]
+        loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
+        for name, value in params.items():
+            factors = (_for_models(factor, value) for factor in (learning_rate, momentum))
+            momentum_step(value, grads[name], velocity[name], *factors, nesterov)
+        losses.append(loss)
+    return xp.stack(losses)
+
+
+def _for_models(factor: Any, value: Array) -> Any:
+    """Give factors of shape (K,) the axes of a parameter; one factor stays as it is."""
+    return factor[(..., *[None] * (value.ndim - 1))] if getattr(factor, "ndim", 0) else factor
 
 
 @fusable
@@ -196,15 +263,17 @@ def momentum_step(
     value: Array,
     gradient: Array,
     velocity: Array,
-    learning_rate: float,
-    momentum: float,
+    learning_rate: float | Array,
+    momentum: float | Array,
     nesterov: bool,
 ) -> None:
     """Update one parameter and its velocity in place, as :func:`minimize_sgd` says.
 
-    The gradient may be overwritten.
+    Learning rate and momentum are numbers, or arrays that broadcast against the parameter. The
+    gradient may be overwritten.
     """
-    for rows in _update_slices(value):
+    one_for_all = not getattr(learning_rate, "ndim", 0)
+    for rows in _update_slices(value) if one_for_all else [slice(None)]:
         w, step, v = value[rows, ...], gradient[rows, ...], velocity[rows, ...]
         step *= learning_rate
         v *= momentum
@@ -231,7 +300,7 @@ def normalized_weights(sample_weight: Array | None, params: Params) -> Array | N
     xp = array_namespace(sample_weight)
     dtype = next(iter(params.values())).dtype
     wide = xp.astype(sample_weight, xp.float64)
-    return xp.astype(wide / xp.sum(wide), dtype)
+    return xp.astype(wide / xp.sum(wide, axis=-1, keepdims=True), dtype)
 
 
 def raise_if_diverged(history: History, n_new: int) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, product_precision
 from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
-from gpuclf.layers import affine, affine_backward, relu, relu_backward
-from gpuclf.linear import add_penalty_gradient, mean_weights, penalty
+from gpuclf.layers import affine, affine_backward, apart, relu, relu_backward, side_by_side
+from gpuclf.linear import add_penalty_gradient, mean_weights, penalty, wide_parameters
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.row_blocks import (
     block_rows,
@@ -66,12 +66,13 @@ def two_layer_forward(
     params: dict[str, Array], X: Array | Standardized, *, precision: str = "float32"
 ) -> Array:
     """Compute :func:`two_layer_scores` without checking the inputs, in the parameters' dtype."""
-    features = Features(X, int(params["W1"].shape[-1]), params["W1"].dtype)
-    W1, b1 = features.fold(params["W1"], params["b1"])
+    W1, b1, models = wide_parameters(params["W1"], params["b1"])
+    features = Features(X, int(W1.shape[-1]), W1.dtype)
+    W1, b1 = features.fold(W1, b1)
 
     def scores(part: Features) -> Array:
         def of_rows(rows: slice) -> Array:
-            hidden = relu(block_affine(W1, b1, part.block(rows)))
+            hidden = apart(relu(block_affine(W1, b1, part.block(rows))), models)
             return affine(hidden, params["W2"], params["b2"])
 
         return concat_row_blocks(of_rows, part.n_samples, _block_rows(params, part))
@@ -167,23 +168,27 @@ def two_layer_objective(
         Whether a GPU may multiply float32 in TF32. The floats are those of the parameters.
     """
     W2, b2 = params["W2"], params["b2"]
-    features = Features(X, int(params["W1"].shape[-1]), W2.dtype)
+    W1, b1, models = wide_parameters(params["W1"], params["b1"])
+    features = Features(X, int(W1.shape[-1]), W2.dtype)
     xp = array_namespace(W2)
     weights = mean_weights(sample_weight, features.n_samples, W2)
-    W1, b1 = features.fold(params["W1"], params["b1"])
+    W1, b1 = features.fold(W1, b1)
 
     def walk(part: Features, start: int) -> list[Array]:
         def partial(rows: slice) -> tuple[Array, ...]:
             block = part.block(rows)
             rows = slice(start + rows.start, start + rows.stop)
-            hidden = relu(block_affine(W1, b1, block))
+            hidden = apart(relu(block_affine(W1, b1, block)), models)
             if hidden_mask is not None:
                 hidden = hidden * hidden_mask[..., rows, :]
-            loss, dscores = softmax_cross_entropy(affine(hidden, W2, b2), y[rows], weights[rows])
+            loss, dscores = softmax_cross_entropy(
+                affine(hidden, W2, b2), y[rows], weights[..., rows]
+            )
             dhidden, dW2, db2 = affine_backward(dscores, hidden, W2)
             if hidden_mask is not None:
                 dhidden = dhidden * hidden_mask[..., rows, :]
-            dW1, db1 = block_affine_backward(relu_backward(dhidden, hidden), block)
+            wide = side_by_side(relu_backward(dhidden, hidden))
+            dW1, db1 = block_affine_backward(wide, block)
             return loss, dW1, db1, dW2, db2
 
         step = _block_rows(params, part)
@@ -195,7 +200,12 @@ def two_layer_objective(
             _floats_per_row(params, features),
         )
         loss = loss + reg * (penalty(params["W1"]) + penalty(W2))
-    grads = {"W1": features.unfold(dW1, db1), "b1": db1, "W2": dW2, "b2": db2}
+    grads = {
+        "W1": apart(features.unfold(dW1, db1), models),
+        "b1": xp.reshape(db1, params["b1"].shape),
+        "W2": dW2,
+        "b2": db2,
+    }
     for name in ("W1", "W2"):
         grads[name] = add_penalty_gradient(grads[name], params[name], reg)
     return loss, grads

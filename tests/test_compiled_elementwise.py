@@ -5,6 +5,7 @@ import pytest
 
 from gpuclf.features import standardized_rows
 from gpuclf.kernels import compiled_elementwise
+from gpuclf.layers import apart
 from gpuclf.linear import add_penalty_gradient
 from gpuclf.training import momentum_step
 
@@ -126,3 +127,46 @@ def test_the_shared_function_uses_it(monkeypatch, name):
     monkeypatch.setattr(compiled_elementwise, "_are_worth_it", lambda *arrays: asked.append(1))
     FUNCTIONS[name](*ARGUMENTS[name]())
     assert asked
+
+
+# ------------------------------------------------------------------- several models at once
+
+
+def models_side_by_side(*shape, dtype, seed):
+    """Stacks (K, D, C) that lie as (D, K C)."""
+    n_models, n_features, n_columns = shape
+    return apart(normal(n_features, n_models * n_columns, dtype=dtype, seed=seed), (n_models,))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 3, 2), (4, 9, 3)])
+def test_updates_with_a_factor_for_each_model(shape, dtype):
+    value, gradient, velocity, W = (
+        models_side_by_side(*shape, dtype=dtype, seed=seed) for seed in range(4)
+    )
+    rates, momenta = np.random.default_rng(9).random((2, shape[0], 1, 1)).astype(dtype)
+    reg = np.linspace(0.1, 2, shape[0])
+    close = {"rtol": 10 * ROUNDING[dtype], "atol": 10 * ROUNDING[dtype]}
+    expected = add_penalty_gradient.reference(gradient.copy(), W, reg)
+    assert compiled_elementwise.compiled_add_penalty_gradient(gradient, W, reg) is gradient
+    np.testing.assert_allclose(gradient, expected, **close)
+    np.testing.assert_allclose(
+        compiled_elementwise.compiled_penalty(W), (W.astype(float) ** 2).sum((1, 2)), rtol=1e-14
+    )
+    for nesterov in (True, False):
+        copies = [array.copy() for array in (value, gradient, velocity)]
+        factors = (rates, momenta, nesterov)
+        assert (
+            compiled_elementwise.compiled_momentum_step(value, gradient, velocity, *factors) is None
+        )
+        momentum_step.reference(*copies, *factors)
+        np.testing.assert_allclose(value, copies[0], **close)
+        np.testing.assert_allclose(velocity, copies[2], **close)
+
+
+def test_models_that_do_not_lie_side_by_side_are_declined():
+    stack, rates = np.ones((4, 9, 3)), np.ones((4, 1, 1))
+    assert compiled_elementwise.compiled_penalty(stack) is NotImplemented
+    declined = compiled_elementwise.compiled_momentum_step(stack, stack, stack, rates, rates, True)
+    assert declined is NotImplemented
+    np.testing.assert_array_equal(stack, 1)

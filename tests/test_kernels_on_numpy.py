@@ -7,9 +7,9 @@ from gpuclf.kernels.on_numpy import (
     grouped_affine,
     grouped_affine_backward_params,
 )
-from gpuclf.layers import affine, affine_backward_params
+from gpuclf.layers import affine, affine_backward_params, apart
 from gpuclf.linear import softmax_loss_vectorized
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
 # Rows, features, columns, rows in a group. 32 groups are summed at once.
 SIZES = [
@@ -231,6 +231,20 @@ def test_class_major_softmax_is_the_reference(n, c, dtype, rtol, label_dtype, we
     assert loss.dtype == np.float64
 
 
+@pytest.mark.parametrize("weight_shape", [None, (33,), (4, 33)])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+def test_class_major_losses_of_several_models_are_the_reference(loss, weight_shape):
+    rng = np.random.default_rng(0)
+    scores = apart(rng.integers(-50, 50, (33, 40)) / 16, (4,))  # as a wide product leaves them
+    labels = rng.integers(0, 10, 33)
+    weights = None if weight_shape is None else rng.random(weight_shape)
+    found = loss.kernels["numpy"](scores, labels, weights)
+    expected = loss.reference(scores, labels, weights)
+    assert found[0].shape == (4,)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -238,7 +252,7 @@ def test_class_major_softmax_is_the_reference(n, c, dtype, rtol, label_dtype, we
         {"labels": np.array([0, -1, 1])},
         {"labels": np.array([0.0, 1.0, 1.0])},
         {"labels": np.array([0, 1])},
-        {"logits": np.zeros((2, 3, 3))},
+        {"logits": np.zeros((2, 2, 3, 3))},
         {"sample_weight": np.ones(3, np.float32)},
         {"sample_weight": np.ones((2, 3))},
     ],

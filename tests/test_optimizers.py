@@ -96,7 +96,8 @@ def test_the_wide_product_walks_blocks(lib, models, small_blocks):
     np.testing.assert_allclose(lib.to_numpy(losses), lib.to_numpy(expected), rtol=1e-12)
 
 
-def test_one_product_scores_all_models(monkeypatch):
+@pytest.mark.parametrize("objective", [softmax, softmax_only])
+def test_one_product_scores_all_models(monkeypatch, objective):
     X, y = make_data()
     widths = []
 
@@ -104,8 +105,8 @@ def test_one_product_scores_all_models(monkeypatch):
         widths.append(W.shape)
         return X @ W + b
 
-    monkeypatch.setattr("gpuclf.linear.affine", counted)
-    softmax_only(make_params(models=(K,)), X, y, 0.1)
+    monkeypatch.setattr("gpuclf.features.affine", counted)
+    objective(make_params(models=(K,)), X, y, 0.1)
     assert widths == [(D, K * C)]
 
 

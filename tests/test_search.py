@@ -306,3 +306,26 @@ def test_candidates_that_are_impossible_are_kept_as_failed_and_the_search_goes_o
 def test_rows_tell_the_time_to_fit():
     found = coarse_to_fine(Peak(), SPACE, *NOTHING, rounds=1, per_round=2)
     assert all(0 <= row["fit_seconds"] <= row["seconds"] for row in found.results)
+
+
+def test_candidates_that_see_the_same_mini_batches_are_trained_together(monkeypatch):
+    from gpuclf.estimators import fleet_search
+
+    sizes, train_fleet = [], fleet_search.train_fleet
+
+    def counted(*args, **options):
+        sizes.append(len(options["rates"]))
+        return train_fleet(*args, **options)
+
+    monkeypatch.setattr(fleet_search, "train_fleet", counted)
+    X, y = gpuclf.datasets.make_synthetic(120)
+    net = gpuclf.TwoLayerNetClassifier(max_iter=3, random_state=0)
+    space = {"learning_rate": [1e-3, 1e300, 1e-2], "hidden_size": [3, 4]}
+    found = coarse_to_fine(net, space, X[:80], y[:80], X[80:], y[80:], refit=False)
+    assert sizes == [3, 3]
+    assert [row["diverged"] for row in found.results] == [False, True, False] * 2
+    sizes_of_rows = [row["params"]["hidden_size"] for row in found.results]
+    assert sizes_of_rows == [3, 3, 3, 4, 4, 4]  # in the order of training
+    for row in (row for row in found.results if not row["diverged"]):
+        alone = gpuclf.TwoLayerNetClassifier(max_iter=3, random_state=0, **row["params"])
+        assert row["val_accuracy"] == alone.fit(X[:80], y[:80]).score(X[80:], y[80:])

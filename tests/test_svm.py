@@ -252,4 +252,4 @@ def test_class_major_hinge_declines_what_it_was_not_written_for():
     assert class_major_multiclass_hinge(scores, labels) is not NotImplemented
     assert class_major_multiclass_hinge(scores, np.array([0, 3, 1])) is NotImplemented
     assert class_major_multiclass_hinge(scores, labels, np.ones(3, "f4")) is NotImplemented
-    assert class_major_multiclass_hinge(np.zeros((2, 3, 3)), labels) is NotImplemented
+    assert class_major_multiclass_hinge(np.zeros((2, 2, 3, 3)), labels) is NotImplemented

@@ -1,11 +1,13 @@
 """scikit-learn estimators over the shared functions; the only place that imports scikit-learn."""
 
+from gpuclf.estimators.fleet_search import FleetSearchCV
 from gpuclf.estimators.neighbors import KNeighborsClassifier
 from gpuclf.estimators.softmax import SoftmaxClassifier
 from gpuclf.estimators.svm import LinearSVMClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
 __all__ = [
+    "FleetSearchCV",
     "KNeighborsClassifier",
     "LinearSVMClassifier",
     "SoftmaxClassifier",

@@ -12,13 +12,14 @@ import numpy as np
 
 from gpuclf.features import fold_into, standardized_rows, unfold_from
 from gpuclf.kernels.compilation import numba_is_usable
-from gpuclf.linear import add_penalty_gradient
+from gpuclf.linear import add_penalty_gradient, penalty
 from gpuclf.training import momentum_step
 
 __all__ = [
     "compiled_add_penalty_gradient",
     "compiled_fold_into",
     "compiled_momentum_step",
+    "compiled_penalty",
     "compiled_standardized_rows",
     "compiled_unfold_from",
 ]
@@ -71,36 +72,78 @@ def compiled_unfold_from(dW: Any, db: Any, shift: Any, inverse_scale: Any) -> An
 
 
 @add_penalty_gradient.register("numpy")
-def compiled_add_penalty_gradient(dW: Any, W: Any, reg: float) -> Any:
+def compiled_add_penalty_gradient(dW: Any, W: Any, reg: Any) -> Any:
     """Compute :func:`gpuclf.linear.add_penalty_gradient` in one pass."""
-    if not _are_worth_it(dW, W) or dW.dtype != W.dtype or dW.shape != W.shape:
+    if dW.dtype != W.dtype or dW.shape != W.shape:
+        return NotImplemented
+    of_columns = np.ndim(reg) > 0
+    if of_columns:
+        columns = _columns_of_models(dW, W)
+    if not (columns if of_columns else _are_worth_it(dW, W)):
         return NotImplemented
     from gpuclf.kernels import elementwise_loops
 
-    elementwise_loops.add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
+    if of_columns:
+        factors = _for_columns(2 * np.asarray(reg), columns[0])
+        elementwise_loops.add_multiples_of_columns(*columns, factors)
+    else:
+        elementwise_loops.add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
     return dW
+
+
+@penalty.register("numpy")
+def compiled_penalty(W: Any) -> Any:
+    """Compute :func:`gpuclf.linear.penalty` of several models in one pass."""
+    columns = _columns_of_models(W) if W.ndim > 2 else []
+    if not columns:
+        return NotImplemented
+    from gpuclf.kernels import elementwise_loops
+
+    sums = np.zeros(columns[0].shape[1])
+    elementwise_loops.sums_of_squares_of_columns(columns[0], sums)
+    return sums.reshape(len(W), -1).sum(axis=1)
 
 
 @momentum_step.register("numpy")
 def compiled_momentum_step(
-    value: Any,
-    gradient: Any,
-    velocity: Any,
-    learning_rate: float,
-    momentum: float,
-    nesterov: bool,
+    value: Any, gradient: Any, velocity: Any, learning_rate: Any, momentum: Any, nesterov: bool
 ) -> Any:
     """Compute :func:`gpuclf.training.momentum_step` in one pass."""
     arrays = value, gradient, velocity
-    if not _are_worth_it(*arrays) or not value.dtype == gradient.dtype == velocity.dtype:
+    if not value.dtype == gradient.dtype == velocity.dtype:
+        return NotImplemented
+    of_columns = np.ndim(learning_rate) > 0
+    if of_columns:
+        columns = _columns_of_models(*arrays)
+    if not (columns if of_columns else _are_worth_it(*arrays)):
         return NotImplemented
     from gpuclf.kernels import elementwise_loops
 
-    scalar = value.dtype.type
-    elementwise_loops.momentum_step(
-        *(array.reshape(-1) for array in arrays),
-        scalar(learning_rate),
-        scalar(momentum),
-        nesterov,
-    )
+    if of_columns:
+        factors = (_for_columns(factor, columns[0]) for factor in (learning_rate, momentum))
+        elementwise_loops.momentum_step_of_columns(*columns, *factors, nesterov)
+    else:
+        scalar = value.dtype.type
+        elementwise_loops.momentum_step(
+            *(array.reshape(-1) for array in arrays),
+            scalar(learning_rate),
+            scalar(momentum),
+            nesterov,
+        )
     return None
+
+
+def _columns_of_models(*stacks: Any) -> list[Any]:
+    """Return views (D, K C) of stacks (K, D, C) that lie side by side; none if one does not."""
+    if any(stack.ndim != 3 or stack.shape != stacks[0].shape for stack in stacks):
+        return []
+    moved = [stack.transpose(1, 0, 2) for stack in stacks]
+    if not _are_worth_it(*moved):
+        return []
+    return [stack.reshape(len(stack), -1) for stack in moved]
+
+
+def _for_columns(factors: Any, columns: Any) -> Any:
+    """Repeat a factor a model, or one for all, for each of the model's columns."""
+    factors = np.asarray(factors, columns.dtype).reshape(-1)
+    return np.repeat(factors, columns.shape[1] // len(factors))

@@ -8,7 +8,16 @@ import numpy as np
 
 from gpuclf.kernels.compilation import compiled
 
-__all__ = ["add_multiple", "fold_into", "momentum_step", "standardized_rows", "unfold_from"]
+__all__ = [
+    "add_multiple",
+    "add_multiples_of_columns",
+    "fold_into",
+    "momentum_step",
+    "momentum_step_of_columns",
+    "standardized_rows",
+    "sums_of_squares_of_columns",
+    "unfold_from",
+]
 
 
 @compiled
@@ -55,3 +64,33 @@ def momentum_step(
         v = momentum * velocity[i] - step
         velocity[i] = v
         value[i] += momentum * v - step if nesterov else v
+
+
+@compiled
+def add_multiples_of_columns(total: Any, values: Any, factors: Any) -> None:
+    """Add ``factors * values`` to `total`, a factor a column."""
+    for d in range(total.shape[0]):
+        for m in range(total.shape[1]):
+            total[d, m] += factors[m] * values[d, m]
+
+
+@compiled
+def sums_of_squares_of_columns(values: Any, sums: Any) -> None:
+    """Add the squares of `values` to `sums`, one a column."""
+    for d in range(values.shape[0]):
+        for m in range(values.shape[1]):
+            wide = sums.dtype.type(values[d, m])
+            sums[m] += wide * wide
+
+
+@compiled
+def momentum_step_of_columns(
+    value: Any, gradient: Any, velocity: Any, learning_rates: Any, momenta: Any, nesterov: bool
+) -> None:
+    """Update `velocity`, then `value`, with a learning rate and a momentum a column."""
+    for d in range(value.shape[0]):
+        for m in range(value.shape[1]):
+            step = learning_rates[m] * gradient[d, m]
+            v = momenta[m] * velocity[d, m] - step
+            velocity[d, m] = v
+            value[d, m] += momenta[m] * v - step if nesterov else v

@@ -102,30 +102,45 @@ def grouped_affine_backward_params(dY: Any, X: Any) -> Any:
     return np.ascontiguousarray(dWT.T), dYT.sum(axis=1)
 
 
-def _class_major_weights(scores: Any, labels: Any, sample_weight: Any) -> Any:
-    """Return the weights, one or one a sample, or None if the arguments are out of the ordinary."""
+def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
+    """Return the scores (C, K N), and labels and weights for them.
+
+    None if the arguments are out of the ordinary.
+    """
     n_samples, n_classes = scores.shape[-2:]
     weights = scores.dtype.type(1 / n_samples) if sample_weight is None else sample_weight
     fits = (
-        scores.ndim == 2
+        scores.ndim in (2, 3)
         and labels.shape == (n_samples,)
         and np.issubdtype(labels.dtype, np.integer)
         and labels.min() >= 0
         and labels.max() < n_classes
-        and weights.shape in ((), (n_samples,))
+        and weights.shape in ((), (n_samples,), scores.shape[:-1])
         and weights.dtype == scores.dtype
     )
-    return weights if fits else None
+    if not fits:
+        return None
+    if scores.ndim == 3:
+        labels = np.tile(labels, len(scores))
+        weights = np.broadcast_to(weights, scores.shape[:-1]).reshape(-1)
+    rows = np.moveaxis(scores, -1, 0).copy().reshape(n_classes, -1)
+    return rows, labels, weights
+
+
+def _of_models(losses: Any, dscores: Any, like: Any) -> Any:
+    """Return the sums of weighted losses, and the gradient in the shape of the scores."""
+    loss = np.sum(losses.reshape(like.shape[:-1]), axis=-1, dtype=np.float64)
+    return loss, np.moveaxis(dscores.reshape(-1, *like.shape[:-1]), 0, -1)
 
 
 @softmax_cross_entropy.register("numpy")
 def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: Any = None) -> Any:
     """Compute :func:`gpuclf.losses.softmax_cross_entropy` with the classes as rows."""
-    weights = _class_major_weights(logits, labels, sample_weight)
-    if weights is None:
+    class_major = _class_major(logits, labels, sample_weight)
+    if class_major is None:
         return NotImplemented
+    probs, labels, weights = class_major
     own_class = labels, np.arange(len(labels))
-    probs = logits.T.copy()
     probs -= probs.max(axis=0)
     losses = -probs[own_class]
     np.exp(probs, out=probs)
@@ -133,7 +148,7 @@ def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: A
     losses += np.log(normaliser)
     probs *= weights / normaliser
     probs[own_class] -= weights
-    return np.sum(losses * weights, dtype=np.float64), probs.T
+    return _of_models(losses * weights, probs, logits)
 
 
 @multiclass_hinge.register("numpy")
@@ -141,15 +156,15 @@ def class_major_multiclass_hinge(
     scores: Any, labels: Any, sample_weight: Any = None, margin: float = 1.0
 ) -> Any:
     """Compute :func:`gpuclf.losses.multiclass_hinge` with the classes as rows."""
-    weights = _class_major_weights(scores, labels, sample_weight)
-    if weights is None:
+    class_major = _class_major(scores, labels, sample_weight)
+    if class_major is None:
         return NotImplemented
+    margins, labels, weights = class_major
     own_class = labels, np.arange(len(labels))
-    margins = scores.T.copy()
     margins -= margins[own_class] - margin
     margins[own_class] *= 0  # not set to 0: NaN stays NaN
     dscores = (margins > 0).astype(scores.dtype)
     dscores[own_class] = -dscores.sum(axis=0)
     dscores *= weights
     losses = np.maximum(margins, 0, out=margins).sum(axis=0)
-    return np.sum(losses * weights, dtype=np.float64), dscores.T
+    return _of_models(losses * weights, dscores, scores)

@@ -1,0 +1,266 @@
+"""Every member of a fleet is the model that training alone gives."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from test_training import (
+    OBJECTIVES,
+    C,
+    D,
+    make_data,
+    make_params,
+    make_two_layer_params,
+    softmax_objective,
+)
+
+from gpuclf import Standardized, Streamed, fleet
+from gpuclf.backend import to_device
+from gpuclf.kernels import compiled_elementwise
+from gpuclf.linear import linear_loss
+from gpuclf.losses import multiclass_hinge
+from gpuclf.training import DivergedError, minimize_sgd, one_cycle
+
+K = 5
+RTOL = {"float32": 1e-5, "float64": 1e-12}
+MODELS = OBJECTIVES | {"svm": (partial(linear_loss, multiclass_hinge), make_params)}
+
+
+def rates_of(k):
+    """Decay for some, one-cycle for others, all at rates of their own."""
+    if k % 2:
+        return lambda step: 0.05 * (k + 1) * one_cycle(step, 15)
+    return lambda step: 0.05 * (k + 1) * 0.9 ** (step // 5)
+
+
+SETTINGS = {
+    "rates": [rates_of(k) for k in range(K)],
+    "reg": [0.0, 1e-3, 1e-2, 0.1, 0.3],
+    "momentum": [0.9, 0.0, 0.5, 0.8, 0.9],
+}
+COMMON = {"nesterov": True, "batch_size": 10, "epochs": 3}
+
+
+def stacked_start(make, dtype="float64"):
+    """Starts that differ in scale, as (K, ...)."""
+    one = make()
+    scales = np.linspace(0.1, 2, K)
+    return {n: np.stack([s * v for s in scales]).astype(dtype) for n, v in one.items()}
+
+
+def train(objective, start, X, y, **options):
+    options = SETTINGS | COMMON | {"rng": np.random.default_rng(3)} | options
+    return fleet.train_fleet(objective, start, X, y, **options)
+
+
+def alone(k, objective, start, X, y, **options):
+    given = COMMON | {"rng": np.random.default_rng(3)} | options
+    return minimize_sgd(
+        objective,
+        {name: value[k, ...] for name, value in start.items()},
+        X,
+        y,
+        **{"rate": SETTINGS["rates"][k], "reg": SETTINGS["reg"][k]} | given,
+        momentum=SETTINGS["momentum"][k],
+    )
+
+
+def assert_same(found, expected, rtol):
+    for name, value in expected.items():
+        scale = np.max(np.abs(value))
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=rtol * scale, err_msg=name)
+
+
+def assert_is_the_model_alone(lib, member, expected, rtol):
+    params, velocity, history = expected
+    assert member.error is None
+    for found, wanted in ((member.params, params), (member.velocity, velocity)):
+        assert_same(*({n: lib.to_numpy(v) for n, v in d.items()} for d in (found, wanted)), rtol)
+    np.testing.assert_allclose(member.history.loss, history.loss, rtol=rtol)
+    np.testing.assert_allclose(member.history.learning_rate, history.learning_rate, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize("model", MODELS)
+def test_members_are_the_models_trained_alone(lib, model, dtype):
+    objective, make = MODELS[model]
+    X, y = make_data()
+    X, y = lib.asarray(X.astype(dtype)), lib.asarray(y)
+    start = {name: lib.asarray(value) for name, value in stacked_start(make, dtype).items()}
+    members = train(objective, start, X, y)
+    assert len(members) == K
+    for k, member in enumerate(members):
+        expected = alone(k, objective, start, X, y)
+        assert_is_the_model_alone(lib, member, expected, RTOL[dtype])
+
+
+@pytest.mark.parametrize("form", ["bytes", "standardized bytes", "standardized floats", "streamed"])
+@pytest.mark.parametrize("model", MODELS)
+def test_whatever_form_the_samples_have(lib, model, form):
+    objective, make = MODELS[model]
+    X, y = make_data(n=230)
+    pixels = np.clip(128 + 40 * X, 0, 255).astype(np.uint8)
+    X, y = lib.asarray(X if "floats" in form else pixels), lib.asarray(y)
+    if "standardized" in form:
+        X = Standardized.fit(X)
+    elif form == "streamed":
+        X = Standardized.fit(Streamed(pixels, like=y))
+    else:
+        X = Standardized(X, 128.0, 64.0)
+    start = {name: lib.asarray(value) for name, value in stacked_start(make).items()}
+    # 100 rows fold one model, and not five.
+    members = train(objective, start, X, y, batch_size=100)
+    for k, member in enumerate(members):
+        expected = alone(k, objective, start, X, y, batch_size=100)
+        assert_is_the_model_alone(lib, member, expected, 1e-10)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_members_may_have_sample_weights_of_their_own(lib, model):
+    objective, make = MODELS[model]
+    X, y = make_data()
+    weights = np.random.default_rng(5).integers(0, 3, (K, len(y))).astype(np.float64)
+    start = {name: lib.asarray(value) for name, value in stacked_start(make).items()}
+    X, y = lib.asarray(X), lib.asarray(y)
+    members = train(objective, start, X, y, sample_weight=lib.asarray(weights))
+    for k, member in enumerate(members):
+        given = {"sample_weight": lib.asarray(weights[k])}
+        assert_is_the_model_alone(lib, member, alone(k, objective, start, X, y, **given), 1e-12)
+
+
+def test_samples_of_weight_zero_do_not_train():
+    X, y = make_data()
+    masks = np.ones((K, len(y)))
+    masks[1, 20:] = 0
+    spoilt = X.copy()
+    spoilt[20:] += 100
+    found = train(softmax_objective, stacked_start(make_params), X, y, sample_weight=masks)[1]
+    other = train(softmax_objective, stacked_start(make_params), spoilt, y, sample_weight=masks)[1]
+    assert_same(other.params, found.params, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_member_that_diverges_is_set_aside_and_harms_nobody(lib, model, dtype):
+    objective, make = MODELS[model]
+    X, y = make_data()
+    X, y = lib.asarray(X.astype(dtype)), lib.asarray(y)
+    start = {name: lib.asarray(value) for name, value in stacked_start(make, dtype).items()}
+    rates = [*SETTINGS["rates"]]
+    rates[2] = lambda step: 1e38 if dtype == "float32" else 1e300
+    members = train(objective, start, X, y, rates=rates, epochs=4)
+    lost = members.pop(2)
+    assert (lost.params, lost.velocity) == (None, None)
+    with pytest.raises(DivergedError) as caught:
+        alone(2, objective, start, X, y, epochs=4, rate=rates[2])
+    assert str(lost.error) == str(caught.value)
+    for k, member in zip((0, 1, 3, 4), members, strict=True):
+        expected = alone(k, objective, start, X, y, epochs=4)
+        assert_is_the_model_alone(lib, member, expected, RTOL[dtype])
+
+
+def test_a_fleet_of_diverging_models_ends():
+    X, y = make_data()
+    members = train(softmax_objective, stacked_start(make_params), X, y, reg=[1e300] * K, epochs=9)
+    assert all(member.error is not None for member in members)
+    assert {len(member.history.loss) for member in members} == {5}
+
+
+def test_losers_leave_and_the_others_go_on_in_fewer_columns():
+    X, y = make_data()
+    start, seen = stacked_start(make_params), []
+
+    def halve(params, numbers, histories):
+        seen.append((numbers, params["W"].shape, [len(h.loss) for h in histories]))
+        return {0: [1, 3], 1: [0]}.get(len(seen) - 1)
+
+    weights = np.random.default_rng(1).random((K, len(y)))
+    members = train(softmax_objective, start, X, y, on_epoch=halve, sample_weight=weights)
+    assert seen == [
+        ([0, 1, 2, 3, 4], (5, D, C), [5] * 5),
+        ([0, 2, 4], (3, D, C), [10] * 3),
+        ([2, 4], (2, D, C), [15] * 2),
+    ]
+    for k, epochs in enumerate((2, 1, 3, 1, 3)):
+        expected = alone(k, softmax_objective, start, X, y, epochs=epochs, sample_weight=weights[k])
+        assert_same(members[k].params, expected[0], 1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fleet_of_one_is_the_model(model):
+    objective, make = MODELS[model]
+    X, y = make_data()
+    start = {name: value[:1] for name, value in stacked_start(make).items()}
+    of_one = {name: values[:1] for name, values in SETTINGS.items()}
+    (member,) = train(objective, start, X, y, **of_one)
+    params, _, history = alone(0, objective, start, X, y)
+    assert_same(member.params, params, 1e-13)
+    assert member.history.loss == pytest.approx(history.loss, rel=1e-13)
+
+
+def test_the_start_is_not_changed_and_members_own_their_arrays():
+    X, y = make_data()
+    start = stacked_start(make_two_layer_params)
+    kept = {name: value.copy() for name, value in start.items()}
+    objective = MODELS["two-layer"][0]
+    first, second, *_ = train(objective, start, X, y)
+    for name, value in start.items():
+        np.testing.assert_array_equal(value, kept[name])
+        assert not np.shares_memory(first.params[name], second.params[name])
+        assert first.params[name].flags.c_contiguous
+
+
+def test_augmented_batches_are_the_same_for_all():
+    X, y = make_data()
+    augment = lambda batch, rng: batch + 0.1 * rng.standard_normal(batch.shape)  # noqa: E731
+    start = stacked_start(make_params)
+    members = train(softmax_objective, start, X, y, augment=augment)
+    expected = alone(4, softmax_objective, start, X, y, augment=augment)
+    assert_same(members[4].params, expected[0], 1e-12)
+
+
+@pytest.mark.parametrize("name", ["rates", "reg", "momentum"])
+def test_settings_that_are_missing_are_named(name):
+    X, y = make_data()
+    with pytest.raises(ValueError, match=f"{name} must have one value for each of the 5 models"):
+        train(softmax_objective, stacked_start(make_params), X, y, **{name: SETTINGS[name][:3]})
+
+
+# ------------------------------------------------------------------- at the size of images
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("form", ["bytes", "float32", "float64"])
+@pytest.mark.parametrize("loss", ["softmax", "svm"])
+def test_images(loss, form, compiled, monkeypatch):
+    """Wide enough for the kernels: products of bytes, updates of columns."""
+    if not compiled:
+        monkeypatch.setattr(compiled_elementwise, "_are_worth_it", lambda *_: False)
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=450)
+    X = np.clip(100 + 30 * rng.standard_normal((10, 768))[y] + 60 * rng.random((450, 768)), 0, 255)
+    stored = X.astype(np.uint8) if form == "bytes" else X.astype(form)
+    dtype = "float64" if form == "float64" else "float32"
+    start = {"W": np.zeros((K, 768, 10), dtype), "b": np.zeros((K, 10), dtype)}
+    rates = [partial(lambda k, step: 1e-4 * 3**k, k) for k in range(K)]
+    rates[3] = lambda step: 1e30  # overflows float32 within the first epoch
+    objective = softmax_objective if loss == "softmax" else MODELS["svm"][0]
+    features = Standardized.fit(stored)
+    given = {"batch_size": 150, "rates": rates}
+    members = train(objective, start, features, y, **given)
+    for k in (0, 1, 2, 4):
+        expected = alone(k, objective, start, features, y, batch_size=150, rate=rates[k])
+        assert_same(members[k].params, expected[0], RTOL[dtype])
+
+
+def test_an_epoch_uploads_as_often_whatever_its_steps(monkeypatch):
+    import opaque_arrays
+
+    def crossings(batch_size):
+        X, y = (opaque_arrays.asarray(v, device=opaque_arrays.DEVICE) for v in make_data())
+        start = to_device(stacked_start(make_params), like=y)
+        with opaque_arrays.counted() as counts:
+            train(softmax_objective, start, X, y, batch_size=batch_size)
+            return {n: v for n, v in counts.items() if "bytes" not in n}
+
+    assert crossings(5) == crossings(20)

@@ -1,0 +1,317 @@
+"""FleetSearchCV finds what GridSearchCV finds, in fewer passes."""
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import FitFailedWarning
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    RandomizedSearchCV,
+    StratifiedKFold,
+)
+from sklearn.neighbors import KNeighborsClassifier
+from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
+
+import gpuclf
+from gpuclf import FleetSearchCV, Standardized, Streamed, fleet
+from gpuclf.estimators import fleet_search
+from gpuclf.estimators.fleet_search import fit_together
+from gpuclf.training import DivergedError
+
+GRID = {
+    "learning_rate": [1e-4, 3e-3, 3e-2],
+    "reg": [0.0, 1e-2, 1.0],
+    "schedule": ["one_cycle", "exponential"],
+}
+GRID_POINT = {"learning_rate": 3e-3, "reg": 1e-2, "schedule": "one_cycle"}
+MIXED = [
+    {"learning_rate": [1e-3, 1e-2], "batch_size": [10, 30], "momentum": [0.0, 0.9]},
+    {"max_iter": [2, 4], "standardize": [True, False], "nesterov": [False]},
+]
+
+
+def accuracy_of_predictions(model, X, y, sample_weight=None):
+    return model.score(X, y, sample_weight)
+
+
+@pytest.fixture
+def fleets(monkeypatch):
+    """Numbers of the models that are trained together."""
+    sizes, train_fleet = [], fleet_search.train_fleet
+
+    def counted(objective, params, *args, **options):
+        sizes.append(len(options["rates"]))
+        return train_fleet(objective, params, *args, **options)
+
+    monkeypatch.setattr(fleet_search, "train_fleet", counted)
+    return sizes
+
+
+def scores_of(search):
+    return {key: value for key, value in search.cv_results_.items() if key.endswith("_score")}
+
+
+def assert_same_search(found, expected, atol=1e-12):
+    times = {"mean_fit_time", "std_fit_time", "mean_score_time", "std_score_time"}
+    assert found.cv_results_.keys() == expected.cv_results_.keys()
+    assert found.cv_results_["params"] == expected.cv_results_["params"]
+    for key, value in expected.cv_results_.items():
+        ours = found.cv_results_[key]
+        if key in times:
+            assert ours.shape == value.shape
+            assert np.all(ours >= 0)
+        elif key.startswith("param_"):
+            np.testing.assert_array_equal(ours.mask, value.mask)
+            assert ours.compressed().tolist() == value.compressed().tolist()
+        elif key != "params":
+            np.testing.assert_allclose(ours, value, rtol=0, atol=atol, err_msg=key)
+    assert found.best_params_ == expected.best_params_
+    assert found.best_index_ == expected.best_index_
+    assert found.best_score_ == pytest.approx(expected.best_score_)
+    assert found.n_splits_ == expected.n_splits_
+
+
+@pytest.mark.parametrize("grid", [GRID, MIXED], ids=["grid", "mixed"])
+@pytest.mark.parametrize("kind", SGD_KINDS)
+@pytest.mark.parametrize("make", [make_data, make_pixels])
+def test_finds_what_grid_search_finds(kind, grid, make):
+    X, y = make(n=90)
+    y = np.array(["cat", "dog", "bird"])[y]
+    options = {"cv": 3, "return_train_score": True}
+    found = FleetSearchCV(KINDS[kind](), grid, **options).fit(X, y)
+    expected = GridSearchCV(KINDS[kind](), grid, **options).fit(X, y)
+    assert_same_search(found, expected)
+    assert len(set(found.cv_results_["mean_test_score"])) > 1  # there is something to choose
+    for name, value in expected.best_estimator_.params_.items():
+        np.testing.assert_array_equal(found.best_estimator_.params_[name], value)
+    np.testing.assert_array_equal(found.predict(X), expected.predict(X))
+    assert found.score(X, y) == expected.score(X, y)
+    assert found.classes_.tolist() == ["bird", "cat", "dog"]
+
+
+@pytest.mark.parametrize("scoring", ["accuracy", "f1_macro", "neg_log_loss"])
+@pytest.mark.parametrize("cv", [KFold(4, shuffle=True, random_state=3), GroupKFold(3)])
+def test_splitters_and_scorers(cv, scoring):
+    X, y = make_data()
+    groups = np.arange(len(y)) // 3 % 7 if isinstance(cv, GroupKFold) else None
+    options = {"cv": cv, "scoring": scoring}
+    found = FleetSearchCV(KINDS["softmax"](), GRID, **options).fit(X, y, groups=groups)
+    expected = GridSearchCV(KINDS["softmax"](), GRID, **options).fit(X, y, groups=groups)
+    assert_same_search(found, expected, atol=1e-9)
+
+
+def test_distributions_are_drawn_as_scikit_learn_draws_them():
+    X, y = make_data()
+    given = {"learning_rate": [1e-3, 1e-2, 1e-1, 0.2], "reg": [0.0, 0.1, 1.0]}
+    options = {"n_iter": 5, "cv": 3, "random_state": 4}
+    found = FleetSearchCV(KINDS["svm"](), param_distributions=given, **options).fit(X, y)
+    expected = RandomizedSearchCV(KINDS["svm"](), given, **options).fit(X, y)
+    assert_same_search(found, expected)
+
+
+def test_sample_weights_train_and_score():
+    X, y = make_data()
+    weights = np.random.default_rng(0).integers(0, 3, len(y)).astype(float)
+    found = FleetSearchCV(KINDS["softmax"](), GRID, cv=3).fit(X, y, sample_weight=weights)
+    expected = [
+        clone(KINDS["softmax"](**GRID_POINT))
+        .fit(X[train], y[train], weights[train])
+        .score(X[test], y[test], weights[test])
+        for train, test in StratifiedKFold(3).split(X, y)
+    ]
+    ours = [found.cv_results_[f"split{fold}_test_score"][8] for fold in range(3)]
+    assert found.cv_results_["params"][8] == GRID_POINT
+    assert ours == pytest.approx(expected, abs=1e-12)
+    one_by_one = FleetSearchCV(KINDS["softmax"](), GRID, cv=3, scoring=accuracy_of_predictions)
+    assert_same_search(one_by_one.fit(X, y, sample_weight=weights), found)
+
+
+def test_dropout_and_augmentation_are_those_of_the_estimator_alone():
+    X, y = make_pixels()
+
+    def augment(batch, rng):
+        return batch.with_samples(batch.X[:, rng.permutation(batch.shape[1])])
+
+    net = KINDS["two-layer"](dropout=0.4, augment=augment)
+    grid = {"learning_rate": [1e-3, 1e-2, 5e-2], "hidden_size": [4, 8]}
+    assert_same_search(
+        FleetSearchCV(net, grid, cv=3).fit(X, y), GridSearchCV(net, grid, cv=3).fit(X, y)
+    )
+
+
+def test_what_shares_mini_batches_is_one_fleet_a_fold(fleets):
+    X, y = make_data()
+    FleetSearchCV(KINDS["softmax"](), GRID, cv=3, refit=False).fit(X, y)
+    assert fleets == [18] * 3
+
+
+def test_what_does_not_is_grouped(fleets):
+    X, y = make_data()
+    FleetSearchCV(KINDS["softmax"](), MIXED, cv=2, refit=False).fit(X, y)
+    assert fleets == [4, 4] * 2  # and four models of their own
+    fleets.clear()
+    solvers = {"solver": ["sgd", "lbfgs"], "reg": [1e-3, 1e-2, 1e-1]}
+    search = FleetSearchCV(KINDS["softmax"](tol=0.5), solvers, cv=2).fit(X, y)
+    assert fleets == [3] * 2
+    assert_same_search(search, GridSearchCV(KINDS["softmax"](tol=0.5), solvers, cv=2).fit(X, y))
+
+
+def test_a_generator_as_seed_does_not_split_the_fleet(fleets):
+    X, y = make_data()
+    softmax = KINDS["softmax"](random_state=np.random.RandomState(3))
+    found = FleetSearchCV(clone(softmax), GRID, cv=2).fit(X, y)
+    assert fleets == [18] * 2
+    assert_same_search(found, GridSearchCV(clone(softmax), GRID, cv=2).fit(X, y))
+
+
+def test_a_memory_budget_splits_the_fleet(fleets):
+    X, y = make_data()
+    whole = FleetSearchCV(KINDS["softmax"](), GRID, cv=2).fit(X, y)
+    one = 8 * (8 * (6 * 3 + 3) + 6 * 20 * 3)  # bytes: parameters, and the rows of a mini-batch
+    fleets.clear()
+    split = FleetSearchCV(KINDS["softmax"](), GRID, cv=2, memory_budget=5 * one).fit(X, y)
+    assert fleets == [5, 5, 5, 3] * 2
+    assert_same_search(split, whole)
+    FleetSearchCV(KINDS["softmax"](), GRID, cv=2, memory_budget=1).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.parametrize("kind", SGD_KINDS)
+def test_candidates_that_diverge_or_are_impossible_are_reported_and_harm_nobody(kind):
+    X, y = make_data()
+    grid = {"learning_rate": [1e-3, 1e300, 1e-2, -1.0], "reg": [0.0, 1e-3]}
+    with pytest.warns(FitFailedWarning, match="12 of 24 fits failed, the first: the loss became"):
+        found = FleetSearchCV(KINDS[kind](), grid, cv=3).fit(X, y)
+    with pytest.warns(FitFailedWarning):
+        expected = GridSearchCV(KINDS[kind](), grid, cv=3).fit(X, y)
+    assert_same_search(found, expected)
+    with pytest.raises((DivergedError, ValueError), match="the loss became"):
+        FleetSearchCV(KINDS[kind](), grid, cv=3, error_score="raise").fit(X, y)
+    with pytest.raises(ValueError, match="3 of 3 fits failed, the first: reg must be"):
+        FleetSearchCV(KINDS[kind](), {"reg": [-1.0]}, cv=3).fit(X, y)
+
+
+@pytest.mark.parametrize("form", ["array", "standardized"])
+@pytest.mark.parametrize("kind", SGD_KINDS)
+def test_searches_where_the_samples_are(lib, kind, form):
+    X, y = make_pixels()
+    expected = FleetSearchCV(KINDS[kind](), {"learning_rate": [1e-3, 1e-2]}, cv=2)
+    given = lib.asarray(X), lib.asarray(y)
+    if form == "standardized":
+        X = Standardized.fit(X)
+        given = Standardized.fit(given[0]), given[1]
+    found = clone(expected).fit(*given)
+    assert found.best_params_ == expected.fit(X, y).best_params_
+    for name, scores in scores_of(expected).items():
+        np.testing.assert_allclose(found.cv_results_[name], scores, atol=0.03, err_msg=name)
+    for value in found.best_estimator_.params_.values():
+        assert type(value) is type(given[1])
+
+
+@pytest.mark.parametrize("standardized", [True, False])
+def test_streamed_folds_stay_on_the_host(lib, standardized, monkeypatch):
+    X, y = make_pixels()
+    taken, take = [], Streamed.take
+
+    def counted(self, rows):
+        taken.append(len(rows))
+        return take(self, rows)
+
+    monkeypatch.setattr(Streamed, "take", counted)
+    streamed = Streamed(X, like=lib.asarray(y))
+    streamed = Standardized.fit(streamed) if standardized else streamed
+    search = FleetSearchCV(KINDS["softmax"](), {"learning_rate": [1e-3, 1e-2, 3e-2]}, cv=2)
+    found = clone(search).fit(streamed, lib.asarray(y))
+    assert max(taken) == 20  # mini-batches
+    expected = search.fit(Standardized.fit(X) if standardized else X, y)
+    assert found.best_params_ == expected.best_params_
+
+
+def test_lists_and_data_frames_are_samples_too():
+    X, y = make_data()
+    of_lists = FleetSearchCV(KINDS["svm"](), GRID, cv=2).fit(X.tolist(), y.tolist())
+    assert_same_search(of_lists, FleetSearchCV(KINDS["svm"](), GRID, cv=2).fit(X, y))
+
+
+def test_refit_may_choose_or_be_left_out():
+    X, y = make_data()
+    search = FleetSearchCV(KINDS["svm"](), GRID, cv=2, refit=lambda results: 7).fit(X, y)
+    assert search.best_params_ == search.cv_results_["params"][7]
+    assert search.best_estimator_.get_params()["reg"] == search.best_params_["reg"]
+    assert search.refit_time_ > 0
+    unfitted = FleetSearchCV(KINDS["svm"](), GRID, cv=2, refit=False).fit(X, y)
+    assert not hasattr(unfitted, "best_estimator_")
+    assert unfitted.best_score_ > 0
+
+
+def test_is_a_classifier_of_scikit_learn():
+    search = FleetSearchCV(KINDS["softmax"](), GRID, cv=2)
+    assert is_classifier(search)
+    assert clone(search).get_params()["cv"] == 2
+    assert gpuclf.FleetSearchCV is FleetSearchCV
+    names = inspect.signature(GridSearchCV).parameters.keys() - {"n_jobs", "pre_dispatch"}
+    assert names <= inspect.signature(FleetSearchCV).parameters.keys()
+
+
+def test_progress_is_printed_if_wanted(capsys):
+    X, y = make_data()
+    FleetSearchCV(KINDS["softmax"](), GRID, cv=2, verbose=1).fit(X, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" in ")[0] for line in lines] == [
+        "fold 1 of 2: 18 models",
+        "fold 2 of 2: 18 models",
+    ]
+
+
+def test_errors_say_what_to_do():
+    X, y = make_data()
+    with pytest.raises(TypeError, match="together, not KNeighborsClassifier: use"):
+        FleetSearchCV(KNeighborsClassifier(), {"n_neighbors": [1]}).fit(X, y)
+    with pytest.raises(ValueError, match="either param_grid or param_distributions"):
+        FleetSearchCV(KINDS["svm"]()).fit(X, y)
+    with pytest.raises(ValueError, match="one metric"):
+        FleetSearchCV(KINDS["svm"](), GRID, scoring=["accuracy", "f1_macro"]).fit(X, y)
+    with pytest.raises(ValueError, match="Invalid parameter 'nonsense'"):
+        FleetSearchCV(KINDS["svm"](), {"nonsense": [1]}).fit(X, y)
+
+
+# --------------------------------------------------------------------------- fit_together
+
+
+@pytest.mark.parametrize("kind", SGD_KINDS)
+def test_models_fitted_together_are_as_if_fitted_alone(kind):
+    X, y = make_pixels()
+    rates = [1e-3, 1e-2, 3e-2]
+    models, alone = ([KINDS[kind](learning_rate=rate) for rate in rates] for _ in range(2))
+    assert fit_together(models, X, y) == [None] * 3
+    for model, other in zip(models, alone, strict=True):
+        other.fit(X, y)
+        assert vars(model).keys() == vars(other).keys()
+        for name, value in other.params_.items():
+            np.testing.assert_allclose(model.params_[name], value, rtol=0, atol=1e-5)
+        assert model.n_iter_ == other.n_iter_
+        assert model.history_.learning_rate == pytest.approx(other.history_.learning_rate)
+        model.partial_fit(X, y)  # and goes on in the same way
+        other.partial_fit(X, y)
+        for name, value in other.params_.items():
+            np.testing.assert_allclose(model.params_[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_fit_that_is_impossible_for_all_says_so_for_each():
+    X, y = make_data()
+    X[3, 2] = np.nan
+    errors = fit_together([KINDS["svm"](), KINDS["svm"]()], X, y)
+    assert ["NaN" in str(error) for error in errors] == [True, True]
+
+
+def test_nothing_warns_on_the_way():
+    X, y = make_data()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FleetSearchCV(KINDS["svm"](), GRID, cv=2).fit(X, y)
+    assert fleet.Member().error is None
