@@ -25,7 +25,11 @@ KERNEL_MODULES = {
         "gpuclf.kernels.compiled_elementwise",
         "gpuclf.kernels.neighbors_on_numpy",
     ),
-    "cupy": ("gpuclf.kernels.losses_on_cupy", "gpuclf.kernels.linear_pass_on_cupy"),
+    "cupy": (
+        "gpuclf.kernels.losses_on_cupy",
+        "gpuclf.kernels.linear_pass_on_cupy",
+        "gpuclf.kernels.two_layer_step_on_cupy",
+    ),
 }
 
 

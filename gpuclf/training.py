@@ -25,6 +25,7 @@ __all__ = ["DivergedError", "History", "minimize_lbfgs", "minimize_sgd", "one_cy
 UPDATE_BYTES = 1 << 18  # of each of parameter, gradient, velocity and a temporary
 
 Params = dict[str, Array]
+EpochRunner = Callable[[np.ndarray, list[float]], Array]
 Objective = Callable[[Params, Any, Array, float, Array | None], tuple[Array, Params]]
 
 
@@ -164,13 +165,69 @@ def minimize_sgd(
     }
     history = History() if history is None else history
     n_samples = int(y.shape[0])
-    shares = normalized_weights(sample_weight, params)
+    run_epoch = epoch_runner(
+        y, X, params, velocity, objective=objective, batch_size=batch_size, reg=reg,
+        momentum=momentum, nesterov=nesterov, shares=normalized_weights(sample_weight, params),
+        augment=augment, rng=rng,
+    )  # fmt: skip
+    n_steps = len(row_slices(n_samples, batch_size))
     for _ in range(epochs):
+        n_done = len(history.learning_rate)
+        rates = [rate(step) for step in range(n_done, n_done + n_steps)]
+        losses = run_epoch(rng.permutation(n_samples), rates)
+        history.learning_rate += rates
+        history.loss += [float(loss) for loss in to_host(losses)]
+        raise_if_diverged(history, n_steps)
+        if on_epoch is not None and on_epoch(params, history):
+            break
+    return params, velocity, history
+
+
+@fusable
+def epoch_runner(
+    y: Array,
+    X: Array | Standardized,
+    params: Params,
+    velocity: Params,
+    *,
+    objective: Objective,
+    batch_size: int,
+    reg: float,
+    momentum: float,
+    nesterov: bool,
+    shares: Array | None = None,
+    augment: Callable[[Any, Any], Any] | None = None,
+    rng: np.random.Generator | None = None,
+) -> EpochRunner:
+    """Return a function that trains for one epoch, as :func:`minimize_sgd` says.
+
+    A runner, and not a function for an epoch, so that what a device needs for an epoch is prepared
+    once for all of them.
+
+    Parameters
+    ----------
+    y, X, objective, batch_size, reg, momentum, nesterov, augment, rng
+        As in :func:`minimize_sgd`.
+    params, velocity : dict of array
+        Changed in place by each epoch.
+    shares : array of shape (N,), optional
+        Weights of the samples, with sum 1.
+
+    Returns
+    -------
+    callable
+        ``(order, rates) -> losses``: a permutation of the samples on the host and the learning
+        rate of each step, to the loss of each step, shape (number of steps,). The losses belong to
+        the runner, until its next call.
+    """
+    xp = array_namespace(y)
+    n_samples = int(y.shape[0])
+
+    def run(on_host: np.ndarray, rates: list[float]) -> Array:
         losses = []
         # Uploaded once an epoch; samples that stay on the host are gathered there.
-        on_host = rng.permutation(n_samples)
         order = to_device(on_host, like=y)
-        for rows in row_slices(n_samples, batch_size):
+        for rows, learning_rate in zip(row_slices(n_samples, batch_size), rates, strict=True):
             batch = order[rows]
             X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
             if augment is not None:
@@ -178,17 +235,13 @@ def minimize_sgd(
             weights = None
             if shares is not None:
                 weights = xp.take(shares, batch) * (n_samples / int(batch.shape[0]))
-            learning_rate = rate(len(history.learning_rate))
             loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], learning_rate, momentum, nesterov)
             losses.append(loss)
-            history.learning_rate.append(learning_rate)
-        history.loss += [float(loss) for loss in to_host(xp.stack(losses))]
-        raise_if_diverged(history, len(losses))
-        if on_epoch is not None and on_epoch(params, history):
-            break
-    return params, velocity, history
+        return xp.stack(losses)
+
+    return run
 
 
 @fusable

@@ -50,7 +50,7 @@ def linear_pass_on_tensor_cores(
     xp = array_namespace(W=W, b=b, X=X, y=y, weights=weights)
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
-    copy_bytes = gcd(VECTOR, features.n_features, _address(X))
+    copy_bytes = gcd(VECTOR, features.n_features, cuda_modules.address(X))
     limits = cuda_modules.device_limits(W)
     if copy_bytes < MIN_COPY_BYTES or limits.capability < MIN_CAPABILITY:
         return NotImplemented
@@ -149,11 +149,6 @@ def _fits(
         and all(x.flags.c_contiguous for x in (W, *vectors[1:]))
         and all(x.ndim == 1 for x in vectors)
     )
-
-
-def _address(x: Any) -> int:
-    interface = getattr(x, "__cuda_array_interface__", None) or x.__array_interface__
-    return int(interface["data"][0])
 
 
 def _ceil(a: int, b: int) -> int:
