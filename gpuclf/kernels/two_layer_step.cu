@@ -38,9 +38,9 @@
 //
 // Constants: FEATURES, HIDDEN, CLASSES, NESTEROV (0, 1).
 //
-// check: registers<=128 from=80 FEATURES=3072 HIDDEN=50 CLASSES=10 NESTEROV=1
-// check: registers<=128 from=80 FEATURES=3072 HIDDEN=512 CLASSES=32 NESTEROV=0
-// check: registers<=128 from=80 FEATURES=96 HIDDEN=5 CLASSES=2 NESTEROV=1
+// check: registers<=168 from=80 FEATURES=3072 HIDDEN=50 CLASSES=10 NESTEROV=1
+// check: registers<=168 from=80 FEATURES=3072 HIDDEN=512 CLASSES=32 NESTEROV=0
+// check: registers<=168 from=80 FEATURES=96 HIDDEN=5 CLASSES=2 NESTEROV=1
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <reductions.cuh>
