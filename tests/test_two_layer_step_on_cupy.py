@@ -525,7 +525,7 @@ def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, n, d, h, c, batch):
         rng, losses = np.random.default_rng(5), []
         rates = list(0.02 * np.linspace(0.2, 1, -(-n // batch)))
         for _ in range(3):
-            losses.append(to_host(epoch(rng.permutation(n), rates)))
+            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
         found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
         runs.append(b"".join(value.tobytes() for value in found.values()))
         return found
