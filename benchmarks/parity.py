@@ -19,6 +19,7 @@ from gpuclf.linear import mean_weights
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.neighbors import k_neighbors, squared_euclidean
 from gpuclf.preprocessing import subtract_mean_image
+from gpuclf.two_layer import two_layer_objective
 
 ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
 # In the last place of the largest value. Against float64 itself nothing is measured: other orders
@@ -94,6 +95,20 @@ def _block(p):
     return Features(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
 
 
+def _epochs(function, p):
+    params = {name: p.copy(value) for name, value in p.params.items()}
+    velocity = {name: 0.1 * value for name, value in params.items()}
+    run = function(
+        p.y, p.bytes_, params, velocity, objective=two_layer_objective, batch_size=150, reg=0.1,
+        momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    n, losses = p.size[0], []
+    for number in range(3):  # launched, recorded and repeated
+        order = np.random.default_rng(number).permutation(n)
+        losses.append(p.copy(run(order, [1e-3 * (i + 1) for i in range(-(-n // 150))])))
+    return params, velocity, losses
+
+
 KERNEL_RUNS = {  # by name, because not every library needs all of them
     "affine": lambda f, p: f(p.X, p.W, p.b),
     "affine_backward_params": lambda f, p: f(p.scores / 1e3, p.X),
@@ -116,6 +131,7 @@ KERNEL_RUNS = {  # by name, because not every library needs all of them
         f(p.pixels, p.more, 5, metric, 100, 1 << 20, lambda n: None) for metric in ("l2", "l1")
     ],
     "momentum_step": _momentum,
+    "epoch_runner": _epochs,
 }
 
 

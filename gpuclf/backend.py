@@ -39,6 +39,7 @@ __all__ = [
     "cache_bytes",
     "cpu_workers",
     "cuda_device_limits",
+    "cuda_graph",
     "cuda_launcher",
     "describe_location",
     "environment",
@@ -563,6 +564,44 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
             if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
                 kernel.max_dynamic_shared_size_bytes = shared_bytes
             kernel(grid, block, args, shared_mem=shared_bytes)
+
+    return launch
+
+
+def cuda_graph(like: Array, queue: Callable[[], None]) -> Callable[[], None] | None:
+    """Capture the kernels that `queue` launches as a CUDA graph; None if that fails.
+
+    Parameters
+    ----------
+    like : array
+        A CuPy array on the device to launch on.
+    queue : callable
+        Launches kernels that have been compiled, with arrays that stay where they are. Nothing else
+        may be queued by it: CuPy's pool would hand out again what a graph still uses.
+
+    Returns
+    -------
+    callable
+        Queues the whole graph on CuPy's current stream.
+    """
+    import cupy
+
+    with like.device:
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        try:
+            with stream:
+                stream.begin_capture()
+                try:
+                    queue()
+                finally:
+                    graph = stream.end_capture()
+        except (RuntimeError, NotImplementedError) as error:
+            logger.debug("launches are not recorded (%s)", _one_line(error))
+            return None
+
+    def launch() -> None:
+        with like.device:
+            graph.launch(stream=cupy.cuda.get_current_stream())
 
     return launch
 

@@ -29,6 +29,7 @@ KERNEL_MODULES = {
         "gpuclf.kernels.losses_on_cupy",
         "gpuclf.kernels.linear_pass_on_cupy",
         "gpuclf.kernels.neighbors_on_cupy",
+        "gpuclf.kernels.two_layer_step_on_cupy",
     ),
 }
 

@@ -22,10 +22,10 @@ from gpuclf.training import (
     History,
     Objective,
     Params,
+    epoch_runner,
     normalized_weights,
     quietly,
     raise_if_diverged,
-    sgd_epoch,
 )
 
 __all__ = ["Member", "train_fleet"]
@@ -143,9 +143,9 @@ def train_fleet(
     for epoch in range(epochs):
         steps = range(epoch * n_steps, (epoch + 1) * n_steps)
         given = np.asarray([[rates[k](step) for k in fleet.numbers] for step in steps])
-        losses = sgd_epoch(
-            *(objective, fleet.params, fleet.velocity, X, y),
-            rates=xp.astype(of_models(given), dtype),
+        run_epoch = epoch_runner(
+            *(y, X, fleet.params, fleet.velocity),
+            objective=objective,
             reg=of_models([reg[k] for k in fleet.numbers]),
             momentum=xp.astype(of_models([momentum[k] for k in fleet.numbers]), dtype),
             nesterov=nesterov,
@@ -154,6 +154,7 @@ def train_fleet(
             shares=fleet.shares,
             augment=augment,
         )
+        losses = run_epoch(rng.permutation(int(y.shape[0])), xp.astype(of_models(given), dtype))
         of_members = zip(fleet.numbers, to_host(losses).T, given.T, strict=True)
         for k, losses_of_member, rates_of_member in of_members:
             history = members[k].history

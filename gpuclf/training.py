@@ -26,12 +26,12 @@ __all__ = [
     "minimize_lbfgs",
     "minimize_sgd",
     "one_cycle",
-    "sgd_epoch",
 ]
 
 UPDATE_BYTES = 1 << 18  # of each of parameter, gradient, velocity and a temporary
 
 Params = dict[str, Array]
+EpochRunner = Callable[[np.ndarray, list[float] | Array], Array]
 Objective = Callable[[Params, Any, Array, float, Array | None], tuple[Array, Params]]
 
 
@@ -171,86 +171,88 @@ def minimize_sgd(
     }
     history = History() if history is None else history
     n_samples = int(y.shape[0])
-    shares = normalized_weights(sample_weight, params)
-    per_epoch = math.ceil(n_samples / batch_size)
+    run_epoch = epoch_runner(
+        y, X, params, velocity, objective=objective, batch_size=batch_size, reg=reg,
+        momentum=momentum, nesterov=nesterov, shares=normalized_weights(sample_weight, params),
+        augment=augment, rng=rng,
+    )  # fmt: skip
+    n_steps = len(row_slices(n_samples, batch_size))
     for _ in range(epochs):
-        done = len(history.learning_rate)
-        rates = [rate(step) for step in range(done, done + per_epoch)]
-        losses = sgd_epoch(
-            *(objective, params, velocity, X, y),
-            rates=rates,
-            reg=reg,
-            momentum=momentum,
-            nesterov=nesterov,
-            batch_size=batch_size,
-            rng=rng,
-            shares=shares,
-            augment=augment,
-        )
+        n_done = len(history.learning_rate)
+        rates = [rate(step) for step in range(n_done, n_done + n_steps)]
+        losses = run_epoch(rng.permutation(n_samples), rates)
         history.learning_rate += rates
         history.loss += [float(loss) for loss in to_host(losses)]
-        raise_if_diverged(history, per_epoch)
+        raise_if_diverged(history, n_steps)
         if on_epoch is not None and on_epoch(params, history):
             break
     return params, velocity, history
 
 
-def sgd_epoch(
-    objective: Objective,
+@fusable
+def epoch_runner(
+    y: Array,
+    X: Array | Standardized,
     params: Params,
     velocity: Params,
-    X: Array | Standardized,
-    y: Array,
     *,
-    rates: list[float] | Array,
+    objective: Objective,
+    batch_size: int,
     reg: float | Array,
     momentum: float | Array,
     nesterov: bool,
-    batch_size: int,
-    rng: np.random.Generator,
-    shares: Array | None,
-    augment: Callable[[Any, np.random.Generator], Any] | None,
-) -> Array:
-    """Walk the samples once in mini-batches, and update `params` and `velocity` in place.
+    shares: Array | None = None,
+    augment: Callable[[Any, Any], Any] | None = None,
+    rng: np.random.Generator | None = None,
+) -> EpochRunner:
+    """Return a function that trains for one epoch, as :func:`minimize_sgd` says.
+
+    A runner, and not a function for an epoch, so that what a device needs for an epoch is prepared
+    once for all of them.
 
     Parameters
     ----------
-    objective, X, y, nesterov, batch_size, rng, augment
+    y, X, objective, batch_size, nesterov, augment, rng
         As in :func:`minimize_sgd`.
     params, velocity : dict of array
-        With a leading axis where there are K models: they see the same mini-batches.
-    rates : list of float, or array of shape (n_steps, K)
-        The learning rates of the steps.
+        Changed in place by each epoch. With a leading axis where there are K models: they see the
+        same mini-batches.
     reg, momentum : float, or array of shape (K,)
     shares : array of shape (N,) or (K, N), optional
-        Weights of the samples that sum to 1.
+        Weights of the samples, with sum 1.
 
     Returns
     -------
-    float64 array of shape (n_steps,) or (n_steps, K)
-        The losses of the mini-batches.
+    callable
+        ``(order, rates) -> losses``: a permutation of the samples on the host and the learning
+        rate of each step (a list of numbers, or an array of shape (n_steps, K)), to the loss of
+        each step, shape (n_steps,) or (n_steps, K). The losses belong to the runner, until its next
+        call.
     """
     xp = array_namespace(y)
     n_samples = int(y.shape[0])
-    # Uploaded once an epoch; samples that stay on the host are gathered there.
-    on_host = rng.permutation(n_samples)
-    order = to_device(on_host, like=y)
-    losses = []
-    for step, rows in enumerate(row_slices(n_samples, batch_size)):
-        batch = order[rows]
-        X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
-        if augment is not None:
-            X_batch = augment(X_batch, rng)
-        weights = None
-        if shares is not None:
-            weights = xp.take(shares, batch, axis=-1) * (n_samples / int(batch.shape[0]))
-        learning_rate = rates[step] if isinstance(rates, list) else rates[step, :]
-        loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
-        for name, value in params.items():
-            factors = (_for_models(factor, value) for factor in (learning_rate, momentum))
-            momentum_step(value, grads[name], velocity[name], *factors, nesterov)
-        losses.append(loss)
-    return xp.stack(losses)
+
+    def run(on_host: np.ndarray, rates: list[float] | Array) -> Array:
+        losses = []
+        # Uploaded once an epoch; samples that stay on the host are gathered there.
+        order = to_device(on_host, like=y)
+        for step, rows in enumerate(row_slices(n_samples, batch_size)):
+            batch = order[rows]
+            X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
+            if augment is not None:
+                X_batch = augment(X_batch, rng)
+            weights = None
+            if shares is not None:
+                weights = xp.take(shares, batch, axis=-1) * (n_samples / int(batch.shape[0]))
+            learning_rate = rates[step] if isinstance(rates, list) else rates[step, :]
+            loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
+            for name, value in params.items():
+                factors = (_for_models(factor, value) for factor in (learning_rate, momentum))
+                momentum_step(value, grads[name], velocity[name], *factors, nesterov)
+            losses.append(loss)
+        return xp.stack(losses)
+
+    return run
 
 
 def _for_models(factor: Any, value: Array) -> Any:

@@ -173,6 +173,52 @@ def test_probe_finds_all_well(fake_cupy):
     assert probe_cupy() == backend.CupyProbe(True, "CuPy 14.9 on Pretend 100")
 
 
+class CapturingStream:
+    """A stream whose capture can fail, and the graph that comes of it."""
+
+    def __init__(self, cupy, fails):
+        self.cupy, self.fails, self.events = cupy, fails, []
+
+    def __call__(self, non_blocking):
+        assert non_blocking  # the default stream cannot be captured
+        return self
+
+    def __enter__(self):
+        self.cupy.cuda.get_current_stream = lambda: self
+
+    def __exit__(self, *error):
+        self.cupy.cuda.get_current_stream = lambda: "the caller's"
+
+    def begin_capture(self):
+        self.events.append("begin")
+
+    def end_capture(self):
+        self.events.append("end")
+        if self.fails:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+        return types.SimpleNamespace(launch=lambda stream: self.events.append(stream))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_launches_are_captured_on_a_stream_of_their_own(fake_cupy, caplog, fails):
+    stream = fake_cupy.cuda.Stream = CapturingStream(fake_cupy, fails)
+    like = types.SimpleNamespace(device=contextlib.nullcontext())
+
+    def queue():
+        assert fake_cupy.cuda.get_current_stream() is stream
+        stream.events.append("queue")
+
+    with caplog.at_level("DEBUG", logger="gpuclf"):
+        launch = backend.cuda_graph(like, queue)
+    assert stream.events == ["begin", "queue", "end"]
+    if fails:
+        assert launch is None
+        assert "cudaErrorStreamCaptureUnsupported" in caplog.text
+    else:
+        launch()
+        assert stream.events[3:] == ["the caller's"]
+
+
 def test_probe_runs_once(fake_cupy):
     calls = []
     fake_cupy.cuda.is_available = lambda: bool(calls.append(1))

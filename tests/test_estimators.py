@@ -576,7 +576,7 @@ def masks_of(monkeypatch, dropout, **options):
     masks = []
     objective = gpuclf.estimators.two_layer.two_layer_objective
 
-    def spy(params, X, y, reg, weights, mask, **options):
+    def spy(params, X, y, reg, weights, mask=None, **options):
         masks.append(mask)
         return objective(params, X, y, reg, weights, mask, **options)
 

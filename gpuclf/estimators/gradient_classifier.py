@@ -144,7 +144,7 @@ class GradientClassifier(ArrayClassifier):
 
         if self.solver == "lbfgs":
             self.params_, history, self.n_iter_ = minimize_lbfgs(
-                partial(self._objective, precision=self._products),
+                self._training_objective(),
                 params,
                 features,
                 targets,
@@ -244,7 +244,7 @@ class GradientClassifier(ArrayClassifier):
         on_epoch: Callable[[dict[str, Array], History], bool | None] | None = None,
     ) -> History:
         self.params_, self._velocity, history = minimize_sgd(
-            partial(self._objective, precision=self._products),
+            self._training_objective(),
             to_device(params, like=targets),
             features,
             targets,
@@ -262,6 +262,9 @@ class GradientClassifier(ArrayClassifier):
             history=history,
         )
         return history
+
+    def _training_objective(self) -> Any:
+        return partial(self._objective, precision=self._products)
 
     def _rate(self, n_samples: int) -> Callable[[int], float]:
         per_epoch = math.ceil(n_samples / self.batch_size)

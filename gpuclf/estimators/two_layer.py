@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -128,6 +129,12 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
             * np.sqrt(2 / self.hidden_size),
             "b2": np.zeros(n_classes),
         }
+
+    def _training_objective(self) -> Any:
+        # The function itself, where there is no dropout: a whole epoch of it can run on a device.
+        if self.dropout:
+            return super()._training_objective()
+        return partial(two_layer_objective, precision=self._products)
 
     def _objective(
         self,

@@ -23,11 +23,13 @@ __all__ = [
     "FOLDER",
     "DeviceLimits",
     "Launch",
+    "address",
     "build",
     "compiler_options",
     "contiguous",
     "device_limits",
     "kernel",
+    "recorded",
 ]
 
 FOLDER = Path(__file__).parent
@@ -134,6 +136,31 @@ def kernel(file: str, name: str, **constants: int | str) -> Launch:
 def contiguous(x: Array) -> Array:
     """Return `x`, or a copy if its items do not lie one after another: kernels see no strides."""
     return x if x.flags.c_contiguous else x.copy()
+
+
+def address(x: Array) -> int:
+    """Return where the first item of `x` lies."""
+    interface = getattr(x, "__cuda_array_interface__", None) or x.__array_interface__
+    return int(interface["data"][0])
+
+
+def recorded(like: Array, queue: Callable[[], None]) -> Callable[[], None] | None:
+    """Record the launches of `queue` instead of making them, and return what makes them all.
+
+    Parameters
+    ----------
+    like : array
+        On the device to launch on.
+    queue : callable
+        Launches kernels of this module and does nothing else. The arrays that it passes have to
+        stay where they are for as long as the launches are repeated.
+
+    Returns
+    -------
+    callable or None
+        None where launches cannot be recorded; call `queue` itself then.
+    """
+    return backend.cuda_graph(like, queue) if backend.library_name(like) == "cupy" else None
 
 
 def compiler_options(constants: Constants) -> tuple[str, ...]:

@@ -60,6 +60,7 @@
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <async_copy.cuh>
+#include <reductions.cuh>
 #include <tensor_core.cuh>
 
 constexpr int CHUNK = 64;  // columns of a stage of score_rows, and of a common scale of W'
@@ -83,24 +84,6 @@ constexpr int GRADIENT_VECTORS = 4 * PARTS * 32;  // of 16 bytes for a group and
 constexpr int PITCH = 16 * CLASS_TILES + 8;  // floats of a row of G in shared memory: no conflicts
 
 extern __shared__ uint4 shared_memory[];
-
-// The exponent e for which x 2^e is below 2^15 for |x| <= largest, and 2^e and 2^-e are normal.
-__device__ __forceinline__ int scale_exponent(float largest) {
-    int exponent = largest > 0.0f ? ilogbf(largest) : 0;
-    exponent = exponent < -100 ? -100 : exponent > 127 ? 127 : exponent;
-    return 14 - exponent;
-}
-
-__device__ __forceinline__ float warp_max(float x) {
-    for (int distance = 16; distance > 0; distance /= 2)
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, distance));
-    return x;
-}
-
-__device__ __forceinline__ double warp_sum(double x) {
-    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
 
 // Four lanes share a row of scores.
 __device__ __forceinline__ float row_max(float x) {

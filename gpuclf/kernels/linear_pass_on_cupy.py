@@ -147,7 +147,7 @@ def _launch(
     X, n_samples, (n_features, n_classes) = features.stored, features.n_samples, W.shape
     xp = array_namespace(W=W, b=b, X=X, y=y, weights=weights)
     limits = cuda_modules.device_limits(W)
-    copy_bytes = gcd(VECTOR, n_features, _address(X))
+    copy_bytes = gcd(VECTOR, n_features, cuda_modules.address(X))
     if copy_bytes < MIN_COPY_BYTES or limits.capability < MIN_CAPABILITY:
         return NotImplemented
     parts = 1 if precision == "tf32" else 2
@@ -217,11 +217,6 @@ def _fits(
         and all(x.dtype.name == "float32" and x.flags.c_contiguous for x in floats)
         and all(x.ndim == 1 for x in (y, *floats[1:]))
     )
-
-
-def _address(x: Any) -> int:
-    """Return where CuPy's array lies, or NumPy's, which stands in for it in tests."""
-    return int(x.data.ptr if hasattr(x.data, "ptr") else x.ctypes.data)
 
 
 def _ceil(a: int, b: int) -> int:

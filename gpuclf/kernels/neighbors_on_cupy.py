@@ -122,7 +122,9 @@ def _fits(A: Any, B: Any, metric: str) -> bool:
 
 
 def _has_vectors(X: Any) -> bool:
-    return bool(X.shape[1] % VECTOR == _address(X) % VECTOR == 0 and X.flags.c_contiguous)
+    return bool(
+        X.shape[1] % VECTOR == cuda_modules.address(X) % VECTOR == 0 and X.flags.c_contiguous
+    )
 
 
 def _padded(X: Any) -> Any:
@@ -132,11 +134,6 @@ def _padded(X: Any) -> Any:
     xp = array_namespace(X)
     spare = xp.zeros((X.shape[0], -X.shape[1] % VECTOR), dtype=xp.uint8, device=X.device)
     return cuda_modules.contiguous(xp.concat([X, spare], axis=1))
-
-
-def _address(x: Any) -> int:
-    interface = getattr(x, "__cuda_array_interface__", None) or x.__array_interface__
-    return int(interface["data"][0])
 
 
 def _ceil(a: int, b: int) -> int:
