@@ -10,6 +10,7 @@ import warnings
 from functools import partial
 
 import numpy as np
+from sklearn.model_selection import KFold
 
 import gpuclf
 from gpuclf import dispatch
@@ -114,6 +115,7 @@ KERNEL_RUNS = {  # by name, because not every library needs all of them
     "affine_backward_params": lambda f, p: f(p.scores / 1e3, p.X),
     "block_affine": lambda f, p: f(p.W, p.b, _block(p)),
     "block_affine_backward": lambda f, p: f((p.scores / 1e3)[:-1], _block(p)),
+    "penalty": lambda f, p: f(p.W),
     "fold_into": lambda f, p: f(p.W, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
     "unfold_from": lambda f, p: f(p.W, p.b, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
     # An answer about the library, which may be the other one.
@@ -198,6 +200,13 @@ def _grad_check(p):
     return p.put(np.array([float(checked.passed)]))
 
 
+def _fleet_search(p):
+    estimator = gpuclf.SoftmaxClassifier(solver="sgd", precision=p.dtype.name, **SGD)
+    grid = {"learning_rate": [1e-3, 1e-4], "reg": [0.0, 0.1]}
+    search = gpuclf.FleetSearchCV(estimator, grid, cv=KFold(2))
+    return search.fit(p.more, p.more_y).decision_function(p.pixels)
+
+
 SGD = {"max_iter": 2, "batch_size": 100, "random_state": 0}
 PUBLIC_RUNS = {
     "Standardized": lambda p: Standardized.fit(p.more).apply(p.pixels).to_array(p.W.dtype),
@@ -228,6 +237,7 @@ PUBLIC_RUNS = {
     ],
     "two_layer_scores": lambda p: gpuclf.two_layer_scores(p.params, p.X),
     "subtract_mean_image": lambda p: subtract_mean_image(p.pixels),
+    "FleetSearchCV": _fleet_search,
     "KNeighborsClassifier": _classifier("KNeighborsClassifier", n_neighbors=3),
     "LinearSVMClassifier": _classifier("LinearSVMClassifier", **SGD),
     "SoftmaxClassifier": _classifier("SoftmaxClassifier", solver="sgd", **SGD),
@@ -323,7 +333,9 @@ def check_all(put, library, sizes, advance=lambda _: None):
         f"kernel {name}": lambda f=function, k=kernel: check_kernel(f, k, put, sizes)
         for name, (function, kernel) in registered(library).items()
     } | {
-        name: lambda r=run, n=name: check_operation(r, put, sizes, n.endswith("Classifier"))
+        name: lambda r=run, n=name: check_operation(
+            r, put, sizes, n.endswith(("Classifier", "SearchCV"))
+        )
         for name, run in PUBLIC_RUNS.items()
     }
     records = {}
