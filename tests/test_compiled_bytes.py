@@ -134,27 +134,28 @@ def test_threads_and_blocks_add_up(monkeypatch):
 @pytest.mark.parametrize("pixel", [0, 128, 255])
 def test_the_largest_sums_fit(pixel):
     n_features = compiled_bytes.MAX_FEATURES - 1
-    X = np.full((300, n_features), pixel, np.uint8)
+    X = np.full((20, n_features), pixel, np.uint8)
     for sign in (1, -1):
-        W = np.full((n_features, 2), sign * 127 / 128, np.float32)
-        block = features(X, 2, np.float32).block(slice(0, 300))
-        found = bytes_affine(W, np.zeros(2, np.float32), block)
+        W = np.full((n_features, 1), sign * 127 / 128, np.float32)
+        block = features(X, 1, np.float32).block(slice(0, 20))
+        found = bytes_affine(W, np.zeros(1, np.float32), block)
         np.testing.assert_allclose(found, (pixel - 128) * W[0, 0] * n_features, rtol=1e-6)
-        dW, _ = bytes_affine_backward(np.full((300, 2), sign * 127 / 128, np.float32), block)
-        np.testing.assert_allclose(dW, (pixel - 128) * W[0, 0] * 300, rtol=1e-6)
+        dW, _ = bytes_affine_backward(np.full((20, 1), sign * 127 / 128, np.float32), block)
+        np.testing.assert_allclose(dW, (pixel - 128) * W[0, 0] * 20, rtol=1e-6)
 
 
 def test_columns_of_any_size():
     X, W, _, _ = problem(40, 100, 9)
     W = (W / np.abs(W).max(axis=0)).astype(np.float32)
-    W *= np.array([0, 1e-35, 1e-30, 1e-10, 1, 1e10, 1e30, 3e34, 1e-45], np.float32)
+    W *= np.array([0, 1e-35, 1e-30, 1e-10, 1, 1e10, 1e30, 3e34, 1e-39], np.float32)
     block = features(X, 9, np.float32).block(slice(0, 40))
     found = bytes_affine(W, np.zeros(9, np.float32), block)
     exact = (X.astype(float) - 128) @ W.astype(float)
     for column in range(8):
         largest = np.abs(exact[:, column]).max()
         assert np.abs(found[:, column] - exact[:, column]).max() <= 1e-6 * largest
-    assert np.abs(found[:, 8]).max() < 1e-35
+    largest = np.abs(exact[:, 8]).max()  # denormal numbers keep the digits that they have left
+    assert np.abs(found[:, 8] - exact[:, 8]).max() <= 1e-3 * largest
 
 
 def test_an_outlier_costs_the_rest_of_its_column_few_digits():
@@ -183,6 +184,7 @@ def test_what_is_not_finite_goes_to_the_shared_body(value):
         assert not np.isfinite(linear_pass(*given, softmax_cross_entropy)[0])
     b[3] = value
     assert bytes_affine(W, b, block) is NotImplemented
+    assert linear_pass_of_bytes(W, b, block.features, y, weights, True) is NotImplemented
     dY[199, 17] = value
     assert bytes_affine_backward(dY, block) is NotImplemented
 
@@ -223,6 +225,8 @@ def test_declines(monkeypatch):
     assert not are_multiplied(X, 5, np.dtype(np.float64))
     assert not are_multiplied(X.astype(np.float32), 5, np.dtype(np.float32))
     assert not are_multiplied(np.asfortranarray(X), 5, np.dtype(np.float32))
+    too_long = np.zeros((1, compiled_bytes.MAX_FEATURES), np.uint8)
+    assert not are_multiplied(too_long, 5, np.dtype(np.float32))
     few, many = np.zeros((511, 3072), np.uint8), np.zeros((512, 3072), np.uint8)
     monkeypatch.setattr(compiled_bytes, "cache_bytes", lambda: 1 << 20)
     assert are_multiplied(few, 40, np.dtype(np.float32))

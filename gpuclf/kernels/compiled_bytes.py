@@ -32,7 +32,7 @@ __all__ = [
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_ROWS = 512  # for W of any size
-MAX_FEATURES = 1 << 16  # sums of so many products of a byte and a digit fit 32 bits
+MAX_FEATURES = 2**31 // (128 * 127)  # of a byte less 128 and a digit: their sums fit 32 bits
 MIN_STRETCH_ROWS = 512
 MULTIPLICATIONS_FOR_A_THREAD = 50_000_000  # for fewer, waking it takes longer
 
