@@ -186,6 +186,24 @@ def test_columns_that_outweigh_the_others():
     assert_as_exact_as_float32(given, run(given))
 
 
+def assert_ends_of_the_range_are_exact():
+    given = arguments()
+    given["W"][64:] = 1e-41  # a chunk of subnormal numbers
+    assert_as_exact_as_float32(given, run(given))
+    given["W"][5] = 1e37 * np.linspace(-1, 1, 10)
+    given["features"].stored[:, 5] = 129
+    assert_as_exact_as_float32(given, run(given))
+    given = arguments()
+    given["weights"][:] = 1e-42
+    # Subnormal gradients may become 0, but nothing else.
+    for ours, exact in zip(run(given)[1:], in_float64(given)[1:], strict=True):
+        assert np.max(np.abs(ours - exact)) < 1e-36
+
+
+def test_numbers_at_the_ends_of_the_range():
+    assert_ends_of_the_range_are_exact()
+
+
 def test_pixels_of_0_and_255_only():
     given = arguments()
     given["features"].stored[:] = given["features"].stored % 2 * 255
@@ -445,6 +463,32 @@ def test_broken_folding_is_caught(cuda_on_cpu, name):
         pytest.raises((AssertionError, CudaOnCpuError)),
     ):
         assert_objective_is_exact(cuda_on_cpu, softmax_cross_entropy)
+
+
+# As scale_exponent would be without its limits, or with too narrow ones.
+BROKEN_SCALES = {
+    "pack: no least exponent": (
+        "scale_exponent(largest);\n    const float enlargement",
+        "14 - ilogbf(largest);\n    const float enlargement",
+    ),
+    "pack: greatest exponent too small": (
+        "scale_exponent(largest);\n    const float enlargement",
+        "max(scale_exponent(largest), -86);\n    const float enlargement",
+    ),
+    "scores: no least exponent": (
+        "scale_exponent(largest);\n    const float scale",
+        "14 - ilogbf(largest);\n    const float scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SCALES)
+def test_broken_scales_are_caught(cuda_on_cpu, name):
+    with (
+        cuda_on_cpu.broken("linear_pass.cu", BROKEN_SCALES[name]),
+        pytest.raises(AssertionError),
+    ):
+        assert_ends_of_the_range_are_exact()
 
 
 @pytest.fixture(scope="module")
