@@ -16,6 +16,9 @@ from pathlib import Path
 
 from gpuclf.kernels import cuda_modules
 
+# What CuPy adds to the options of a RawKernel.
+CUPY_OPTIONS = ["-ftz=true"]
+CUPY_OPTIONS_OF_NVRTC = ["--device-as-default-execution-space"]
 NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 PTXAS_REPORT = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -59,7 +62,8 @@ class Nvcc:
             path = Path(folder) / "kernel.cu"
             path.write_text(source)
             command = [self.path, "-cubin", f"-arch=sm_{target}", "-Xptxas", "-v"]
-            command += [*cuda_modules.compiler_options(constants), "-Werror", "all-warnings"]
+            command += [*cuda_modules.compiler_options(constants), *CUPY_OPTIONS]
+            command += ["-Werror", "all-warnings"]
             command += ["-o", f"{path}bin", str(path)]
             done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -90,7 +94,8 @@ class Nvrtc:
         )
         try:
             options = [f"-arch=sm_{target}", "--ptxas-options=-v"]
-            options += cuda_modules.compiler_options(constants)
+            options += [*cuda_modules.compiler_options(constants), *CUPY_OPTIONS]
+            options += CUPY_OPTIONS_OF_NVRTC
             encoded = (ctypes.c_char_p * len(options))(*map(str.encode, options))
             code = self.library.nvrtcCompileProgram(program, len(options), encoded)
             self._call("GetProgramLogSize", program, ctypes.byref(size))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 
 from gpuclf.kernels.cuda_modules import Launch
 
@@ -129,10 +129,41 @@ def test_a_device_works_on_after_an_error(launch):
     test_reduction_with_barriers(launch, "forward")
 
 
-@pytest.mark.parametrize("index", [-1, 64, 64 + 4096])
-def test_writes_beyond_an_array_are_seen(launch, index):
-    with pytest.raises(CudaOnCpuError, match="argument 0 was written"):
-        launch(body(f"out[{index}] = 1;"), 1, 1, np.empty(64, np.float32))
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("index", [-1, -100_000, 64, 64 + 4096, 250_000])
+def test_writes_beyond_an_array_are_seen(launch, index, order):
+    side = "before" if index < 0 else "after"
+    with pytest.raises(CudaOnCpuError, match=f"memory {side} argument 0 was (written|used)"):
+        launch(body(f"out[{index}] = 1;"), 1, 1, np.empty(64, np.float32), order=order)
+
+
+@pytest.mark.parametrize(
+    ("index", "order"), [(-1, "reversed"), (64, "forward"), (9000, "reversed")]
+)
+def test_reads_beyond_an_array_are_seen(launch, index, order):
+    side = "before" if index < 0 else "after"
+    source = body(f"out[0] = x[{index}];", "const float* x, float* out")
+    with pytest.raises(CudaOnCpuError, match=f"memory {side} argument 0 was (read|used)"):
+        launch(source, 1, 1, np.ones(64, np.float32), np.empty(1, np.float32), order=order)
+
+
+@pytest.mark.parametrize(("index", "is_inside"), [(-1, False), (0, True), (8, True), (9, False)])
+def test_asynchronous_copies_from_beyond_an_array_are_seen(launch, index, is_inside):
+    code = f"""
+    extern __shared__ float box[];
+    copy_async<4>(shared_address(box), x + {index});
+    close_copy_group();
+    wait_for_copies<0>();
+    out[0] = box[0];
+    """
+    source = body(code, "const float* x, float* out", "#include <async_copy.cuh>")
+    x, out = np.arange(9, dtype=np.float32), np.empty(1, np.float32)
+    if is_inside:
+        launch(source, 1, 1, x, out, shared_bytes=4)
+        assert out[0] == index
+    else:
+        with pytest.raises(CudaOnCpuError, match="4 bytes from memory beyond"):
+            launch(source, 1, 1, x, out, shared_bytes=4)
 
 
 def test_memory_that_nobody_wrote_is_garbage(launch, cuda_on_cpu):
@@ -415,3 +446,36 @@ def test_broken_variants_must_differ_from_the_source(cuda_on_cpu):
     with cuda_on_cpu.broken("test.cu", ("one", "1")):
         assert cuda_on_cpu.source("test.cu") == "1 two two"
     assert cuda_on_cpu.source("test.cu") == "one two two"
+
+
+LOOKS = {
+    "float": lambda x: float(x.sum()),
+    "bool": lambda x: bool(x.max() < -5),
+    "comparison": lambda x: 1 if (x > 0).any() else 0,
+    "int": lambda x: int(x[0, 0]),
+    "index": lambda x: range(10)[x.astype(int)[0, 0]],
+    "item": lambda x: x[0].item(0),
+    "tolist": lambda x: x.tolist(),
+    "iteration": lambda x: list(x),
+    "text": lambda x: f"{x.mean()}",
+    "argmax": lambda x: x.argmax(),
+    "count": lambda x: int(np.count_nonzero(x)),
+    "norm": lambda x: float(np.linalg.norm(x)),
+    "equality": lambda x: np.array_equal(x, x),
+    "copy": lambda x: float(x.copy().T.reshape(-1).astype(float)[3]),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_looks_at_hidden_arrays_are_errors(name):
+    LOOKS[name](np.ones((3, 2), np.float32))
+    with pytest.raises(CudaOnCpuError, match="looks at values"):
+        with_hidden_arrays(LOOKS[name])(np.ones((3, 2), np.float32))
+
+
+def test_what_is_made_beside_hidden_arrays_is_hidden(cuda_on_cpu):
+    x = hidden(np.zeros(3, np.float32))
+    xp = cuda_on_cpu.array_namespace(x, None)
+    for made in (xp.empty((), dtype=xp.float32), xp.empty_like(x)[0], xp.asarray(x)[0], xp.sum(x)):
+        with pytest.raises(CudaOnCpuError, match="looks at values"):
+            float(made)

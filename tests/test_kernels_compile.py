@@ -4,6 +4,7 @@ A source says so in lines such as ``// check: registers<=64 from=80 THREADS=256`
 smallest target if it is not 75, and the constants to compile with.
 """
 
+import importlib
 import re
 
 import pytest
@@ -54,6 +55,26 @@ def test_kernels_fit_into_their_registers(cuda_compiler, file, constants, target
     for name, used in kernels.items():
         assert used.registers <= most_registers, name
         assert used.spilled_bytes == used.stack_bytes == 0, name
+
+
+def checks_from_later_targets():
+    for file, source in SOURCES.items():
+        for _, smallest, constants in CHECK.findall(source):
+            if smallest:
+                pairs = tuple(tuple(pair.split("=")) for pair in constants.split())
+                yield pytest.param(file, int(smallest), pairs, id=f"{file}-{constants.strip()}")
+
+
+@pytest.mark.parametrize(("file", "smallest", "constants"), list(checks_from_later_targets()))
+def test_older_devices_get_nothing_and_are_declined(cuda_compiler, file, smallest, constants):
+    wrapper = importlib.import_module(f"gpuclf.kernels.{file.removesuffix('.cu')}_on_cupy")
+    assert smallest == wrapper.MIN_CAPABILITY
+    older = [target for target in TARGETS if target < smallest]
+    assert older
+    for target in older:
+        if target not in cuda_compiler.targets:
+            missing(f"{type(cuda_compiler).__name__} does not know sm_{target}")
+        assert usage(cuda_compiler.compile(SOURCES[file], constants, target)) == {}
 
 
 def test_spills_and_errors_are_seen(cuda_compiler):

@@ -2,10 +2,11 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compiler, library
 
 from gpuclf import dispatch, linear
@@ -69,8 +70,19 @@ def assert_as_exact_as_float32(given, found):
         assert np.linalg.norm(ours - exact) <= allowed
 
 
+def hidden_features(features):
+    found = copy(features)
+    found.stored = hidden(found.stored)
+    if found.standardized is not None:
+        found.standardized = copy(found.standardized)
+        found.standardized.mean = hidden(found.standardized.mean)
+        found.standardized.scale = hidden(found.standardized.scale)
+    return found
+
+
 def run(given, **options):
-    found = linear_pass_on_tensor_cores(**given, **options)
+    given = given | {"features": hidden_features(given["features"])}
+    found = with_hidden_arrays(linear_pass_on_tensor_cores)(**given, **options)
     assert found is not NotImplemented
     return found
 
@@ -172,6 +184,24 @@ def test_columns_that_outweigh_the_others():
     given["W"][5] = 30
     given["W"][70:] *= 1e-20
     assert_as_exact_as_float32(given, run(given))
+
+
+def assert_ends_of_the_range_are_exact():
+    given = arguments()
+    given["W"][64:] = 1e-41  # a chunk of subnormal numbers
+    assert_as_exact_as_float32(given, run(given))
+    given["W"][5] = 1e37 * np.linspace(-1, 1, 10)
+    given["features"].stored[:, 5] = 129
+    assert_as_exact_as_float32(given, run(given))
+    given = arguments()
+    given["weights"][:] = 1e-42
+    # Subnormal gradients may become 0, but nothing else.
+    for ours, exact in zip(run(given)[1:], in_float64(given)[1:], strict=True):
+        assert np.max(np.abs(ours - exact)) < 1e-36
+
+
+def test_numbers_at_the_ends_of_the_range():
+    assert_ends_of_the_range_are_exact()
 
 
 def test_pixels_of_0_and_255_only():
@@ -319,7 +349,8 @@ def assert_objective_is_exact(cuda_on_cpu, data_loss):
             X = given["features"].stored
             X = Standardized.fit(X) if standardized else X
             W, rest = given["W"] * 5, (given["y"], None, data_loss, 0.3)
-            found = linear_objective_on_tensor_cores(W, b, Features(X, 10, np.float32), *rest)
+            features = hidden_features(Features(X, 10, np.float32))
+            found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, features, *rest)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
             truth = linear_objective.reference(*wide, Features(X, 10, np.float64), *rest)
@@ -390,11 +421,16 @@ BROKEN = {
         "score += __shfl_xor_sync(~0u, score, 2);",
         "score += 0.0f;",
     ),
+    "scores: rows beyond the last read": (
+        "min(first_row + 8 * i + group, n_samples - 1)",
+        "first_row + 8 * i + group",
+    ),
     "scores: rows beyond the last counted": ("exists = row < n_samples;", "exists = true;"),
     "gradients: barrier of a stage dropped": (
         "wait_for_copies<GRADIENT_STAGES - 2>();\n        __syncthreads();",
         "wait_for_copies<GRADIENT_STAGES - 2>();",
     ),
+    "gradients: rows beyond the last read": ("if (i < n_rows_left)", "if (true)"),
     "gradients: swizzle of the copy dropped": ("(lane % 8 ^ 2 * copy_row)", "lane % 8"),
     "gradients: rows in another order than G": (
         "interleave_bytes(pixels[2 * i][word], pixels[2 * i + 1][word]",
@@ -427,6 +463,32 @@ def test_broken_folding_is_caught(cuda_on_cpu, name):
         pytest.raises((AssertionError, CudaOnCpuError)),
     ):
         assert_objective_is_exact(cuda_on_cpu, softmax_cross_entropy)
+
+
+# As scale_exponent would be without its limits, or with too narrow ones.
+BROKEN_SCALES = {
+    "pack: no least exponent": (
+        "scale_exponent(largest);\n    const float enlargement",
+        "14 - ilogbf(largest);\n    const float enlargement",
+    ),
+    "pack: greatest exponent too small": (
+        "scale_exponent(largest);\n    const float enlargement",
+        "max(scale_exponent(largest), -86);\n    const float enlargement",
+    ),
+    "scores: no least exponent": (
+        "scale_exponent(largest);\n    const float scale",
+        "14 - ilogbf(largest);\n    const float scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SCALES)
+def test_broken_scales_are_caught(cuda_on_cpu, name):
+    with (
+        cuda_on_cpu.broken("linear_pass.cu", BROKEN_SCALES[name]),
+        pytest.raises(AssertionError),
+    ):
+        assert_ends_of_the_range_are_exact()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
 
 from gpuclf import dispatch
 from gpuclf.backend import MixedDevicesError, probe_cupy, to_device, to_host
@@ -13,8 +13,8 @@ from gpuclf.kernels.losses_on_cupy import fused_multiclass_hinge, fused_softmax_
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
 LOSSES = {
-    "softmax": (fused_softmax_cross_entropy, softmax_cross_entropy.reference),
-    "hinge": (fused_multiclass_hinge, multiclass_hinge.reference),
+    "softmax": (with_hidden_arrays(fused_softmax_cross_entropy), softmax_cross_entropy.reference),
+    "hinge": (with_hidden_arrays(fused_multiclass_hinge), multiclass_hinge.reference),
 }
 SIZES = [1, 31, 32, 33, 1000]
 

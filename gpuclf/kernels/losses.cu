@@ -1,8 +1,8 @@
-// Softmax cross-entropy and multiclass hinge: loss and gradient in one launch.
+// Softmax cross-entropy and multiclass hinge: loss and gradient in two launches.
 //
 // Fused: everything between the scores and their gradient. Of S bytes of scores, the shared bodies
 // in gpuclf/losses.py move about 18.5 S (softmax) and 29 S (hinge), in about twenty launches; this
-// reads S and writes S, in two launches. (A row is read up to three times, again from L1.)
+// reads S and writes S. (A row is read up to three times, again from L1.)
 //
 // Launch: LANES neighbouring lanes share a row, the power of two that its classes fill, at most a
 // warp. A warp takes 32 / LANES rows at a time; blocks of THREADS threads go round over the rows of

@@ -1,4 +1,4 @@
-"""The losses in one launch on a CUDA device: see losses.cu."""
+"""The losses in two launches on a CUDA device: see losses.cu."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_BLOCKS = 1024  # of a model: enough for any device, and the same on all of t
 
 @softmax_cross_entropy.register("cupy")
 def fused_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: Any = None) -> Any:
-    """Compute :func:`gpuclf.losses.softmax_cross_entropy` in two launches."""
+    """Compute :func:`gpuclf.losses.softmax_cross_entropy`."""
     return _loss("softmax_cross_entropy", logits, labels, sample_weight)
 
 
@@ -31,7 +31,7 @@ def fused_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: Any = N
 def fused_multiclass_hinge(
     scores: Any, labels: Any, sample_weight: Any = None, margin: float = 1.0
 ) -> Any:
-    """Compute :func:`gpuclf.losses.multiclass_hinge` in two launches."""
+    """Compute :func:`gpuclf.losses.multiclass_hinge`."""
     if not isinstance(margin, int | float):
         return NotImplemented
     return _loss("multiclass_hinge", scores, labels, sample_weight, margin)

@@ -5,7 +5,7 @@ The fixture ``cuda_on_cpu`` (tests/conftest.py) puts a :class:`CpuDevice` where
 grids, argument order, types and reductions are tested along with the kernels.
 """
 
-from .device import ORDERS, CpuDevice, CudaOnCpuError
+from .device import ORDERS, CpuDevice, CudaOnCpuError, hidden, with_hidden_arrays
 from .requirements import missing
 
-__all__ = ["ORDERS", "CpuDevice", "CudaOnCpuError", "missing"]
+__all__ = ["ORDERS", "CpuDevice", "CudaOnCpuError", "hidden", "missing", "with_hidden_arrays"]

@@ -1,6 +1,7 @@
-"""Stands in for a CUDA device: launches kernels on copies of NumPy arrays between guard zones."""
+"""Stands in for a CUDA device: launches kernels on copies of NumPy arrays between guard pages."""
 
 import ctypes
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from .compilation import library
 ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
 # What memory holds that nobody has written: NaN and -1, or large numbers, by order.
 GARBAGE = {"forward": 0xFF, "reversed": 0x7F, "shuffled": 0xFF}
-GUARD_BYTES = 64 << 10
+GUARD_BYTES = 1 << 20  # on each side, where any access is an error
 
 
 class CudaOnCpuError(RuntimeError):
@@ -29,6 +30,7 @@ class _Argument(ctypes.Structure):
         ("is_array", ctypes.c_bool),
         ("is_writable", ctypes.c_bool),
         ("item_bytes", ctypes.c_int),
+        ("bytes", ctypes.c_size_t),
     ]
 
 
@@ -44,27 +46,44 @@ class _Request(ctypes.Structure):
     ]
 
 
-class _Guarded:
-    """A copy of an array between guard zones, aligned to 256 bytes as a device's memory is.
+def _forbid_access(address: int, n_bytes: int) -> None:
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if protect(address, n_bytes, 0):
+        raise OSError(ctypes.get_errno(), "mprotect failed")
 
-    What a view's address has beyond a multiple of 16, to which NumPy aligns, the copy's has too.
+
+class _Guarded:
+    """A copy of an array between pages that cannot be accessed.
+
+    It ends where the pages after it begin, or begins where those before it end. What an address
+    has beyond a multiple of 16, to which NumPy aligns, the copy's has too; the bytes that are left
+    for that on the copy's own pages must not be written.
     """
 
-    def __init__(self, number: int, array: np.ndarray, fill: int) -> None:
+    def __init__(self, number: int, array: np.ndarray, fill: int, *, at_end: bool) -> None:
         if not array.flags.c_contiguous:
             raise CudaOnCpuError(f"an array of shape {array.shape} is not contiguous")
         self.number = number
         self.array = array
         self.fill = fill
-        self.memory = np.full(array.nbytes + 2 * GUARD_BYTES + 512, fill, np.uint8)
-        self.start = GUARD_BYTES + -(self.memory.ctypes.data + GUARD_BYTES) % 256
-        self.start += array.ctypes.data % 16
+        own = -(-(array.nbytes + 15) // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages = mmap.mmap(-1, own + 2 * GUARD_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        everything = np.frombuffer(pages, np.uint8)
+        for start in (0, GUARD_BYTES + own):
+            _forbid_access(everything.ctypes.data + start, GUARD_BYTES)
+        self.memory = everything[GUARD_BYTES : GUARD_BYTES + own]
+        self.memory[:] = fill
+        beyond = array.ctypes.data % 16
+        self.start = beyond
+        if at_end:
+            self.start += (own - array.nbytes - beyond) // 16 * 16
         self.bytes = self.memory[self.start : self.start + array.nbytes]
         self.bytes[:] = np.frombuffer(array, np.uint8) if array.nbytes else 0
         self.address = self.memory.ctypes.data + self.start
 
     def finish(self) -> None:
-        """Check the zones around the copy, and bring back what the kernel has written."""
+        """Check what lies around the copy, and bring back what the kernel has written."""
         before, after = self.memory[: self.start], self.memory[self.start + self.array.nbytes :]
         if np.any(before != self.fill) or np.any(after != self.fill):
             side = "before" if np.any(before != self.fill) else "after"
@@ -73,6 +92,53 @@ class _Guarded:
             self.array.view(np.uint8).reshape(-1)[:] = self.bytes if self.array.nbytes else 0
         elif np.any(self.bytes != np.frombuffer(self.array, np.uint8)):
             raise CudaOnCpuError(f"argument {self.number} is read-only and was written")
+
+
+class HiddenArray(np.ndarray):
+    """An array whose values only kernels see: on a device, to look at one is to wait for it."""
+
+    def __getitem__(self, key):
+        return hidden(np.asarray(self)[key])
+
+    def __array_function__(self, function, types, args, kwargs):
+        found = super().__array_function__(function, types, args, kwargs)
+        if isinstance(found, bool | int | float) and not isinstance(found, np.generic):
+            raise CudaOnCpuError(f"{function.__name__} looks at values on the device")
+        return hidden(found)
+
+
+def _refuse(name):
+    def refused(self, *args, **kwargs):
+        raise CudaOnCpuError(f"{name} looks at values on the device")
+
+    return refused
+
+
+LOOKS = ["bool", "int", "float", "index", "complex", "iter", "contains", "format", "str"]
+LOOKS = [f"__{name}__" for name in LOOKS]
+LOOKS += ["item", "tolist", "tobytes", "tofile", "nonzero", "argmin", "argmax"]
+for _name in LOOKS:
+    setattr(HiddenArray, _name, _refuse(_name))
+
+
+def hidden(x):
+    """Return a view of an array, or of a number of NumPy's; anything else as it is."""
+    return np.asanyarray(x).view(HiddenArray) if isinstance(x, np.ndarray | np.generic) else x
+
+
+def shown(x):
+    """Return NumPy's own array again."""
+    return np.asarray(x) if isinstance(x, HiddenArray) else x
+
+
+def with_hidden_arrays(function):
+    """Return `function` for NumPy arrays, whose values it cannot look at."""
+
+    def call(*args, **kwargs):
+        found = function(*map(hidden, args), **{name: hidden(x) for name, x in kwargs.items()})
+        return tuple(map(shown, found)) if isinstance(found, tuple) else found
+
+    return call
 
 
 class CpuDevice:
@@ -137,6 +203,7 @@ class CpuDevice:
             numbers = []  # keeps the scalars alive
             arguments = (_Argument * len(args))()
             for number, (given, argument) in enumerate(zip(args, arguments, strict=True)):
+                given = shown(given)
                 is_array = isinstance(given, np.ndarray) and given.ndim > 0
                 if is_array:
                     place = given.ctypes.data, given.nbytes
@@ -146,7 +213,9 @@ class CpuDevice:
                         ):
                             raise CudaOnCpuError("arguments overlap without being the same")
                     if place not in guarded:
-                        guarded[place] = _Guarded(number, given, self.garbage)
+                        guarded[place] = _Guarded(
+                            number, given, self.garbage, at_end=self.order != "reversed"
+                        )
                     address = guarded[place].address
                 else:
                     numbers.append(np.array(given))
@@ -157,6 +226,7 @@ class CpuDevice:
                 argument.is_array = is_array
                 argument.is_writable = is_array and given.flags.writeable
                 argument.item_bytes = given.dtype.itemsize
+                argument.bytes = given.nbytes
             request = _Request(
                 (*grid, 1, 1)[:3],
                 (*block, 1, 1)[:3],
@@ -180,7 +250,12 @@ class CpuDevice:
         Replacing numpy.empty itself would break Numba, which looks functions up in NumPy.
         """
         array_namespace(*arrays, **named)
-        return SimpleNamespace(**vars(np) | {"empty": self.empty, "empty_like": self.empty_like})
+        own = {"empty": self.empty, "empty_like": self.empty_like}
+        if any(isinstance(x, HiddenArray) for x in (*arrays, *named.values())):
+            own = {"empty": lambda *args, **kwargs: hidden(self.empty(*args, **kwargs))}
+            own |= {"empty_like": lambda *args, **kwargs: hidden(self.empty_like(*args, **kwargs))}
+            own |= {"asarray": np.asanyarray}
+        return SimpleNamespace(**vars(np) | own)
 
     def empty(self, *args, **kwargs) -> np.ndarray:
         """Stand in for :func:`numpy.empty`: memory full of garbage, as a pool gives it."""

@@ -40,6 +40,8 @@ template <int BYTES> void copy_async(unsigned to, const void* global) {
         fail("an asynchronous copy to memory that is not dynamic shared memory");
     if (to % BYTES || reinterpret_cast<uintptr_t>(global) % BYTES)
         fail("an asynchronous copy of %d bytes at addresses that are no multiples of it", BYTES);
+    if (!is_in_an_argument(global, BYTES))
+        fail("an asynchronous copy of %d bytes from memory beyond the kernel's arrays", BYTES);
     own_copies().groups.back().push_back({dynamic_memory + to, global, BYTES});
 }
 

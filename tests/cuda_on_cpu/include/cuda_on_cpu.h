@@ -6,7 +6,8 @@
 //
 // Reported as errors: threads that wait at different barriers or have exited while others wait;
 // lanes of a warp that do not meet; array indices out of bounds; misaligned vectors; arguments of
-// another type than the kernel's parameters; launches beyond the device's limits; wild pointers.
+// another type than the kernel's parameters; launches beyond the device's limits; wild pointers;
+// reads and writes beyond arrays, around which the caller leaves pages that cannot be accessed.
 // Not seen: races between blocks that run at the same time, bank conflicts, uncoalesced access.
 // There are no atomics on floats here, because their sums depend on the order of the threads.
 #pragma once
@@ -15,6 +16,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
@@ -28,9 +30,6 @@
 #include <type_traits>
 #if !defined(__x86_64__) && !defined(PORTABLE_FIBERS)
 #define PORTABLE_FIBERS 1
-#endif
-#if PORTABLE_FIBERS
-#include <ucontext.h>
 #endif
 
 // NVRTC has no headers: a kernel that uses these compiles with nvcc, but not where CuPy compiles it.
@@ -359,6 +358,7 @@ struct Argument {
     char kind;       // NumPy's: 'f', 'i', 'u', 'b'; 'n' for a null pointer
     bool is_array, is_writable;
     int item_bytes;
+    size_t bytes;    // of an array
 };
 
 struct Request {
@@ -395,7 +395,49 @@ template <class T> T argument(const Argument& given) {
         return *static_cast<T*>(given.value);
 }
 
-inline void on_wild_pointer(int) { siglongjmp(wild_pointer, 1); }
+inline const Request* running;
+inline uintptr_t wild_address;
+inline const char* wild_access;
+
+inline void on_wild_pointer(int, siginfo_t* info, void* context) {
+    wild_address = reinterpret_cast<uintptr_t>(info->si_addr);
+    wild_access = "used";
+#ifdef __x86_64__
+    const auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+    wild_access = registers[REG_ERR] & 2 ? "written" : "read";
+#endif
+    siglongjmp(wild_pointer, 1);
+}
+
+// Name the array that a thread has left.
+inline void note_wild_pointer() {
+    constexpr uintptr_t NEAR = 1 << 20;
+    uintptr_t nearest = NEAR;
+    const char* side = nullptr;
+    int number = 0;
+    for (int i = 0; i < running->n_arguments; i++) {
+        const Argument& one = running->arguments[i];
+        if (!one.is_array) continue;
+        uintptr_t start = reinterpret_cast<uintptr_t>(one.value), end = start + one.bytes;
+        uintptr_t distance = wild_address < start ? start - wild_address : wild_address - end;
+        if (distance >= nearest) continue;
+        nearest = distance, number = i, side = wild_address < start ? "before" : "after";
+    }
+    if (side)
+        note_failure("thread %d: memory %s argument %d was %s", current, side, number, wild_access);
+    else
+        note_failure("thread %d used a wild pointer, or divided by zero", current);
+}
+
+// Whether memory belongs to one of the kernel's arrays.
+inline bool is_in_an_argument(const void* memory, size_t bytes) {
+    for (int i = 0; i < running->n_arguments; i++) {
+        const Argument& one = running->arguments[i];
+        size_t offset = static_cast<const char*>(memory) - static_cast<const char*>(one.value);
+        if (one.is_array && offset <= one.bytes && bytes <= one.bytes - offset) return true;
+    }
+    return false;
+}
 
 inline void run_grid(const Request& request) {
     struct sigaction action = {}, old_segv, old_bus, old_fpe;
@@ -404,8 +446,9 @@ inline void run_grid(const Request& request) {
     alternative.ss_sp = signal_stack;
     alternative.ss_size = sizeof signal_stack;
     sigaltstack(&alternative, &old_stack);
-    action.sa_handler = on_wild_pointer;
-    action.sa_flags = SA_ONSTACK;
+    action.sa_sigaction = on_wild_pointer;
+    action.sa_flags = SA_ONSTACK | SA_SIGINFO;
+    running = &request;
     sigaction(SIGSEGV, &action, &old_segv);
     sigaction(SIGBUS, &action, &old_bus);
     sigaction(SIGFPE, &action, &old_fpe);
@@ -417,7 +460,7 @@ inline void run_grid(const Request& request) {
             run_block(request.order, request.shared_bytes, request.fill);
         }
     } else {
-        note_failure("thread %d used a wild pointer, or divided by zero", current);
+        note_wild_pointer();
     }
     sigaction(SIGSEGV, &old_segv, nullptr);
     sigaction(SIGBUS, &old_bus, nullptr);
