@@ -304,6 +304,21 @@ def test_the_order_changes_from_round_to_round():
     assert len(set(rounds)) > 1
 
 
+def test_every_row_computes_where_its_backend_is(strict):
+    elsewhere = backend.Backend("cupy", strict.xp, "in CuPy's place")
+    ((loss, dW),) = true_results(tiny_case(), make_inputs("float64"))
+    for prepare, options in (
+        (implementations.gpuclf_floats, {}),
+        (implementations.gpuclf_bytes, {}),
+        (implementations.gpuclf_bytes, {"uploads": "before"}),
+        (implementations.gpuclf_bytes, {"uploads": "streamed"}),
+    ):
+        found_loss, found_dW = prepare(tiny_case(), make_inputs(), elsewhere, **options)()
+        assert backend.array_namespace(found_dW) is backend.array_namespace(strict.asarray([0]))
+        assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
+        np.testing.assert_allclose(np.asarray(found_dW), dW, rtol=1e-3, atol=1e-5)
+
+
 # ------------------------------------------------------------------------ peers on a device
 
 

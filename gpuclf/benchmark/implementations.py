@@ -179,7 +179,8 @@ def _gpuclf_call(
     if uploads == "before":
         batches = map(put, itertools.repeat(samples))
     elif uploads == "streamed":
-        batches = itertools.repeat(samples.with_samples(gpuclf.Streamed(samples.X, backend)))
+        passing = gpuclf.Streamed(samples.X, backend)
+        batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
     else:
         batches = rotated(samples, inputs, put)
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
