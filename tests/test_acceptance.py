@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,6 +272,90 @@ def test_what_fails_or_is_missing_does_not_stop_the_others():
         ("unavailable", "took longer than 0.1 s"),
         ("timed", None),
     ]
+
+
+def failing_after(n_calls, error, name="late", prepare=gpuclf_floats):
+    """The check and the warm-ups take 4 calls, a turn of tiny_case() takes 6."""
+
+    def prepare_it(case, inputs):
+        call, calls = prepare(case, inputs), []
+
+        def fail_later():
+            calls.append(None)
+            if len(calls) > n_calls:
+                raise error
+            return call()
+
+        return fail_later
+
+    return Implementation(name, "numpy", "float", prepare_it)
+
+
+@pytest.mark.parametrize(
+    ("n_calls", "when"), [(5, "while timed"), (11, "while timed"), (16, "after the timing")]
+)
+def test_what_fails_late_costs_its_own_row_only(n_calls, when):
+    late = failing_after(n_calls, RuntimeError("out of memory"))
+    rows = run_case(tiny_case(), [late, FLOATS, BYTES])
+    assert [row.status for row in rows] == ["failed", "timed", "timed"]
+    assert rows[0].reason == f"{when}: RuntimeError: out of memory"
+    assert rows[0].device_s is None
+    assert [row.device_s["n"] for row in rows[1:]] == [4, 4]
+    (row,) = run_case(tiny_case(), [late])
+    assert row.status == "failed"
+
+
+def test_what_hangs_while_timed_costs_its_own_row_only():
+    rows = run_case(tiny_case(), [stalling(after=5), FLOATS], prepare_limit_s=0.2)
+    assert [row.status for row in rows] == ["unavailable", "timed"]
+    assert rows[0].reason == "while timed: took longer than 0.2 s"
+
+
+def stalling(after, seconds=5):
+    def prepare(case, inputs):
+        call, calls = gpuclf_floats(case, inputs), []
+
+        def stall():
+            calls.append(None)
+            if len(calls) > after:
+                time.sleep(seconds)
+            return call()
+
+        return stall
+
+    return Implementation("stalling", "numpy", "float", prepare)
+
+
+def test_what_is_prepared_before_the_deadline_is_timed():
+    began = time.monotonic()
+    options = {"time_budget_s": 0.1, "deadline_s": 0.5}
+    rows = run_case(tiny_case(), [FLOATS, stalling(after=0), BYTES], **options)
+    assert time.monotonic() - began < 2
+    assert [row.status for row in rows] == ["timed", "unavailable", "unavailable"]
+    assert "took longer" in rows[1].reason
+    assert rows[2].reason == "out of time"
+
+
+def test_what_compiles_is_prepared_last_and_has_a_limit_of_its_own():
+    order = []
+
+    def prepare(case, inputs, name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+        return gpuclf_floats(case, inputs)
+
+    slow = Implementation("slow", "numpy", "float", partial(prepare, name="slow", seconds=0.5))
+    compiled = replace(slow, compiles=True)
+    other = replace(slow, name="other", prepare=partial(prepare, name="other", seconds=0))
+    rows = run_case(tiny_case(), [compiled, other], prepare_limit_s=0.3, compile_limit_s=30.0)
+    assert [(row.implementation, row.status) for row in rows] == [
+        ("slow", "timed"),
+        ("other", "timed"),
+    ]
+    assert order == ["other", "slow"]
+    assert [peer.name for peer in device_peers() if peer.compiles] == ["PyTorch compiled"]
+    (row,) = run_case(tiny_case(), [slow], prepare_limit_s=0.3)
+    assert row.status == "unavailable"
 
 
 def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():

@@ -49,6 +49,8 @@ class Implementation:
         The call takes X from the host's memory.
     wait : callable, optional
         ``wait(result)`` returns when the result is there; for a library with a queue of its own.
+    compiles : bool
+        The first calls compile for long.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Implementation:
     precision: str = "float32"
     uploads: bool = False
     wait: Callable[[Any], object] | None = None
+    compiles: bool = False
 
 
 NAIVE: dict[str, Callable[..., Any]] = {
