@@ -636,8 +636,13 @@ def quick(monkeypatch):
     monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
     done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
     done.stderr = ""
+
+    def run(command, stdin, **options):
+        assert stdin == subprocess.DEVNULL  # and not the pipe that brings requests
+        return done
+
     processes = SimpleNamespace(
-        run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired
+        run=run, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
     )
     monkeypatch.setattr(steps, "subprocess", processes)  # the module's own is everybody's
     monkeypatch.setitem(steps.STEPS, "gpu tests", lambda context: {"summary": "1 skipped"})
@@ -764,11 +769,11 @@ def test_other_bits_in_other_runs_are_found(quick, monkeypatch):
     assert answer["result"][f"{tiny_case().title}, float"]["different_results"] == 3
 
 
-def gpu_tests_of(tmp_path, monkeypatch, body, **options):
+def gpu_tests_of(tmp_path, monkeypatch, body, other="pass", **options):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_dispatch.py").write_text(
         f"import time, pytest\n@pytest.mark.gpu\ndef test_one(): {body}\n"
-        "@pytest.mark.gpu\ndef test_other(): pass\n"
+        f"@pytest.mark.gpu\ndef test_other(): {other}\n"
     )
     monkeypatch.setattr(steps, "ROOT", tmp_path)
     settings = steps.Settings.rehearsal(out=str(tmp_path), **options)
@@ -787,6 +792,60 @@ def test_gpu_tests_that_take_too_long_keep_their_counts(tmp_path, monkeypatch):
     answer = gpu_tests_of(tmp_path, monkeypatch, "time.sleep(60)", tests_limit_s=1.5)
     assert answer["status"] == "failed"
     assert "SIGINT after 1.5 s" in answer["message"]
+
+
+@pytest.mark.parametrize(("body", "status"), [("pass", "incomplete"), ("assert 0", "failed")])
+def test_a_time_out_after_tests_that_passed_is_no_failure(tmp_path, monkeypatch, body, status):
+    answer = gpu_tests_of(tmp_path, monkeypatch, body, "time.sleep(60)", tests_limit_s=2.5)
+    assert answer["status"] == status
+    assert "SIGINT after 2.5 s" in answer["message"]
+    assert answer["result"]["tests"] == 1
+    assert len(answer["result"]["failed"]) == (status == "failed")
+
+
+def test_tests_that_prove_kernels_come_first_and_all_others_once():
+    files = steps.files_of_tests()
+    assert files[: len(steps.KERNEL_TESTS)] == steps.KERNEL_TESTS
+    assert sorted(files) == sorted(f"tests/{p.name}" for p in (ROOT / "tests").glob("test_*.py"))
+
+
+def test_ceilings_and_the_first_timings_come_before_what_may_be_slow():
+    order = list(steps.STEPS)
+    slow = order.index("compute-sanitizer memcheck")
+    assert order.index("ceilings") < order.index("timings: softmax") < slow
+    assert [n for n in order if n.startswith("timings")] == [f"timings: {n}" for n in steps.LABELS]
+
+
+@pytest.mark.parametrize("name", ["timings: svm", "cold starts"])
+def test_a_step_answers_before_its_limit_with_what_it_has(quick, monkeypatch, name):
+    def run(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(steps.subprocess, "run", run)
+    context = steps.Context(steps.Settings.rehearsal())
+    context.known = {"ceilings": CEILINGS}
+    context.ends = time.monotonic() + steps.ANSWER_S
+    answer = steps.run_step(context, name)
+    assert answer["status"] == "incomplete"
+    assert answer["message"].startswith("out of time: ")
+    assert {row.get("reason", row.get("unavailable")) for row in answer["result"]["rows"]} == {
+        "out of time"
+    }
+
+
+def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monkeypatch):
+    def fail(device):
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(steps, "release", fail)
+    late = failing_after(5, RuntimeError("an illegal address"))
+    monkeypatch.setattr(steps, "device_peers", lambda: [late])
+    context = steps.Context(steps.Settings.rehearsal())
+    context.known = {"ceilings": CEILINGS}
+    answer = steps.run_step(context, "timings: svm")
+    assert (answer["status"], answer["broken"]) == ("failed", True)
+    statuses = [row["status"] for row in answer["result"]["rows"]]
+    assert (statuses[0], statuses[-1]) == ("timed", "failed")
 
 
 def test_the_small_run_and_a_cold_start_print_what_they_found(
@@ -862,6 +921,31 @@ def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
         os.kill(worker._process.pid, signal.SIGKILL)
         dead = worker.ask("ceilings", {}, 60, print)
         assert "died with code -9" in dead["message"]
+
+
+def test_a_grandchild_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    """It has left the group that is killed, as a daemon does."""
+    code = (
+        "import json, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '20'], start_new_session=True)\n"
+        "print(json.dumps({'progress': child.pid}), flush=True)\n"
+        "sys.stdin.read()"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        acceptance.subprocess,
+        "Popen",
+        lambda command, **options: start([sys.executable, "-c", code], **options),
+    )
+    children = []
+    with (tmp_path / "log").open("w") as log:
+        worker = acceptance.Worker(steps.Settings.rehearsal(), log)
+        began = time.monotonic()
+        worker.ask("environment", {}, 1.5, children.append)
+        took = time.monotonic() - began
+    os.kill(children[0], signal.SIGKILL)
+    worker._reader.join(timeout=5)
+    assert took < 10
 
 
 def test_a_signal_in_the_middle_keeps_what_is_done(tmp_path):
