@@ -254,7 +254,8 @@ def gpu_tests(context):
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     # There, other versions may warn of something new; here, results count.
     command += ["-W", "default", "--doctest-continue-on-failure", f"--junitxml={report}", *files]
-    output, limit = report.with_name("gpu_tests.log"), context.settings.tests_limit_s
+    output = report.with_name("gpu_tests.log")
+    limit = min(context.settings.tests_limit_s, context.left_s())
     report.unlink(missing_ok=True)
     interrupted = False
     with output.open("w") as log:
@@ -265,7 +266,7 @@ def gpu_tests(context):
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # pytest then writes what it has
-            code, interrupted = f"SIGINT after {limit:g} s", True
+            code, interrupted = f"SIGINT after {limit:.3g} s", True
             with suppress(subprocess.TimeoutExpired):
                 process.wait(INTERRUPT_S)
             process.kill()
