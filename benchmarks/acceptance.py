@@ -49,7 +49,13 @@ LIMITS_S = {  # so that no step takes the time of those that follow
 }
 TIMINGS_LIMIT_S = 90.0
 FAILED, WRONG_OPTION, NO_GPU, TIME_SPENT = 1, 2, 3, 4
-STYLES = {"passed": "green", "failed": "red", "skipped": "yellow", "not reached": "dim"}
+STYLES = {
+    "passed": "green",
+    "failed": "red",
+    "skipped": "yellow",
+    "incomplete": "yellow",
+    "not reached": "dim",
+}
 
 
 class Stopped(BaseException):
@@ -69,8 +75,8 @@ class Worker:
     def ask(self, step, known, limit_s, advance):
         """Have a step done; return its answer, or why there is none after that time."""
         self._start()
-        request = {"step": step, "known": known}
-        began = time.monotonic()
+        began = time.monotonic()  # the same clock in all processes of a machine
+        request = {"step": step, "known": known, "ends": began + limit_s}
         with suppress(BrokenPipeError):  # if it has died, the next message is its end
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -122,8 +128,9 @@ class Worker:
 
     @staticmethod
     def _read(lines, messages):
-        for line in lines:
-            messages.put(json.loads(line))
+        with lines:  # closed here: elsewhere that would wait for this thread
+            for line in lines:
+                messages.put(json.loads(line))
         messages.put(None)
 
     def close(self):
@@ -134,7 +141,6 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._code = self._process.wait()
         self._reader.join(timeout=2)  # a child that lives on may hold the pipe
-        self._process.stdout.close()
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process = None

@@ -43,6 +43,19 @@ SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERROR = 86
 LEAST_RUNS = 10  # of a call too slow for as many as are asked for
 TAIL_CHARACTERS = 1500
+LONGEST_S = 3600.0  # of a step that nobody limits
+ANSWER_S = 6.0  # before a step's limit, for its answer: after the limit, all is lost
+# What no test without a GPU can prove comes first.
+KERNEL_TESTS = [
+    f"tests/test_{name}.py"
+    for name in (
+        "linear_pass_on_gpu",
+        "losses_on_cupy",
+        "two_layer_step_on_cupy",
+        "neighbors_on_cupy",
+        "uploads",
+    )
+]
 INTERRUPT_S = 4.0  # for pytest's own report, within the step's limit
 COLD = ["plain CuPy", "gpuclf uint8", "PyTorch eager", "JAX jit", "PyTorch compiled"]
 # A small CPU's ceilings, from calls of microseconds, are no ceilings: a rehearsal only goes through
@@ -62,6 +75,10 @@ class Unfit(Exception):  # noqa: N818 - an outcome
         self.result = result
 
 
+class Incomplete(Unfit):
+    """There was no time for all of it; what was done is well."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Sizes of a run."""
@@ -74,6 +91,7 @@ class Settings:
     matrix_side: int = 8192
     timing_s: float = 8.0
     prepare_limit_s: float = 40.0
+    compile_limit_s: float = 100.0
     determinism_s: float = 30.0
     tests_limit_s: float = 100.0
     out: str = "."
@@ -98,6 +116,11 @@ class Context:
     def __init__(self, settings, advance=lambda _: None):
         self.settings, self.advance = settings, advance
         self.known = {}  # the results of earlier steps, by name
+        self.ends = time.monotonic() + LONGEST_S  # of the step
+
+    def left_s(self):
+        """Return how long the step may go on and still answer in time."""
+        return self.ends - ANSWER_S - time.monotonic()
 
     @cached_property
     def device(self):
@@ -179,7 +202,13 @@ def _version(package):
 def _output(*command):
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -220,20 +249,24 @@ def _precisions():
 
 def gpu_tests(context):
     """Run the tests that need a GPU, in a process of their own."""
-    files = ["tests/test_dispatch.py" if context.settings.dry_run else "tests"]
+    files = ["tests/test_dispatch.py"] if context.settings.dry_run else files_of_tests()
     report = Path(context.settings.out).resolve() / "gpu_tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     # There, other versions may warn of something new; here, results count.
     command += ["-W", "default", "--doctest-continue-on-failure", f"--junitxml={report}", *files]
-    output, limit = report.with_name("gpu_tests.log"), context.settings.tests_limit_s
+    output = report.with_name("gpu_tests.log")
+    limit = min(context.settings.tests_limit_s, context.left_s())
     report.unlink(missing_ok=True)
+    interrupted = False
     with output.open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # pytest then writes what it has
-            code = f"SIGINT after {limit:g} s"
+            code, interrupted = f"SIGINT after {limit:.3g} s", True
             with suppress(subprocess.TimeoutExpired):
                 process.wait(INTERRUPT_S)
             process.kill()
@@ -242,11 +275,19 @@ def gpu_tests(context):
         found = {"tail": _tail(output)}
         if report.exists():
             found |= _test_counts(report) | {"failed": _failed_tests(report)}
+            if interrupted and not found["failed"] and found["tests"] > found["skipped"]:
+                raise Incomplete(f"{code}; none of {found['tests']} tests failed until then", found)
         raise Unfit(f"pytest ended with {code}: {found['tail'].splitlines()[-1]}", found)
     counts = _test_counts(report)
     if not context.settings.dry_run and counts["tests"] == counts["skipped"]:
         raise Unfit("every test was skipped", counts | {"tail": _tail(output)})
     return counts | {"summary": _tail(output).splitlines()[-1]}
+
+
+def files_of_tests():
+    """Return the files of tests, what proves kernels first; pytest would sort a folder its way."""
+    found = sorted((ROOT / "tests").glob("test_*.py"))
+    return list(dict.fromkeys(KERNEL_TESTS + [str(path.relative_to(ROOT)) for path in found]))
 
 
 def _test_counts(report):
@@ -358,7 +399,14 @@ def sanitizer(tool, context):
             raise Skipped("compute-sanitizer is not installed")
         checks = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
         command = [*checks, *command]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     tail = (done.stdout + done.stderr).strip()[-TAIL_CHARACTERS:]
     if done.returncode == SANITIZER_ERROR:
         raise Unfit(f"{tool} found errors", {"tail": tail})
@@ -415,9 +463,12 @@ def timings(index, context):
             settings.prepare_limit_s,
             settings.seed,
             SLACK_OF_REHEARSAL if settings.dry_run else SLACK,
+            settings.compile_limit_s,
+            context.left_s(),
         )
     finally:
-        release(context.device)
+        with suppress(Exception):  # of a broken device; what was timed before counts
+            release(context.device)
     result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
     bad = [
         f"{row.implementation} {row.status} ({row.reason})"
@@ -426,6 +477,9 @@ def timings(index, context):
     ]
     if bad:
         raise Unfit("; ".join(bad), result)
+    late = [row.implementation for row in rows if (row.reason or "").endswith("out of time")]
+    if late:
+        raise Incomplete(f"out of time: {', '.join(late)}", result)
     return result
 
 
@@ -447,16 +501,23 @@ def cold_starts(context):
         command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--cold", name]
         command += ["--samples", str(context.settings.samples)]
         command += ["--dry-run"] if context.settings.dry_run else []
-        with tempfile.TemporaryDirectory() as folder:
+        # What a compiler leaves running may still write there.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             caches = {"CUPY_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **caches, "TRITON_CACHE_DIR": folder},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, **caches, "TRITON_CACHE_DIR": folder},
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=max(context.left_s(), 0.0),
+                )
+            except subprocess.TimeoutExpired:
+                rows.append({"implementation": name, "unavailable": "out of time"})
+                continue
         lines = done.stdout.strip().splitlines()
         if done.returncode == 0 and lines:
             rows.append(json.loads(lines[-1]))
@@ -465,6 +526,9 @@ def cold_starts(context):
     failed = [row["implementation"] for row in rows if "failed" in row]
     if failed:
         raise Unfit(f"did not start: {', '.join(failed)}", {"rows": rows})
+    late = [row["implementation"] for row in rows if row.get("unavailable") == "out of time"]
+    if late:
+        raise Incomplete(f"out of time: {', '.join(late)}", {"rows": rows})
     return {"rows": rows}
 
 
@@ -488,14 +552,17 @@ def cold_start(context, name):
 
 
 LABELS = ["softmax", "net step", "svm", "net", "softmax batch", "k-NN l2", "k-NN l1"]
+TIMINGS = {f"timings: {label}": partial(timings, index) for index, label in enumerate(LABELS)}
 STEPS = {
     "environment": environment,
     "gpu tests": gpu_tests,
     "parity": check_parity,
     "determinism": determinism,
-    **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
+    # The figures that decide come before what may be slow.
     "ceilings": ceilings,
-    **{f"timings: {label}": partial(timings, index) for index, label in enumerate(LABELS)},
+    "timings: softmax": TIMINGS.pop("timings: softmax"),
+    **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
+    **TIMINGS,
     "cold starts": cold_starts,
 }
 
@@ -508,8 +575,12 @@ def run_step(context, name):
         answer["result"] = STEPS[name](context)
     except Skipped as reason:
         answer |= {"status": "skipped", "message": str(reason)}
+    except Incomplete as found:
+        answer |= {"status": "incomplete", "message": str(found), "result": found.result}
     except Unfit as found:
+        # A device that a kernel has broken would fail in all that follows.
         answer |= {"status": "failed", "message": str(found), "result": found.result}
+        answer["broken"] = True
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
@@ -522,7 +593,7 @@ def serve(settings, requests, send):
     context = Context(settings, lambda what: send({"progress": what}))
     for line in requests:
         request = json.loads(line)
-        context.known = request["known"]
+        context.known, context.ends = request["known"], request["ends"]
         answer = run_step(context, request["step"])
         send({"answer": answer})
         if answer.get("broken"):

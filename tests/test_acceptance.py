@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,6 +274,90 @@ def test_what_fails_or_is_missing_does_not_stop_the_others():
     ]
 
 
+def failing_after(n_calls, error, name="late", prepare=gpuclf_floats):
+    """The check and the warm-ups take 4 calls, a turn of tiny_case() takes 6."""
+
+    def prepare_it(case, inputs):
+        call, calls = prepare(case, inputs), []
+
+        def fail_later():
+            calls.append(None)
+            if len(calls) > n_calls:
+                raise error
+            return call()
+
+        return fail_later
+
+    return Implementation(name, "numpy", "float", prepare_it)
+
+
+@pytest.mark.parametrize(
+    ("n_calls", "when"), [(5, "while timed"), (11, "while timed"), (16, "after the timing")]
+)
+def test_what_fails_late_costs_its_own_row_only(n_calls, when):
+    late = failing_after(n_calls, RuntimeError("out of memory"))
+    rows = run_case(tiny_case(), [late, FLOATS, BYTES])
+    assert [row.status for row in rows] == ["failed", "timed", "timed"]
+    assert rows[0].reason == f"{when}: RuntimeError: out of memory"
+    assert rows[0].device_s is None
+    assert [row.device_s["n"] for row in rows[1:]] == [4, 4]
+    (row,) = run_case(tiny_case(), [late])
+    assert row.status == "failed"
+
+
+def test_what_hangs_while_timed_costs_its_own_row_only():
+    rows = run_case(tiny_case(), [stalling(after=5), FLOATS], prepare_limit_s=0.2)
+    assert [row.status for row in rows] == ["unavailable", "timed"]
+    assert rows[0].reason == "while timed: took longer than 0.2 s"
+
+
+def stalling(after, seconds=5):
+    def prepare(case, inputs):
+        call, calls = gpuclf_floats(case, inputs), []
+
+        def stall():
+            calls.append(None)
+            if len(calls) > after:
+                time.sleep(seconds)
+            return call()
+
+        return stall
+
+    return Implementation("stalling", "numpy", "float", prepare)
+
+
+def test_what_is_prepared_before_the_deadline_is_timed():
+    began = time.monotonic()
+    options = {"time_budget_s": 0.1, "deadline_s": 0.5}
+    rows = run_case(tiny_case(), [FLOATS, stalling(after=0), BYTES], **options)
+    assert time.monotonic() - began < 2
+    assert [row.status for row in rows] == ["timed", "unavailable", "unavailable"]
+    assert "took longer" in rows[1].reason
+    assert rows[2].reason == "out of time"
+
+
+def test_what_compiles_is_prepared_last_and_has_a_limit_of_its_own():
+    order = []
+
+    def prepare(case, inputs, name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+        return gpuclf_floats(case, inputs)
+
+    slow = Implementation("slow", "numpy", "float", partial(prepare, name="slow", seconds=0.5))
+    compiled = replace(slow, compiles=True)
+    other = replace(slow, name="other", prepare=partial(prepare, name="other", seconds=0))
+    rows = run_case(tiny_case(), [compiled, other], prepare_limit_s=0.3, compile_limit_s=30.0)
+    assert [(row.implementation, row.status) for row in rows] == [
+        ("slow", "timed"),
+        ("other", "timed"),
+    ]
+    assert order == ["other", "slow"]
+    assert [peer.name for peer in device_peers() if peer.compiles] == ["PyTorch compiled"]
+    (row,) = run_case(tiny_case(), [slow], prepare_limit_s=0.3)
+    assert row.status == "unavailable"
+
+
 def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():
     def stubborn():
         try:
@@ -302,6 +387,21 @@ def test_the_order_changes_from_round_to_round():
     rounds = [tuple(timed[i : i + 9 : 3]) for i in range(0, len(timed), 9)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len(set(rounds)) > 1
+
+
+def test_every_row_computes_where_its_backend_is(strict):
+    elsewhere = backend.Backend("cupy", strict.xp, "in CuPy's place")
+    ((loss, dW),) = true_results(tiny_case(), make_inputs("float64"))
+    for prepare, options in (
+        (implementations.gpuclf_floats, {}),
+        (implementations.gpuclf_bytes, {}),
+        (implementations.gpuclf_bytes, {"uploads": "before"}),
+        (implementations.gpuclf_bytes, {"uploads": "streamed"}),
+    ):
+        found_loss, found_dW = prepare(tiny_case(), make_inputs(), elsewhere, **options)()
+        assert backend.array_namespace(found_dW) is backend.array_namespace(strict.asarray([0]))
+        assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
+        np.testing.assert_allclose(np.asarray(found_dW), dW, rtol=1e-3, atol=1e-5)
 
 
 # ------------------------------------------------------------------------ peers on a device
@@ -536,8 +636,13 @@ def quick(monkeypatch):
     monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
     done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
     done.stderr = ""
+
+    def run(command, stdin, **options):
+        assert stdin == subprocess.DEVNULL  # and not the pipe that brings requests
+        return done
+
     processes = SimpleNamespace(
-        run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired
+        run=run, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
     )
     monkeypatch.setattr(steps, "subprocess", processes)  # the module's own is everybody's
     monkeypatch.setitem(steps.STEPS, "gpu tests", lambda context: {"summary": "1 skipped"})
@@ -664,11 +769,11 @@ def test_other_bits_in_other_runs_are_found(quick, monkeypatch):
     assert answer["result"][f"{tiny_case().title}, float"]["different_results"] == 3
 
 
-def gpu_tests_of(tmp_path, monkeypatch, body, **options):
+def gpu_tests_of(tmp_path, monkeypatch, body, other="pass", **options):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_dispatch.py").write_text(
         f"import time, pytest\n@pytest.mark.gpu\ndef test_one(): {body}\n"
-        "@pytest.mark.gpu\ndef test_other(): pass\n"
+        f"@pytest.mark.gpu\ndef test_other(): {other}\n"
     )
     monkeypatch.setattr(steps, "ROOT", tmp_path)
     settings = steps.Settings.rehearsal(out=str(tmp_path), **options)
@@ -687,6 +792,60 @@ def test_gpu_tests_that_take_too_long_keep_their_counts(tmp_path, monkeypatch):
     answer = gpu_tests_of(tmp_path, monkeypatch, "time.sleep(60)", tests_limit_s=1.5)
     assert answer["status"] == "failed"
     assert "SIGINT after 1.5 s" in answer["message"]
+
+
+@pytest.mark.parametrize(("body", "status"), [("pass", "incomplete"), ("assert 0", "failed")])
+def test_a_time_out_after_tests_that_passed_is_no_failure(tmp_path, monkeypatch, body, status):
+    answer = gpu_tests_of(tmp_path, monkeypatch, body, "time.sleep(60)", tests_limit_s=2.5)
+    assert answer["status"] == status
+    assert "SIGINT after 2.5 s" in answer["message"]
+    assert answer["result"]["tests"] == 1
+    assert len(answer["result"]["failed"]) == (status == "failed")
+
+
+def test_tests_that_prove_kernels_come_first_and_all_others_once():
+    files = steps.files_of_tests()
+    assert files[: len(steps.KERNEL_TESTS)] == steps.KERNEL_TESTS
+    assert sorted(files) == sorted(f"tests/{p.name}" for p in (ROOT / "tests").glob("test_*.py"))
+
+
+def test_ceilings_and_the_first_timings_come_before_what_may_be_slow():
+    order = list(steps.STEPS)
+    slow = order.index("compute-sanitizer memcheck")
+    assert order.index("ceilings") < order.index("timings: softmax") < slow
+    assert [n for n in order if n.startswith("timings")] == [f"timings: {n}" for n in steps.LABELS]
+
+
+@pytest.mark.parametrize("name", ["timings: svm", "cold starts"])
+def test_a_step_answers_before_its_limit_with_what_it_has(quick, monkeypatch, name):
+    def run(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(steps.subprocess, "run", run)
+    context = steps.Context(steps.Settings.rehearsal())
+    context.known = {"ceilings": CEILINGS}
+    context.ends = time.monotonic() + steps.ANSWER_S
+    answer = steps.run_step(context, name)
+    assert answer["status"] == "incomplete"
+    assert answer["message"].startswith("out of time: ")
+    assert {row.get("reason", row.get("unavailable")) for row in answer["result"]["rows"]} == {
+        "out of time"
+    }
+
+
+def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monkeypatch):
+    def fail(device):
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(steps, "release", fail)
+    late = failing_after(5, RuntimeError("an illegal address"))
+    monkeypatch.setattr(steps, "device_peers", lambda: [late])
+    context = steps.Context(steps.Settings.rehearsal())
+    context.known = {"ceilings": CEILINGS}
+    answer = steps.run_step(context, "timings: svm")
+    assert (answer["status"], answer["broken"]) == ("failed", True)
+    statuses = [row["status"] for row in answer["result"]["rows"]]
+    assert (statuses[0], statuses[-1]) == ("timed", "failed")
 
 
 def test_the_small_run_and_a_cold_start_print_what_they_found(
@@ -762,6 +921,31 @@ def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
         os.kill(worker._process.pid, signal.SIGKILL)
         dead = worker.ask("ceilings", {}, 60, print)
         assert "died with code -9" in dead["message"]
+
+
+def test_a_grandchild_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    """It has left the group that is killed, as a daemon does."""
+    code = (
+        "import json, subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '20'], start_new_session=True)\n"
+        "print(json.dumps({'progress': child.pid}), flush=True)\n"
+        "sys.stdin.read()"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        acceptance.subprocess,
+        "Popen",
+        lambda command, **options: start([sys.executable, "-c", code], **options),
+    )
+    children = []
+    with (tmp_path / "log").open("w") as log:
+        worker = acceptance.Worker(steps.Settings.rehearsal(), log)
+        began = time.monotonic()
+        worker.ask("environment", {}, 1.5, children.append)
+        took = time.monotonic() - began
+    os.kill(children[0], signal.SIGKILL)
+    worker._reader.join(timeout=5)
+    assert took < 10
 
 
 def test_a_signal_in_the_middle_keeps_what_is_done(tmp_path):

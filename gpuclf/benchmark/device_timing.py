@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +31,10 @@ CHECKED_CALLS = 3  # of a training step, the third has all that momentum brings
 WARM_UPS = 3
 # Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
 SLACK = 1.1
+LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
+
+Result = TypeVar("Result")
+Seconds = dict[str, list[float]]
 
 
 class TimeLimitError(BaseException):
@@ -174,6 +180,8 @@ def run_device_case(
     prepare_limit_s: float = 30.0,
     seed: int = 0,
     slack: float = SLACK,
+    compile_limit_s: float = 100.0,
+    deadline_s: float = math.inf,
 ) -> list[DeviceRow]:
     """Check and time the implementations of one case on a device.
 
@@ -190,53 +198,106 @@ def run_device_case(
     advance : callable
         Called with what is done next.
     time_budget_s : float
-        Rounds end when the timing has taken this long, but not before the first.
+        Turns end when the timing has taken this long, but each has a first.
     prepare_limit_s : float
-        What takes longer until its first results (compilation) is "unavailable".
+        What takes longer until its first results is "unavailable".
     seed : int
         Draws the order in each round.
     slack : float
         A median that times this is still less than the floor is "rejected".
+    compile_limit_s : float
+        In the place of `prepare_limit_s` for what compiles; that is prepared last.
+    deadline_s : float
+        Return within this time, as far as calls can be interrupted: preparation ends
+        `time_budget_s` before it, and what had no turn until then is "unavailable".
 
     Returns
     -------
     list of DeviceRow
         Nothing is raised: what went wrong is in the rows.
     """
-    rows: dict[str, DeviceRow] = {}
+    entered = time.perf_counter()
+
+    def left() -> float:
+        return deadline_s - (time.perf_counter() - entered)
+
+    implementations = list(implementations)
+    rows = {i.name: _new_row(case, inputs, i, ceilings) for i in implementations}
     calls: dict[str, tuple[Call, Callable[[Any], object] | None]] = {}
-    for implementation in implementations:
-        row = rows[implementation.name] = _new_row(case, inputs, implementation, ceilings)
+    for implementation in sorted(implementations, key=lambda i: i.compiles):
+        row = rows[implementation.name]
         if implementation.uploads and not case.operation.startswith(("softmax", "svm")):
             row.status, row.reason = "unavailable", "uploads are timed with the linear models"
             continue
         advance(implementation.name)
         began = time.perf_counter()
-        try:
-            with time_limit(prepare_limit_s):
-                call = implementation.prepare(case, inputs)
-                row.errors = _check(case, inputs, implementation, call, truth)
-                for _ in range(WARM_UPS):
-                    call()
-                device.synchronize()
-            calls[row.implementation] = (call, implementation.wait)
-        except (Unavailable, TimeLimitError) as reason:
-            row.status, row.reason = "unavailable", str(reason)
-        except DisagreementError as error:
-            row.status, row.reason = "wrong", str(error)
-        except Exception as error:
-            row.status, row.reason = "failed", f"{type(error).__name__}: {error}"
+        limit = compile_limit_s if implementation.compiles else prepare_limit_s
+        prepared = _attempt(
+            row,
+            min(limit, left() - time_budget_s),
+            partial(_prepared, case, inputs, implementation, truth, device, row),
+        )
         row.prepare_s = time.perf_counter() - began
+        if prepared is not None:
+            calls[row.implementation] = (prepared, implementation.wait)
     advance("timing")
-    for name, samples in _time_shuffled(calls, case, device, time_budget_s, seed).items():
-        try:  # once more: copies of the samples and graphs have had their turns
-            if not case.operation.endswith("step"):
-                compare(name, calls[name][0](), "NumPy", truth[0], rows[name].precision, case)
-        except DisagreementError as error:
-            rows[name].status, rows[name].reason = "wrong", f"after the timing: {error}"
-        else:
-            _judge(rows[name], samples, slack)
+
+    def attempt(name: str, turn: Callable[[], Seconds]) -> Seconds | None:
+        return _attempt(rows[name], min(prepare_limit_s, left()), turn, "while timed: ")
+
+    samples = _time_shuffled(calls, case, device, time_budget_s, seed, attempt)
+    for name, seconds in samples.items():
+        row = rows[name]
+        if not case.operation.endswith("step"):
+            # Once more: copies of the samples and graphs have had their turns.
+            checked = _attempt(
+                row,
+                min(prepare_limit_s, max(left(), LAST_CHECK_S)),
+                partial(_compared, case, row, calls[name][0], truth),
+                "after the timing: ",
+            )
+            if checked is None:
+                continue
+        _judge(row, seconds, slack)
     return list(rows.values())
+
+
+def _attempt(
+    row: DeviceRow, limit_s: float, action: Callable[[], Result], when: str = ""
+) -> Result | None:
+    """Return what the action returns; or None, and the row says why."""
+    try:
+        if limit_s <= 0:
+            raise TimeLimitError("out of time")
+        with time_limit(limit_s):
+            return action()
+    except (Unavailable, TimeLimitError) as reason:
+        row.status, row.reason = "unavailable", f"{when}{reason}"
+    except DisagreementError as error:
+        row.status, row.reason = "wrong", f"{when}{error}"
+    except Exception as error:
+        row.status, row.reason = "failed", f"{when}{type(error).__name__}: {error}"
+    return None
+
+
+def _prepared(
+    case: Case,
+    inputs: Inputs,
+    implementation: Implementation,
+    truth: list[Any],
+    device: Device,
+    row: DeviceRow,
+) -> Call:
+    call = implementation.prepare(case, inputs)
+    row.errors = _check(case, inputs, implementation, call, truth)
+    for _ in range(WARM_UPS):
+        call()
+    device.synchronize()
+    return call
+
+
+def _compared(case: Case, row: DeviceRow, call: Call, truth: list[Any]) -> dict[str, float]:
+    return compare(row.implementation, call(), "NumPy", truth[0], row.precision, case)
 
 
 def _new_row(
@@ -281,23 +342,29 @@ def _time_shuffled(
     device: Device,
     time_budget_s: float,
     seed: int,
-) -> dict[str, dict[str, list[float]]]:
-    samples: dict[str, dict[str, list[float]]] = {
+    attempt: Callable[[str, Callable[[], Seconds]], Seconds | None],
+) -> dict[str, Seconds]:
+    """Return the seconds of each call; what fails in a turn is dropped, with what it holds."""
+    samples: dict[str, Seconds] = {
         name: {"device_s": [], "wall_s": [], "queued_s": []} for name in calls
     }
     rng, began = np.random.default_rng(seed), time.perf_counter()
-    for _ in range(case.rounds if calls else 0):
+    for _ in range(case.rounds):
         for name in rng.permutation(list(calls)).tolist():
-            for kind, seconds in _turn(*calls[name], case.calls_a_turn, device).items():
+            if samples[name]["queued_s"] and time.perf_counter() - began > time_budget_s:
+                continue
+            turn = attempt(name, partial(_turn, *calls[name], case.calls_a_turn, device))
+            if turn is None:
+                del calls[name], samples[name]
+                continue
+            for kind, seconds in turn.items():
                 samples[name][kind] += seconds
-        if time.perf_counter() - began > time_budget_s:
-            break
     return samples
 
 
 def _turn(
     call: Call, wait: Callable[[Any], object] | None, n_calls: int, device: Device
-) -> dict[str, list[float]]:
+) -> Seconds:
     """Time a few calls by events, then queued without a pause, then one by one by the clock."""
     finish = wait or (lambda _: None)
     device.synchronize()
@@ -323,7 +390,7 @@ def _turn(
     return {"device_s": events, "wall_s": walls, "queued_s": [queued]}
 
 
-def _judge(row: DeviceRow, samples: dict[str, list[float]], slack: float) -> None:
+def _judge(row: DeviceRow, samples: Seconds, slack: float) -> None:
     for kind, seconds in samples.items():
         p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
         summary = {"median": median, "p20": p20, "p80": p80, "n": len(seconds), "samples": seconds}

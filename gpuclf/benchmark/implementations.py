@@ -49,6 +49,8 @@ class Implementation:
         The call takes X from the host's memory.
     wait : callable, optional
         ``wait(result)`` returns when the result is there; for a library with a queue of its own.
+    compiles : bool
+        The first calls compile for long.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Implementation:
     precision: str = "float32"
     uploads: bool = False
     wait: Callable[[Any], object] | None = None
+    compiles: bool = False
 
 
 NAIVE: dict[str, Callable[..., Any]] = {
@@ -179,7 +182,8 @@ def _gpuclf_call(
     if uploads == "before":
         batches = map(put, itertools.repeat(samples))
     elif uploads == "streamed":
-        batches = itertools.repeat(samples.with_samples(gpuclf.Streamed(samples.X, backend)))
+        passing = gpuclf.Streamed(samples.X, backend)
+        batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
     else:
         batches = rotated(samples, inputs, put)
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))

@@ -336,7 +336,9 @@ def _import(name: str, title: str) -> Any:
 
 def _torch(name: str, **options: Any) -> Implementation:
     row = {key: options[key] for key in ("precision", "uploads") if key in options}
-    return Implementation(name, "torch", "float", partial(pytorch, **options), **row)
+    compiles = options.get("how") == "compiled"
+    prepare = partial(pytorch, **options)
+    return Implementation(name, "torch", "float", prepare, compiles=compiles, **row)
 
 
 def _jax(name: str, precision: str = "float32") -> Implementation:
