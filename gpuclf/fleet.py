@@ -117,7 +117,6 @@ def train_fleet(
     >>> slow.history.loss[-1] > fast.history.loss[-1]
     True
     """
-    xp = array_namespace(y)
     n_models = int(next(iter(params.values())).shape[0])
     for name, values in (("rates", rates), ("reg", reg), ("momentum", momentum)):
         if len(values) != n_models:

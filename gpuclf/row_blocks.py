@@ -26,6 +26,7 @@ from gpuclf.backend import (
     free_device_bytes,
     single_threaded_blas,
 )
+from gpuclf.uploads import row_slices
 
 __all__ = [
     "block_rows",
@@ -191,14 +192,6 @@ def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_bloc
 def concat_rows(parts: Sequence[Array]) -> Array:
     """Put arrays together along the second last axis."""
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)
-
-
-def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
-    """Cut ``range(n_rows)`` into slices of `rows_per_block`, the last one shorter if need be."""
-    return [
-        slice(start, min(start + rows_per_block, n_rows))
-        for start in range(0, n_rows, rows_per_block)
-    ]
 
 
 def sum_in_order(rounds: Iterable[Sequence[Array]]) -> list[Array]:

@@ -18,7 +18,7 @@ from gpuclf.backend import (
     to_device,
     transfers,
 )
-from gpuclf.row_blocks import MIN_BLOCK_ROWS, until_it_fits
+from gpuclf.row_blocks import MIN_BLOCK_ROWS, row_slices, until_it_fits
 from gpuclf.uploads import uploaded_blocks
 
 __all__ = ["STREAM_BYTES", "Streamed"]
@@ -181,6 +181,5 @@ class Streamed:
         if queue is not None:
             yield from uploaded_blocks(self.host, n_rows, queue)
             return
-        for start in range(0, len(self), n_rows):
-            rows = slice(start, min(start + n_rows, len(self)))
+        for rows in row_slices(len(self), n_rows):
             yield rows, to_device(self.host[rows], like=self._like)

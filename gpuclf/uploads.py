@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["PIECE_BYTES", "Transfers", "upload_in_pieces", "uploaded_blocks"]
+__all__ = ["PIECE_BYTES", "Transfers", "row_slices", "upload_in_pieces", "uploaded_blocks"]
 
 PIECE_BYTES = 16 << 20
 
@@ -86,7 +86,7 @@ def upload_in_pieces(X: np.ndarray, transfers: Transfers, piece_bytes: int = PIE
     # Computation that was queued earlier may still use the memory that the array was given.
     transfers.uploads_wait(transfers.computed_so_far())
     try:
-        for rows in _slices(len(X), n_rows):
+        for rows in row_slices(len(X), n_rows):
             buffers.upload(rows, target[rows])
     finally:
         buffers.finish()
@@ -116,7 +116,7 @@ def uploaded_blocks(
     MemoryError
         If the device has no room for two blocks.
     """
-    blocks = _slices(len(X), n_rows)
+    blocks = row_slices(len(X), n_rows)
     n_rows = min(n_rows, len(X))
     places = [transfers.empty((n_rows, *X.shape[1:]), X.dtype) for _ in blocks[:2]]
     # Computation that was queued earlier may still use the memory that the places were given.
@@ -142,5 +142,9 @@ def uploaded_blocks(
         buffers.finish()
 
 
-def _slices(n_rows: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+def row_slices(n_rows: int, rows_per_block: int) -> list[slice]:
+    """Cut ``range(n_rows)`` into slices of `rows_per_block`, the last one shorter if need be."""
+    return [
+        slice(start, min(start + rows_per_block, n_rows))
+        for start in range(0, n_rows, rows_per_block)
+    ]

@@ -401,6 +401,15 @@ def test_progress_counts_every_distance(metric, small_blocks, monkeypatch):
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
+def peak_bytes(*args, **options):
+    tracemalloc.start()
+    try:
+        k_neighbors(*args, **options)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @every_metric
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("budget", [6 << 20, 12 << 20])
@@ -411,12 +420,7 @@ def test_memory_stays_within_the_budget(metric, dtype, budget, monkeypatch):
     rng = np.random.default_rng(0)
     A, B = (rng.integers(0, 256, (n, 1100), np.uint8).astype(dtype) for n in (120, 900))
     k_neighbors(A[:5], B[:9], 1, metric)  # thread pools and imports
-    tracemalloc.start()
-    try:
-        k_neighbors(A, B, 5, metric, memory_budget=budget)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_bytes(A, B, 5, metric, memory_budget=budget)
     assert peak <= budget
 
 
@@ -428,12 +432,7 @@ def test_a_budget_below_that_of_the_differences_is_kept_too(metric, dtype, budge
     monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
     A, B = small_integers(300, 3000, 50, dtype=dtype)
     k_neighbors(A[:5], B[:9], 1, metric)
-    tracemalloc.start()
-    try:
-        k_neighbors(A, B, 1, metric, memory_budget=budget)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_bytes(A, B, 1, metric, memory_budget=budget)
     assert peak <= budget
 
 
@@ -444,12 +443,7 @@ def test_the_least_budget_of_long_samples_is_kept(metric, dtype, monkeypatch):
     with pytest.raises(ValueError, match="too small") as raised:
         k_neighbors(A, B, 1, metric, memory_budget=1)
     least = int(str(raised.value).split()[-3])
-    tracemalloc.start()
-    try:
-        k_neighbors(A, B, 1, metric, memory_budget=least)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_bytes(A, B, 1, metric, memory_budget=least)
     assert peak <= least + 50_000  # for what does not grow with the samples
 
 
@@ -469,12 +463,7 @@ def test_memory_stays_within_the_budget_of_compiled_distances(compiled_only):
     A, B = pixels(300, 2000, 1100)
     for metric in METRICS:
         k_neighbors(A[:5], B[:9], 1, metric)
-        tracemalloc.start()
-        try:
-            k_neighbors(A, B, 5, metric, memory_budget=4 << 20)
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+        peak = peak_bytes(A, B, 5, metric, memory_budget=4 << 20)
         assert peak <= 4 << 20
 
 

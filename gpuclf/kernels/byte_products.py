@@ -416,25 +416,22 @@ def add_tile(
 
 
 @intrinsic
-def write_tile(
-    typing_context: Any, sums: Any, scales: Any, b: Any, Y: Any, first: Any, row_floats: Any
-) -> Any:
-    """Put the digits of :func:`multiply_rows` together, add b, and write 16 x 16 numbers of Y.
+def write_tile(typing_context: Any, sums: Any, scales: Any, b: Any, Y: Any) -> Any:
+    """Put the digits of :func:`multiply_rows` together, add b, and write them to Y (16, 16).
 
-    `first`: where they begin, in floats. `scales` and `b` begin at the group.
+    `scales` and `b` begin at the group.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         c = _Code(context, builder, signature, args)
-        sums, scales, b, y, first, row_floats = c.args
-        scale, bias, y = c.load(scales, _floats), c.load(b, _floats), c.at(y, c.times(first, 4))
+        sums, scales, b, y = c.args
+        scale, bias = c.load(scales, _floats), c.load(b, _floats)
         for r in range(16):
             value = builder.fadd(builder.fmul(c.number(sums, r), scale), bias)
-            c.store(value, y)
-            y = c.at(y, c.times(row_floats, 4))
+            c.store(value, c.at(y, 4 * GROUP * r))
         return context.get_dummy_value()
 
-    return types.void(sums, scales, b, Y, types.int64, types.int64), code
+    return types.void(sums, scales, b, Y), code
 
 
 @intrinsic
@@ -581,7 +578,7 @@ def _multiply(X: Any, weights: Any, b: Any, row: int, group: int, sums: Any, Y: 
         begins,
         sums,
     )
-    write_tile(sums, scales[group], b[group * GROUP :], Y, 0, GROUP)
+    write_tile(sums, scales[group], b[group * GROUP :], Y)
 
 
 @compiled

@@ -13,6 +13,9 @@ __all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_fe
 
 logger = logging.getLogger(__name__)
 
+# Linux's numbers on x86-64.
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
 
 @cache
 def numba_is_usable() -> bool:
@@ -43,9 +46,6 @@ def processor_features() -> dict[str, bool]:
     if config.CPU_NAME is not None or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
         return {}
     return dict(get_host_cpu_features())
-
-
-SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 @cache

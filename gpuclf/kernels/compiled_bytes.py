@@ -59,7 +59,6 @@ def _takes(features: Features, parameter: Any) -> bool:
         parameter.ndim == 2
         and parameter.dtype == np.float32
         and features.folds
-        and features.centre is None
         and are_multiplied(features.stored, n_outputs, parameter.dtype)
     )
 

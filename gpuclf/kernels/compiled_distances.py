@@ -177,10 +177,11 @@ def _sums(X: Any) -> Any:
     return sums, squares
 
 
-def _padded(X: Any, n_bytes: int) -> Any:
-    """Return X with features that are 0, as many as the instruction needs."""
-    missing = -X.shape[1] % n_bytes
-    return np.ascontiguousarray(np.pad(X, ((0, 0), (0, missing))) if missing else X)
+def _padded(X: Any, n_bytes: int, n_rows: int = 1) -> Any:
+    """Return X with zeros that fill the instruction's last bytes, and its last tile of rows."""
+    missing = -len(X) % n_rows, -X.shape[1] % n_bytes
+    padded = np.pad(X, ((0, missing[0]), (0, missing[1]))) if any(missing) else X
+    return np.ascontiguousarray(padded)
 
 
 def manhattan(A: Any, B: Any) -> Any:
@@ -214,19 +215,13 @@ def _on_matrix_unit(A: Any, B: Any) -> Any:
     from gpuclf.kernels import byte_products
 
     n_rows, n_columns = len(A), len(B)
-    whole = n_columns // byte_products.PANEL * byte_products.PANEL
-    A = _in_tiles(A, byte_products.GROUP)
-    parts = [_in_tiles(part, byte_products.PANEL) for part in (B[:whole], B[whole:])]
+    panel = byte_products.PANEL
+    whole = n_columns // panel * panel
+    A = _padded(A, panel, byte_products.GROUP)
+    parts = [_padded(part, panel, panel) for part in (B[:whole], B[whole:])]
     sums, squares = _sums(A)
     norms = squares - 2 * BYTE_CENTRE * sums + BYTE_CENTRE**2 * A.shape[1]
     out = np.empty((len(A), sum(len(part) for part in parts)), np.int32)
     for part, column in zip(parts, (0, whole), strict=True):
         byte_products.squared_euclidean(A, part, norms.astype(np.int32), out, column)
     return out[:n_rows, :n_columns]
-
-
-def _in_tiles(X: Any, n_rows: int) -> Any:
-    """Return X with zeros that fill the last tile."""
-    missing = -len(X) % n_rows, -X.shape[1] % 64
-    padded = np.pad(X, ((0, missing[0]), (0, missing[1]))) if any(missing) else X
-    return np.ascontiguousarray(padded)

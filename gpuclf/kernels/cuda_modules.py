@@ -25,6 +25,7 @@ __all__ = [
     "Launch",
     "address",
     "build",
+    "ceil_div",
     "compiler_options",
     "contiguous",
     "device_limits",
@@ -131,6 +132,17 @@ def kernel(file: str, name: str, **constants: int | str) -> Launch:
     (('REAL', 'float'),)
     """
     return Launch(file, name, tuple(sorted(constants.items())))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return how many blocks of `b` hold `a`.
+
+    Examples
+    --------
+    >>> ceil_div(7, 3)
+    3
+    """
+    return -(-a // b)
 
 
 def contiguous(x: Array) -> Array:

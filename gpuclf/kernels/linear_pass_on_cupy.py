@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.cuda_modules import ceil_div
 from gpuclf.linear import linear_objective, linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 
@@ -91,26 +92,26 @@ def _plan(
     shared_bytes: int,
 ) -> _Plan | None:  # fmt: skip
     """Plan the launches, or return None for a device with too little shared memory."""
-    tiles, class_tiles = _ceil(n_classes, 8), _ceil(n_classes, 16)
+    tiles, class_tiles = ceil_div(n_classes, 8), ceil_div(n_classes, 16)
     shares_a_tile = parts == 2 and 1 <= n_classes % 8 <= 4
     weight_vectors = 64 * (parts * tiles - shares_a_tile) + 1
     warp_rows = 32 if n_classes <= 16 else 16
     block_rows = 3 * GROUP if n_samples > 3 * GROUP * MIN_SCORE_BLOCKS else GROUP
-    n_chunks, n_score_blocks = _ceil(n_features, CHUNK), _ceil(n_samples, block_rows)
+    n_chunks, n_score_blocks = ceil_div(n_features, CHUNK), ceil_div(n_samples, block_rows)
     stage_bytes = block_rows * CHUNK + VECTOR * weight_vectors
     score_stages = min(MAX_SCORE_STAGES, shared_bytes // stage_bytes)
     epilogue_bytes = 4 * block_rows * (16 * class_tiles + 8)
 
-    n_strips, n_groups = _ceil(n_features, STRIP), _ceil(n_samples, GROUP)
+    n_strips, n_groups = ceil_div(n_features, STRIP), ceil_div(n_samples, GROUP)
     gradient_vectors = 4 * parts * 32
     strip_vectors = GROUP * STRIP // VECTOR
-    n_shares = max(1, MAX_GRADIENT_BLOCKS // _ceil(n_strips, MAX_STRIPS))
+    n_shares = max(1, MAX_GRADIENT_BLOCKS // ceil_div(n_strips, MAX_STRIPS))
     n_shares = min(n_groups, n_shares)
     room = shared_bytes // (GRADIENT_STAGES * VECTOR) - gradient_vectors - 1
     most_strips = min(MAX_STRIPS, room // strip_vectors)
     if score_stages < MIN_SCORE_STAGES or most_strips < 1:
         return None
-    strips = _ceil(n_strips, _ceil(n_strips, most_strips))
+    strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
     stage_vectors = strips * strip_vectors + gradient_vectors + 1
     constants = {
         "FEATURES": n_features,
@@ -129,7 +130,7 @@ def _plan(
         n_score_blocks=n_score_blocks,
         score_threads=block_rows // warp_rows * 32,
         score_bytes=max(score_stages * stage_bytes, epilogue_bytes),
-        gradient_grid=(class_tiles, _ceil(n_strips, strips), n_shares),
+        gradient_grid=(class_tiles, ceil_div(n_strips, strips), n_shares),
         gradient_bytes=GRADIENT_STAGES * VECTOR * stage_vectors,
         packed=(n_chunks, weight_vectors, 4),
         gradients=(n_groups_of_blocks, class_tiles, gradient_vectors, 4),
@@ -217,7 +218,3 @@ def _fits(
         and all(x.dtype.name == "float32" and x.flags.c_contiguous for x in floats)
         and all(x.ndim == 1 for x in (y, *floats[1:]))
     )
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)

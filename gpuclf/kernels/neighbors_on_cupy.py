@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.cuda_modules import ceil_div
 from gpuclf.neighbors import PAIR_BYTES, manhattan, nearest_in_tiles, squared_euclidean
 from gpuclf.row_blocks import row_slices
 
@@ -70,8 +71,8 @@ def nearest_of_bytes(
         distances = xp.reshape(memory[: n_queries * n_columns], (n_queries, n_columns))
         _write_distances(A, _padded(B[tile, :]), norms, distances)
         sizes = (np.int32(size) for size in (n_queries, n_columns, tile.start, k))
-        cuda_modules.kernel("merge_nearest.cu", "merge_nearest", SLOTS=_ceil(k, 32))(
-            _ceil(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
+        cuda_modules.kernel("merge_nearest.cu", "merge_nearest", SLOTS=ceil_div(k, 32))(
+            ceil_div(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
         )
         count(n_columns * n_queries)
     return ranks, xp.astype(indices, xp.int64)
@@ -97,7 +98,7 @@ def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
         limits = cuda_modules.device_limits(A)
         if limits.capability >= FROM_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
             name, tile, shared_bytes = "multiply_bytes", PRODUCT_TILE, PRODUCT_SHARED_BYTES
-    grid = tuple(map(_ceil, distances.shape, tile))
+    grid = tuple(map(ceil_div, distances.shape, tile))
     launch = cuda_modules.kernel("neighbors.cu", name)
     launch(grid, THREADS, (*arrays, distances, *sizes), shared_bytes=shared_bytes)
 
@@ -107,7 +108,7 @@ def _norms(X: Any) -> Any:
     norms = xp.empty((X.shape[0],), dtype=xp.uint32, device=X.device)
     launch = cuda_modules.kernel("neighbors.cu", "squared_norms")
     sizes = (np.int32(size) for size in X.shape)
-    launch(_ceil(X.shape[0], NORM_ROWS), THREADS, (X, norms, *sizes))
+    launch(ceil_div(X.shape[0], NORM_ROWS), THREADS, (X, norms, *sizes))
     return norms
 
 
@@ -134,7 +135,3 @@ def _padded(X: Any) -> Any:
     xp = array_namespace(X)
     spare = xp.zeros((X.shape[0], -X.shape[1] % VECTOR), dtype=xp.uint8, device=X.device)
     return cuda_modules.contiguous(xp.concat([X, spare], axis=1))
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)

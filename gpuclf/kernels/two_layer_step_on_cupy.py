@@ -11,7 +11,7 @@ import numpy as np
 from gpuclf.backend import array_namespace, to_device
 from gpuclf.features import BYTE_CENTRE, Standardized, is_streamed
 from gpuclf.kernels import cuda_modules
-from gpuclf.kernels.cuda_modules import contiguous
+from gpuclf.kernels.cuda_modules import ceil_div, contiguous
 from gpuclf.row_blocks import row_slices
 from gpuclf.training import epoch_runner
 from gpuclf.two_layer import two_layer_objective
@@ -91,13 +91,13 @@ class TwoLayerEpochs:
             "NESTEROV": int(nesterov),
         }
         self._batches = row_slices(n_samples, batch_size)
-        n_chunks, n_blocks = _ceil(n_features, CHUNK), _ceil(n_hidden, HIDDEN_BLOCK)
-        row_tiles = _ceil(batch_size, PROJECTION_ROWS)
+        n_chunks, n_blocks = ceil_div(n_features, CHUNK), ceil_div(n_hidden, HIDDEN_BLOCK)
+        row_tiles = ceil_div(batch_size, PROJECTION_ROWS)
         self._hidden_blocks = n_blocks
         self._shares = min(n_chunks, max(1, PROJECTION_BLOCKS // (row_tiles * n_blocks)))
         n_others = n_hidden * n_classes + n_hidden + n_classes
-        self._update_blocks = n_chunks * n_blocks + _ceil(n_others, 32)
-        self._update_threads = 32 * min(4, _ceil(n_hidden, 16))
+        self._update_blocks = n_chunks * n_blocks + ceil_div(n_others, 32)
+        self._update_threads = 32 * min(4, ceil_div(n_hidden, 16))
         self._batch_size, self._n_samples = batch_size, n_samples
         self._reg, self._momentum = reg, momentum
 
@@ -106,7 +106,7 @@ class TwoLayerEpochs:
         self._velocity = [velocity[name] for name in NAMES]
         self._order = empty(n_samples, dtype=xp.int64)
         self._rates = empty(len(self._batches))
-        self._partials = empty(self._shares, batch_size, 8 * _ceil(n_hidden, 8))
+        self._partials = empty(self._shares, batch_size, 8 * ceil_div(n_hidden, 8))
         self._hidden, self._dhidden = empty(batch_size, n_hidden), empty(batch_size, n_hidden)
         self._dscores = empty(batch_size, n_classes)
         self._row_losses = empty(n_samples, dtype=xp.float64)
@@ -139,14 +139,14 @@ class TwoLayerEpochs:
 
     def _launch_step(self, step: int, first: int, n_rows: int) -> None:
         W1, b1, W2, b2 = self._params
-        row_tiles = _ceil(n_rows, PROJECTION_ROWS)
+        row_tiles = ceil_div(n_rows, PROJECTION_ROWS)
         self._launch(
             "project_batch", (self._shares, row_tiles, self._hidden_blocks), 128, self._X,
             self._order, W1, self._shift, self._inverse, self._partials, first, n_rows,
             self._batch_size,
         )  # fmt: skip
         self._launch(
-            "second_layer", _ceil(n_rows, SECOND_LAYER_ROWS), 32 * SECOND_LAYER_ROWS,
+            "second_layer", ceil_div(n_rows, SECOND_LAYER_ROWS), 32 * SECOND_LAYER_ROWS,
             self._partials, self._order, self._labels, b1, W2, b2, self._hidden, self._dscores,
             self._dhidden, self._row_losses, first, n_rows, self._batch_size, self._shares,
         )  # fmt: skip
@@ -192,7 +192,3 @@ def _fits(y: Any, X: Any, params: Any, velocity: Any, batch_size: int) -> bool:
         and min(batch_size, stored.shape[0]) <= MAX_BATCH
         and all(x.dtype.name == "float32" and x.flags.c_contiguous for x in floats)
     )
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
