@@ -18,7 +18,7 @@ from gpuclf.benchmark.timing import Row
 
 __all__ = ["axis_value", "format_seconds", "print_rows", "write_json"]
 
-BAR_WIDTH = 12
+BAR_WIDTH = 10
 STYLES = {"unavailable": "yellow", "wrong": "red", "failed": "red", "rejected": "red"}
 STATUS_TEXTS = {"unavailable": "not run"}
 # Hundreds of samples on a line each would bury the rest. (No string holds a line break in JSON.)
@@ -47,6 +47,11 @@ def print_rows(rows: list[Row], console: Console) -> None:
         of_group = [row for row in rows if row.group == group]
         if of_group:
             console.print(_curve(group, of_group))
+    console.print(
+        "textbook: times faster than it; floor: share of what the machine could do at best; "
+        "speed: logarithmic",
+        style="dim",
+    )
     if any(row.extrapolated for row in rows):
         console.print("* extrapolated: run on that many samples, time scaled up", style="dim")
     for status, style in STYLES.items():
@@ -64,9 +69,9 @@ def _table(title: str, rows: list[Row]) -> Table:
     table.add_column("implementation", no_wrap=True)
     table.add_column("median", justify="right", no_wrap=True)
     table.add_column("p20..p80", justify="right", style="dim", no_wrap=True)
-    table.add_column("vs textbook", justify="right", no_wrap=True)
-    table.add_column("of floor", justify="right", no_wrap=True)
-    table.add_column("log speed", no_wrap=True)
+    table.add_column("textbook", justify="right", no_wrap=True)
+    table.add_column("floor", justify="right", no_wrap=True)
+    table.add_column("speed", no_wrap=True)
     textbook = next((r.median_s for r in rows if r.implementation == "textbook NumPy"), None)
     medians = [row.median_s for row in rows if row.median_s and row.status == "timed"]
     for row in rows:
