@@ -64,8 +64,14 @@ def print_rows(rows: list[Row], console: Console) -> None:
             console.print(Text.assemble((f"{STATUS_TEXTS.get(status, status)}: ", style), line))
 
 
+def _new_table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+
+
 def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _new_table(title)
     table.add_column("implementation", no_wrap=True)
     table.add_column("median", justify="right", no_wrap=True)
     table.add_column("p20..p80", justify="right", style="dim", no_wrap=True)
@@ -99,7 +105,7 @@ def _curve(group: str, rows: list[Row]) -> Table:
     sizes = sorted({axis_value(row.group, row.as_dict()) for row in rows})
     what = f"{rows[0].operation}, time a model" if group == "models" else rows[0].operation
     title = f"{what}, against {group}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _new_table(title)
     table.add_column(group, no_wrap=True)
     for size in sizes:
         table.add_column(f"{size:,}", justify="right", no_wrap=True)
