@@ -20,7 +20,7 @@ from gpuclf.benchmark.devices import Device, HostDevice
 from gpuclf.benchmark.implementations import Call, Implementation, Unavailable
 from gpuclf.benchmark.roofline import Floor
 
-__all__ = ["Row", "TimeLimitError", "run_case", "time_limit"]
+__all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
 WARM_UPS = 3
 MIN_ROUNDS = 5
@@ -198,7 +198,7 @@ def run_case(
     devices = {"cpu": HostDevice()} if devices is None else devices
     strict = reference is None
     reference = Reference(case, inputs) if reference is None else reference
-    rows = {i.name: _new_row(case, inputs, i, ceilings or {}) for i in implementations}
+    rows = {i.name: new_row(case, inputs, i, ceilings or {}) for i in implementations}
     runs: dict[str, Run] = {}
     for implementation in sorted(implementations, key=lambda i: i.compiles):
         row = rows[implementation.name]
@@ -294,12 +294,13 @@ def _prepared(
     return run
 
 
-def _new_row(
+def new_row(
     case: Case,
     inputs: Inputs,
     implementation: Implementation,
     ceilings: Mapping[str, dict[str, Any]],
 ) -> Row:
+    """Return a row without times; with a floor where there are ceilings for its device."""
     work = case.work(inputs, implementation.features)
     measured = case.measured_samples(implementation.extrapolated)
     row = Row(
