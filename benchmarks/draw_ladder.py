@@ -50,9 +50,10 @@ def table(record: dict) -> str:
 
 
 def by_case(record: dict) -> list[list[dict]]:
-    """Group the rows by operation and size."""
-    keys = list(dict.fromkeys((r["operation"], r["samples"]) for r in record["rows"]))
-    return [[r for r in record["rows"] if (r["operation"], r["samples"]) == k] for k in keys]
+    """Group the ladder's rows by operation and size."""
+    ladder = [row for row in record["rows"] if row["group"] == "ladder"]
+    titles = dict.fromkeys(row["case"] for row in ladder)
+    return [[row for row in ladder if row["case"] == title] for title in titles]
 
 
 def title(rows: list[dict]) -> str:
