@@ -23,6 +23,7 @@ from gpuclf.benchmark.roofline import Floor
 __all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
 WARM_UPS = 3
+UPLOADED = ("softmax loss+gradient", "svm loss+gradient")
 MIN_ROUNDS = 5
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
@@ -202,7 +203,7 @@ def run_case(
     runs: dict[str, Run] = {}
     for implementation in sorted(implementations, key=lambda i: i.compiles):
         row = rows[implementation.name]
-        if implementation.uploads and not case.operation.startswith(("softmax", "svm")):
+        if implementation.uploads and case.operation not in UPLOADED:
             row.status, row.reason = "unavailable", "uploads are timed with the linear models"
             continue
         advance(f"{case.title}: {implementation.name}")
@@ -285,7 +286,7 @@ def _prepared(
     row.cold_s = time.perf_counter() - began
     if strict:
         check_in_float64(case, inputs, implementation)
-    if not implementation.extrapolated:
+    if not (implementation.extrapolated or case.is_epoch):
         for _ in range(WARM_UPS):
             run.finish(run.call())
     run.device.synchronize()
