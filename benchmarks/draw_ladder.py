@@ -1,10 +1,11 @@
 """Draw the README's picture from the recorded run, and check that the README quotes it rightly.
 
 python benchmarks/draw_ladder.py            writes docs/ladder.svg and the README's table
-python benchmarks/draw_ladder.py --check    fails if the README's table is not the record's
+python benchmarks/draw_ladder.py --check    fails if table or picture are not the record's
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from gpuclf.benchmark.report import format_seconds
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "ladder.json"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "ladder.svg"
 TABLE = re.compile(r"(<!-- ladder -->\n).*?(<!-- end ladder -->)", re.S)
 
 
@@ -61,6 +63,12 @@ def title(rows: list[dict]) -> str:
     return f"{rows[0]['operation'].partition(' ')[0]}, {rows[0]['samples']:,}"
 
 
+def source(record: dict) -> str:
+    """Name what the picture shows; it carries this name, whatever draws it."""
+    shown = [(row["implementation"], row["median_s"]) for row in by_case(record)[0]]
+    return "of medians " + hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
 def draw(record: dict, path: Path) -> None:
     """Write the picture of the first case."""
     import matplotlib as mpl
@@ -69,7 +77,7 @@ def draw(record: dict, path: Path) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
     figure = plot_ladder(by_case(record)[0]).figure
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Description": source(record)})
 
 
 def main() -> None:
@@ -83,9 +91,11 @@ def main() -> None:
     if arguments.check:
         if wanted != readme:
             sys.exit("README.md does not show the recorded run: run benchmarks/draw_ladder.py")
+        if source(record) not in PICTURE.read_text():
+            sys.exit("docs/ladder.svg does not show the recorded run: run benchmarks/draw_ladder.py")
         return
     README.write_text(wanted)
-    draw(record, ROOT / "docs" / "ladder.svg")
+    draw(record, PICTURE)
 
 
 if __name__ == "__main__":
