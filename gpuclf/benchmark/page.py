@@ -56,7 +56,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(render_page(record), encoding="utf-8")
+    unfinished.write_text(render_page(record), encoding="utf-8", errors="replace")
     unfinished.replace(path)
 
 
@@ -91,31 +91,34 @@ def render_page(record: dict[str, Any]) -> str:
         _environment_section(record),
         _reproduce_section(record.get("command")),
     ]
+    unfinished = record.get("unfinished")
     plain = json.dumps(record).replace("<", "\\u003c")  # "<" could end the element early
     content = tag(
         "body",
         tag("h1", "gpuclf benchmark"),
         tag("div", [tag("p", p) for p in _summary(record, ladders, rows)], class_="summary"),
-        _unfinished(record.get("unfinished")),
+        tag("p", f"This run was not finished: {unfinished}.", class_="note")
+        if unfinished
+        else None,
         tag("nav", [tag("a", s[0].text, href=f"#{s.get('id')}") for s in sections]),
         tag("main", sections),
         tag("script", plain, type="application/json", id="record"),
     )
-    page = tag("html", _head_and_script(content), lang="en")
-    return f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n"
-
-
-def _head_and_script(content: Element) -> list[Element]:
     style, script = (
         files("gpuclf.benchmark").joinpath(name).read_text("utf-8")
         for name in ("page.css", "page.js")
     )
     content.append(tag("script", script))
+    page = tag("html", _head(style, script), content, lang="en")
+    return f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n"
+
+
+def _head(style: str, script: str) -> Element:
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    head = tag(
+    return tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
@@ -124,7 +127,6 @@ def _head_and_script(content: Element) -> list[Element]:
         tag("link", rel="icon", href="data:,"),
         tag("style", style),
     )
-    return [head, content]
 
 
 def _digest(text: str) -> str:
@@ -247,10 +249,6 @@ def _gpu_line(of_case: list[Row]) -> str:
     if cpu:
         words += f", {_times(cpu['median_s'] / gpu['median_s'])} than {cpu['implementation']}"
     return f"{words}."
-
-
-def _unfinished(reason: str | None) -> Element | None:
-    return tag("p", f"This run was not finished: {reason}.", class_="note") if reason else None
 
 
 # ----------------------------------------------------------------------------------- charts

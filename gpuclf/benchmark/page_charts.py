@@ -28,7 +28,7 @@ SHAPES = (
     "M0,-5L4.6,3.6H-4.6z",
     "M0,-5.2L5.2,0L0,5.2L-5.2,0z",
 )
-PLOT_HEIGHT = 260
+PLOT_HEIGHT = 300
 LINE = 13  # pixels from one line of small text to the next
 BAR, TIMED_PITCH, OTHER_PITCH = 13, 42, 27
 
@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(2.4e-5)
-    '24 µs'
+    '24.0 µs'
     """
     return format_seconds(seconds).replace(" us", " µs")
 
@@ -109,7 +109,7 @@ def rate(value: float, unit: str) -> str:
 
 
 def _versus(ratio: float) -> str:
-    return f"{number(ratio)}×" if ratio >= 0.995 else f"1/{number(1 / ratio)}"  # noqa: RUF001
+    return f"{number(ratio)}x" if ratio >= 0.995 else f"1/{number(1 / ratio)}"
 
 
 def _share(share: float) -> str:
@@ -254,7 +254,7 @@ def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
 def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Element]:
     """Write names into the right margin, each led to from its point and clear of the others."""
     names = sorted(points, key=lambda name: points[name][1])
-    wrapped = {name: _wrap(name) for name in names}
+    wrapped = {name: textwrap.wrap(name, 16, max_lines=2, placeholder="…") for name in names}
     tops: list[float] = []
     for name in names:
         least = tops[-1] + LINE * len(wrapped[names[len(tops) - 1]]) + 3 if tops else 3
@@ -269,10 +269,6 @@ def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Elem
         for i, words in enumerate(wrapped[name]):
             drawn.append(_text(words, 1, top + LINE * (i + 0.85), "name", 5))
     return drawn
-
-
-def _wrap(name: str) -> list[str]:
-    return textwrap.wrap(name, 16, max_lines=2, placeholder="…")
 
 
 # ----------------------------------------------------------------------------------- charts
@@ -296,7 +292,7 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
     y = 0.0
     for row in rows:
         name = row["implementation"]
-        bars.append(_text(textwrap.shorten(name, 26, placeholder="…"), 0, y + 15, "name"))
+        bars.append(_text(textwrap.shorten(name, 24, placeholder="…"), 0, y + 15, "name"))
         if not row["timed"]:
             bars.append(_text(row["status"], 1, y + 15, "end muted"))
             y += OTHER_PITCH
@@ -356,19 +352,20 @@ def roofline(rows: list[Row], everything: list[Row], ceilings: Row, styles: Styl
         return x(intensity), PLOT_HEIGHT * (1 - y(speed))
 
     left, right = 10**x.low, 10**x.high
-    bandwidth, top = max(memory.values(), default=None), max(arithmetic.values(), default=None)
-    roofs = []
+    bandwidth, top = max(memory.values(), default=0), max(arithmetic.values(), default=0)
+
+    def roof(ends: list[float], speeds: list[float], words: str, highest: bool) -> None:
+        if ends[0] < ends[1]:
+            points = map(place, ends, speeds)
+            drawn.append(_line(*next(points), *next(points), "roof" if highest else "lower", words))
+
     for name, value in memory.items():
-        ends = max(left, 10**y.low / value), min(right, (top or 10**y.high) / value)
-        points = [place(end, end * value) for end in ends]
-        roofs.append((*ends, points, f"{name} {rate(value, 'B/s')}", value == bandwidth))
+        ends = [max(left, 10**y.low / value), min(right, (top or 10**y.high) / value)]
+        words = f"{name} {rate(value, 'B/s')}"
+        roof(ends, [end * value for end in ends], words, value == bandwidth)
     for name, value in arithmetic.items():
-        ends = max(left, value / bandwidth) if bandwidth else left, right
-        points = [place(end, value) for end in ends]
-        roofs.append((*ends, points, f"{name} {rate(value, 'op/s')}", value == top))
-    for start, end, (first, last), words, highest in roofs:
-        if start < end:
-            drawn.append(_line(*first, *last, "roof" if highest else "roof lower", words))
+        ends = [max(left, value / bandwidth) if bandwidth else left, right]
+        roof(ends, [value, value], f"{name} {rate(value, 'op/s')}", value == top)
     if bandwidth:
         drawn.append(_text(f"memory {rate(bandwidth, 'B/s')}", 0, -6, "strong", -54))
     if top:
