@@ -229,14 +229,16 @@ def _figure(
         description = f"{len(timed)} times. Fastest: {fastest}. Slowest: {slowest}."
     names = tag("title", title), tag("desc", f"{description} The numbers are in the table below.")
     picture = tag("svg", names, drawn, role="img", class_=class_, height=f"{height:.0f}")
-    first = ("implementation", "case", "status")
-    head = [tag("th", name, scope="col") for name in (*first, *columns)]
-    lines = [[*(row[name] for name in first), *(cell(row, c)[0] for c in columns)] for row in rows]
-    body = [tag("tr", [tag("td", text) for text in line]) for line in lines]
+    head = [tag("th", n, scope="col") for n in ("implementation", *columns, "status", "case")]
+    body = []
+    for row in rows:
+        numbers = [cell(row, column)[0] for column in columns]
+        line = row["implementation"], *numbers, row["status"], row["case"]
+        body.append(tag("tr", [tag("td", text) for text in line]))
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body))
     box = tag("div", table, class_="box", tabindex=0, role="region", aria_label=f"{title}: numbers")
-    numbers = tag("details", tag("summary", "Numbers"), box)
-    return tag("figure", tag("figcaption", tag("h3", title)), picture, numbers)
+    details = tag("details", tag("summary", "Numbers"), box)
+    return tag("figure", tag("figcaption", tag("h3", title)), picture, details)
 
 
 def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
