@@ -98,6 +98,7 @@ def record(rows=None, **changes):
         "ceilings": {
             "bytes_per_s": {"read": 1e10, "copy": 8e9, "upload pinned": 9e11},
             "operations_per_s": {"float32": 4e11, "int8": 8e11},
+            "cached": {"524288": 4e10},
             "left_out": {"float16": "no such unit"},
         },
         "rows": ladder_rows() + scaling_rows() if rows is None else rows,
@@ -316,7 +317,7 @@ def test_points_of_the_roofline_lie_where_the_roof_says():
         row("below", 1e-2),
         row("higher", 1.0, operations=10**11, operation="another"),
     ]
-    chart = figure(read(record(rows)), "softmax")
+    chart = figure(read(record(rows)), "softmax, CPU")
     slope, flat = chart.all("line", "roof")
     point = {m.text.partition(":")[0]: (percent(m, "x"), float(m["y"])) for m in marks(chart)}
     assert len(point) == 3
@@ -330,7 +331,7 @@ def test_points_of_the_roofline_lie_where_the_roof_says():
     assert percent(slope, "x2") == pytest.approx(percent(flat, "x1"), abs=0.02)
     assert off(slope, point["below"]) > 10
     lesser = [line.text for line in chart.all("line", "lower")]
-    assert lesser == ["copy 8.00 GB/s", "float32 400 Gop/s"]
+    assert lesser == ["copy 8.00 GB/s", "read again 524 kB 40.0 GB/s", "float32 400 Gop/s"]
     texts = [text.text for text in chart.all("text")]
     assert {"memory 10.0 GB/s", "arithmetic 800 Gop/s"} <= set(texts)
 
@@ -380,7 +381,7 @@ def test_models_share_their_time():
             ],
         ),
         (
-            "softmax",
+            "softmax, CPU",
             [
                 ["naive loops", "10.0", "5.00 Mop/s", "< 0.1%", "timed"],
                 ["textbook NumPy", "10.0", "5.00 Gop/s", "5.0%", "timed"],
@@ -417,7 +418,7 @@ def test_every_chart_is_a_picture_with_a_name_and_a_description():
 
 def test_names_beside_a_chart_keep_their_distance():
     rows = [row(f"implementation number {i}", 1.3e-4 * 1.001**i) for i in range(10)]
-    chart = figure(read(record(rows)), "softmax")
+    chart = figure(read(record(rows)), "softmax, CPU")
     heights = sorted(float(text["y"]) for text in chart.all("text", "name"))
     assert len(heights) == 20
     assert heights[0] > 0
@@ -426,7 +427,7 @@ def test_names_beside_a_chart_keep_their_distance():
 
 def test_implementations_of_one_colour_differ_in_shape():
     rows = [row(f"number {i}", 1e-3 * 2**i) for i in range(20)]
-    chart = figure(read(record(rows)), "softmax")
+    chart = figure(read(record(rows)), "softmax, CPU")
     paths = [next(mark.all("path")) for mark in marks(chart)]
     assert len({(path["class"], path["d"]) for path in paths}) == 20
 
@@ -492,7 +493,6 @@ ODD = {
     ),
     "huge ratios": record([row("naive loops", 1e6), row("gpuclf on NumPy", 1e-9)]),
     "equal sizes": record([row("gpuclf on NumPy", 1.0, group="samples")]),
-    "no size": record([row("gpuclf on NumPy", 1.0, group="hidden units")]),
     "no surroundings": {"rows": ladder_rows()},
     "half a character": record([row("\udcff", 0.5)]),
     "first version": json.loads((RESULTS / "ladder.json").read_text()),
@@ -526,7 +526,7 @@ def test_records_of_every_kind_make_a_page(kind, tmp_path):
         ("only unavailable rows", "No row of this library was timed."),
         ("no ceilings", "This run did not measure the machine's ceilings."),
         ("no counts", "This record has no counts of bytes and operations."),
-        ("no size", "This run did not vary any size."),
+        ("no surroundings", "This run did not vary any size."),
         ("huge ratios", "1,000,000,000,000,000 times faster"),
         ("no surroundings", "The record does not name its command."),
         ("first version", "44,503 times faster"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
+from gpuclf.benchmark.cases import SCALING
 from gpuclf.benchmark.page_charts import (
     COLUMNS,
     Row,
@@ -29,17 +30,12 @@ from gpuclf.benchmark.page_charts import (
     scaling,
     tag,
 )
+from gpuclf.benchmark.report import axis_value
 
 __all__ = ["render_page", "write_page"]
 
 TEXTBOOK, LOOPS = "textbook NumPy", "naive loops"
-AXES = {  # of the groups that vary a size
-    "samples": "samples",
-    "batch size": "samples",
-    "hidden units": "hidden_units",
-    "classes": "classes",
-    "models": "models",
-}
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 OPTIONAL = ("device time", "queued", "difference")
 IN_CHARTS = ("operations a byte", "speed", "size", "median a model")
 
@@ -81,11 +77,11 @@ def render_page(record: dict[str, Any]) -> str:
             if textbook and row["timed"] and row is not textbook:
                 row["versus"] = textbook["median_s"] / row["median_s"]
     rows = [row for of_case in cases.values() for row in of_case]
-    ladders = [of_case for of_case in cases.values() if of_case[0]["group"] not in AXES]
+    ladders = [of_case for of_case in cases.values() if of_case[0]["group"] not in SCALING]
     styles = {name: i for i, name in enumerate(dict.fromkeys(r["implementation"] for r in rows))}
     sections = [
         _ladder_section(ladders, styles),
-        _roofline_section(rows, record.get("ceilings") or {}, styles),
+        _roofline_section(rows, record, styles),
         _scaling_section(rows, record.get("break_even") or [], styles),
         _table_section(rows),
         _environment_section(record),
@@ -146,10 +142,12 @@ def _completed(row: Row) -> Row:
     row["timed"] = bool(row["status"] == "timed" and median and math.isfinite(median))
     if not row["timed"]:
         row["median_s"] = median = None
+    row["device"] = row["device"] or ("cuda" if row["array_library"] == "cupy" else "cpu")
     if median and row["operations"] and row["bytes"]:
         row["intensity"] = row["operations"] / row["bytes"]
         row["speed"] = row["operations"] / median
-    row["size"] = row[AXES.get(row["group"], "")]
+    if row["group"] in SCALING:
+        row["size"] = axis_value(row["group"], row)
     row["model_s"] = median / row["models"] if median and row["models"] else None
     row["device_median_s"] = (row["device_s"] or {}).get("median")
     row["queued_median_s"] = (row["queued_s"] or {}).get("median")
@@ -270,27 +268,29 @@ def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element
     )
 
 
-def _roofline_section(rows: list[Row], ceilings: Row, styles: dict[str, int]) -> Element:
-    counted = [row for row in rows if row["speed"]]
-    operations = dict.fromkeys(row["operation"] for row in counted)
-    of_each = [[row for row in counted if row["operation"] == name] for name in operations]
+def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
+    charts, lines = [], []
+    for device, ceilings in (("cpu", record.get("ceilings")), ("cuda", record.get("gpu_ceilings"))):
+        counted = [row for row in rows if row["speed"] and row["device"] == device]
+        for operation in dict.fromkeys(row["operation"] for row in counted):
+            of_one = [row for row in counted if row["operation"] == operation]
+            title = f"{operation}, {DEVICES[device]}"
+            charts.append(roofline(title, of_one, counted, ceilings or {}, styles))
+        for kind, unit in (("bytes_per_s", "B/s"), ("operations_per_s", "op/s")):
+            found = ((ceilings or {}).get(kind) or {}).items()
+            words = ", ".join(f"{name} {rate(value, unit)}" for name, value in found)
+            lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
+        left_out = ((ceilings or {}).get("left_out") or {}).items()
+        lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
         "led to the fastest of its rows. Under the slope memory is the limit, under the flat roof "
-        "arithmetic; dashed lines are lesser ceilings."
+        "arithmetic; dashed lines are the ceilings of caches and of other kinds of numbers."
     )
-    lines = []
-    for kind, unit in (("bytes_per_s", "B/s"), ("operations_per_s", "op/s")):
-        found = [
-            f"{name} {rate(value, unit)}" for name, value in (ceilings.get(kind) or {}).items()
-        ]
-        lines += [f"Measured: {', '.join(found)}"] if found else []
-    if not counted:
+    if not charts:
         words = "This record has no counts of bytes and operations."
     elif not lines:
         words += " This run did not measure the machine's ceilings."
-    lines += [f"{name}: {why}" for name, why in (ceilings.get("left_out") or {}).items()]
-    charts = [roofline(of_one, counted, ceilings, styles) for of_one in of_each]
     return _section("Roofline", words, figures(charts), _list(lines))
 
 
@@ -309,6 +309,7 @@ def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, i
         words = f"{slow} and {fast}, {found['reason'] or 'not among the sizes measured'}"
         if found["samples"]:
             words = f"{fast} is faster than {slow} from about {found['samples']:,.0f} samples on"
+            words += f" ({found['reason']})" if found["reason"] else ""
         lines.append(f"Break-even of {found['operation']}: {words}")
     words = "Time against size, both logarithmic; vertical lines span the 20th to 80th percentile."
     words = words if charts else "This run did not vary any size."

@@ -330,21 +330,26 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
     return _figure(rows[0]["case"], "bars", height + 6, (behind, bars), rows, columns)
 
 
-def roofline(rows: list[Row], everything: list[Row], ceilings: Row, styles: Styles) -> Element:
-    """Draw one operation's rows under the machine's ceilings.
+def roofline(
+    title: str, rows: list[Row], everything: list[Row], ceilings: Row, styles: Styles
+) -> Element:
+    """Draw one operation's rows under a device's ceilings.
 
     Parameters
     ----------
+    title : str
     rows : list of dict
         Timed rows with counted work.
     everything : list of dict
         Those of all charts: they share their axes.
     ceilings : dict
-        "bytes_per_s" and "operations_per_s", by name; either may lack.
+        As :func:`gpuclf.benchmark.roofline.measure_ceilings` returns; anything may lack.
     styles : dict
     """
     rates = (ceilings.get("bytes_per_s") or {}).items()
     memory = {name: value for name, value in rates if not name.startswith("upload")}
+    cached = (ceilings.get("cached") or {}).items()
+    caches = {f"read again {rate(int(size), 'B')}": value for size, value in cached}
     arithmetic = ceilings.get("operations_per_s") or {}
     x = LogScale([row["intensity"] for row in everything])
     y = LogScale([row["speed"] for row in everything] + list(arithmetic.values()))
@@ -361,7 +366,7 @@ def roofline(rows: list[Row], everything: list[Row], ceilings: Row, styles: Styl
             points = map(place, ends, speeds)
             drawn.append(_line(*next(points), *next(points), "roof" if highest else "lower", words))
 
-    for name, value in memory.items():
+    for name, value in (memory | caches).items():
         ends = [max(left, 10**y.low / value), min(right, (top or 10**y.high) / value)]
         words = f"{name} {rate(value, 'B/s')}"
         roof(ends, [end * value for end in ends], words, value == bandwidth)
@@ -380,7 +385,7 @@ def roofline(rows: list[Row], everything: list[Row], ceilings: Row, styles: Styl
         drawn.append(_mark(*point, styles[name], words))
     columns = ["operations a byte", "speed", "share of floor"]
     drawn += _labels(best, styles)
-    return _figure(rows[0]["operation"], "plot", PLOT_HEIGHT + 40, drawn, rows, columns)
+    return _figure(title, "plot", PLOT_HEIGHT + 40, drawn, rows, columns)
 
 
 def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element:
