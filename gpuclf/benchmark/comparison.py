@@ -1,0 +1,501 @@
+"""Two runs of the benchmark, one held against the other: what became slower, and how sure that is.
+
+On a shared machine two runs of the same code differ by more than most changes do. So
+
+- a turn (some consecutive calls) counts once, by its fastest call: calls in a turn meet the same
+  disturbance, and a disturbance only ever adds time;
+- a row is the lower quartile of its turns, and its uncertainty that of the turns drawn again;
+- what the machine did between the runs is read from rows of others in the same case (textbook
+  NumPy, PyTorch, ...), which were timed by turns with this library's, and taken away;
+- what no single run can show, that runs of the same code differ though nothing disturbs them, is
+  a constant that was measured (benchmarks/comparison_trial.py);
+- the intervals of all rows hold together, with 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy.stats import t as students_t
+
+from gpuclf.benchmark.markdown import markdown_table
+
+__all__ = [
+    "Change",
+    "Comparison",
+    "compare_records",
+    "comparison_markdown",
+    "print_comparison",
+    "read_record",
+]
+
+VERSION = 2
+LEVEL = 0.95  # of all intervals together
+QUARTILE = 0.25
+RESAMPLES = 400
+MIN_TURNS = 3
+# Standard deviations of logarithms of ratios.
+BETWEEN_RUNS = 0.03
+BETWEEN_RUNS_APART = 0.10  # where implementations were timed one after another, not by turns
+OTHER_CASE = 0.15  # what the machine did in one case tells little of another
+UNKNOWN_DRIFT = 0.20
+# The more the machine moved, the less exactly one row tells what it did to another.
+SHARE_OF_DRIFT = 0.15
+DRIFT_SCALE = 0.03  # half of all drifts are less
+DRIFTS = np.linspace(-4, 4, 8001)
+HEADER = ["implementation", "measured", "change", "interval", "verdict"]
+LEGEND = (
+    "change: of the time, after what rows of others say of the machine; intervals hold together "
+    "with 95 %; slower, faster: {:.0%} or more, and significant"
+)
+STYLES = {"slower": "red", "faster": "green", "not comparable": "yellow"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one implementation of one case.
+
+    Attributes
+    ----------
+    case, implementation : str
+    ratio, low, high : float or None
+        New time by old time, and its interval: for this library's rows after what the machine did
+        is taken away, for others as measured. None where not comparable.
+    measured : float or None
+        The ratio as measured.
+    verdict : {"slower", "faster", "no change", "not judged", "not comparable"}
+        Rows of others are not judged: they are the yardstick.
+    reason : str
+        Why; may be empty.
+    """
+
+    case: str
+    implementation: str
+    ratio: float | None
+    low: float | None
+    high: float | None
+    measured: float | None
+    verdict: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes, with the threshold that they were judged by.
+
+    Attributes
+    ----------
+    rows : list of Change
+    threshold : float
+    warnings : list of str
+        What else differs between the runs, and may explain a change.
+    """
+
+    rows: list[Change]
+    threshold: float
+    warnings: list[str]
+
+    @property
+    def judged(self) -> list[Change]:
+        """The rows of this library that could be compared; without any, nothing was tested."""
+        return [row for row in self.rows if row.verdict in ("slower", "faster", "no change")]
+
+    @property
+    def regressions(self) -> list[Change]:
+        """The rows of this library that became slower."""
+        return [row for row in self.rows if row.verdict == "slower"]
+
+    @property
+    def worst(self) -> Change | None:
+        """The row of this library with the largest ratio."""
+        return max(self.judged, key=lambda row: row.ratio or 0.0, default=None)
+
+    @property
+    def summary(self) -> str:
+        """A sentence for people."""
+        n_judged, worst = len(self.judged), self.worst
+        if worst is None:
+            return "nothing could be compared"
+        if not self.regressions:
+            return f"nothing became slower by {self.threshold:.0%} or more ({n_judged} compared)"
+        return (
+            f"{len(self.regressions)} of {n_judged} became slower; worst: {worst.implementation}, "
+            f"{worst.case}: {_percent(worst.ratio)} ({_interval(worst)})"
+        )
+
+
+# ----------------------------------------------------------------------------------- reading
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what ``gpuclf bench --json`` or pytest-benchmark's ``--benchmark-json`` wrote.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict
+        In the form of ``gpuclf bench --json``; of pytest-benchmark's record what there is of it.
+
+    Raises
+    ------
+    ValueError
+        If the file holds anything else.
+    """
+    expected = "expected what `gpuclf bench --json` or `pytest --benchmark-json` writes"
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {expected}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}; {expected}")
+    if record.get("version", 1) in (1, VERSION) and _are_rows(record.get("rows")):
+        return _completed(record)
+    if "machine_info" in record and isinstance(record.get("benchmarks"), list):
+        rows = [_pytest_row(entry) for entry in record["benchmarks"]]
+        if not _are_rows(rows := [row for row in rows if row is not None]):
+            raise ValueError(
+                f"{path} has no times of benchmarks/test_cases.py; saved runs need "
+                "--benchmark-save-data"
+            )
+        info = record["machine_info"]
+        cpu = info.get("cpu", {})
+        known = {"cpu": cpu.get("brand_raw"), "cpu_count": cpu.get("count")}
+        environment = info.get("gpuclf", known | {"python": info.get("python_version")})
+        return _completed({"environment": environment, "by_turns": False, "rows": rows})
+    if "rows" in record and record.get("version", 1) not in (1, VERSION):
+        raise ValueError(f"{path} is of version {record['version']}, known are 1 and {VERSION}")
+    raise ValueError(f"{path} has {', '.join(map(repr, record)) or 'nothing'}; {expected}")
+
+
+def _are_rows(rows: Any) -> bool:
+    wanted = {"operation", "implementation", "samples", "times_s"}
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, dict) and wanted <= row.keys() for row in rows)
+    )
+
+
+def _pytest_row(entry: dict[str, Any]) -> dict[str, Any] | None:
+    row, times = entry.get("extra_info", {}), entry.get("stats", {}).get("data")
+    if "operation" not in row or not times:
+        return None
+    scale = row["samples"] / row["measured_samples"]
+    return {"case": entry["group"], **row, "times_s": [t * scale for t in times]}
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """Add what records of before do not have."""
+    is_of_peers = record.get("settings", {}).get("peers", False)
+    rows = []
+    for row in record["rows"]:
+        reason, net = row.get("unavailable"), row["operation"].startswith("two-layer loss")
+        known = {
+            "case": f"{row['operation']}, {row['samples']:,} samples",
+            "device": "cuda" if row.get("array_library") == "cupy" else "cpu",
+            "status": "unavailable" if reason else "timed",
+            "reason": reason,
+        }
+        if net and record.get("version", 1) == 1:
+            known["hidden_units"] = 100 if is_of_peers else 50
+        rows.append(known | row)
+    return {"environment": {}, "dataset": {}, **record, "rows": rows}
+
+
+# --------------------------------------------------------------------------------- comparing
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The logarithm of new by old, its variance within the runs, and turns less one."""
+
+    log: float
+    variance: float
+    freedom: int
+
+
+def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float = 0.1) -> Comparison:
+    """Compare two runs of the benchmark.
+
+    A row is "slower" if its interval lies above 1 and its ratio is at least 1 + `threshold`, and
+    "faster" if that holds for old by new.
+
+    Parameters
+    ----------
+    old, new : dict
+        Records, as :func:`read_record` returns them.
+    threshold : float
+        The least change worth a verdict, above 0: 0.1 is 10 %.
+
+    Returns
+    -------
+    Comparison
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0 (0.1 is 10 %), got {threshold}")
+    old, new = _completed(old), _completed(new)
+    before = {(row["case"], row["implementation"]): row for row in old["rows"]}
+    after = {(row["case"], row["implementation"]): row for row in new["rows"]}
+    apart = not (old.get("by_turns", True) and new.get("by_turns", True))
+    between = BETWEEN_RUNS_APART if apart else BETWEEN_RUNS
+    machines = _other_machine(old["environment"], new["environment"])
+    rng = np.random.default_rng(0)
+    ratios, reasons = {}, {}
+    for key in after | before:
+        reason = _not_comparable(before.get(key), after.get(key), machines)
+        if reason:
+            reasons[key] = reason
+        else:
+            ratios[key] = _ratio(before[key], after[key], rng)
+    versions = _other_versions(old["environment"], new["environment"])
+    yardsticks = {
+        key: ratio
+        for key, ratio in ratios.items()
+        if not _is_own(key[1])
+        and not after[key].get("extrapolated")  # few calls, of one thread
+        and not any(name in key[1].lower() for name in versions)
+    }
+    n_judged = sum(map(_is_own, (name for _, name in ratios)))
+    rows = []
+    for key in after | before:
+        if key in reasons:
+            rows.append(Change(*key, None, None, None, None, "not comparable", reasons[key]))
+            continue
+        ratio = ratios[key]
+        if not _is_own(key[1]):
+            rows.append(_change(key, ratio, 0.0, ratio.variance, 1, None))
+            continue
+        device = after[key]["device"]
+        same_device = {k: r for k, r in yardsticks.items() if after[k]["device"] == device}
+        drift, variance = _drift(key[0], same_device, between)
+        variance += ratio.variance + between**2 + (SHARE_OF_DRIFT * drift) ** 2
+        rows.append(_change(key, ratio, drift, variance, n_judged, threshold))
+    return Comparison(rows, threshold, _warnings(old, new, versions, apart))
+
+
+def _is_own(implementation: str) -> bool:
+    return implementation.startswith("gpuclf")
+
+
+def _ratio(old: dict[str, Any], new: dict[str, Any], rng: np.random.Generator) -> Ratio:
+    known = [row["calls_a_turn"] for row in (old, new) if row.get("calls_a_turn")]
+    calls = min(known, default=1)
+    turns = [_turns(row["times_s"], calls) for row in (old, new)]
+    log_old, log_new = (float(np.quantile(fastest, QUARTILE)) for fastest in turns)
+    variance = 0.0
+    for fastest in turns:
+        drawn = rng.choice(fastest, (RESAMPLES, len(fastest)))
+        variance += float(np.quantile(drawn, QUARTILE, axis=1).var())
+    return Ratio(log_new - log_old, variance, min(map(len, turns)) - 1)
+
+
+def _turns(times_s: list[float], calls: int) -> Any:
+    """Return the logarithm of the fastest call of each turn."""
+    times = np.log(times_s[: len(times_s) - len(times_s) % calls])
+    return times.reshape(-1, calls).min(axis=1)
+
+
+def _drift(
+    case: str, yardsticks: dict[tuple[str, str], Ratio], between: float
+) -> tuple[float, float]:
+    """Return what the machine did in a case, as mean and variance of a logarithm.
+
+    Before looking, a Cauchy distribution: mostly little, sometimes anything. So one noisy
+    yardstick that agrees with no drift adds no noise, and one that moved far is believed.
+    """
+    of_case = [ratio for key, ratio in yardsticks.items() if key[0] == case]
+    extra = between**2 + (0.0 if of_case else OTHER_CASE**2)
+    used = of_case or list(yardsticks.values())
+    if not used:
+        return 0.0, UNKNOWN_DRIFT**2
+    log_p = -np.log1p((DRIFTS / DRIFT_SCALE) ** 2)
+    for ratio in used:
+        log_p -= (ratio.log - DRIFTS) ** 2 / (2 * (ratio.variance + extra))
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean = float(p @ DRIFTS)
+    return mean, float(p @ (DRIFTS - mean) ** 2)
+
+
+def _change(
+    key: tuple[str, str],
+    ratio: Ratio,
+    drift: float,
+    variance: float,
+    n_judged: int,
+    threshold: float | None,
+) -> Change:
+    # Welch and Satterthwaite: of the sum of variances, only the row's own comes from few turns.
+    freedom = ratio.freedom * (variance / max(ratio.variance, 1e-12)) ** 2
+    width = float(students_t.ppf(1 - (1 - LEVEL) / (2 * n_judged), freedom)) * math.sqrt(variance)
+    log = ratio.log - drift
+    estimate, low, high = math.exp(log), math.exp(log - width), math.exp(log + width)
+    numbers = (estimate, low, high, math.exp(ratio.log))
+    if threshold is None:
+        return Change(*key, *numbers, "not judged")
+    limit = math.log1p(threshold)
+    if low > 1 and log >= limit:
+        return Change(*key, *numbers, "slower")
+    if high < 1 and log <= -limit:
+        return Change(*key, *numbers, "faster")
+    reason = ""
+    if abs(log) > width:
+        reason = f"significant, but less than {threshold:.0%}"
+    elif width > 2 * limit:
+        reason = f"too noisy: only {math.expm1(width):.0%} and more would be seen"
+    return Change(*key, *numbers, "no change", reason)
+
+
+# ------------------------------------------------------------------------ what is comparable
+
+
+def _not_comparable(
+    old: dict[str, Any] | None, new: dict[str, Any] | None, machines: dict[str, str]
+) -> str:
+    if old is None or new is None:
+        return f"only in the {'new' if old is None else 'old'} run"
+    for when, row in (("old", old), ("new", new)):
+        if row["status"] != "timed":
+            return f"{row['status']} in the {when} run: {row['reason']}"
+        if len(row["times_s"]) < MIN_TURNS * (row.get("calls_a_turn") or 1):
+            return f"fewer than {MIN_TURNS} turns in the {when} run"
+    for name in (
+        "device", "dtype", "features", "precision", "samples", "measured_samples", "classes",
+        "hidden_units", "models",
+    ):  # fmt: skip
+        if name in old and name in new and old[name] != new[name]:
+            return f"other {name.replace('_', ' ')}: {old[name]}, now {new[name]}"
+    return machines.get(new["device"], "")
+
+
+def _other_machine(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Say, for each device, what forbids comparing."""
+    found = {}
+    for device, names in {"cpu": ("cpu", "cpu_count", "threads"), "cuda": ("gpu",)}.items():
+        for name in names:
+            was, now = (each.get(name) for each in (old, new))
+            if name == "gpu":
+                was, now = (gpu and gpu.get("name") for gpu in (was, now))
+            if was and now and was != now:
+                found[device] = f"other {name.replace('_', ' ')}: {was}, now {now}"
+                break
+    return found
+
+
+def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Return what changed of each package that rows of others are made of."""
+    if not (old.get("versions") and new.get("versions")):
+        return {}
+    was, now = (dict(each["versions"]) for each in (old, new))
+    for versions, each in ((was, old), (now, new)):
+        versions.pop("gpuclf", None)
+        versions["naive"] = each.get("python", "unknown")
+        for blas in (each.get("blas") or [])[:1]:
+            described = f"{blas['library']} {blas['version']} ({blas.get('architecture')})"
+            versions["numpy"] = f"{versions.get('numpy')} with {described}"
+    return {
+        name.split("-cuda")[0]: f"{was.get(name, 'none')}, now {now.get(name, 'none')}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    }
+
+
+def _warnings(
+    old: dict[str, Any], new: dict[str, Any], versions: dict[str, str], apart: bool
+) -> list[str]:
+    found = [
+        f"other {'Python' if name == 'naive' else name}: {what}" for name, what in versions.items()
+    ]
+    for what, was, now in (
+        ("data", old["dataset"].get("name"), new["dataset"].get("name")),
+        ("platform", old["environment"].get("platform"), new["environment"].get("platform")),
+    ):
+        if was and now and was != now:
+            found.append(f"other {what}: {was}, now {now}")
+    unknown = [n for n in ("cpu", "threads") if not old["environment"].get(n)]
+    if unknown:
+        found.append(f"the old run does not say on what it ran: {' and '.join(unknown)}")
+    if apart:
+        found.append("timed one after another, not by turns: only large changes can be seen")
+    return found
+
+
+# ------------------------------------------------------------------------------------ report
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print a table for each case, what could not be compared, and a sentence."""
+    for warning in comparison.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+    compared = [row for row in comparison.rows if row.ratio is not None]
+    for case in dict.fromkeys(row.case for row in compared):
+        table = Table(title=case, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for column in HEADER:
+            right = column in HEADER[1:4]
+            table.add_column(column, justify="right" if right else "left", no_wrap=right)
+        for row in compared:
+            if row.case == case:
+                cells = [Text(cell) for cell in _cells(row)]
+                style = STYLES.get(row.verdict, "dim" if row.verdict == "not judged" else "")
+                table.add_row(*cells, style=style)
+        console.print(table)
+    for reason, names in _by_reason(comparison).items():
+        line = Text.assemble(("not comparable: ", "yellow"), f"{reason} ({', '.join(names)})")
+        console.print(line, soft_wrap=True)
+    console.print(LEGEND.format(comparison.threshold), style="dim", highlight=False)
+    console.print(
+        Text(comparison.summary, "bold red" if comparison.regressions else "bold"), soft_wrap=True
+    )
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Write the same as Markdown, the sentence first."""
+    parts = [f"**{comparison.summary}**"]
+    parts += [f"Warning: {warning}" for warning in comparison.warnings]
+    compared = [row for row in comparison.rows if row.ratio is not None]
+    if compared:
+        lines = [[row.case, *_cells(row)] for row in compared]
+        parts.append(markdown_table(["case", *HEADER], lines))
+    parts += [
+        f"Not comparable: {why} ({', '.join(n)})" for why, n in _by_reason(comparison).items()
+    ]
+    return "\n\n".join([*parts, LEGEND.format(comparison.threshold)]) + "\n"
+
+
+def _cells(row: Change) -> list[str]:
+    verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
+    return [
+        row.implementation,
+        _percent(row.measured),
+        _percent(row.ratio),
+        _interval(row),
+        verdict,
+    ]
+
+
+def _by_reason(comparison: Comparison) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.verdict == "not comparable":
+            found.setdefault(row.reason, []).append(f"{row.implementation}, {row.case}")
+    return found
+
+
+def _percent(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio - 1:+.0%}"
+
+
+def _interval(row: Change) -> str:
+    return f"{_percent(row.low)} to {_percent(row.high)}"
