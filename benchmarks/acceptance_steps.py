@@ -30,12 +30,18 @@ import gpuclf
 from benchmarks import parity
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
-from gpuclf.benchmark import device_cases
-from gpuclf.benchmark.cases import Inputs
-from gpuclf.benchmark.device_timing import SLACK, run_device_case, true_results
-from gpuclf.benchmark.devices import CudaDevice, HostDevice, measure_ceilings
-from gpuclf.benchmark.implementations import Unavailable, device_implementations
-from gpuclf.benchmark.peers import device_peers
+from gpuclf.benchmark import (
+    Inputs,
+    Reference,
+    Unavailable,
+    device_cases,
+    device_implementations,
+    device_peers,
+    run_case,
+)
+from gpuclf.benchmark.devices import CudaDevice, HostDevice
+from gpuclf.benchmark.roofline import measure_ceilings
+from gpuclf.benchmark.timing import SLACK
 from gpuclf.datasets import make_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +116,12 @@ class Settings:
         return cls(**({"dry_run": True, **tiny, "timing_s": 0.3} | options))
 
 
+class Rehearsed(HostDevice):
+    """The CPU, timed in all the ways that a GPU is."""
+
+    queues = True
+
+
 class Context:
     """What the steps share: sizes, the device, and data made when first needed."""
 
@@ -125,7 +137,7 @@ class Context:
     @cached_property
     def device(self):
         """Return the GPU, or the CPU in its place."""
-        return HostDevice() if self.settings.dry_run else CudaDevice()
+        return Rehearsed() if self.settings.dry_run else CudaDevice()
 
     @cached_property
     def put(self):
@@ -162,7 +174,7 @@ class Context:
 
     def implementations(self):
         """Return what is timed of this library and of its peers."""
-        return device_implementations(self.inputs.device) + device_peers()
+        return device_implementations(self.inputs.device) + device_peers(self.inputs.device)
 
 
 # ------------------------------------------------------------------------------------- steps
@@ -277,7 +289,8 @@ def gpu_tests(context):
             found |= _test_counts(report) | {"failed": _failed_tests(report)}
             if interrupted and not found["failed"] and found["tests"] > found["skipped"]:
                 raise Incomplete(f"{code}; none of {found['tests']} tests failed until then", found)
-        raise Unfit(f"pytest ended with {code}: {found['tail'].splitlines()[-1]}", found)
+        last_line = (found["tail"].splitlines() or ["nothing was printed"])[-1]
+        raise Unfit(f"pytest ended with {code}: {last_line}", found)
     counts = _test_counts(report)
     if not context.settings.dry_run and counts["tests"] == counts["skipped"]:
         raise Unfit("every test was skipped", counts | {"tail": _tail(output)})
@@ -449,22 +462,24 @@ def timings(index, context):
         raise Skipped("no ceilings were measured, so nothing could be judged")
     case, settings = context.cases[index], context.settings
     context.advance("float64 reference")
-    truth = true_results(case, context.inputs_float64)
+    reference = Reference(case, context.inputs, context.inputs_float64)
+    reference.results(case.samples)
+    where = context.inputs.device
     try:
-        rows = run_device_case(
+        rows = run_case(
             case,
             context.inputs,
-            truth,
             context.implementations(),
-            context.device,
-            context.known["ceilings"],
-            context.advance,
-            settings.timing_s,
-            settings.prepare_limit_s,
-            settings.seed,
-            SLACK_OF_REHEARSAL if settings.dry_run else SLACK,
-            settings.compile_limit_s,
-            context.left_s(),
+            devices={"cpu": HostDevice(), where: context.device},
+            ceilings={where: context.known["ceilings"]},
+            reference=reference,
+            advance=context.advance,
+            time_budget_s=settings.timing_s,
+            prepare_limit_s=settings.prepare_limit_s,
+            compile_limit_s=settings.compile_limit_s,
+            deadline_s=context.left_s(),
+            seed=settings.seed,
+            slack=SLACK_OF_REHEARSAL if settings.dry_run else SLACK,
         )
     finally:
         with suppress(Exception):  # of a broken device; what was timed before counts

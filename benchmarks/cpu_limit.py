@@ -20,8 +20,8 @@ import gpuclf
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment, single_threaded_blas
 from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
+from gpuclf.benchmark.devices import HostDevice
 from gpuclf.benchmark.report import print_rows
-from gpuclf.benchmark.timing import settle
 from gpuclf.datasets import course_split, load_dataset
 from gpuclf.features import Features, block_affine, block_affine_backward
 from gpuclf.kernels import linear_loops
@@ -34,6 +34,7 @@ from gpuclf.training import momentum_step
 from gpuclf.two_layer import two_layer_objective
 
 console = Console()
+HOST = HostDevice()
 
 
 def median_seconds(calls: dict, rounds: int = 15, calls_a_turn: int = 1) -> dict:
@@ -43,7 +44,7 @@ def median_seconds(calls: dict, rounds: int = 15, calls_a_turn: int = 1) -> dict
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            settle()
+            HOST.settle()
             for _ in range(calls_a_turn):
                 start = time.perf_counter()
                 call()
@@ -349,7 +350,8 @@ def main() -> None:
 
     keep("profile", profile(inputs))
     keep("scaling", scaling(inputs))
-    listed = [i for i in IMPLEMENTATIONS if i.array_library == "numpy"] + PEERS
+    listed = [i for i in IMPLEMENTATIONS if i.array_library == "numpy"]
+    listed += [i for i in PEERS if i.device == "cpu"]
     rows = []
     for case in peer_cases(n_samples):
         console.print(case.title, style="dim")

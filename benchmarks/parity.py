@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold
 
 import gpuclf
 from gpuclf import dispatch
-from gpuclf.benchmark.timing import on_host
+from gpuclf.benchmark.agreement import on_host
 from gpuclf.features import Features, Standardized
 from gpuclf.linear import mean_weights
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy

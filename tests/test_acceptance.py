@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,28 +20,19 @@ from gpuclf.backend import CupyProbe
 from gpuclf.benchmark import (
     Case,
     Inputs,
-    Unavailable,
-    device_timing,
+    Reference,
+    device_cases,
+    device_implementations,
+    device_peers,
     devices,
     implementations,
     peers,
+    roofline,
+    run_case,
 )
-from gpuclf.benchmark.cases import device_cases
-from gpuclf.benchmark.device_timing import (
-    Floor,
-    TimeLimitError,
-    run_device_case,
-    time_limit,
-    true_results,
-)
-from gpuclf.benchmark.devices import CudaDevice, HostDevice, measure_ceilings
-from gpuclf.benchmark.implementations import (
-    Implementation,
-    device_implementations,
-    gpuclf_floats,
-)
-from gpuclf.benchmark.peers import device_peers
-from gpuclf.benchmark.timing import on_host
+from gpuclf.benchmark.agreement import on_host
+from gpuclf.benchmark.devices import CudaDevice
+from gpuclf.benchmark.roofline import measure_ceilings
 from gpuclf.dispatch import fusable
 from gpuclf.losses import softmax_cross_entropy
 
@@ -69,329 +59,37 @@ def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
     return Case(operation, samples, 10, rounds, calls_a_turn)
 
 
-def run_case(case, implementations, device=None, ceilings=CEILINGS, **options):
-    truth = true_results(case, make_inputs("float64"))
-    return run_device_case(
-        case, make_inputs(), truth, implementations, device or HostDevice(), ceilings, **options
-    )
+FLOATS = device_implementations("cpu")[1]
 
 
-# ------------------------------------------------------------------------------------- floors
+def true_results(case):
+    return Reference(case, make_inputs("float64")).results(case.samples)
 
 
-@pytest.mark.parametrize(
-    ("operation", "features", "moved", "operations"),
-    [
-        (SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
-        ("svm loss+gradient", "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),
-        (STEP, "float", 40 * 56 + 4 * 4 * (13 * 50 + 510), 2 * 40 * (2 * 600 + 3 * 500)),
-        ("k-NN l2", "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
-    ],
-)
-def test_bytes_and_operations_are_counted(operation, features, moved, operations):
-    work = tiny_case(operation).work(make_inputs(), features)
-    assert (work.bytes, work.operations) == (moved, operations)
-
-
-def test_the_full_pass_has_the_floors_that_are_known_for_it():
-    inputs = Inputs(np.zeros((50_000, 3072), np.uint8), np.arange(50_000) % 10)
-    work = device_cases(50_000)[0].work(inputs, "uint8")
-    assert work.operations == pytest.approx(6.14e9, rel=1e-3)
-    ceilings = {"bytes_per_s": {"copy": 4.3e12}, "operations_per_s": {"bfloat16": 7.8e14}}
-    floor = Floor.of(work, ceilings)
-    assert (floor.seconds, floor.limited_by) == (pytest.approx(36e-6, rel=0.01), "memory")
-
-
-def test_the_slowest_of_memory_arithmetic_and_upload_is_the_floor():
-    work = tiny_case().work(make_inputs())
-    assert Floor.of(work, CEILINGS).seconds == work.bytes / 2e12
-    slow = CEILINGS | {"operations_per_s": {"float32": 1.0}}
-    assert Floor.of(work, slow) == Floor(work.operations, "arithmetic")
-    assert Floor.of(work, CEILINGS, 10**9) == Floor(0.1, "upload")
-
-
-def test_copies_of_samples_together_exceed_the_cache():
-    inputs = make_inputs(cache_bytes=1000)
-    assert inputs.copies(500) == 5
-    assert inputs.copies(10**6) == 2
-    assert make_inputs().copies(500) == 1
-
-
-# --------------------------------------------------------------------- checked and judged
-
-
-class QueueDevice(HostDevice):
-    """A device whose calls take a second each, later: only waiting for them moves the clock."""
-
-    def __init__(self, waits=True):
-        super().__init__()
-        self.now = self.end_of_queue = 0.0
-        self.waits = waits
-
-    def perf_counter(self):
-        return self.now
-
-    def queue(self, seconds):
-        self.end_of_queue = max(self.now, self.end_of_queue) + seconds
-
-    def synchronize(self):
-        if self.waits:
-            self.now = max(self.now, self.end_of_queue)
-
-    def mark(self):
-        return max(self.now, self.end_of_queue) if self.waits else self.now
-
-
-def queued(device, implementation, seconds=1.0):
+def spoiled(spoil, name="the wrong one"):
     def prepare(case, inputs):
-        call = implementation.prepare(case, inputs)
-
-        def queue_call():
-            device.queue(seconds)
-            device.now += 1e-9  # the launch itself
-            return call()
-
-        return queue_call
-
-    return replace(implementation, prepare=prepare)
-
-
-PLAIN, FLOATS, TF32, BYTES = device_implementations("cpu")[:4]
-
-
-@pytest.fixture
-def queue_device(monkeypatch):
-    def make(waits):
-        device = QueueDevice(waits)
-        monkeypatch.setattr(device_timing, "time", device)
-        return device
-
-    return make
-
-
-def test_what_a_device_does_is_timed_to_its_end(queue_device):
-    device = queue_device(waits=True)
-    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
-    for found in (row.device_s, row.wall_s, row.queued_s):
-        assert found["median"] == pytest.approx(1.0)
-        assert found["n"] == len(found["samples"])
-    assert (row.device_s["n"], row.wall_s["n"], row.queued_s["n"]) == (4, 4, 2)
-    assert row.status == "timed"
-    assert row.share_of_floor == pytest.approx(row.floor_s)
-
-
-def test_a_timer_that_does_not_wait_is_rejected(queue_device):
-    device = queue_device(waits=False)
-    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
-    assert row.status == "rejected"
-    assert "did not wait" in row.reason
-    assert row.share_of_floor is None
-    assert row.device_s["median"] < row.floor_s  # recorded all the same
-
-
-def test_a_result_just_above_a_ceiling_is_not_rejected(queue_device):
-    device = queue_device(waits=True)
-    floor = Floor.of(tiny_case().work(make_inputs()), CEILINGS).seconds
-    for share, status in ((0.95, "timed"), (0.85, "rejected")):
-        (row,) = run_case(tiny_case(), [queued(device, FLOATS, floor * share)], device)
-        assert row.status == status
-
-
-def test_a_library_with_its_own_queue_is_waited_for(queue_device):
-    device, waited = queue_device(waits=True), []
-    ours = replace(queued(device, FLOATS), wait=waited.append)
-    run_case(tiny_case(), [ours], device)
-    assert len(waited) == 2 * (2 + 1 + 2)  # rounds; by events, after a queue, by the clock
-    assert all(len(result) == 2 for result in waited)
-
-
-def spoiled(spoil, implementation=FLOATS, name="the wrong one"):
-    def prepare(case, inputs):
-        call = implementation.prepare(case, inputs)
+        call = FLOATS.prepare(case, inputs)
         return lambda: spoil(*call())
 
-    return replace(implementation, name=name, prepare=prepare)
+    return replace(FLOATS, name=name, prepare=prepare)
 
 
-@pytest.mark.parametrize("operation", [SOFTMAX, "svm loss+gradient"])
-@pytest.mark.parametrize(
-    ("spoil", "what"),
-    [
-        (lambda loss, dW: (loss * 1.001, dW), "loss"),
-        (lambda loss, dW: (loss, dW * 1.001), "gradient"),
-        (lambda loss, dW: (np.float64(np.nan), dW), "loss"),
-    ],
-)
-def test_a_wrong_implementation_is_recorded_and_not_timed(operation, spoil, what):
-    wrong, right = run_case(tiny_case(operation), [spoiled(spoil), FLOATS])
-    assert wrong.status == "wrong"
-    assert f"disagree on the {what}" in wrong.reason
-    assert wrong.device_s is None
-    assert right.status == "timed"
-    assert max(right.errors.values()) < 1e-4
-
-
-def test_a_step_that_does_not_move_the_parameters_is_wrong():
-    def stand_still(case, inputs):
-        loss = gpuclf_floats(replace(case, operation="two-layer loss+gradient"), inputs)
-        params = inputs.params(case.hidden_units)
-        return lambda: (loss()[0], params)
-
-    wrong = Implementation("still", "numpy", "float", stand_still)
-    rows = run_case(tiny_case(STEP), [wrong, FLOATS, TF32, PLAIN, BYTES])
-    assert [row.status for row in rows] == ["wrong"] + ["timed"] * 4
-
-
-def test_what_goes_wrong_later_is_found_after_the_timing():
+def failing_after(n_calls, error):
+    """The check and the warm-ups take 4 calls."""
     calls = []
 
-    def drift(loss, dW):
+    def count(loss, dW):
         calls.append(None)
-        return loss * (1 + 1e-2 * (len(calls) > 4)), dW
+        if len(calls) > n_calls:
+            raise error
+        return loss, dW
 
-    (row,) = run_case(tiny_case(), [spoiled(drift)])
-    assert row.status == "wrong"
-    assert row.reason.startswith("after the timing")
-
-
-def test_what_fails_or_is_missing_does_not_stop_the_others():
-    def fail(case, inputs):
-        raise ValueError("no such thing")
-
-    def decline(case, inputs):
-        raise Unavailable("not here")
-
-    def hang(case, inputs):
-        time.sleep(5)
-
-    others = [Implementation(f.__name__, "numpy", "float", f) for f in (fail, decline, hang)]
-    rows = run_case(tiny_case(), [*others, FLOATS], prepare_limit_s=0.1)
-    assert [(row.status, row.reason) for row in rows] == [
-        ("failed", "ValueError: no such thing"),
-        ("unavailable", "not here"),
-        ("unavailable", "took longer than 0.1 s"),
-        ("timed", None),
-    ]
-
-
-def failing_after(n_calls, error, name="late", prepare=gpuclf_floats):
-    """The check and the warm-ups take 4 calls, a turn of tiny_case() takes 6."""
-
-    def prepare_it(case, inputs):
-        call, calls = prepare(case, inputs), []
-
-        def fail_later():
-            calls.append(None)
-            if len(calls) > n_calls:
-                raise error
-            return call()
-
-        return fail_later
-
-    return Implementation(name, "numpy", "float", prepare_it)
-
-
-@pytest.mark.parametrize(
-    ("n_calls", "when"), [(5, "while timed"), (11, "while timed"), (16, "after the timing")]
-)
-def test_what_fails_late_costs_its_own_row_only(n_calls, when):
-    late = failing_after(n_calls, RuntimeError("out of memory"))
-    rows = run_case(tiny_case(), [late, FLOATS, BYTES])
-    assert [row.status for row in rows] == ["failed", "timed", "timed"]
-    assert rows[0].reason == f"{when}: RuntimeError: out of memory"
-    assert rows[0].device_s is None
-    assert [row.device_s["n"] for row in rows[1:]] == [4, 4]
-    (row,) = run_case(tiny_case(), [late])
-    assert row.status == "failed"
-
-
-def test_what_hangs_while_timed_costs_its_own_row_only():
-    rows = run_case(tiny_case(), [stalling(after=5), FLOATS], prepare_limit_s=0.2)
-    assert [row.status for row in rows] == ["unavailable", "timed"]
-    assert rows[0].reason == "while timed: took longer than 0.2 s"
-
-
-def stalling(after, seconds=5):
-    def prepare(case, inputs):
-        call, calls = gpuclf_floats(case, inputs), []
-
-        def stall():
-            calls.append(None)
-            if len(calls) > after:
-                time.sleep(seconds)
-            return call()
-
-        return stall
-
-    return Implementation("stalling", "numpy", "float", prepare)
-
-
-def test_what_is_prepared_before_the_deadline_is_timed():
-    began = time.monotonic()
-    options = {"time_budget_s": 0.1, "deadline_s": 0.5}
-    rows = run_case(tiny_case(), [FLOATS, stalling(after=0), BYTES], **options)
-    assert time.monotonic() - began < 2
-    assert [row.status for row in rows] == ["timed", "unavailable", "unavailable"]
-    assert "took longer" in rows[1].reason
-    assert rows[2].reason == "out of time"
-
-
-def test_what_compiles_is_prepared_last_and_has_a_limit_of_its_own():
-    order = []
-
-    def prepare(case, inputs, name, seconds):
-        order.append(name)
-        time.sleep(seconds)
-        return gpuclf_floats(case, inputs)
-
-    slow = Implementation("slow", "numpy", "float", partial(prepare, name="slow", seconds=0.5))
-    compiled = replace(slow, compiles=True)
-    other = replace(slow, name="other", prepare=partial(prepare, name="other", seconds=0))
-    rows = run_case(tiny_case(), [compiled, other], prepare_limit_s=0.3, compile_limit_s=30.0)
-    assert [(row.implementation, row.status) for row in rows] == [
-        ("slow", "timed"),
-        ("other", "timed"),
-    ]
-    assert order == ["other", "slow"]
-    assert [peer.name for peer in device_peers() if peer.compiles] == ["PyTorch compiled"]
-    (row,) = run_case(tiny_case(), [slow], prepare_limit_s=0.3)
-    assert row.status == "unavailable"
-
-
-def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():
-    def stubborn():
-        try:
-            time.sleep(5)
-        except Exception:
-            pytest.fail("caught by the library")
-
-    with pytest.raises(TimeLimitError), time_limit(0.02):
-        stubborn()
-    with time_limit(0.02):
-        pass
-    time.sleep(0.03)
-
-
-def test_rounds_end_with_the_time_budget():
-    (row,) = run_case(tiny_case(rounds=1000), [FLOATS], time_budget_s=0.0)
-    assert row.device_s["n"] == 2
-
-
-def test_the_order_changes_from_round_to_round():
-    order = []
-    listed = [
-        spoiled(lambda *result, n=n: (order.append(n), result)[1], name=n) for n in ("a", "b", "c")
-    ]
-    run_case(tiny_case(rounds=12, calls_a_turn=1), listed)
-    timed = order[12:-3]  # after check and warm-ups, before the last check
-    rounds = [tuple(timed[i : i + 9 : 3]) for i in range(0, len(timed), 9)]
-    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
-    assert len(set(rounds)) > 1
+    return spoiled(count, name="late")
 
 
 def test_every_row_computes_where_its_backend_is(strict):
     elsewhere = backend.Backend("cupy", strict.xp, "in CuPy's place")
-    ((loss, dW),) = true_results(tiny_case(), make_inputs("float64"))
+    ((loss, dW),) = true_results(tiny_case())
     for prepare, options in (
         (implementations.gpuclf_floats, {}),
         (implementations.gpuclf_bytes, {}),
@@ -410,7 +108,7 @@ def test_every_row_computes_where_its_backend_is(strict):
 def test_on_a_cpu_graphs_say_why_they_are_not_there():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     graphed = next(peer for peer in device_peers() if peer.name == "PyTorch graphed")
-    (row,) = run_case(tiny_case(), [graphed])
+    (row,) = run_case(tiny_case(), make_inputs(), [graphed])
     assert (row.status, row.reason) == ("unavailable", "CUDA graphs need a CUDA device")
 
 
@@ -463,7 +161,7 @@ def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(
     results = [peers._replay(*next(graphs)) for _ in range(8)]
     assert fake_cuda_graphs.replays == 8
     if operation == SOFTMAX:
-        ((loss, dW),) = true_results(case, make_inputs("float64"))
+        ((loss, dW),) = true_results(case)
         for found_loss, found_dW in results:
             assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
             np.testing.assert_allclose(on_host(found_dW), dW, rtol=1e-3, atol=1e-5)
@@ -521,7 +219,7 @@ def fake_cupy(monkeypatch):
 
 
 def test_ceilings_are_rates_of_the_fastest_call(fake_cupy, monkeypatch):
-    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ("no_such_type",))
+    monkeypatch.setattr(roofline, "TORCH_PRODUCTS", ("no_such_type",))
     device = CudaDevice()
     assert device.cache_bytes == 4096
     found = measure_ceilings(device, nbytes=4000, side=10)
@@ -535,7 +233,7 @@ def test_ceilings_are_rates_of_the_fastest_call(fake_cupy, monkeypatch):
 
 
 def test_a_ceiling_that_cannot_be_measured_leaves_the_others(fake_cupy, monkeypatch):
-    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ())
+    monkeypatch.setattr(roofline, "TORCH_PRODUCTS", ())
 
     def no_memory(nbytes):
         raise MemoryError("no pinned memory")
@@ -630,7 +328,7 @@ def quick(monkeypatch):
         return replace(tiny(**options), samples=40, runs=3, copied_bytes=4000, matrix_side=8)
 
     monkeypatch.setattr(steps.Settings, "rehearsal", rehearsal)
-    monkeypatch.setattr(steps, "device_peers", list)
+    monkeypatch.setattr(steps, "device_peers", lambda device: [])
     monkeypatch.setattr(acceptance, "Worker", LocalWorker)
     monkeypatch.setattr(steps, "rehearse_kernels", lambda: False)
     monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
@@ -716,7 +414,7 @@ def test_a_failed_step_is_recorded_and_the_rest_goes_on(quick, tmp_path, monkeyp
 
     monkeypatch.setitem(steps.STEPS, "parity", fail)
     wrong = spoiled(lambda loss, dW: (loss + 1, dW))
-    monkeypatch.setattr(steps, "device_peers", lambda: [wrong])
+    monkeypatch.setattr(steps, "device_peers", lambda device: [wrong])
     only = ["parity", "ceilings", "timings: svm", "timings: net step"]
     assert acceptance.main(["--out", str(tmp_path), "--dry-run", "--only", *only]) == 1
     found = {step["name"]: step for step in load(tmp_path)["steps"]}
@@ -780,6 +478,23 @@ def gpu_tests_of(tmp_path, monkeypatch, body, other="pass", **options):
     return steps.run_step(steps.Context(settings), "gpu tests")
 
 
+@pytest.fixture
+def limit_in_the_last_test(tmp_path, monkeypatch):
+    """Let the time be up when the last test sleeps, however slowly this machine got there."""
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is not None and not hasattr(self, "is_late"):
+                self.is_late = True
+                while not (tmp_path / "asleep").exists() and self.poll() is None:
+                    time.sleep(0.01)
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(steps.subprocess, "Popen", Process)
+    return f"(open({str(tmp_path / 'asleep')!r}, 'w').close(), time.sleep(60))"
+
+
 def test_failed_gpu_tests_are_named(tmp_path, monkeypatch):
     answer = gpu_tests_of(tmp_path, monkeypatch, "assert 1 == 2")
     assert answer["status"] == "failed"
@@ -788,15 +503,19 @@ def test_failed_gpu_tests_are_named(tmp_path, monkeypatch):
     assert "test_one: assert 1 == 2" in failed
 
 
-def test_gpu_tests_that_take_too_long_keep_their_counts(tmp_path, monkeypatch):
-    answer = gpu_tests_of(tmp_path, monkeypatch, "time.sleep(60)", tests_limit_s=1.5)
+def test_gpu_tests_that_take_too_long_keep_their_counts(
+    tmp_path, monkeypatch, limit_in_the_last_test
+):
+    answer = gpu_tests_of(tmp_path, monkeypatch, limit_in_the_last_test, tests_limit_s=1.5)
     assert answer["status"] == "failed"
     assert "SIGINT after 1.5 s" in answer["message"]
 
 
 @pytest.mark.parametrize(("body", "status"), [("pass", "incomplete"), ("assert 0", "failed")])
-def test_a_time_out_after_tests_that_passed_is_no_failure(tmp_path, monkeypatch, body, status):
-    answer = gpu_tests_of(tmp_path, monkeypatch, body, "time.sleep(60)", tests_limit_s=2.5)
+def test_a_time_out_after_tests_that_passed_is_no_failure(
+    tmp_path, monkeypatch, limit_in_the_last_test, body, status
+):
+    answer = gpu_tests_of(tmp_path, monkeypatch, body, limit_in_the_last_test, tests_limit_s=2.5)
     assert answer["status"] == status
     assert "SIGINT after 2.5 s" in answer["message"]
     assert answer["result"]["tests"] == 1
@@ -839,7 +558,7 @@ def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monk
 
     monkeypatch.setattr(steps, "release", fail)
     late = failing_after(5, RuntimeError("an illegal address"))
-    monkeypatch.setattr(steps, "device_peers", lambda: [late])
+    monkeypatch.setattr(steps, "device_peers", lambda device: [late])
     context = steps.Context(steps.Settings.rehearsal())
     context.known = {"ceilings": CEILINGS}
     answer = steps.run_step(context, "timings: svm")
@@ -884,7 +603,7 @@ def test_what_compute_sanitizer_finds_fails_the_step(quick, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, monkeypatch):
-    monkeypatch.setattr(devices, "TORCH_PRODUCTS", ())
+    monkeypatch.setattr(roofline, "TORCH_PRODUCTS", ())
     monkeypatch.setattr(parity, "SIZES", parity.SMALL_SIZES)
     tiny = steps.Settings.rehearsal(runs=2, samples=40, copied_bytes=4000, matrix_side=8)
     context = steps.Context(replace(tiny, dry_run=False))

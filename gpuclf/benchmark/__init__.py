@@ -1,10 +1,18 @@
 """The benchmark: cases, the implementations of each, one timer, and the report.
 
-The command line, ``benchmarks/`` (pytest-benchmark) and the recorded runs all use what is here.
+The command line, ``benchmarks/`` (pytest-benchmark), the acceptance on a GPU and the recorded runs
+all use what is here.
 """
 
-from gpuclf.benchmark.cases import Case, Inputs, default_cases, device_cases, peer_cases
-from gpuclf.benchmark.device_timing import DeviceRow, run_device_case
+from gpuclf.benchmark.agreement import DisagreementError, Reference
+from gpuclf.benchmark.cases import (
+    Case,
+    Inputs,
+    default_cases,
+    device_cases,
+    peer_cases,
+    scaling_cases,
+)
 from gpuclf.benchmark.implementations import (
     IMPLEMENTATIONS,
     Implementation,
@@ -18,9 +26,10 @@ __all__ = [
     "IMPLEMENTATIONS",
     "PEERS",
     "Case",
-    "DeviceRow",
+    "DisagreementError",
     "Implementation",
     "Inputs",
+    "Reference",
     "Row",
     "Unavailable",
     "default_cases",
@@ -29,5 +38,5 @@ __all__ = [
     "device_peers",
     "peer_cases",
     "run_case",
-    "run_device_case",
+    "scaling_cases",
 ]

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from gpuclf.benchmark.roofline import Work
 from gpuclf.features import Standardized
 
-__all__ = ["Case", "Inputs", "Work", "default_cases", "device_cases", "peer_cases"]
+__all__ = [
+    "LADDER",
+    "PEERS_GROUP",
+    "SCALING",
+    "Case",
+    "Inputs",
+    "default_cases",
+    "device_cases",
+    "peer_cases",
+    "scaling_cases",
+]
 
 REG = 1e-3
+LADDER, PEERS_GROUP = "ladder", "peers"
+SCALING = ("samples", "batch size", "hidden units", "classes", "models")
 LEARNING_RATE = 1e-4
 MOMENTUM = 0.9
 N_NEIGHBORS = 5
 MAX_COPIES = 256
 LABEL_BYTES = 8
-
-
-@dataclass(frozen=True)
-class Work:
-    """The least that a call has to do, however it is written.
-
-    Attributes
-    ----------
-    bytes : int
-        To be moved through memory: each input read once, each output written once.
-    operations : int
-        Additions and multiplications of the products; what is done a score is not counted.
-    """
-
-    bytes: int
-    operations: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,12 @@ class Case:
         Timed calls in a turn. Short calls are made many in a row, as training makes them.
     hidden_units : int
         Of the two-layer net.
+    models : int
+        Trained at once; of the linear models.
+    classes : int or None
+        With labels drawn at random; None takes the data's.
+    group : str
+        "ladder", "peers", or the axis of a scaling curve.
     """
 
     operation: str
@@ -64,11 +68,33 @@ class Case:
     rounds: int
     calls_a_turn: int = 1
     hidden_units: int = 50
+    models: int = 1
+    classes: int | None = None
+    group: str = LADDER
 
     @property
     def title(self) -> str:
         """A line for people: the operation and its size."""
-        return f"{self.operation}, {self.samples:,} samples"
+        title = f"{self.operation}, {self.samples:,} samples"
+        if self.operation.startswith("two-layer") and self.hidden_units != 50:
+            title += f", {self.hidden_units} hidden units"
+        if self.classes is not None:
+            title += f", {self.classes} classes"
+        return title if self.models == 1 else f"{title}, {self.models} models"
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether a call returns labels, and no loss."""
+        return self.operation.startswith("k-NN")
+
+    @property
+    def is_step(self) -> bool:
+        """Whether a call moves the parameters."""
+        return self.operation.endswith("step")
+
+    def measured_samples(self, extrapolated: bool) -> int:
+        """Return how many samples a call runs on."""
+        return min(self.naive_samples, self.samples) if extrapolated else self.samples
 
     def work(self, inputs: Inputs, features: str = "float") -> Work:
         """Count bytes and operations of one call.
@@ -86,9 +112,9 @@ class Case:
         Work(bytes=92, operations=96)
         """
         width, n_features = inputs.dtype.itemsize, inputs.bytes_.shape[1]
-        n_classes = inputs.W.shape[1]
+        n_classes, models = inputs.n_classes, self.models
         sample_bytes = n_features * (1 if features == "uint8" else width)
-        if self.operation.startswith("k-NN"):
+        if self.is_prediction:
             train = len(inputs.y)
             moved = (self.samples + train) * sample_bytes + (train + self.samples) * LABEL_BYTES
             return Work(moved, 2 * self.samples * train * n_features)
@@ -98,9 +124,9 @@ class Case:
             # X and the hidden units are multiplied twice, W2 a third time for its input's gradient.
             products = 2 * n_features * hidden + 3 * hidden * n_classes
         else:
-            params, products = n_features * n_classes, 2 * n_features * n_classes
+            params, products = models * n_features * n_classes, 2 * models * n_features * n_classes
         # Parameters are read and gradients written; a step also reads and writes the velocity.
-        visits = 4 if self.operation.endswith("step") else 2
+        visits = 4 if self.is_step else 2
         moved = self.samples * (sample_bytes + LABEL_BYTES) + visits * params * width
         return Work(moved, 2 * self.samples * products)
 
@@ -120,13 +146,37 @@ def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     batch = min(batch_size, n_samples)
     queries = min(1000, n_samples)
     return [
-        Case("softmax loss+gradient", n_samples, 16, 9),
-        Case("svm loss+gradient", n_samples, 16, 9),
-        Case("softmax loss+gradient", batch, 16, 9, calls_a_turn=20),
-        Case("two-layer training step", batch, 4, 9, calls_a_turn=20),
-        Case("two-layer loss+gradient", n_samples, 4, 7, hidden_units=100),
-        Case("k-NN l2", queries, 16, 5),
-        Case("k-NN l1", min(20, queries), 16, 3),
+        Case("softmax loss+gradient", n_samples, 16, 9, group=PEERS_GROUP),
+        Case("svm loss+gradient", n_samples, 16, 9, group=PEERS_GROUP),
+        Case("softmax loss+gradient", batch, 16, 9, 20, group=PEERS_GROUP),
+        Case("two-layer training step", batch, 4, 9, 20, group=PEERS_GROUP),
+        Case("two-layer loss+gradient", n_samples, 4, 7, 1, 100, group=PEERS_GROUP),
+        Case("k-NN l2", queries, 16, 5, group=PEERS_GROUP),
+        Case("k-NN l1", min(20, queries), 16, 3, group=PEERS_GROUP),
+    ]
+
+
+def scaling_cases(n_samples: int) -> list[Case]:
+    """Return the cases of the curves: time against one size at a time."""
+    linear, net, step = (
+        "softmax loss+gradient",
+        "two-layer loss+gradient",
+        "two-layer training step",
+    )
+    few, batch = min(5000, n_samples), min(256, n_samples)
+    of_axis = {
+        "samples": [Case(linear, n, 16, 7, max(1, 5000 // n)) for n in (500, 2000, 8000, 32_000)],
+        "batch size": [Case(step, n, 4, 7, 5) for n in (32, 128, 512, 2048)],
+        "hidden units": [Case(net, few, 4, 7, 1, hidden) for hidden in (16, 64, 256)],
+        "classes": [Case(linear, few, 16, 7, 2, classes=classes) for classes in (2, 10, 100)],
+        "models": [Case(linear, batch, 16, 7, 5, models=models) for models in (1, 4, 16, 64)],
+    }
+    known = {case.title for case in default_cases(n_samples)}
+    return [
+        replace(case, group=axis)
+        for axis, cases in of_axis.items()
+        for case in cases
+        if case.samples <= n_samples and case.title not in known
     ]
 
 
@@ -158,6 +208,8 @@ class Inputs:
         Where the implementations that can choose put their arrays.
     cache_bytes : int
         A cache that no call should find its samples in; 0 if that does not matter.
+    n_classes : int, optional
+        By default one more than the largest label.
     """
 
     def __init__(
@@ -168,19 +220,48 @@ class Inputs:
         seed: int = 0,
         device: str = "cpu",
         cache_bytes: int = 0,
+        n_classes: int | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.device, self.cache_bytes = device, cache_bytes
         self.bytes_ = Standardized.fit(X)
-        self.y = y
-        rng = np.random.default_rng(seed)
-        n_features, n_classes = X.shape[1], int(y.max()) + 1
-        self.W = self._normal(rng, n_features, n_classes)
-        self._seed, self._sizes = seed, (n_features, n_classes)
+        self._seed, self.n_features = seed, X.shape[1]
+        self._label(y, int(y.max()) + 1 if n_classes is None else n_classes)
+
+    def _label(self, y: Any, n_classes: int) -> None:
+        self.y, self.n_classes = y, n_classes
+        self.W = self._normal(np.random.default_rng(self._seed), self.n_features, n_classes)
+
+    def on(self, device: str) -> Inputs:
+        """Return the same inputs for another device."""
+        moved = copy.copy(self)
+        moved.device = device
+        return moved
+
+    def first(self, n_samples: int, dtype: str) -> Inputs:
+        """Return the first samples alone, on the CPU."""
+        X, y = self.bytes_.X[:n_samples], self.y[:n_samples]
+        return Inputs(X, y, dtype, self._seed, self.device, n_classes=self.n_classes)
+
+    def with_classes(self, n_classes: int | None) -> Inputs:
+        """Return the same samples with labels drawn from that many classes; None keeps them."""
+        if n_classes is None:
+            return self
+        self.floats  # noqa: B018 - written out once for all
+        labelled = copy.copy(self)
+        rng = np.random.default_rng([self._seed, n_classes])
+        labelled._label(rng.integers(n_classes, size=len(self.y)), n_classes)
+        return labelled
+
+    def fleet(self, n_models: int) -> Any:
+        """Return W of shape (K, D, C), side by side in memory as a fleet keeps them."""
+        rng = np.random.default_rng([self._seed, n_models])
+        wide = self._normal(rng, self.n_features, n_models * self.n_classes)
+        return np.moveaxis(wide.reshape(self.n_features, n_models, self.n_classes), 1, 0)
 
     def params(self, hidden_units: int) -> dict[str, Any]:
         """Return the parameters of a two-layer net; always the same numbers, in new arrays."""
-        n_features, n_classes = self._sizes
+        n_features, n_classes = self.n_features, self.n_classes
         rng = np.random.default_rng([self._seed, hidden_units])
         return {
             "W1": self._normal(rng, n_features, hidden_units),

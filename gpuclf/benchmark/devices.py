@@ -1,32 +1,36 @@
-"""Clocks and ceilings of a device: all that needs a GPU to run is here.
-
-:class:`HostDevice` has the same methods on a CPU, for rehearsals and tests.
-"""
+"""Where calls run, and its clock: the CPU, or CuPy's device."""
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpuclf.backend import cache_bytes, get_backend
 
-__all__ = ["CudaDevice", "Device", "HostDevice", "measure_ceilings"]
+__all__ = ["CudaDevice", "Device", "HostDevice"]
 
-REPEATS = 10
-TORCH_PRODUCTS = ("float32", "tf32", "bfloat16", "float16", "int8")
+SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
 
 
 class Device(Protocol):
-    """Where calls run, and its clock."""
+    """Where calls run, and its clock.
+
+    Attributes
+    ----------
+    name : {"cpu", "cuda"}
+    xp : module
+    cache_bytes : int
+        Of the cache that samples of a call may be found in.
+    queues : bool
+        Calls return before they are done.
+    """
 
     name: str
     xp: Any
     cache_bytes: int
+    queues: bool
 
     def synchronize(self) -> None:
         """Wait until everything that was queued has been done."""
@@ -43,12 +47,19 @@ class Device(Protocol):
     def forget(self) -> None:
         """Give memory that nobody uses back to the device, for other libraries."""
 
+    def settle(self) -> None:
+        """Wait until nothing of an earlier call is busy any more."""
+
+    def transfer_seconds(self, samples: np.ndarray) -> float | None:
+        """Return how long it takes to hand samples over; None where they are there already."""
+
 
 class HostDevice:
-    """The CPU in a GPU's place: calls return when they are done, and marks are clock readings."""
+    """The CPU: calls return when they are done, and marks are clock readings."""
 
     name = "cpu"
     xp: Any = np
+    queues = False
 
     def __init__(self) -> None:
         self.cache_bytes = cache_bytes()
@@ -71,6 +82,21 @@ class HostDevice:
     def forget(self) -> None:
         """Return at once."""
 
+    def settle(self) -> None:
+        """Wait until no thread of this process is busy.
+
+        After a threaded product BLAS's threads keep a core busy for a while, waiting for the next
+        one: that is time of the implementation before, not of the one that is timed.
+        """
+        for _ in range(SETTLE_STEPS):
+            before = time.process_time()
+            time.sleep(SETTLE_STEP_S)
+            if time.process_time() - before < SETTLE_STEP_S / 10:
+                return
+
+    def transfer_seconds(self, samples: np.ndarray) -> float | None:
+        """Return None."""
+
 
 class CudaDevice:
     """CuPy's current device, timed by CUDA events on the default stream.
@@ -80,6 +106,7 @@ class CudaDevice:
     """
 
     name = "cuda"
+    queues = True
 
     def __init__(self) -> None:
         self.xp: Any = get_backend("cupy").xp
@@ -109,96 +136,14 @@ class CudaDevice:
         self.xp.get_default_memory_pool().free_all_blocks()
         self.xp.get_default_pinned_memory_pool().free_all_blocks()
 
+    def settle(self) -> None:
+        """Wait for the device: calls of other libraries keep it busy, not the host."""
+        self.synchronize()
 
-def measure_ceilings(device: Device, nbytes: int = 1 << 30, side: int = 8192) -> dict[str, Any]:
-    """Measure how fast the device moves bytes and multiplies, on random data.
-
-    Parameters
-    ----------
-    device : Device
-    nbytes : int
-        Of each array that is copied; many times the cache.
-    side : int
-        Of the square matrices that are multiplied.
-
-    Returns
-    -------
-    dict
-        "bytes_per_s": rates of "copy" (bytes read plus bytes written), "read", "upload pageable"
-        and "upload pinned"; "operations_per_s": rates of matrix products by precision; "left_out":
-        what could not be measured, with the reason. A rate is that of the fastest of 10 calls: it
-        serves as a ceiling.
-    """
-    xp, on_gpu = device.xp, device.name == "cuda"
-    rng = np.random.default_rng(0)
-    host = rng.integers(256, size=nbytes, dtype=np.uint8)
-    source, target = xp.asarray(host.view(np.float32)), xp.empty(nbytes // 4, np.float32)
-    source = xp.nan_to_num(source)  # random bytes are sometimes no numbers, which can be slow
-    A, B = (xp.asarray(rng.standard_normal((side, side), dtype=np.float32)) for _ in "AB")
-
-    def upload(memory: np.ndarray) -> Callable[[], object]:
-        as_bytes = target.view(np.uint8)
-        return (lambda: as_bytes.set(memory)) if on_gpu else (lambda: np.copyto(as_bytes, memory))
-
-    def pinned() -> np.ndarray:
-        memory = device.empty_pinned(nbytes)
-        memory[:] = host
-        return memory
-
-    moved: dict[str, tuple[int, Callable[[], Callable[[], object]]]] = {
-        "copy": (2 * nbytes, lambda: lambda: xp.copyto(target, source)),
-        "read": (nbytes, lambda: source.max),
-        "upload pageable": (nbytes, lambda: upload(host)),
-        "upload pinned": (nbytes, lambda: upload(pinned())),
-    }
-    multiplied: dict[str, Callable[[], Callable[[], object]]] = {
-        "float32 on CuPy" if on_gpu else "float32": lambda: lambda: A @ B
-    }
-    for precision in TORCH_PRODUCTS if on_gpu else ():
-        multiplied[precision] = partial(_torch_product, precision, side)
-    left_out: dict[str, str] = {}
-
-    def rates(prepared: dict[str, tuple[int, Any]]) -> dict[str, float]:
-        found = {}
-        for name, (amount, prepare) in prepared.items():
-            try:
-                found[name] = amount / fastest(prepare(), device)
-            except Exception as error:  # whatever is missing, the others still count
-                left_out[name] = f"{type(error).__name__}: {error}"
-        return found
-
-    return {
-        "bytes_per_s": rates(moved),
-        "operations_per_s": rates({k: (2 * side**3, call) for k, call in multiplied.items()}),
-        "left_out": left_out,
-    }
-
-
-def fastest(call: Callable[[], object], device: Device) -> float:
-    """Return the device's seconds of the fastest of several calls."""
-    call()
-    pairs = []
-    for _ in range(REPEATS):
-        start = device.mark()
-        call()
-        pairs.append((start, device.mark()))
-    device.synchronize()
-    return min(device.seconds_between(*pair) for pair in pairs)
-
-
-def _torch_product(precision: str, side: int) -> Callable[[], object]:
-    torch: Any = importlib.import_module("torch")
-    if precision == "int8":
-        A, B = (torch.randint(-127, 128, (side, side), device="cuda").to(torch.int8) for _ in "AB")
-        return lambda: torch._int_mm(A, B.T)
-    dtype = getattr(torch, "float32" if precision == "tf32" else precision)
-    A, B = (torch.randn(side, side, device="cuda").to(dtype) for _ in "AB")
-
-    def product() -> object:
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        try:
-            return A @ B
-        finally:
-            torch.set_float32_matmul_precision("highest")
-
-    return product
+    def transfer_seconds(self, samples: np.ndarray) -> float | None:
+        """Time one upload from ordinary memory."""
+        self.synchronize()
+        began = time.perf_counter()
+        self.xp.asarray(samples)
+        self.synchronize()
+        return time.perf_counter() - began

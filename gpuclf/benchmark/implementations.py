@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 import gpuclf
 from gpuclf.backend import Backend, get_backend
@@ -51,6 +53,8 @@ class Implementation:
         ``wait(result)`` returns when the result is there; for a library with a queue of its own.
     compiles : bool
         The first calls compile for long.
+    device : {"cpu", "cuda"}
+        Whose clock the calls are timed by.
     """
 
     name: str
@@ -62,6 +66,11 @@ class Implementation:
     uploads: bool = False
     wait: Callable[[Any], object] | None = None
     compiles: bool = False
+    device: str = "cpu"
+
+    def precision_on(self, inputs: Inputs) -> str:
+        """Return the precision of the products: that of the inputs, if they are float64."""
+        return "float64" if inputs.dtype == np.float64 else self.precision
 
 
 NAIVE: dict[str, Callable[..., Any]] = {
@@ -84,13 +93,15 @@ GPUCLF: dict[str, Callable[..., Any]] = {
 def _params(case: Case, inputs: Inputs) -> Any:
     if case.operation.startswith("two-layer"):
         return inputs.params(case.hidden_units)
-    return inputs.W
+    return inputs.W if case.models == 1 else inputs.fleet(case.models)
 
 
 def naive_loops(case: Case, inputs: Inputs) -> Call:
     """Call Python loops over samples, classes and features, on a subset."""
     if case.operation not in NAIVE:
         raise Unavailable("the loops would take hours")
+    if case.models > 1:
+        raise Unavailable("the loops know one model")
     rows = slice(min(case.naive_samples, case.samples))
     X, y = inputs.floats[rows], inputs.y[rows]
     loss, params = NAIVE[case.operation], _params(case, inputs)
@@ -101,7 +112,7 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
     """Call the course's vectorised version."""
     backend = get_backend(backend)
     put, xp = partial(gpuclf.to_device, backend=backend), backend.xp
-    if case.operation.startswith("k-NN"):
+    if case.is_prediction:
         train, labels = put(inputs.float_pixels), put(inputs.y)
         queries, metric = train[: case.samples], case.operation.split()[1]
         return lambda: predicted(
@@ -109,7 +120,7 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
         )
     batches = rotated(inputs.floats[: case.samples], inputs, put)
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
-    if case.operation == "two-layer training step":
+    if case.is_step:
         velocity = {name: xp.zeros_like(value) for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
@@ -119,7 +130,14 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
 
         return step
     loss = TEXTBOOK[case.operation]
+    if case.models > 1:  # as the textbook has it, one after another
+        return lambda: _stacked([loss(W, X, y, REG, xp) for X in [next(batches)] for W in params])
     return lambda: loss(params, next(batches), y, REG, xp)
+
+
+def _stacked(results: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    losses, gradients = zip(*results, strict=True)
+    return list(losses), list(gradients)
 
 
 def predicted(labels: Any) -> tuple[float, Any]:
@@ -170,7 +188,7 @@ def _gpuclf_call(
 ) -> Call:
     put = partial(gpuclf.to_device, backend=backend)
     decline_tf32_neighbors(case, precision)
-    if case.operation.startswith("k-NN"):
+    if case.is_prediction:
         # Neighbours are searched among the pixels as they are.
         samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
         classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.operation.split()[1])
@@ -189,7 +207,7 @@ def _gpuclf_call(
     y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
     # In float64, for the strict comparison, there is no other precision.
     options = {"precision": precision} if inputs.dtype == "float32" else {}
-    if case.operation == "two-layer training step":
+    if case.is_step:
         velocity = {name: 0 * value for name, value in params.items()}
 
         def step() -> tuple[Any, Any]:
@@ -205,7 +223,7 @@ def _gpuclf_call(
 
 def decline_tf32_neighbors(case: Case, precision: str) -> None:
     """Raise `Unavailable` for distances in TF32."""
-    if precision == "tf32" and case.operation.startswith("k-NN"):
+    if precision == "tf32" and case.is_prediction:
         raise Unavailable("distances in TF32 would give other neighbours")
 
 
@@ -221,7 +239,7 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
     place = _on_cupy if device == "cuda" else (lambda prepare: prepare)
     textbook_, floats, bytes_ = map(place, (textbook_numpy, gpuclf_floats, gpuclf_bytes))
     before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
-    return [
+    listed = [
         Implementation("plain CuPy", library, "float", textbook_),
         Implementation("gpuclf", library, "float", floats),
         Implementation(
@@ -236,6 +254,7 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
             "gpuclf uint8 streamed", library, "uint8", partial(bytes_, **streamed), uploads=True
         ),
     ]
+    return [replace(implementation, device=device) for implementation in listed]
 
 
 IMPLEMENTATIONS = [
@@ -243,6 +262,7 @@ IMPLEMENTATIONS = [
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
     Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),
-    Implementation("gpuclf on CuPy", "cupy", "float", _on_cupy(gpuclf_floats)),
-    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", _on_cupy(gpuclf_bytes)),
+    Implementation("textbook CuPy", "cupy", "float", _on_cupy(textbook_numpy), device="cuda"),
+    Implementation("gpuclf on CuPy", "cupy", "float", _on_cupy(gpuclf_floats), device="cuda"),
+    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", _on_cupy(gpuclf_bytes), device="cuda"),
 ]

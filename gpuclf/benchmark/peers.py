@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ def pytorch(
     uploads : bool
         Take X from the host's memory in each call.
     """
-    decline_tf32_neighbors(case, precision)
+    _decline(case, precision)
     torch = _import("torch", "PyTorch")
     if inputs.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
@@ -62,7 +63,7 @@ def pytorch(
     evaluate: Callable[[Any], tuple[Any, Any]]
     batches: Iterator[Any]
     state: dict[str, Any] = {}
-    if case.operation.startswith("k-NN"):
+    if case.is_prediction:
         evaluate = _torch_neighbors(torch, case, inputs, how)
         queries = inputs.float_pixels[: case.samples]
         batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
@@ -124,7 +125,7 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
         optimizer.zero_grad(set_to_none=True)
         loss = objective(params, X)
         loss.backward()
-        if case.operation == "two-layer training step":
+        if case.is_step:
             optimizer.step()
             return loss.detach(), {name: value.detach() for name, value in params.items()}
         return loss.detach(), _result({name: value.grad for name, value in params.items()})
@@ -135,7 +136,7 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
 def _torch_neighbors(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     train = torch.tensor(inputs.float_pixels, device=inputs.device)
     labels = torch.tensor(inputs.y, dtype=torch.int64, device=inputs.device)
-    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]], inputs.W.shape[1]
+    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]], inputs.n_classes
 
     def nearest_labels(queries: Any) -> Any:
         distances = torch.cdist(queries, train, p=p)
@@ -197,7 +198,7 @@ def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
 
 def jax_jit(case: Case, inputs: Inputs, precision: str = "float32") -> Call:
     """Call JAX: one jitted function a case; the first call compiles it."""
-    decline_tf32_neighbors(case, precision)
+    _decline(case, precision)
     jax = _import("jax", "JAX")
     try:
         device = jax.devices("gpu" if inputs.device == "cuda" else "cpu")[0]
@@ -220,10 +221,10 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
     put = partial(jax.device_put, device=device)
     matmul = partial(jnp.matmul, precision=JAX_PRECISIONS[precision])
     y = put(inputs.y[: case.samples])
-    if case.operation.startswith("k-NN"):
+    if case.is_prediction:
         if case.operation.endswith("l1"):
             raise Unavailable("the differences of all pairs would take too much memory")
-        train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.W.shape[1]
+        train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.n_classes
         queries = train[: case.samples]
 
         def nearest_labels(queries: Any, train: Any, labels: Any) -> Any:
@@ -251,7 +252,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
         return data_loss + REG * penalty
 
     params = {name: put(value) for name, value in _params(case, inputs).items()}
-    if case.operation != "two-layer training step":
+    if not case.is_step:
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
 
         def call() -> tuple[Any, Any]:
@@ -285,7 +286,7 @@ def wait_for_jax(result: Any) -> None:
 
 def scikit_learn(case: Case, inputs: Inputs) -> Call:
     """Call scikit-learn: the loss that LogisticRegression minimises, and brute-force neighbours."""
-    if case.operation.startswith("k-NN"):
+    if case.is_prediction:
         from sklearn.neighbors import KNeighborsClassifier
 
         metric = {"l2": "euclidean", "l1": "manhattan"}[case.operation.split()[1]]
@@ -293,7 +294,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         classifier.fit(inputs.float_pixels, inputs.y)
         queries = inputs.float_pixels[: case.samples]
         return lambda: predicted(classifier.predict(queries))
-    if not case.operation.startswith("softmax"):
+    if not case.operation.startswith("softmax") or case.models > 1:
         raise Unavailable("scikit-learn has no such function")
     from sklearn._loss import HalfMultinomialLoss
     from sklearn.linear_model._linear_loss import LinearModelLoss
@@ -312,6 +313,12 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         return loss, gradient.T
 
     return call
+
+
+def _decline(case: Case, precision: str) -> None:
+    decline_tf32_neighbors(case, precision)
+    if case.models > 1:
+        raise Unavailable("written for one model")
 
 
 def _params(case: Case, inputs: Inputs) -> dict[str, Any]:
@@ -346,16 +353,25 @@ def _jax(name: str, precision: str = "float32") -> Implementation:
     return Implementation(name, "jax", "float", prepare, precision=precision, wait=wait_for_jax)
 
 
+def _on_gpu(peer: Implementation) -> Implementation:
+    def prepare(case: Case, inputs: Inputs) -> Call:
+        return peer.prepare(case, inputs.on("cuda"))
+
+    return replace(peer, name=f"{peer.name} on GPU", prepare=prepare, device="cuda")
+
+
 PEERS = [
     Implementation("scikit-learn", "sklearn", "float", scikit_learn),
     _torch("PyTorch"),
     _jax("JAX"),
+    _on_gpu(_torch("PyTorch")),
+    _on_gpu(_jax("JAX")),
 ]
 
 
-def device_peers() -> list[Implementation]:
+def device_peers(device: str = "cuda") -> list[Implementation]:
     """Return PyTorch's and JAX's ways on the device of the inputs, each with its precision."""
-    return [
+    listed = [
         _torch("PyTorch eager"),
         _torch("PyTorch eager TF32", precision="tf32"),
         _torch("PyTorch eager +upload", uploads=True),
@@ -365,3 +381,4 @@ def device_peers() -> list[Implementation]:
         _jax("JAX jit"),
         _jax("JAX jit TF32", precision="tf32"),
     ]
+    return [replace(peer, device=device) for peer in listed]

@@ -1,71 +1,136 @@
-"""One timer for every implementation: checked first, warmed up, interleaved, medians."""
+"""One timer for every implementation on every device: checked, interleaved, medians, judged."""
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gpuclf.backend import synchronize, to_host
+from gpuclf.benchmark.agreement import DisagreementError, Reference, check_in_float64
 from gpuclf.benchmark.cases import Case, Inputs
-from gpuclf.benchmark.implementations import Implementation, Unavailable
+from gpuclf.benchmark.devices import Device, HostDevice
+from gpuclf.benchmark.implementations import Call, Implementation, Unavailable
+from gpuclf.benchmark.roofline import Floor
 
-__all__ = ["DisagreementError", "Row", "compare", "on_host", "run_case", "settle"]
+__all__ = ["Row", "TimeLimitError", "run_case", "time_limit"]
 
-# Loss and gradient of a full pass in float32 agree with each other to a few 1e-6.
-TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "float64": 1e-10}
+WARM_UPS = 3
 MIN_ROUNDS = 5
-SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
-# Rounding can put a hidden unit's input on the other side of ReLU's kink: seen once in 50,000 x 50
-# inputs, where it moved the gradient by 2e-4; in a mini-batch one sample counts for more. The
-# strict comparison is that in float64.
-# Of float32 distances, rounding decides between neighbours that are almost equally near.
-OTHER_LABELS = {"float32": 0.01, "float64": 0.0}
-KINK_TOLERANCES = {"float32": 2e-2, "tf32": 5e-2, "float64": 1e-10}
+STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
+# Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
+SLACK = 1.1
+LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
+
+Result = TypeVar("Result")
+Seconds = dict[str, list[float]]
 
 
-class DisagreementError(AssertionError):
-    """An implementation computed something else than the others; its time would mean nothing."""
+class TimeLimitError(BaseException):
+    """Something took too long. No `Exception`, so that no library takes it for one of its own."""
 
 
-@dataclass(frozen=True)
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeLimitError` in the block after that time (in the main thread; nowhere else)."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or math.isinf(seconds):
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise TimeLimitError(f"took longer than {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass
 class Row:
-    """One line of the result.
+    """One implementation of one case.
 
     Attributes
     ----------
-    operation, implementation, array_library, features, dtype : str
-    samples : int
-        Samples that the times stand for.
-    measured_samples : int
-        Samples that the call ran on; fewer where extrapolated.
+    case, group, operation, implementation, array_library, device, features, dtype, precision : str
+        `case` is the title, the same for all rows that were timed by turns.
+    samples, measured_samples : int
+        Samples that the times stand for, and that a call ran on: fewer where `extrapolated`.
     extrapolated : bool
-        The times were scaled up from `measured_samples` to `samples`.
+    classes, models : int
+    hidden_units : int or None
+    uploads : bool
+        X came from the host's memory in each call.
+    status : {"timed", "unavailable", "wrong", "failed", "rejected"}
+        "rejected": faster than the machine can be, so the timer must be wrong.
+    reason : str or None
+    errors : dict
+        Relative differences from the reference.
+    cold_s : float or None
+        Handing the arrays over, compilation and the first calls.
+    transfer_s : float or None
+        Handing the samples to a GPU once.
     median_s, p20_s, p80_s : float or None
-        Seconds a call; None where it could not run.
+        Seconds a call by the clock, until the result is there.
     times_s : list of float
-        All of them, in the order measured.
-    unavailable : str or None
-        Why it could not run.
+        All of them, in the order measured: turns of `calls_a_turn` calls.
+    device_s, queued_s : dict or None
+        Median, p20, p80, n and samples, in seconds a call, of a GPU: by events around each call (a
+        library with a queue of its own is waited for before the second event); by the clock for
+        calls queued one after another, divided by their number.
+    bytes, operations : int
+        The least work.
+    floor_s, share_of_floor : float or None
+        Where ceilings were measured: the time that no call can beat, and how near this one is.
+    limited_by : {"memory", "arithmetic", "upload"} or None
     """
 
+    case: str
+    group: str
     operation: str
     implementation: str
     array_library: str
+    device: str
     features: str
     dtype: str
+    precision: str
     samples: int
     measured_samples: int
     extrapolated: bool
-    median_s: float | None
-    p20_s: float | None
-    p80_s: float | None
-    times_s: list[float]
-    unavailable: str | None = None
+    classes: int
+    models: int
+    hidden_units: int | None
+    uploads: bool
+    bytes: int
+    operations: int
+    calls_a_turn: int
+    floor_s: float | None = None
+    limited_by: str | None = None
+    share_of_floor: float | None = None
+    status: str = "timed"
+    reason: str | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    cold_s: float | None = None
+    transfer_s: float | None = None
+    median_s: float | None = None
+    p20_s: float | None = None
+    p80_s: float | None = None
+    n: int = 0
+    times_s: list[float] = field(default_factory=list)
+    device_s: dict[str, Any] | None = None
+    queued_s: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -76,8 +141,17 @@ def run_case(
     case: Case,
     inputs: Inputs,
     implementations: Iterable[Implementation],
+    *,
+    devices: Mapping[str, Device] | None = None,
+    ceilings: Mapping[str, dict[str, Any]] | None = None,
+    reference: Reference | None = None,
     advance: Callable[[str], None] = lambda _: None,
     time_budget_s: float = 10.0,
+    prepare_limit_s: float = math.inf,
+    compile_limit_s: float = math.inf,
+    deadline_s: float = math.inf,
+    seed: int = 0,
+    slack: float = SLACK,
 ) -> list[Row]:
     """Check and time the implementations of one case.
 
@@ -86,194 +160,276 @@ def run_case(
     case : Case
     inputs : Inputs
     implementations : iterable of Implementation
+    devices : dict of Device, optional
+        By the name that implementations give: "cpu", "cuda". By default the CPU alone.
+    ceilings : dict, optional
+        For a device's name the ceilings from :func:`gpuclf.benchmark.roofline.measure_ceilings`:
+        then floors are known, and what is faster is rejected.
+    reference : Reference, optional
+        In float64. By default results are compared with the textbook's in the dtype of the inputs,
+        and in float64 on a few samples.
     advance : callable
-        Called with the name of what is done next, for a progress bar.
+        Called with what is done next, for a progress bar.
     time_budget_s : float
-        Rounds end early when the case has 5 of them and has taken this long.
+        Rounds end when they have taken this long (on a CPU, when there are 5 as well), when the
+        medians are steady, or when there are `case.rounds`.
+    prepare_limit_s, compile_limit_s : float
+        What takes longer until its first results is "unavailable"; the second is for what
+        compiles, and that is prepared last.
+    deadline_s : float
+        Return within this time, as far as calls can be interrupted: preparation ends
+        `time_budget_s` before it, and what had no turn until then is "unavailable".
+    seed : int
+        Draws the order in each round.
+    slack : float
+        A median that times this is still less than the floor is "rejected".
 
     Returns
     -------
     list of Row
-
-    Raises
-    ------
-    DisagreementError
-        If an implementation's loss or gradient differs from the first one's.
+        Nothing is raised: what went wrong is in the rows.
     """
-    calls: dict[str, Callable[[], tuple[Any, Any]]] = {}
-    reasons: dict[str, str] = {}
-    listed = list(implementations)
-    reference: dict[int, tuple[str, Any]] = {}
-    for implementation in listed:
-        advance(f"{case.title}: {implementation.name}")
-        try:
-            call = implementation.prepare(case, inputs)
-        except Unavailable as reason:
-            reasons[implementation.name] = str(reason)
+    entered = time.perf_counter()
+
+    def left() -> float:
+        return deadline_s - (time.perf_counter() - entered)
+
+    implementations, inputs = list(implementations), inputs.with_classes(case.classes)
+    devices = {"cpu": HostDevice()} if devices is None else devices
+    strict = reference is None
+    reference = Reference(case, inputs) if reference is None else reference
+    rows = {i.name: _new_row(case, inputs, i, ceilings or {}) for i in implementations}
+    runs: dict[str, Run] = {}
+    for implementation in sorted(implementations, key=lambda i: i.compiles):
+        row = rows[implementation.name]
+        if implementation.uploads and not case.operation.startswith(("softmax", "svm")):
+            row.status, row.reason = "unavailable", "uploads are timed with the linear models"
             continue
-        result = call()  # also the warm-up
-        size = case.naive_samples if implementation.extrapolated else case.samples
-        if size in reference:
-            compare(implementation.name, result, *reference[size], inputs.dtype.name, case)
-        else:
-            reference[size] = (implementation.name, result)
-        calls[implementation.name] = call
-    _check_in_float64(case, inputs, [i for i in listed if i.name in calls])
-    waits = {i.name: i.wait for i in listed if i.wait is not None}
-    slow = {i.name for i in listed if i.extrapolated}
-    times = _time_interleaved(calls, slow, waits, case, time_budget_s)
-    return [_row(case, inputs, i, times.get(i.name), reasons.get(i.name)) for i in listed]
+        advance(f"{case.title}: {implementation.name}")
+        limit = compile_limit_s if implementation.compiles else prepare_limit_s
+        prepared = _attempt(
+            row,
+            min(limit, left() - time_budget_s),
+            partial(_prepared, case, inputs, implementation, reference, devices, row, strict),
+        )
+        if prepared is not None:
+            runs[implementation.name] = prepared
+    advance(f"{case.title}: timing")
+
+    def attempt(name: str, turn: Callable[[], Seconds]) -> Seconds | None:
+        return _attempt(rows[name], min(prepare_limit_s, left()), turn, "while timed: ")
+
+    for name, seconds in _time_shuffled(runs, case, time_budget_s, seed, attempt).items():
+        # Once more: copies of the samples and graphs have had their turns.
+        checked = _attempt(
+            rows[name],
+            min(prepare_limit_s, max(left(), LAST_CHECK_S)),
+            partial(reference.check_again, runs[name].implementation, runs[name].call),
+            "after the timing: ",
+        )
+        if checked is not None:
+            _judge(rows[name], seconds, slack)
+    return list(rows.values())
 
 
-def _check_in_float64(case: Case, inputs: Inputs, implementations: list[Implementation]) -> None:
-    """Compare all implementations, the loops too, strictly on a few samples."""
-    n_samples = min(case.naive_samples, case.samples)
-    few = Inputs(inputs.bytes_.X[:n_samples], inputs.y[:n_samples], "float64")
-    small = replace(case, samples=n_samples, naive_samples=n_samples)
-    reference: tuple[str, Any] | None = None
-    for implementation in implementations:
-        result = implementation.prepare(small, few)()
-        if reference is None:
-            reference = (implementation.name, result)
-        else:
-            compare(implementation.name, result, *reference, "float64", small)
+@dataclass(frozen=True)
+class Run:
+    """A call that is ready to be timed."""
+
+    implementation: Implementation
+    call: Call
+    device: Device
+
+    def finish(self, result: Any) -> None:
+        """Return when the result is there."""
+        if self.implementation.wait is not None:
+            self.implementation.wait(result)
 
 
-def _time_interleaved(
-    calls: dict[str, Callable[[], tuple[Any, Any]]],
-    slow: set[str],
-    waits: dict[str, Callable[[Any], object]],
-    case: Case,
-    time_budget_s: float,
-) -> dict[str, list[float]]:
-    # Interleaving spreads a noisy neighbour over all implementations instead of over one.
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    began = time.perf_counter()
-    for round_number in range(case.rounds):
-        for name, call in calls.items():
-            if name in slow and round_number >= SLOW_ROUNDS:
-                continue
-            settle()
-            for _ in range(1 if name in slow else case.calls_a_turn):
-                synchronize()
-                start = time.perf_counter()
-                result = call()
-                if name in waits:
-                    waits[name](result)
-                else:
-                    synchronize(result[0] if hasattr(result[0], "dtype") else None)
-                times[name].append(time.perf_counter() - start)
-        if round_number + 1 >= MIN_ROUNDS and time.perf_counter() - began > time_budget_s:
-            break
-    return times
+def _attempt(
+    row: Row, limit_s: float, action: Callable[[], Result], when: str = ""
+) -> Result | None:
+    """Return what the action returns; or None, and the row says why."""
+    try:
+        if limit_s <= 0:
+            raise TimeLimitError("out of time")
+        with time_limit(limit_s):
+            return action()
+    except (Unavailable, TimeLimitError) as reason:
+        row.status, row.reason = "unavailable", f"{when}{reason}"
+    except DisagreementError as error:
+        row.status, row.reason = "wrong", f"{when}{error}"
+    except Exception as error:
+        row.status, row.reason = "failed", f"{when}{type(error).__name__}: {error}"
+    return None
 
 
-def settle() -> None:
-    """Wait until no thread of this process is busy.
-
-    After a threaded product BLAS's threads keep a core busy for a while, waiting for the next one:
-    that is time of the implementation before, not of the one that is timed.
-    """
-    for _ in range(SETTLE_STEPS):
-        before = time.process_time()
-        time.sleep(SETTLE_STEP_S)
-        if time.process_time() - before < SETTLE_STEP_S / 10:
-            return
-
-
-def _row(
+def _prepared(
     case: Case,
     inputs: Inputs,
     implementation: Implementation,
-    measured: list[float] | None,
-    reason: str | None,
+    reference: Reference,
+    devices: Mapping[str, Device],
+    row: Row,
+    strict: bool,
+) -> Run:
+    # Results of the reference are computed once for all, and are nobody's cold start.
+    reference.results(row.measured_samples)
+    began = time.perf_counter()
+    run = Run(
+        implementation,
+        implementation.prepare(case, inputs),
+        devices.get(implementation.device, devices["cpu"]),
+    )
+    row.errors = reference.check(implementation, run.call)
+    row.cold_s = time.perf_counter() - began
+    if strict:
+        check_in_float64(case, inputs, implementation)
+    if not implementation.extrapolated:
+        for _ in range(WARM_UPS):
+            run.finish(run.call())
+    run.device.synchronize()
+    samples = inputs.bytes_.X if implementation.features == "uint8" else inputs.floats
+    row.transfer_s = run.device.transfer_seconds(samples[: case.samples])
+    return run
+
+
+def _new_row(
+    case: Case,
+    inputs: Inputs,
+    implementation: Implementation,
+    ceilings: Mapping[str, dict[str, Any]],
 ) -> Row:
-    size = case.naive_samples if implementation.extrapolated else case.samples
-    size = min(size, case.samples)
-    scaled = [t * case.samples / size for t in measured or []]
-    p20, median, p80 = np.percentile(scaled, [20, 50, 80]).tolist() if scaled else [None] * 3
-    return Row(
+    work = case.work(inputs, implementation.features)
+    measured = case.measured_samples(implementation.extrapolated)
+    row = Row(
+        case=case.title,
+        group=case.group,
         operation=case.operation,
         implementation=implementation.name,
         array_library=implementation.array_library,
+        device=implementation.device,
         features=implementation.features,
         dtype=inputs.dtype.name,
+        precision=implementation.precision_on(inputs),
         samples=case.samples,
-        measured_samples=size,
-        extrapolated=implementation.extrapolated and size < case.samples,
-        median_s=median,
-        p20_s=p20,
-        p80_s=p80,
-        times_s=scaled,
-        unavailable=reason,
+        measured_samples=measured,
+        extrapolated=measured < case.samples,
+        classes=inputs.n_classes,
+        models=case.models,
+        hidden_units=case.hidden_units if case.operation.startswith("two-layer") else None,
+        uploads=implementation.uploads,
+        bytes=work.bytes,
+        operations=work.operations,
+        calls_a_turn=1 if implementation.extrapolated else case.calls_a_turn,
     )
+    if implementation.device in ceilings:
+        width = 1 if implementation.features == "uint8" else inputs.dtype.itemsize
+        uploaded = case.samples * inputs.n_features * width if implementation.uploads else 0
+        of_device = ceilings[implementation.device]
+        floor = Floor.of(work, of_device, uploaded, implementation.features)
+        row.floor_s, row.limited_by = floor.seconds, floor.limited_by
+    return row
 
 
-def compare(
-    name: str, result: Any, reference_name: str, reference: Any, precision: str, case: Case
-) -> dict[str, float]:
-    """Compare a result with that of another implementation.
+def _time_shuffled(
+    runs: dict[str, Run],
+    case: Case,
+    time_budget_s: float,
+    seed: int,
+    attempt: Callable[[str, Callable[[], Seconds]], Seconds | None],
+) -> dict[str, Seconds]:
+    """Return the seconds of each call; what fails in a turn is dropped, with what it holds.
 
-    Parameters
-    ----------
-    name, reference_name : str
-        The implementations, for the message.
-    result, reference : tuple
-        Loss and gradients, or 0 and the labels of a prediction.
-    precision : {"float32", "tf32", "float64"}
-        Decides what rounding explains.
-    case : Case
-
-    Returns
-    -------
-    dict
-        The relative difference of "loss" and "gradient", or the share of other "labels".
-
-    Raises
-    ------
-    DisagreementError
-        If a difference is more than rounding.
+    Turns spread a noisy neighbour over all implementations instead of over one.
     """
-    if case.operation.startswith("k-NN"):
-        found, expected = _flat(result[1]), _flat(reference[1])
-        others = float(np.mean(found != expected)) if found.shape == expected.shape else 1.0
-        if not others <= OTHER_LABELS[precision]:
-            raise DisagreementError(
-                f"{name} and {reference_name} disagree on {others:.1%} of the labels in {precision}"
+    samples: dict[str, Seconds] = {name: {} for name in runs}
+    rng, began = np.random.default_rng(seed), time.perf_counter()
+    for round_number in range(case.rounds):
+        spent = time.perf_counter() - began > time_budget_s
+        for name in rng.permutation(list(samples)).tolist():
+            run, taken = runs[name], samples[name]
+            slow = run.implementation.extrapolated
+            enough = 1 if run.device.queues else MIN_ROUNDS
+            if slow and round_number >= SLOW_ROUNDS:
+                continue
+            spent = spent or time.perf_counter() - began > time_budget_s
+            if spent and round_number >= (SLOW_ROUNDS if slow else enough):
+                continue
+            n_calls = 1 if slow else case.calls_a_turn
+            turn = attempt(name, partial(_turn, run, n_calls))
+            if turn is None:
+                del samples[name]
+                continue
+            for kind, seconds in turn.items():
+                taken.setdefault(kind, []).extend(seconds)
+        fast = [samples[n] for n in samples if not runs[n].implementation.extrapolated]
+        if _steady(fast, case.calls_a_turn):
+            break
+    return samples
+
+
+def _steady(samples: list[Seconds], calls_a_turn: int) -> bool:
+    """Whether more rounds would move no median by more than a little."""
+    for taken in samples:
+        turns = np.array(taken["wall_s"])
+        n_turns = len(turns) // calls_a_turn
+        if n_turns < MIN_ROUNDS:
+            return False
+        turns = np.median(turns[: n_turns * calls_a_turn].reshape(n_turns, -1), axis=1)
+        low, median, high = np.percentile(turns, [25, 50, 75])
+        # Half of the median's 95 % interval: McGill, Tukey and Larsen (1978), "Variations of box
+        # plots".
+        if 1.57 * (high - low) / math.sqrt(n_turns) > STEADY * median:
+            return False
+    return True
+
+
+def _turn(run: Run, n_calls: int) -> Seconds:
+    """Time calls one by one by the clock; on a GPU also by events, and without a pause between."""
+    call, device = run.call, run.device
+    device.settle()
+    found: Seconds = {}
+    if device.queues:
+        marks = []
+        for _ in range(n_calls):
+            start = device.mark()
+            run.finish(call())
+            marks.append((start, device.mark()))
+        device.synchronize()
+        found["device_s"] = [device.seconds_between(*pair) for pair in marks]
+        began = time.perf_counter()
+        for _ in range(n_calls):
+            result = call()
+        run.finish(result)
+        device.synchronize()
+        found["queued_s"] = [(time.perf_counter() - began) / n_calls]
+    found["wall_s"] = []
+    for _ in range(n_calls):
+        device.synchronize()
+        began = time.perf_counter()
+        run.finish(call())
+        device.synchronize()
+        found["wall_s"].append(time.perf_counter() - began)
+    return found
+
+
+def _judge(row: Row, samples: Seconds, slack: float) -> None:
+    for kind, measured in samples.items():
+        seconds = [t * row.samples / row.measured_samples for t in measured]
+        p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
+        if kind == "wall_s":
+            row.median_s, row.p20_s, row.p80_s = median, p20, p80
+            row.n, row.times_s = len(seconds), seconds
+        else:
+            found = {"median": median, "p20": p20, "p80": p80, "n": len(seconds)}
+            setattr(row, kind, found | {"samples": seconds})
+        if row.floor_s is not None and median * slack < row.floor_s:
+            row.status = "rejected"
+            row.reason = (
+                f"{kind} {median:.3g} is less than the floor of {row.floor_s:.3g} s "
+                f"({row.limited_by}): the timer did not wait, or the work was not done"
             )
-        return {"labels": others}
-    errors = {}
-    for what, found, expected in zip(
-        ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
-    ):
-        # Rounded to ten bits, many margins of the hinge change sides too.
-        kinks = ("two-layer", "svm") if precision == "tf32" else "two-layer"
-        has_kinks = what == "gradient" and case.operation.startswith(kinks)
-        tolerance = (KINK_TOLERANCES if has_kinks else TOLERANCES)[precision]
-        if found.shape != expected.shape:
-            raise DisagreementError(
-                f"{name} and {reference_name} disagree on the {what}: {found.size} numbers against "
-                f"{expected.size}"
-            )
-        error = float(np.linalg.norm(found - expected)) / max(
-            float(np.linalg.norm(expected)), 1e-30
-        )
-        if not error <= tolerance:
-            raise DisagreementError(
-                f"{name} and {reference_name} disagree on the {what}: relative difference "
-                f"{error:.2e}, allowed {tolerance:.0e} in {precision}"
-            )
-        errors[what] = error
-    return errors
-
-
-def _flat(value: Any) -> np.ndarray:
-    parts = [value[key] for key in sorted(value)] if isinstance(value, dict) else [value]
-    return np.concatenate([np.ravel(on_host(part)).astype(np.float64) for part in parts])
-
-
-def on_host(value: Any) -> np.ndarray:
-    """Return a NumPy array of any library's result, JAX's too."""
-    if hasattr(value, "block_until_ready"):
-        return np.asarray(value)
-    return np.asarray(to_host(value))
+    if row.status == "timed" and row.floor_s is not None and row.median_s is not None:
+        best = row.median_s if row.device_s is None else row.device_s["median"]
+        row.share_of_floor = row.floor_s / best

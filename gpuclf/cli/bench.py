@@ -1,10 +1,15 @@
-"""``gpuclf bench``: the measured ladder."""
+"""``gpuclf bench``: the measured ladder, the scaling curves, and how they compare with before."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import TimeRemainingColumn
 
 from gpuclf.cli import output
 from gpuclf.cli.options import (
@@ -19,7 +24,15 @@ from gpuclf.cli.options import (
     SeedOption,
 )
 
+if TYPE_CHECKING:
+    from gpuclf.benchmark import Case, Implementation
+
 __all__ = ["bench"]
+
+LADDER_WEIGHT = 8  # of the time that a point of a curve gets
+QUICK_SHARE = 0.2
+N_TRAIN = 50_000  # of CIFAR-10, and of the synthetic images
+CEILING_BYTES, CEILING_SIDE = 1 << 28, 2048
 
 
 def bench(
@@ -33,64 +46,226 @@ def bench(
     ] = None,
     peers: Annotated[
         bool,
-        typer.Option("--peers", help="Compare with scikit-learn, PyTorch and JAX instead (CPU)."),
+        typer.Option("--peers", help="Compare with scikit-learn, PyTorch and JAX instead."),
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only cases or implementations whose name contains this, or matches it where it "
+            "has * or ?. May be given several times."
+        ),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List cases and implementations; measure nothing.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="No scaling curves, and a fifth of the time.")
+    ] = False,
+    time_budget: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds of timing in all; each case takes at least 5 rounds."),
+    ] = 25.0,
     json: JsonOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, writable=True, help="Write a page with charts and tables."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(dir_okay=False, writable=True, help="Write a Markdown table.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Compare with this JSON of an earlier run, or of pytest-benchmark; exit with 1 "
+            "if this library became slower.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, help="With --compare: the smallest change that counts.")
+    ] = 0.1,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
     from gpuclf.backend import environment, get_backend
-    from gpuclf.benchmark import (
-        IMPLEMENTATIONS,
-        PEERS,
-        Inputs,
-        Row,
-        default_cases,
-        peer_cases,
-        run_case,
-    )
-    from gpuclf.benchmark.report import print_rows, write_json
+    from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
+    from gpuclf.benchmark.cases import SCALING
+    from gpuclf.benchmark.record import make_record
+    from gpuclf.benchmark.report import print_rows
 
-    output.prepare(json)
+    for path in (json, html, markdown):
+        output.prepare(path)
+    before = None
+    if compare is not None:
+        from gpuclf.benchmark.comparison import read_record
+
+        before = read_record(compare)  # better refused now than after a minute
     if backend is BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
-    listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.array_library != "cupy"]
+    listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.device != "cuda"]
     if peers:
-        listed = [i for i in listed if not i.extrapolated] + PEERS
+        others = [i for i in PEERS if backend != "numpy" or i.device != "cuda"]
+        listed = [i for i in listed if not i.extrapolated] + others
+    if list_:
+        _list(_cases(samples or N_TRAIN, peers, quick), listed)
+        return
     rows: list[Row] = []
-    with output.progress() as progress:
+    unfinished = None
+    with output.progress(TimeRemainingColumn()) as progress:
         task = progress.add_task("preparing the data", total=None)
         dataset = output.load(data, data_dir, seed)
         n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
-        inputs = Inputs(dataset.X_train[:n_samples], dataset.y_train[:n_samples], dtype, seed)
-        cases = peer_cases(n_samples) if peers else default_cases(n_samples)
-        progress.update(task, total=len(cases) * len(listed))
-        for case in cases:
-            rows += run_case(
-                case,
-                inputs,
-                listed,
-                lambda what: progress.update(task, description=what, advance=1),
-            )
+        cases, listed = _chosen(_cases(n_samples, peers, quick), listed, only or [])
+        progress.update(task, description="measuring the ceilings of this machine")
+        devices, ceilings = _machine(backend)
+        cache = devices["cuda"].cache_bytes if "cuda" in devices else 0
+        X, y = dataset.X_train[:n_samples], dataset.y_train[:n_samples]
+        inputs = Inputs(X, y, dtype, seed, cache_bytes=cache)
+        weights = [1 if case.group in SCALING else LADDER_WEIGHT for case in cases]
+        budget = time_budget * (QUICK_SHARE if quick else 1.0)
+        progress.update(task, total=sum(weights))
+        for done, (case, weight) in enumerate(zip(cases, weights, strict=True)):
+            of_case = _of_case(case, listed, devices)
+
+            def advance(what: str, share: float = weight / (len(of_case) + 1)) -> None:
+                progress.update(task, description=what, advance=share)
+
+            try:
+                rows += run_case(
+                    case,
+                    inputs,
+                    of_case,
+                    devices=devices,
+                    ceilings=ceilings,
+                    advance=advance,
+                    time_budget_s=budget * weight / sum(weights),
+                    seed=seed,
+                )
+            except KeyboardInterrupt:
+                unfinished = f"interrupted after {done} of {len(cases)} cases"
+                break
     found = environment()
-    size = f"{n_samples:,} x {dataset.X_train.shape[1]:,}, {dtype}"
-    output.say(f"data: {dataset.source}; {size}")
-    output.say(f"machine: {output.machine_line(found)}")
-    print_rows(rows, output.console)
-    if json is not None:
-        settings = {
+    record = make_record(
+        rows,
+        command=shlex.join(["gpuclf", *sys.argv[1:]]),
+        dataset=output.describe(dataset),
+        settings={
             "dtype": dtype,
             "seed": seed,
             "samples": n_samples,
             "backend": backend,
             "peers": peers,
-        }
-        write_json(
-            json,
-            {
-                "dataset": output.describe(dataset),
-                "settings": settings,
-                "environment": found,
-                "rows": [row.as_dict() for row in rows],
-            },
-        )
-        output.say(f"written to {json}")
+            "quick": quick,
+            "time_budget_s": time_budget,
+        },
+        environment=found,
+        ceilings=ceilings,
+        unfinished=unfinished,
+    )
+    output.say(f"data: {dataset.source}; {n_samples:,} x {inputs.n_features:,}, {dtype}")
+    output.say(f"machine: {output.machine_line(found)}")
+    print_rows(rows, output.console)
+    _write(record, json, html, markdown)
+    failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
+    slower = False
+    if before is not None:
+        from gpuclf.benchmark.comparison import compare_records, print_comparison
+
+        comparison = compare_records(before, record, threshold)
+        print_comparison(comparison, output.console)
+        slower = bool(comparison.regressions)
+    if unfinished:
+        output.say(f"{unfinished}; what was finished is shown")
+        raise typer.Exit(130)
+    if failed or slower:
+        raise typer.Exit(1)
+
+
+def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
+    from gpuclf.benchmark import default_cases, peer_cases, scaling_cases
+
+    if peers:
+        return peer_cases(n_samples)
+    # At 200 samples a mini-batch is the training set: the same case only once.
+    cases = list(dict.fromkeys(default_cases(n_samples)))
+    return cases if quick else cases + scaling_cases(n_samples)
+
+
+def _list(cases: list[Case], listed: list[Implementation]) -> None:
+    output.say("cases")
+    for case in cases:
+        output.say(f"  {case.title} ({case.group})")
+    output.say("implementations")
+    for implementation in listed:
+        output.say(f"  {implementation.name}")
+
+
+def _chosen(
+    cases: list[Case], listed: list[Implementation], patterns: list[str]
+) -> tuple[list[Case], list[Implementation]]:
+    """Keep what a pattern names; where none names a case (an implementation), all of them."""
+
+    def matches(name: str, pattern: str) -> bool:
+        pattern = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
+        return fnmatch(name.lower(), pattern.lower())
+
+    chosen_cases, chosen = set(), set()
+    for pattern in patterns:
+        titles = {case.title for case in cases if matches(case.title, pattern)}
+        names = {i.name for i in listed if matches(i.name, pattern)}
+        if not titles and not names:
+            raise typer.BadParameter(
+                f"--only {pattern!r} names no case and no implementation: see gpuclf bench --list"
+            )
+        chosen_cases |= titles
+        chosen |= names
+    return (
+        [case for case in cases if not chosen_cases or case.title in chosen_cases],
+        [i for i in listed if not chosen or i.name in chosen],
+    )
+
+
+def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the devices by name, and their ceilings."""
+    from gpuclf.backend import probe_cupy
+    from gpuclf.benchmark.devices import CudaDevice, Device, HostDevice
+    from gpuclf.benchmark.roofline import measure_ceilings
+
+    devices: dict[str, Device] = {"cpu": HostDevice()}
+    ceilings = {"cpu": measure_ceilings(devices["cpu"], CEILING_BYTES, CEILING_SIDE)}
+    if backend is not BackendName.numpy and probe_cupy().usable:
+        devices["cuda"] = CudaDevice()
+        ceilings["cuda"] = measure_ceilings(devices["cuda"])
+    return devices, ceilings
+
+
+def _of_case(
+    case: Case, listed: list[Implementation], devices: dict[str, Any]
+) -> list[Implementation]:
+    """Leave the loops, and what is not there, out of the curves: the ladder says why."""
+    from gpuclf.benchmark.cases import SCALING
+
+    if case.group not in SCALING:
+        return listed
+    return [i for i in listed if not i.extrapolated and i.device in devices]
+
+
+def _write(
+    record: dict[str, Any], json: Path | None, html: Path | None, markdown: Path | None
+) -> None:
+    from gpuclf.benchmark.report import write_json
+
+    if json is not None:
+        write_json(json, record)
+    if html is not None:
+        from gpuclf.benchmark.page import write_page
+
+        write_page(record, html)
+    if markdown is not None:
+        from gpuclf.benchmark.markdown import rows_markdown
+
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(rows_markdown(record))
+    for path in (json, html, markdown):
+        if path is not None:
+            output.say(f"written to {path}")

@@ -1,0 +1,61 @@
+"""Bytes and operations of the cases, ceilings and floors."""
+
+import numpy as np
+import pytest
+
+from gpuclf.benchmark import Case, Inputs, device_cases
+from gpuclf.benchmark.roofline import Floor
+
+SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
+CEILINGS = {
+    "bytes_per_s": {"copy": 1e12, "read": 2e12, "upload pinned": 1e10, "upload pageable": 5e9},
+    "operations_per_s": {"float32": 1e13, "int8": 1e15},
+}
+
+
+def make_inputs(dtype="float32", n=40, cache_bytes=0):
+    rng = np.random.default_rng(0)
+    X = rng.integers(256, size=(n, 12), dtype=np.uint8)
+    return Inputs(X, np.arange(n) % 10, dtype, cache_bytes=cache_bytes)
+
+
+def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
+    return Case(operation, samples, 10, rounds, calls_a_turn)
+
+
+@pytest.mark.parametrize(
+    ("operation", "features", "moved", "operations"),
+    [
+        (SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        ("svm loss+gradient", "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        (STEP, "float", 40 * 56 + 4 * 4 * (13 * 50 + 510), 2 * 40 * (2 * 600 + 3 * 500)),
+        ("k-NN l2", "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
+    ],
+)
+def test_bytes_and_operations_are_counted(operation, features, moved, operations):
+    work = tiny_case(operation).work(make_inputs(), features)
+    assert (work.bytes, work.operations) == (moved, operations)
+
+
+def test_the_full_pass_has_the_floors_that_are_known_for_it():
+    inputs = Inputs(np.zeros((50_000, 3072), np.uint8), np.arange(50_000) % 10)
+    work = device_cases(50_000)[0].work(inputs, "uint8")
+    assert work.operations == pytest.approx(6.14e9, rel=1e-3)
+    ceilings = {"bytes_per_s": {"copy": 4.3e12}, "operations_per_s": {"bfloat16": 7.8e14}}
+    floor = Floor.of(work, ceilings)
+    assert (floor.seconds, floor.limited_by) == (pytest.approx(36e-6, rel=0.01), "memory")
+
+
+def test_the_slowest_of_memory_arithmetic_and_upload_is_the_floor():
+    work = tiny_case().work(make_inputs())
+    assert Floor.of(work, CEILINGS).seconds == work.bytes / 2e12
+    slow = CEILINGS | {"operations_per_s": {"float32": 1.0}}
+    assert Floor.of(work, slow) == Floor(work.operations, "arithmetic")
+    assert Floor.of(work, CEILINGS, 10**9) == Floor(0.1, "upload")
+
+
+def test_copies_of_samples_together_exceed_the_cache():
+    inputs = make_inputs(cache_bytes=1000)
+    assert inputs.copies(500) == 5
+    assert inputs.copies(10**6) == 2
+    assert make_inputs().copies(500) == 1

@@ -1,0 +1,328 @@
+"""The one timer: what is checked, timed, judged, and what becomes of what goes wrong."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from gpuclf.benchmark import (
+    Case,
+    Implementation,
+    Inputs,
+    Reference,
+    Unavailable,
+    device_implementations,
+    device_peers,
+    timing,
+)
+from gpuclf.benchmark.devices import HostDevice
+from gpuclf.benchmark.implementations import gpuclf_floats
+from gpuclf.benchmark.roofline import Floor
+from gpuclf.benchmark.timing import TimeLimitError, time_limit
+
+SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
+CEILINGS = {
+    "bytes_per_s": {"copy": 1e12, "read": 2e12, "upload pinned": 1e10, "upload pageable": 5e9},
+    "operations_per_s": {"float32": 1e13, "int8": 1e15},
+}
+
+
+def make_inputs(dtype="float32", n=40, cache_bytes=0):
+    rng = np.random.default_rng(0)
+    X = rng.integers(256, size=(n, 12), dtype=np.uint8)
+    return Inputs(X, np.arange(n) % 10, dtype, cache_bytes=cache_bytes)
+
+
+def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
+    return Case(operation, samples, 10, rounds, calls_a_turn)
+
+
+class Queued(HostDevice):
+    """The CPU, timed in all the ways that a GPU is."""
+
+    queues = True
+
+    def settle(self):
+        pass
+
+
+def run_case(case, implementations, device=None, **options):
+    inputs = make_inputs()
+    options = {"ceilings": {"cpu": CEILINGS}} | options
+    reference = Reference(case, inputs, make_inputs("float64"))
+    where = {"cpu": device or Queued()}
+    return timing.run_case(
+        case, inputs, implementations, devices=where, reference=reference, **options
+    )
+
+
+class QueueDevice(Queued):
+    """A device whose calls take a second each, later: only waiting for them moves the clock."""
+
+    def __init__(self, waits=True):
+        super().__init__()
+        self.now = self.end_of_queue = 0.0
+        self.waits = waits
+
+    def perf_counter(self):
+        return self.now
+
+    def queue(self, seconds):
+        self.end_of_queue = max(self.now, self.end_of_queue) + seconds
+
+    def synchronize(self):
+        if self.waits:
+            self.now = max(self.now, self.end_of_queue)
+
+    def mark(self):
+        return max(self.now, self.end_of_queue) if self.waits else self.now
+
+
+def queued(device, implementation, seconds=1.0):
+    def prepare(case, inputs):
+        call = implementation.prepare(case, inputs)
+
+        def queue_call():
+            device.queue(seconds)
+            device.now += 1e-9  # the launch itself
+            return call()
+
+        return queue_call
+
+    return replace(implementation, prepare=prepare)
+
+
+PLAIN, FLOATS, TF32, BYTES = device_implementations("cpu")[:4]
+
+
+@pytest.fixture
+def queue_device(monkeypatch):
+    def make(waits):
+        device = QueueDevice(waits)
+        monkeypatch.setattr(timing, "time", device)
+        return device
+
+    return make
+
+
+def test_what_a_device_does_is_timed_to_its_end(queue_device):
+    device = queue_device(waits=True)
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
+    for found in (row.device_s, row.queued_s):
+        assert found["median"] == pytest.approx(1.0)
+        assert found["n"] == len(found["samples"])
+    assert (row.device_s["n"], row.n, row.queued_s["n"]) == (4, 4, 2)
+    assert row.median_s == pytest.approx(1.0)
+    assert row.status == "timed"
+    assert row.share_of_floor == pytest.approx(row.floor_s)
+
+
+def test_a_timer_that_does_not_wait_is_rejected(queue_device):
+    device = queue_device(waits=False)
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
+    assert row.status == "rejected"
+    assert "did not wait" in row.reason
+    assert row.share_of_floor is None
+    assert row.device_s["median"] < row.floor_s  # recorded all the same
+
+
+def test_a_result_just_above_a_ceiling_is_not_rejected(queue_device):
+    device = queue_device(waits=True)
+    floor = Floor.of(tiny_case().work(make_inputs()), CEILINGS, features="float").seconds
+    for share, status in ((0.95, "timed"), (0.85, "rejected")):
+        (row,) = run_case(tiny_case(), [queued(device, FLOATS, floor * share)], device)
+        assert row.status == status
+
+
+def test_a_library_with_its_own_queue_is_waited_for(queue_device):
+    device, waited = queue_device(waits=True), []
+    ours = replace(queued(device, FLOATS), wait=waited.append)
+    run_case(tiny_case(), [ours], device)
+    assert len(waited) == 3 + 2 * (2 + 1 + 2)  # warm-ups, rounds: events, a queue, the clock
+    assert all(len(result) == 2 for result in waited)
+
+
+def spoiled(spoil, implementation=FLOATS, name="the wrong one"):
+    def prepare(case, inputs):
+        call = implementation.prepare(case, inputs)
+        return lambda: spoil(*call())
+
+    return replace(implementation, name=name, prepare=prepare)
+
+
+@pytest.mark.parametrize("operation", [SOFTMAX, "svm loss+gradient"])
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda loss, dW: (loss * 1.001, dW), "loss"),
+        (lambda loss, dW: (loss, dW * 1.001), "gradient"),
+        (lambda loss, dW: (np.float64(np.nan), dW), "loss"),
+    ],
+)
+def test_a_wrong_implementation_is_recorded_and_not_timed(operation, spoil, what):
+    wrong, right = run_case(tiny_case(operation), [spoiled(spoil), FLOATS])
+    assert wrong.status == "wrong"
+    assert f"disagree on the {what}" in wrong.reason
+    assert wrong.device_s is None
+    assert right.status == "timed"
+    assert max(right.errors.values()) < 1e-4
+
+
+def test_a_step_that_does_not_move_the_parameters_is_wrong():
+    def stand_still(case, inputs):
+        loss = gpuclf_floats(replace(case, operation="two-layer loss+gradient"), inputs)
+        params = inputs.params(case.hidden_units)
+        return lambda: (loss()[0], params)
+
+    wrong = Implementation("still", "numpy", "float", stand_still)
+    rows = run_case(tiny_case(STEP), [wrong, FLOATS, TF32, PLAIN, BYTES])
+    assert [row.status for row in rows] == ["wrong"] + ["timed"] * 4
+
+
+def test_what_goes_wrong_later_is_found_after_the_timing():
+    calls = []
+
+    def drift(loss, dW):
+        calls.append(None)
+        return loss * (1 + 1e-2 * (len(calls) > 4)), dW
+
+    (row,) = run_case(tiny_case(), [spoiled(drift)])
+    assert row.status == "wrong"
+    assert row.reason.startswith("after the timing")
+
+
+def test_what_fails_or_is_missing_does_not_stop_the_others():
+    def fail(case, inputs):
+        raise ValueError("no such thing")
+
+    def decline(case, inputs):
+        raise Unavailable("not here")
+
+    def hang(case, inputs):
+        time.sleep(5)
+
+    others = [Implementation(f.__name__, "numpy", "float", f) for f in (fail, decline, hang)]
+    rows = run_case(tiny_case(), [*others, FLOATS], prepare_limit_s=0.1)
+    assert [(row.status, row.reason) for row in rows] == [
+        ("failed", "ValueError: no such thing"),
+        ("unavailable", "not here"),
+        ("unavailable", "took longer than 0.1 s"),
+        ("timed", None),
+    ]
+
+
+def failing_after(n_calls, error, name="late", prepare=gpuclf_floats):
+    """The check and the warm-ups take 4 calls, a turn of tiny_case() takes 6."""
+
+    def prepare_it(case, inputs):
+        call, calls = prepare(case, inputs), []
+
+        def fail_later():
+            calls.append(None)
+            if len(calls) > n_calls:
+                raise error
+            return call()
+
+        return fail_later
+
+    return Implementation(name, "numpy", "float", prepare_it)
+
+
+@pytest.mark.parametrize(
+    ("n_calls", "when"), [(5, "while timed"), (11, "while timed"), (16, "after the timing")]
+)
+def test_what_fails_late_costs_its_own_row_only(n_calls, when):
+    late = failing_after(n_calls, RuntimeError("out of memory"))
+    rows = run_case(tiny_case(), [late, FLOATS, BYTES])
+    assert [row.status for row in rows] == ["failed", "timed", "timed"]
+    assert rows[0].reason == f"{when}: RuntimeError: out of memory"
+    assert rows[0].device_s is None
+    assert [row.device_s["n"] for row in rows[1:]] == [4, 4]
+    (row,) = run_case(tiny_case(), [late])
+    assert row.status == "failed"
+
+
+def test_what_hangs_while_timed_costs_its_own_row_only():
+    rows = run_case(tiny_case(), [stalling(after=5), FLOATS], prepare_limit_s=0.2)
+    assert [row.status for row in rows] == ["unavailable", "timed"]
+    assert rows[0].reason == "while timed: took longer than 0.2 s"
+
+
+def stalling(after, seconds=5):
+    def prepare(case, inputs):
+        call, calls = gpuclf_floats(case, inputs), []
+
+        def stall():
+            calls.append(None)
+            if len(calls) > after:
+                time.sleep(seconds)
+            return call()
+
+        return stall
+
+    return Implementation("stalling", "numpy", "float", prepare)
+
+
+def test_what_is_prepared_before_the_deadline_is_timed():
+    began = time.monotonic()
+    options = {"time_budget_s": 0.1, "deadline_s": 0.5}
+    rows = run_case(tiny_case(), [FLOATS, stalling(after=0), BYTES], **options)
+    assert time.monotonic() - began < 2
+    assert [row.status for row in rows] == ["timed", "unavailable", "unavailable"]
+    assert "took longer" in rows[1].reason
+    assert rows[2].reason == "out of time"
+
+
+def test_what_compiles_is_prepared_last_and_has_a_limit_of_its_own():
+    order = []
+
+    def prepare(case, inputs, name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+        return gpuclf_floats(case, inputs)
+
+    slow = Implementation("slow", "numpy", "float", partial(prepare, name="slow", seconds=0.5))
+    compiled = replace(slow, compiles=True)
+    other = replace(slow, name="other", prepare=partial(prepare, name="other", seconds=0))
+    rows = run_case(tiny_case(), [compiled, other], prepare_limit_s=0.3, compile_limit_s=30.0)
+    assert [(row.implementation, row.status) for row in rows] == [
+        ("slow", "timed"),
+        ("other", "timed"),
+    ]
+    assert order == ["other", "slow"]
+    assert [peer.name for peer in device_peers() if peer.compiles] == ["PyTorch compiled"]
+    (row,) = run_case(tiny_case(), [slow], prepare_limit_s=0.3)
+    assert row.status == "unavailable"
+
+
+def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():
+    def stubborn():
+        try:
+            time.sleep(5)
+        except Exception:
+            pytest.fail("caught by the library")
+
+    with pytest.raises(TimeLimitError), time_limit(0.02):
+        stubborn()
+    with time_limit(0.02):
+        pass
+    time.sleep(0.03)
+
+
+def test_rounds_end_with_the_time_budget():
+    (row,) = run_case(tiny_case(rounds=1000), [FLOATS], time_budget_s=0.0)
+    assert row.device_s["n"] == 2
+
+
+def test_the_order_changes_from_round_to_round():
+    order = []
+    listed = [
+        spoiled(lambda *result, n=n: (order.append(n), result)[1], name=n) for n in ("a", "b", "c")
+    ]
+    run_case(tiny_case(rounds=12, calls_a_turn=1), listed)
+    timed = order[12:-3]  # after check and warm-ups, before the last check
+    rounds = [tuple(timed[i : i + 9 : 3]) for i in range(0, len(timed), 9)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(rounds)) > 1
