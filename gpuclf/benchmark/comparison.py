@@ -40,7 +40,7 @@ __all__ = [
 
 VERSION = 2
 LEVEL = 0.95  # of all intervals together
-QUARTILE = 0.25
+QUARTILE = 0.1
 RESAMPLES = 400
 MIN_TURNS = 3
 # Standard deviations of logarithms of ratios.
@@ -50,14 +50,15 @@ OTHER_CASE = 0.15  # what the machine did in one case tells little of another
 UNKNOWN_DRIFT = 0.20
 # The more the machine moved, the less exactly one row tells what it did to another.
 SHARE_OF_DRIFT = 0.15
-DRIFT_SCALE = 0.03  # half of all drifts are less
+DRIFT_SCALE = 0.05
 DRIFTS = np.linspace(-4, 4, 8001)
 HEADER = ["implementation", "measured", "change", "interval", "verdict"]
 LEGEND = (
     "change: of the time, after what rows of others say of the machine; intervals hold together "
     "with 95 %; slower, faster: {:.0%} or more, and significant"
 )
-STYLES = {"slower": "red", "faster": "green", "not comparable": "yellow"}
+TOGETHER = ("all cases", "gpuclf")
+STYLES = {"slower": "red", "faster": "green", "not judged": "dim"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class Change:
         is taken away, for others as measured. None where not comparable.
     measured : float or None
         The ratio as measured.
-    verdict : {"slower", "faster", "no change", "not judged", "not comparable"}
-        Rows of others are not judged: they are the yardstick.
+    verdict : {"slower", "faster", "no change", "broken", "not judged", "not comparable"}
+        "broken": was timed in the old run and gives no valid time in the new one. Rows of others
+        are not judged: they are the yardstick.
     reason : str
         Why; may be empty.
     """
@@ -115,6 +117,16 @@ class Comparison:
         return [row for row in self.rows if row.verdict == "slower"]
 
     @property
+    def broken(self) -> list[Change]:
+        """The rows of this library that were timed and now fail."""
+        return [row for row in self.rows if row.verdict == "broken"]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and nothing is slower or broken: what a gate wants."""
+        return bool(self.judged) and not self.regressions and not self.broken
+
+    @property
     def worst(self) -> Change | None:
         """The row of this library with the largest ratio."""
         return max(self.judged, key=lambda row: row.ratio or 0.0, default=None)
@@ -122,14 +134,17 @@ class Comparison:
     @property
     def summary(self) -> str:
         """A sentence for people."""
-        n_judged, worst = len(self.judged), self.worst
-        if worst is None:
-            return "nothing could be compared"
+        n_judged = len(self.judged)
+        broken = f"; {len(self.broken)} broken" if self.broken else ""
+        if not n_judged:
+            return f"nothing could be compared{broken}"
         if not self.regressions:
-            return f"nothing became slower by {self.threshold:.0%} or more ({n_judged} compared)"
+            least = f"{self.threshold:.0%} or more"
+            return f"nothing became slower by {least} ({n_judged} compared){broken}"
+        worst = max(self.regressions, key=lambda row: row.ratio or 0.0)
         return (
-            f"{len(self.regressions)} of {n_judged} became slower; worst: {worst.implementation}, "
-            f"{worst.case}: {_percent(worst.ratio)} ({_interval(worst)})"
+            f"{len(self.regressions)} of {n_judged} became slower{broken}; worst: "
+            f"{worst.implementation}, {worst.case}: {_percent(worst.ratio)} ({_interval(worst)})"
         )
 
 
@@ -223,7 +238,7 @@ class Ratio:
 
     log: float
     variance: float
-    freedom: int
+    freedom: float
 
 
 def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float = 0.1) -> Comparison:
@@ -267,26 +282,43 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
         and not after[key].get("extrapolated")  # few calls, of one thread
         and not any(name in key[1].lower() for name in versions)
     }
-    n_judged = sum(map(_is_own, (name for _, name in ratios)))
+    corrected = {}
+    for key, ratio in ratios.items():
+        if _is_own(key[1]):
+            device = after[key]["device"]
+            same_device = {k: r for k, r in yardsticks.items() if after[k]["device"] == device}
+            corrected[key] = _corrected(key[0], ratio, same_device, between)
+    n_judged = len(corrected) + 1  # the last is all of them together
     rows = []
     for key in after | before:
-        if key in reasons:
-            rows.append(Change(*key, None, None, None, None, "not comparable", reasons[key]))
-            continue
-        ratio = ratios[key]
-        if not _is_own(key[1]):
-            rows.append(_change(key, ratio, 0.0, ratio.variance, 1, None))
-            continue
-        device = after[key]["device"]
-        same_device = {k: r for k, r in yardsticks.items() if after[k]["device"] == device}
-        drift, variance = _drift(key[0], same_device, between)
-        variance += ratio.variance + between**2 + (SHARE_OF_DRIFT * drift) ** 2
-        rows.append(_change(key, ratio, drift, variance, n_judged, threshold))
+        if key in corrected:
+            rows.append(_judged(key, corrected[key], ratios[key].log, n_judged, threshold))
+        elif key in ratios:
+            rows.append(Change(*key, *_numbers(ratios[key], 1), "not judged"))
+        else:
+            verdict = "broken" if _is_broken(before.get(key), after.get(key)) else "not comparable"
+            rows.append(Change(*key, None, None, None, None, verdict, reasons[key]))
+    if len(corrected) > 1:
+        together, measured = (
+            _together(list(corrected.values()), [each[key].log for key in corrected], between)
+            for each in (corrected, ratios)
+        )
+        rows.append(_judged(TOGETHER, together, measured.log, n_judged, threshold))
     return Comparison(rows, threshold, _warnings(old, new, versions, apart))
 
 
 def _is_own(implementation: str) -> bool:
     return implementation.startswith("gpuclf")
+
+
+def _is_broken(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
+    return (
+        old is not None
+        and new is not None
+        and _is_own(new["implementation"])
+        and old["status"] == "timed"
+        and new["status"] in ("wrong", "failed", "rejected")
+    )
 
 
 def _ratio(old: dict[str, Any], new: dict[str, Any], rng: np.random.Generator) -> Ratio:
@@ -307,20 +339,42 @@ def _turns(times_s: list[float], calls: int) -> Any:
     return times.reshape(-1, calls).min(axis=1)
 
 
+def _corrected(
+    case: str, ratio: Ratio, yardsticks: dict[tuple[str, str], Ratio], between: float
+) -> Ratio:
+    """Take away what the machine did, and add what is not known of that."""
+    drift, variance = _drift(case, yardsticks, between)
+    variance += ratio.variance + between**2 + (SHARE_OF_DRIFT * drift) ** 2
+    # Welch and Satterthwaite: of the sum of variances, only the row's own comes from few turns.
+    freedom = ratio.freedom * (variance / max(ratio.variance, 1e-12)) ** 2
+    return Ratio(ratio.log - drift, variance, freedom)
+
+
+def _together(ratios: list[Ratio], logs: list[float], between: float) -> Ratio:
+    """Average over rows, the surer ones counting more: a small change of all is seen sooner."""
+    weights = np.array([1 / ratio.variance for ratio in ratios])
+    freedom = weights.sum() ** 2 / sum(
+        w**2 / ratio.freedom for w, ratio in zip(weights, ratios, strict=True)
+    )
+    # Rows of a run share a part of what differs between runs.
+    variance = 1 / weights.sum() + between**2
+    return Ratio(float(np.average(logs, weights=weights)), float(variance), float(freedom))
+
+
 def _drift(
     case: str, yardsticks: dict[tuple[str, str], Ratio], between: float
 ) -> tuple[float, float]:
     """Return what the machine did in a case, as mean and variance of a logarithm.
 
-    Before looking, a Cauchy distribution: mostly little, sometimes anything. So one noisy
-    yardstick that agrees with no drift adds no noise, and one that moved far is believed.
+    Before looking, Student's t with 3 degrees of freedom: mostly little, sometimes much. So a
+    noisy yardstick that agrees with no drift adds little noise, and one that moved far is believed.
     """
     of_case = [ratio for key, ratio in yardsticks.items() if key[0] == case]
     extra = between**2 + (0.0 if of_case else OTHER_CASE**2)
     used = of_case or list(yardsticks.values())
     if not used:
         return 0.0, UNKNOWN_DRIFT**2
-    log_p = -np.log1p((DRIFTS / DRIFT_SCALE) ** 2)
+    log_p = -2 * np.log1p((DRIFTS / DRIFT_SCALE) ** 2 / 3)
     for ratio in used:
         log_p -= (ratio.log - DRIFTS) ** 2 / (2 * (ratio.variance + extra))
     p = np.exp(log_p - log_p.max())
@@ -329,32 +383,28 @@ def _drift(
     return mean, float(p @ (DRIFTS - mean) ** 2)
 
 
-def _change(
-    key: tuple[str, str],
-    ratio: Ratio,
-    drift: float,
-    variance: float,
-    n_judged: int,
-    threshold: float | None,
+def _numbers(ratio: Ratio, n_judged: int) -> tuple[float, float, float, float]:
+    """Return ratio, low and high (of intervals that hold together) and the ratio again."""
+    level = 1 - (1 - LEVEL) / (2 * n_judged)  # Bonferroni, both sides
+    width = float(students_t.ppf(level, ratio.freedom)) * math.sqrt(ratio.variance)
+    found = math.exp(ratio.log)
+    return found, math.exp(ratio.log - width), math.exp(ratio.log + width), found
+
+
+def _judged(
+    key: tuple[str, str], ratio: Ratio, measured_log: float, n_judged: int, threshold: float
 ) -> Change:
-    # Welch and Satterthwaite: of the sum of variances, only the row's own comes from few turns.
-    freedom = ratio.freedom * (variance / max(ratio.variance, 1e-12)) ** 2
-    width = float(students_t.ppf(1 - (1 - LEVEL) / (2 * n_judged), freedom)) * math.sqrt(variance)
-    log = ratio.log - drift
-    estimate, low, high = math.exp(log), math.exp(log - width), math.exp(log + width)
-    numbers = (estimate, low, high, math.exp(ratio.log))
-    if threshold is None:
-        return Change(*key, *numbers, "not judged")
-    limit = math.log1p(threshold)
-    if low > 1 and log >= limit:
+    found, low, high, _ = _numbers(ratio, n_judged)
+    numbers = (found, low, high, math.exp(measured_log))
+    if low > 1 and found >= 1 + threshold:
         return Change(*key, *numbers, "slower")
-    if high < 1 and log <= -limit:
+    if high < 1 and 1 / found >= 1 + threshold:
         return Change(*key, *numbers, "faster")
     reason = ""
-    if abs(log) > width:
+    if low > 1 or high < 1:
         reason = f"significant, but less than {threshold:.0%}"
-    elif width > 2 * limit:
-        reason = f"too noisy: only {math.expm1(width):.0%} and more would be seen"
+    elif high / found > (1 + threshold) ** 2:
+        reason = f"too noisy: only {high / found - 1:.0%} and more would be seen"
     return Change(*key, *numbers, "no change", reason)
 
 
@@ -448,15 +498,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for row in compared:
             if row.case == case:
                 cells = [Text(cell) for cell in _cells(row)]
-                style = STYLES.get(row.verdict, "dim" if row.verdict == "not judged" else "")
-                table.add_row(*cells, style=style)
+                table.add_row(*cells, style=STYLES.get(row.verdict))
         console.print(table)
-    for reason, names in _by_reason(comparison).items():
-        line = Text.assemble(("not comparable: ", "yellow"), f"{reason} ({', '.join(names)})")
+    for (verdict, reason), names in _by_reason(comparison).items():
+        style = "red" if verdict == "broken" else "yellow"
+        line = Text.assemble((f"{verdict}: ", style), f"{reason} ({'; '.join(names)})")
         console.print(line, soft_wrap=True)
     console.print(LEGEND.format(comparison.threshold), style="dim", highlight=False)
     console.print(
-        Text(comparison.summary, "bold red" if comparison.regressions else "bold"), soft_wrap=True
+        Text(comparison.summary, "bold" if comparison.passed else "bold red"), soft_wrap=True
     )
 
 
@@ -485,11 +535,13 @@ def _cells(row: Change) -> list[str]:
     ]
 
 
-def _by_reason(comparison: Comparison) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _by_reason(comparison: Comparison) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
     for row in comparison.rows:
-        if row.verdict == "not comparable":
-            found.setdefault(row.reason, []).append(f"{row.implementation}, {row.case}")
+        if row.ratio is None:
+            found.setdefault((row.verdict, row.reason), []).append(
+                f"{row.implementation}, {row.case}"
+            )
     return found
 
 
