@@ -172,8 +172,8 @@ def test_turns_that_a_neighbour_disturbed_do_not_count():
     old, new = make_record(0, tail=0.0), make_record(1, tail=0.0)
     for row in new["rows"]:
         turns = np.reshape(row["times_s"], (-1, row["calls_a_turn"]))
-        turns[::2] *= 8  # half of the turns, and most calls of the others
-        turns[:, 3:] *= 8
+        turns[::3] *= 8  # whole turns, and some calls of the others
+        turns[:, 8:] *= 8
         row["times_s"] = turns.ravel().tolist()
     assert verdicts(compare_records(old, new)) == ["no change"] * 4
 
@@ -206,7 +206,7 @@ def test_a_change_must_be_both_significant_and_beyond_the_threshold():
     below = compare_records(old, new, 0.3)
     assert verdicts(below) == ["no change"] * 4
     assert {row.reason for row in below.judged} == {"significant, but less than 30%"}
-    noisy = {"of_turn": 0.8, "turns": 4}
+    noisy = {"of_turn": 0.3, "turns": 4, "tail": 0.0}
     beyond = compare_records(make_record(0, **noisy), make_record(1, own=1.2, **noisy), 0.01)
     assert verdicts(beyond) == ["no change"] * 4
     assert all(row.reason.startswith("too noisy: only ") for row in beyond.judged)
@@ -343,6 +343,34 @@ def test_another_measurement_is_not_comparable(change, reason):
     next(row for row in new["rows"] if row["implementation"] == FLOATS).update(change)
     row = only(compare_records(old, new), FLOATS)
     assert (row.verdict, row.reason, row.ratio) == ("not comparable", reason, None)
+
+
+def disturb(row, share=0.6):
+    times = np.array(row["times_s"])
+    times[: int(share * len(times))] *= 8
+    row["times_s"] = np.random.default_rng(0).permutation(times).tolist()
+
+
+def test_a_row_that_was_disturbed_most_of_the_time_is_not_comparable():
+    old, new = make_record(0), make_record(1)
+    disturb(new["rows"][1])
+    compared = compare_records(old, new)
+    assert only(compared, FLOATS).reason == (
+        "disturbed in the new run: most calls lasted 3 times the fastest"
+    )
+    assert verdicts(compared) == ["no change"] * 3
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_nothing_can_be_compared_with_an_overloaded_machine(which):
+    old, new = make_record(0), make_record(1, own=1.5)
+    for row in {"old": old, "new": new}[which]["rows"][::2]:
+        disturb(row)
+    compared = compare_records(old, new)
+    assert not compared.judged
+    assert not compared.passed
+    overloaded = f"the machine was overloaded in the {which} run"
+    assert overloaded in {row.reason for row in compared.rows}
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "rejected"])

@@ -43,6 +43,7 @@ LEVEL = 0.95  # of all intervals together
 QUARTILE = 0.1
 RESAMPLES = 400
 MIN_TURNS = 3
+DISTURBED = 3  # the median call by the fastest; on an idle machine it is less than 2
 # Standard deviations of logarithms of ratios.
 BETWEEN_RUNS = 0.03
 BETWEEN_RUNS_APART = 0.10  # where implementations were timed one after another, not by turns
@@ -266,10 +267,13 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     apart = not (old.get("by_turns", True) and new.get("by_turns", True))
     between = BETWEEN_RUNS_APART if apart else BETWEEN_RUNS
     machines = _other_machine(old["environment"], new["environment"])
+    overloaded = [when for when, run in (("old", before), ("new", after)) if _is_overloaded(run)]
     rng = np.random.default_rng(0)
     ratios, reasons = {}, {}
     for key in after | before:
         reason = _not_comparable(before.get(key), after.get(key), machines)
+        if overloaded and not reason:
+            reason = f"the machine was overloaded in the {' and the '.join(overloaded)} run"
         if reason:
             reasons[key] = reason
         else:
@@ -421,6 +425,8 @@ def _not_comparable(
             return f"{row['status']} in the {when} run: {row['reason']}"
         if len(row["times_s"]) < MIN_TURNS * (row.get("calls_a_turn") or 1):
             return f"fewer than {MIN_TURNS} turns in the {when} run"
+        if _is_own(row["implementation"]) and _disturbance(row) > DISTURBED:
+            return f"disturbed in the {when} run: most calls lasted {DISTURBED} times the fastest"
     for name in (
         "device", "dtype", "features", "precision", "samples", "measured_samples", "classes",
         "hidden_units", "models",
@@ -428,6 +434,16 @@ def _not_comparable(
         if name in old and name in new and old[name] != new[name]:
             return f"other {name.replace('_', ' ')}: {old[name]}, now {new[name]}"
     return machines.get(new["device"], "")
+
+
+def _disturbance(row: dict[str, Any]) -> float:
+    return float(np.median(row["times_s"]) / min(row["times_s"]))
+
+
+def _is_overloaded(rows: dict[tuple[str, str], dict[str, Any]]) -> bool:
+    """Whether at least half of the rows were disturbed: then the others were, unseen."""
+    timed = [row for row in rows.values() if row["times_s"] and not row.get("extrapolated")]
+    return 2 * sum(_disturbance(row) > DISTURBED for row in timed) >= max(1, len(timed))
 
 
 def _other_machine(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
