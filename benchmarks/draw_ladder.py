@@ -1,10 +1,11 @@
 """Draw the README's picture from the recorded run, and check that the README quotes it rightly.
 
 python benchmarks/draw_ladder.py            writes docs/ladder.svg and the README's table
-python benchmarks/draw_ladder.py --check    fails if the README's table is not the record's
+python benchmarks/draw_ladder.py --check    fails if table or picture are not the record's
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from gpuclf.benchmark.report import format_seconds
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "ladder.json"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "ladder.svg"
 TABLE = re.compile(r"(<!-- ladder -->\n).*?(<!-- end ladder -->)", re.S)
 
 
@@ -50,14 +52,21 @@ def table(record: dict) -> str:
 
 
 def by_case(record: dict) -> list[list[dict]]:
-    """Group the rows by operation and size."""
-    keys = list(dict.fromkeys((r["operation"], r["samples"]) for r in record["rows"]))
-    return [[r for r in record["rows"] if (r["operation"], r["samples"]) == k] for k in keys]
+    """Group the ladder's rows by operation and size."""
+    ladder = [row for row in record["rows"] if row["group"] == "ladder"]
+    titles = dict.fromkeys(row["case"] for row in ladder)
+    return [[row for row in ladder if row["case"] == title] for title in titles]
 
 
 def title(rows: list[dict]) -> str:
     """Name a case in a few words."""
     return f"{rows[0]['operation'].partition(' ')[0]}, {rows[0]['samples']:,}"
+
+
+def source(record: dict) -> str:
+    """Name what the picture shows; it carries this name, whatever draws it."""
+    shown = [(row["implementation"], row["median_s"]) for row in by_case(record)[0]]
+    return "of medians " + hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def draw(record: dict, path: Path) -> None:
@@ -68,7 +77,7 @@ def draw(record: dict, path: Path) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
     figure = plot_ladder(by_case(record)[0]).figure
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Description": source(record)})
 
 
 def main() -> None:
@@ -82,9 +91,11 @@ def main() -> None:
     if arguments.check:
         if wanted != readme:
             sys.exit("README.md does not show the recorded run: run benchmarks/draw_ladder.py")
+        if source(record) not in PICTURE.read_text():
+            sys.exit("docs/ladder.svg does not show the recorded run: run benchmarks/draw_ladder.py")
         return
     README.write_text(wanted)
-    draw(record, ROOT / "docs" / "ladder.svg")
+    draw(record, PICTURE)
 
 
 if __name__ == "__main__":

@@ -1,63 +1,52 @@
-"""The four cases of `gpuclf bench` under pytest-benchmark, each implementation on its own."""
+"""The cases of `gpuclf bench` under pytest-benchmark, each implementation on its own."""
 
 import pytest
 
-from gpuclf.backend import synchronize, to_host
-from gpuclf.benchmark import IMPLEMENTATIONS, Case, Unavailable, default_cases
-from gpuclf.benchmark.implementations import textbook_numpy
-from gpuclf.benchmark.timing import TOLERANCES
-
-NAIVE_ROUNDS = 3
+from gpuclf.backend import synchronize
+from gpuclf.benchmark import (
+    IMPLEMENTATIONS,
+    Reference,
+    Unavailable,
+    default_cases,
+    scaling_cases,
+)
+from gpuclf.benchmark.timing import SLOW_ROUNDS, new_row
 
 
 def pytest_generate_tests(metafunc):
-    cases = default_cases(metafunc.config.getoption("--bench-samples"))
-    pairs = {  # at 200 samples a mini-batch is the training set: the same case only once
-        f"{case.operation.split()[0]}-{case.samples}-{_slug(implementation.name)}": (
-            case,
-            implementation,
-        )
+    n_samples = metafunc.config.getoption("--bench-samples")
+    # At 200 samples a mini-batch is the training set: the same case only once.
+    cases = dict.fromkeys(default_cases(n_samples) + scaling_cases(n_samples))
+    pairs = {
+        _slug(f"{case.title} {implementation.name}"): (case, implementation)
         for case in cases
         for implementation in IMPLEMENTATIONS
+        if case.group == "ladder" or not implementation.extrapolated
     }
     metafunc.parametrize(("case", "implementation"), pairs.values(), ids=list(pairs))
 
 
 def _slug(name):
-    return name.lower().replace(",", "").replace(" ", "-")
+    return name.lower().replace(",", "").replace("loss+gradient ", "").replace(" ", "-")
 
 
 def test_case(benchmark, bench_inputs, bench_dataset, case, implementation):
+    inputs = bench_inputs.with_classes(case.classes)
+    row = new_row(case, inputs, implementation, {})
     try:
-        call = implementation.prepare(case, bench_inputs)
+        call = implementation.prepare(case, inputs)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    measured = (
-        min(case.naive_samples, case.samples) if implementation.extrapolated else case.samples
-    )
+    Reference(case, inputs).check(implementation, call)  # raises where the result is another
     benchmark.group = case.title
     benchmark.extra_info.update(
-        operation=case.operation,
-        implementation=implementation.name,
-        array_library=implementation.array_library,
-        features=implementation.features,
-        dtype=bench_inputs.dtype.name,
-        samples=case.samples,
-        measured_samples=measured,
-        extrapolated=measured < case.samples,
+        {name: value for name, value in row.as_dict().items() if value is not None},
         data=bench_dataset.source,
     )
 
     def finished_call():
-        loss, _ = call()
-        synchronize(loss if hasattr(loss, "dtype") else None)
-        return loss
+        call()
+        synchronize()
 
-    rounds = NAIVE_ROUNDS if implementation.extrapolated else case.rounds * case.calls_a_turn
-    loss = benchmark.pedantic(finished_call, rounds=rounds, warmup_rounds=1)
-
-    same_samples = Case(case.operation, measured, measured, 1)
-    expected, _ = textbook_numpy(same_samples, bench_inputs)()
-    assert float(to_host(loss)) == pytest.approx(
-        float(expected), rel=TOLERANCES[bench_inputs.dtype.name]
-    )
+    rounds = SLOW_ROUNDS if implementation.extrapolated else case.rounds * case.calls_a_turn
+    benchmark.pedantic(finished_call, rounds=rounds, warmup_rounds=1)

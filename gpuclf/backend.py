@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -167,13 +168,16 @@ class Backend:
     reason: str
 
 
-def get_backend(name: str | Backend = "auto") -> Backend:
+def get_backend(name: str | Backend = "auto", *, nbytes: int | None = None) -> Backend:
     """Return the array library of that name.
 
     Parameters
     ----------
     name : {"auto", "numpy", "cupy"} or Backend
         "auto" takes CuPy where it is usable and NumPy otherwise, and logs why, once.
+    nbytes : int, optional
+        Bytes of the samples that a call will see. "auto" leaves few of them to NumPy, if
+        ``gpuclf bench`` has measured on this machine that they are faster there.
 
     Raises
     ------
@@ -197,6 +201,10 @@ def get_backend(name: str | Backend = "auto") -> Backend:
     if probe.usable:
         import cupy
 
+        least = measured_break_even() if name == "auto" and nbytes is not None else None
+        if least is not None and nbytes is not None and nbytes < least:
+            reason = f"calls on {nbytes:,} bytes are faster on the CPU: break-even at {least:,}"
+            return Backend("numpy", np, reason)
         return Backend("cupy", cupy, probe.reason)
     if name == "cupy":
         raise BackendUnavailableError(
@@ -210,6 +218,38 @@ def get_backend(name: str | Backend = "auto") -> Backend:
 @functools.cache
 def _log_fallback(reason: str) -> None:
     logger.warning("no GPU: %s; using NumPy", reason)
+
+
+def _break_even_file() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("gpuclf")).expanduser() / "break_even.json"
+
+
+def remember_break_even(nbytes: int) -> None:
+    """Keep the size of a call from which this machine's GPU is faster, for ``"auto"``.
+
+    Parameters
+    ----------
+    nbytes : int
+        Of the samples.
+    """
+    path = _break_even_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": _machine_id(), "bytes": nbytes}))
+
+
+def measured_break_even() -> int | None:
+    """Return what :func:`remember_break_even` kept on this machine, None if nothing."""
+    try:
+        found = json.loads(_break_even_file().read_text())
+        return int(found["bytes"]) if found["machine"] == _machine_id() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never measured, or not by this version
+
+
+def _machine_id() -> str:
+    return f"{_cpu_name()}; {cpu_workers()} threads; {probe_cupy().reason}"
 
 
 # ---------------------------------------------------------------------- whose array is it?

@@ -331,6 +331,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(steps, "device_peers", lambda device: [])
     monkeypatch.setattr(acceptance, "Worker", LocalWorker)
     monkeypatch.setattr(steps, "rehearse_kernels", lambda: False)
+    monkeypatch.setattr(steps.Rehearsed, "settle", lambda self: None)
     monkeypatch.delenv("GPUCLF_REQUIRE_COMPILERS", raising=False)
     done = SimpleNamespace(returncode=0, stdout='{"first_call_s": 1, "implementation": "x"}')
     done.stderr = ""

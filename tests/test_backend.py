@@ -277,6 +277,20 @@ def test_a_usable_cupy_is_taken(fake_cupy, caplog, name):
     assert not caplog.records
 
 
+def test_auto_leaves_small_calls_to_numpy_where_that_was_measured(fake_cupy, monkeypatch, tmp_path):
+    path = tmp_path / "new" / "break_even.json"
+    monkeypatch.setattr(backend, "_break_even_file", lambda: path)
+    assert get_backend("auto", nbytes=10).name == "cupy"  # nothing was measured
+    backend.remember_break_even(1000)
+    assert [get_backend("auto", nbytes=n).name for n in (999, 1000)] == ["numpy", "cupy"]
+    assert "break-even at 1,000" in get_backend("auto", nbytes=999).reason
+    assert get_backend("auto").name == get_backend("cupy", nbytes=10).name == "cupy"
+    monkeypatch.setattr(backend, "_machine_id", lambda: "another machine")
+    assert get_backend("auto", nbytes=10).name == "cupy"
+    path.write_text("[")
+    assert get_backend("auto", nbytes=10).name == "cupy"
+
+
 @pytest.mark.gpu
 def test_cupy_is_usable_here(lib):
     if lib.name != "cupy":

@@ -485,10 +485,11 @@ def test_rows_survive_json(no_gpu, tmp_path):
 
 # ------------------------------------------------------------------------------------- peers
 
+EPOCHS = [Case(f"{model} epoch", 60, 20, 1, batch_size=20) for model in ("softmax", "two-layer")]
 SUPPORTED = {
     "scikit-learn": ["softmax loss+gradient", "k-NN l2", "k-NN l1"],
-    "PyTorch": [case.operation for case in peer_cases(1000)],
-    "JAX": [case.operation for case in peer_cases(1000) if case.operation != "k-NN l1"],
+    "PyTorch": [case.operation for case in peer_cases(1000) + EPOCHS],
+    "JAX": [case.operation for case in peer_cases(1000) + EPOCHS if case.operation != "k-NN l1"],
 }
 MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "JAX": "jax"}
 
@@ -498,7 +499,7 @@ MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "JAX": "jax"}
 def test_peers_compute_the_same_in_every_case(peer, dtype):
     pytest.importorskip(MODULES[peer.name], reason=f"{peer.name} is not installed")
     inputs = make_inputs(dtype, n=60)
-    for case in peer_cases(60, batch_size=20):
+    for case in peer_cases(60, batch_size=20) + EPOCHS:
         once = replace(case, rounds=1, calls_a_turn=1)
         (found,) = run_case(once, inputs, [peer])
         expected = "timed" if case.operation in SUPPORTED[peer.name] else "unavailable"
@@ -508,10 +509,25 @@ def test_peers_compute_the_same_in_every_case(peer, dtype):
 @pytest.mark.parametrize("ours", [FLOATS, BYTES], ids=lambda ours: ours.name)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_this_library_computes_the_same_in_every_case(ours, dtype):
-    for case in peer_cases(60, batch_size=20):
+    for case in peer_cases(60, batch_size=20) + EPOCHS:
         once = replace(case, rounds=1, calls_a_turn=1)
         rows = run_case(once, make_inputs(dtype, n=60), [TEXTBOOK, ours])
         assert [row.status for row in rows] == ["timed"] * 2, rows
+
+
+@pytest.mark.parametrize("ours", [FLOATS, BYTES], ids=lambda ours: ours.name)
+@pytest.mark.parametrize("case", EPOCHS, ids=lambda case: case.operation)
+def test_an_epoch_on_ragged_batches_is_the_textbook_s(case, ours):
+    ragged = replace(case, batch_size=25)
+    rows = run_case(ragged, make_inputs(n=60), [TEXTBOOK, ours])
+    assert [row.status for row in rows] == ["timed"] * 2, rows
+    calls = [i.prepare(ragged, make_inputs("float64", n=60)) for i in (TEXTBOOK, ours)]
+    for _ in range(3):  # orders take turns
+        (losses, params), (found_losses, found) = (call() for call in calls)
+        assert losses.shape == found_losses.shape == (3,)
+        np.testing.assert_allclose(found_losses, losses, rtol=1e-12)
+        for name, value in params.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-12)
 
 
 def test_a_training_step_moves_the_parameters_by_momentum():

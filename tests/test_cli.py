@@ -17,7 +17,14 @@ import gpuclf.cli.output
 import gpuclf.datasets
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import CupyProbe
-from gpuclf.benchmark import IMPLEMENTATIONS, default_cases
+from gpuclf.benchmark import (
+    IMPLEMENTATIONS,
+    Implementation,
+    default_cases,
+    run_case,
+    scaling_cases,
+)
+from gpuclf.benchmark.devices import HostDevice
 from gpuclf.cli import app
 from gpuclf.datasets import ImageDataset, make_synthetic
 from gpuclf.preprocessing import subtract_mean_image
@@ -58,6 +65,10 @@ def narrow(monkeypatch, images):
     """The same with every 64th pixel only, where the loops run."""
     few = images._replace(X_train=images.X_train[:, ::64].copy(), X_test=images.X_test[:, ::64])
     monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *args: few)
+    command = sys.modules["gpuclf.cli.bench"]
+    monkeypatch.setattr(command, "CEILING_BYTES", 1 << 22)
+    monkeypatch.setattr(command, "CEILING_SIDE", 256)
+    monkeypatch.setattr(HostDevice, "settle", lambda self: None)
 
 
 def run(*arguments):
@@ -138,62 +149,120 @@ def test_info_writes_json(tmp_path):
 # ----------------------------------------------------------------------------------- bench
 
 
+BENCH = ("bench", "--data", "synthetic", "--time-budget", 0)
+
+
 def test_bench_writes_what_was_measured(narrow, tmp_path):
     path = tmp_path / "new folder" / "bench.json"
-    output = run("bench", "--data", "synthetic", "--samples", 400, "--seed", 5, "--json", path)
+    output = run(*BENCH, "--samples", 600, "--seed", 5, "--json", path)
     found = json.loads(path.read_text())
-    assert set(found) == {"dataset", "settings", "environment", "rows"}
     assert found["settings"] == {
         "dtype": "float32",
         "seed": 5,
-        "samples": 400,
+        "samples": 600,
         "backend": "auto",
         "peers": False,
+        "quick": False,
+        "time_budget_s": 0.0,
     }
     assert found["dataset"]["source"] == "small, in memory"
     assert found["environment"]["gpu"]["usable"] is False
-    measured = {(row["operation"], row["samples"], row["implementation"]) for row in found["rows"]}
-    assert measured == {
-        (case.operation, case.samples, implementation.name)
-        for case in default_cases(400)
+    assert found["ceilings"]["operations_per_s"]["float32"] > 1e8
+    assert "no CuPy in tests" in found["break_even"][0]["reason"]
+    assert found["unfinished"] is None
+    ladder = [row for row in found["rows"] if row["group"] == "ladder"]
+    assert {(row["case"], row["implementation"]) for row in ladder} == {
+        (case.title, implementation.name)
+        for case in default_cases(600)
         for implementation in IMPLEMENTATIONS
     }
+    curves = [row for row in found["rows"] if row["group"] != "ladder"]
+    assert {row["case"] for row in curves} == {case.title for case in scaling_cases(600)}
+    assert {row["device"] for row in curves} == {"cpu"}
     for row in found["rows"]:
         assert row["dtype"] == "float32"
-        assert row["array_library"] in ("python", "numpy", "cupy")
         assert row["extrapolated"] is (row["implementation"] == "naive loops")
         if row["array_library"] == "cupy":
             assert row["median_s"] is row["p20_s"] is row["p80_s"] is None
-            assert "no CuPy in tests" in row["unavailable"]
+            assert "no CuPy in tests" in row["reason"]
         else:
             assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"]
-    assert "data: small, in memory; 400 x 48, float32" in output
-    assert "softmax loss+gradient, 400 samples" in output
-    assert "two-layer loss+gradient, 200 samples" in output
+            assert 0 < row["share_of_floor"] < 1
+    assert "data: small, in memory; 600 x 48, float32" in output
+    assert "softmax loss+gradient, 600 samples" in output
+    assert "two-layer training step, against batch size" in output
     assert "gpuclf[cuda13]" in output
     assert str(path) in output.replace("\n", "")
 
 
 def test_bench_on_numpy_lists_no_gpu(narrow, tmp_path):
     path = tmp_path / "bench.json"
-    output = run(
-        *("bench", "--data", "synthetic", "--samples", 200, "--backend", "numpy"),
-        *("--dtype", "float64", "--json", path),
-    )
+    arguments = ("--samples", 200, "--backend", "numpy", "--dtype", "float64", "--quick")
+    output = run(*BENCH, *arguments, "--json", path)
     assert "CuPy, uint8" not in output
     rows = json.loads(path.read_text())["rows"]
     assert {row["array_library"] for row in rows} == {"python", "numpy"}
     assert {row["dtype"] for row in rows} == {"float64"}
     assert {row["samples"] for row in rows} == {200}
+    assert {row["group"] for row in rows} == {"ladder"}
 
 
 def test_bench_on_more_samples_than_there_are_takes_all(narrow, tmp_path):
     path = tmp_path / "bench.json"
-    run(
-        *("bench", "--data", "synthetic", "--samples", 10**6, "--backend", "numpy"),
-        *("--json", path),
+    only = ("--only", f"softmax*{N_TRAIN:,} samples", "--only", "numpy", "--json", path)
+    run(*BENCH, "--samples", 10**6, "--backend", "numpy", *only)
+    found = json.loads(path.read_text())
+    assert found["settings"]["samples"] == N_TRAIN
+    names = ["textbook NumPy", "gpuclf on NumPy", "gpuclf on NumPy, uint8"]
+    assert [(row["operation"], row["implementation"]) for row in found["rows"]] == [
+        ("softmax loss+gradient", name) for name in names
+    ]
+
+
+def test_bench_lists_cases_and_implementations(narrow):
+    output = run("bench", "--list")
+    for case in default_cases(50_000) + scaling_cases(50_000):
+        assert f"{case.title} ({case.group})" in output
+    assert all(implementation.name in output for implementation in IMPLEMENTATIONS)
+    assert "median" not in output
+
+
+def test_bench_only_what_is_not_there_is_refused(monkeypatch, capfd, narrow):
+    code, _, err = run_main(monkeypatch, capfd, *BENCH, "--only", "coffee")
+    assert code == 2
+    assert "--only 'coffee' names no case and no implementation" in " ".join(err.split())
+
+
+def test_bench_with_a_wrong_implementation_exits_with_1(narrow, monkeypatch):
+    def wrong(case, inputs):
+        return lambda: (np.float64(0.0), inputs.W)
+
+    listed = [Implementation("wrong", "numpy", "float", wrong)]
+    monkeypatch.setattr("gpuclf.benchmark.IMPLEMENTATIONS", listed)
+    result = CliRunner().invoke(app, [str(a) for a in (*BENCH, "--quick", "--samples", 200)])
+    assert result.exit_code == 1
+    assert "wrong: wrong, softmax loss+gradient, 200 samples: " in " ".join(result.output.split())
+
+
+def test_bench_interrupted_keeps_what_is_finished(narrow, monkeypatch, tmp_path):
+    asked = []
+
+    def interrupted(case, *args, **options):
+        asked.append(case)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return run_case(case, *args, **options)
+
+    monkeypatch.setattr("gpuclf.benchmark.run_case", interrupted)
+    path = tmp_path / "bench.json"
+    result = CliRunner().invoke(
+        app, [str(a) for a in (*BENCH, "--quick", "--samples", 400, "--json", path)]
     )
-    assert json.loads(path.read_text())["settings"]["samples"] == N_TRAIN
+    assert result.exit_code == 130
+    found = json.loads(path.read_text())
+    assert found["unfinished"] == "interrupted after 1 of 4 cases"
+    assert {row["case"] for row in found["rows"]} == {asked[0].title}
+    assert "softmax loss+gradient, 400 samples" in result.output
 
 
 # ----------------------------------------------------------------------------------- train

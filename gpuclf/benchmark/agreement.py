@@ -85,7 +85,7 @@ class Reference:
 
     def check_again(self, implementation: Implementation, call: Call) -> dict[str, float]:
         """Compare one more call, after others: of a step, whose parameters have moved, nothing."""
-        if self.case.is_step:
+        if self.case.is_training:
             return {}
         (wanted,) = self.results(self.case.measured_samples(implementation.extrapolated))
         precision = implementation.precision_on(self.inputs)
@@ -94,10 +94,10 @@ class Reference:
 
 def first_results(case: Case, inputs: Inputs, call: Call) -> list[Any]:
     """Return the first result; of a training step what the first three add to the parameters."""
-    if not case.is_step:
+    if not case.is_training:
         return [call()]
     # Beside the parameters themselves, what a step adds to them would be lost in any tolerance.
-    before, results = inputs.params(case.hidden_units), []
+    before, results = inputs.start(case), []
     for _ in range(CHECKED_CALLS):
         loss, params = call()
         moved = {name: on_host(params[name]) - before[name] for name in before}

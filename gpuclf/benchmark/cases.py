@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -43,7 +45,8 @@ class Case:
     ----------
     operation : str
         "softmax loss+gradient", "svm loss+gradient", "two-layer loss+gradient",
-        "two-layer training step" (with Nesterov momentum), or "k-NN l2" and "k-NN l1" (prediction).
+        "two-layer training step" (with Nesterov momentum), "softmax epoch" and "two-layer epoch"
+        (such steps on all samples, batch by batch), or "k-NN l2" and "k-NN l1" (prediction).
     samples : int
         Rows of the pass; for k-NN, queries against the whole training set.
     naive_samples : int
@@ -58,6 +61,8 @@ class Case:
         Trained at once; of the linear models.
     classes : int or None
         With labels drawn at random; None takes the data's.
+    batch_size : int
+        Of an epoch's steps.
     group : str
         "ladder", "peers", or the axis of a scaling curve.
     """
@@ -70,6 +75,7 @@ class Case:
     hidden_units: int = 50
     models: int = 1
     classes: int | None = None
+    batch_size: int = 200
     group: str = LADDER
 
     @property
@@ -88,9 +94,14 @@ class Case:
         return self.operation.startswith("k-NN")
 
     @property
-    def is_step(self) -> bool:
+    def is_epoch(self) -> bool:
+        """Whether a call trains on all samples, batch by batch."""
+        return self.operation.endswith("epoch")
+
+    @property
+    def is_training(self) -> bool:
         """Whether a call moves the parameters."""
-        return self.operation.endswith("step")
+        return self.is_epoch or self.operation.endswith("step")
 
     def measured_samples(self, extrapolated: bool) -> int:
         """Return how many samples a call runs on."""
@@ -126,7 +137,7 @@ class Case:
         else:
             params, products = models * n_features * n_classes, 2 * models * n_features * n_classes
         # Parameters are read and gradients written; a step also reads and writes the velocity.
-        visits = 4 if self.is_step else 2
+        visits = 4 if self.is_training else 2
         moved = self.samples * (sample_bytes + LABEL_BYTES) + visits * params * width
         return Work(moved, 2 * self.samples * products)
 
@@ -150,6 +161,7 @@ def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
         Case("svm loss+gradient", n_samples, 16, 9, group=PEERS_GROUP),
         Case("softmax loss+gradient", batch, 16, 9, 20, group=PEERS_GROUP),
         Case("two-layer training step", batch, 4, 9, 20, group=PEERS_GROUP),
+        Case("two-layer epoch", n_samples, 2 * batch, 5, batch_size=batch, group=PEERS_GROUP),
         Case("two-layer loss+gradient", n_samples, 4, 7, 1, 100, group=PEERS_GROUP),
         Case("k-NN l2", queries, 16, 5, group=PEERS_GROUP),
         Case("k-NN l1", min(20, queries), 16, 3, group=PEERS_GROUP),
@@ -163,13 +175,13 @@ def scaling_cases(n_samples: int) -> list[Case]:
         "two-layer loss+gradient",
         "two-layer training step",
     )
-    few, batch = min(5000, n_samples), min(256, n_samples)
+    few, batch = min(2000, n_samples), min(256, n_samples)
     of_axis = {
-        "samples": [Case(linear, n, 16, 7, max(1, 5000 // n)) for n in (500, 2000, 8000, 32_000)],
-        "batch size": [Case(step, n, 4, 7, 5) for n in (32, 128, 512, 2048)],
-        "hidden units": [Case(net, few, 4, 7, 1, hidden) for hidden in (16, 64, 256)],
-        "classes": [Case(linear, few, 16, 7, 2, classes=classes) for classes in (2, 10, 100)],
-        "models": [Case(linear, batch, 16, 7, 5, models=models) for models in (1, 4, 16, 64)],
+        "samples": [Case(linear, n, 16, 5, max(1, 4000 // n)) for n in (500, 2000, 8000, 32_000)],
+        "batch size": [Case(step, n, 4, 5, max(1, 1000 // n)) for n in (32, 128, 512, 2048)],
+        "hidden units": [Case(net, few, 4, 5, 1, hidden) for hidden in (16, 64, 256)],
+        "classes": [Case(linear, few, 16, 5, 2, classes=classes) for classes in (2, 10, 100)],
+        "models": [Case(linear, batch, 16, 5, max(1, 8 // k), models=k) for k in (1, 4, 16, 64)],
     }
     known = {case.title for case in default_cases(n_samples)}
     return [
@@ -185,7 +197,9 @@ def device_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     batch = min(batch_size, n_samples)
     return [
         Case("softmax loss+gradient", n_samples, 16, 12, calls_a_turn=5),
+        Case("two-layer epoch", n_samples, 2 * batch, 12, batch_size=batch),
         Case("two-layer training step", batch, 4, 12, calls_a_turn=20),
+        Case("softmax epoch", n_samples, 2 * batch, 12, batch_size=batch),
         Case("svm loss+gradient", n_samples, 16, 12, calls_a_turn=5),
         Case("two-layer loss+gradient", n_samples, 4, 12, calls_a_turn=3, hidden_units=100),
         Case("softmax loss+gradient", batch, 16, 12, calls_a_turn=20),
@@ -269,6 +283,17 @@ class Inputs:
             "W2": self._normal(rng, hidden_units, n_classes) * 10,
             "b2": np.zeros(n_classes, self.dtype),
         }
+
+    def start(self, case: Case) -> dict[str, Any]:
+        """Return the parameters that training starts from; always the same, in new arrays."""
+        if case.operation.startswith("two-layer"):
+            return self.params(case.hidden_units)
+        return {"W": self.W.copy(), "b": np.zeros(self.n_classes, self.dtype)}
+
+    def orders(self, n_samples: int) -> Iterator[np.ndarray]:
+        """Yield the order of the samples of each epoch: two take turns."""
+        rng = np.random.default_rng(self._seed)
+        return itertools.cycle([rng.permutation(n_samples) for _ in range(2)])
 
     def copies(self, nbytes: int) -> int:
         """Return how many copies of samples must take turns to fall out of the cache between."""

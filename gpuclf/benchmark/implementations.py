@@ -19,7 +19,10 @@ import gpuclf
 from gpuclf.backend import Backend, get_backend
 from gpuclf.benchmark import textbook
 from gpuclf.benchmark.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
-from gpuclf.training import momentum_step
+from gpuclf.linear import linear_loss
+from gpuclf.losses import softmax_cross_entropy
+from gpuclf.row_blocks import row_slices
+from gpuclf.training import epoch_runner, momentum_step
 from gpuclf.two_layer import two_layer_objective
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable", "device_implementations"]
@@ -83,6 +86,16 @@ TEXTBOOK: dict[str, Callable[..., Any]] = {
     "svm loss+gradient": textbook.svm_loss,
     "two-layer loss+gradient": textbook.two_layer_loss,
 }
+TEXTBOOK_STEPS: dict[str, Callable[..., Any]] = {
+    "two-layer training step": textbook.two_layer_loss,
+    "two-layer epoch": textbook.two_layer_loss,
+    "softmax epoch": textbook.biased_softmax_loss,
+}
+GPUCLF_STEPS: dict[str, Callable[..., Any]] = {
+    "two-layer training step": two_layer_objective,
+    "two-layer epoch": two_layer_objective,
+    "softmax epoch": partial(linear_loss, softmax_cross_entropy),
+}
 GPUCLF: dict[str, Callable[..., Any]] = {
     "softmax loss+gradient": gpuclf.softmax_loss_vectorized,
     "svm loss+gradient": gpuclf.svm_loss_vectorized,
@@ -119,16 +132,27 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
             textbook.knn_predict(train, labels, queries, N_NEIGHBORS, metric, xp)
         )
     batches = rotated(inputs.floats[: case.samples], inputs, put)
-    y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
-    if case.is_step:
+    y = put(inputs.y[: case.samples])
+    if case.is_training:
+        params = put(inputs.start(case))
         velocity = {name: xp.zeros_like(value) for name, value in params.items()}
 
-        def step() -> tuple[Any, Any]:
-            loss, grads = textbook.two_layer_loss(params, next(batches), y, REG, xp)
+        def step(X: Any, y: Any) -> Any:
+            loss, grads = TEXTBOOK_STEPS[case.operation](params, X, y, REG, xp)
             textbook.nesterov_step(params, velocity, grads, LEARNING_RATE, MOMENTUM)
-            return loss, params
+            return loss
 
-        return step
+        if not case.is_epoch:
+            return lambda: (step(next(batches), y), params)
+        orders = inputs.orders(case.samples)
+
+        def epoch() -> tuple[Any, Any]:
+            order, X = put(next(orders)), next(batches)
+            rows = (order[part] for part in row_slices(case.samples, case.batch_size))
+            return xp.stack([step(X[batch], y[batch]) for batch in rows]), params
+
+        return epoch
+    params = put(_params(case, inputs))
     loss = TEXTBOOK[case.operation]
     if case.models > 1:  # as the textbook has it, one after another
         return lambda: _stacked([loss(W, X, y, REG, xp) for X in [next(batches)] for W in params])
@@ -204,19 +228,30 @@ def _gpuclf_call(
         batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
     else:
         batches = rotated(samples, inputs, put)
-    y, params = put(inputs.y[: case.samples]), put(_params(case, inputs))
+    y = put(inputs.y[: case.samples])
     # In float64, for the strict comparison, there is no other precision.
     options = {"precision": precision} if inputs.dtype == "float32" else {}
-    if case.is_step:
+    if case.is_training:
+        params = put(inputs.start(case))
         velocity = {name: 0 * value for name, value in params.items()}
+        objective = partial(GPUCLF_STEPS[case.operation], **options)
+        if case.is_epoch:
+            orders = inputs.orders(case.samples)
+            rates = [LEARNING_RATE] * len(row_slices(case.samples, case.batch_size))
+            run = epoch_runner(
+                y, next(batches), params, velocity, objective=objective, reg=REG,
+                batch_size=case.batch_size, momentum=MOMENTUM, nesterov=True,
+            )  # fmt: skip
+            return lambda: (run(next(orders), rates), params)
 
         def step() -> tuple[Any, Any]:
-            loss, grads = two_layer_objective(params, next(batches), y, REG, **options)
+            loss, grads = objective(params, next(batches), y, REG)
             for name, value in params.items():
                 momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
             return loss, params
 
         return step
+    params = put(_params(case, inputs))
     loss = GPUCLF[case.operation]
     return lambda: loss(params, next(batches), y, REG, **options)
 

@@ -67,6 +67,16 @@ def pytorch(
         evaluate = _torch_neighbors(torch, case, inputs, how)
         queries = inputs.float_pixels[: case.samples]
         batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
+    elif case.is_epoch:
+        epoch = _torch_epoch(torch, case, inputs, how)
+        if precision == "float32":
+            return epoch
+
+        def epoch_in_precision() -> tuple[Any, Any]:
+            with _torch_precision(torch, precision):
+                return epoch()
+
+        return epoch_in_precision
     else:
         evaluate, state = _torch_loss(torch, case, inputs, how)
         put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
@@ -96,18 +106,51 @@ def _torch_precision(torch: Any, precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(TORCH_PRECISIONS["float32"])
 
 
-def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
-    """Return ``evaluate(X) -> (loss, result)``, and the parameters and velocities it moves."""
-    functional = torch.nn.functional
-    y = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
+def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
+    """Train on every batch of an epoch; a graph holds a step, as PyTorch's users capture it."""
+    put = partial(torch.tensor, device=inputs.device)
+    X, y = put(inputs.floats[: case.samples]), put(inputs.y[: case.samples]).long()
+    evaluate, state = _torch_loss(torch, case, inputs, how)
+    orders, params = inputs.orders(case.samples), state["params"]
 
-    def loss_of(params: dict[str, Any], X: Any) -> Any:
+    def train(rows: Any) -> Any:
+        return evaluate(X[rows], y[rows])[0]
+
+    step: Callable[[Any], Any] = train
+    if how == "graphed":
+        if case.samples % case.batch_size:
+            raise Unavailable("a graph's batches are of one size")
+        rows = put(np.zeros(case.batch_size, np.int64))
+        ((graph, loss),) = _capture(torch, train, [rows], **state)
+
+        def replay(batch: Any) -> Any:
+            rows.copy_(batch)
+            graph.replay()
+            return loss.clone()
+
+        step = replay
+
+    def epoch() -> tuple[Any, Any]:
+        order = put(next(orders))
+        losses = [step(rows) for rows in order.split(case.batch_size)]
+        return torch.stack(losses), {name: value.detach() for name, value in params.items()}
+
+    return epoch
+
+
+def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
+    """Return ``evaluate(X, y) -> (loss, result)``, and the parameters and velocities it moves."""
+    functional = torch.nn.functional
+    labels = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
+
+    def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
         if case.operation.startswith("two-layer"):
             hidden = torch.relu(X @ params["W1"] + params["b1"])
             scores = hidden @ params["W2"] + params["b2"]
             penalty = params["W1"].square().sum() + params["W2"].square().sum()
         else:
             scores, penalty = X @ params["W"], params["W"].square().sum()
+            scores = scores + params["b"] if "b" in params else scores
         if case.operation.startswith("svm"):
             data_loss = functional.multi_margin_loss(scores, y) * scores.shape[1]
         else:
@@ -121,11 +164,11 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     optimizer = torch.optim.SGD(params.values(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
     objective = _compiled(torch, loss_of, inputs) if how == "compiled" else loss_of
 
-    def evaluate(X: Any) -> tuple[Any, Any]:
+    def evaluate(X: Any, y: Any = labels) -> tuple[Any, Any]:
         optimizer.zero_grad(set_to_none=True)
-        loss = objective(params, X)
+        loss = objective(params, X, y)
         loss.backward()
-        if case.is_step:
+        if case.is_training:
             optimizer.step()
             return loss.detach(), {name: value.detach() for name, value in params.items()}
         return loss.detach(), _result({name: value.grad for name, value in params.items()})
@@ -169,18 +212,29 @@ def _captured(
     copies = [first]
     while (X := next(batches)) is not first:
         copies.append(X)
+    return itertools.cycle(_capture(torch, evaluate, copies, params, optimizer))
+
+
+def _capture(
+    torch: Any,
+    evaluate: Callable[[Any], Any],
+    given: list[Any],
+    params: dict[str, Any] | None = None,
+    optimizer: Any = None,
+) -> list[tuple[Any, Any]]:
+    """Capture a graph for each argument."""
     before = [(value, value.detach().clone()) for value in (params or {}).values()]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(GRAPH_WARM_UPS):
-            evaluate(first)
+            evaluate(given[0])
     torch.cuda.current_stream().wait_stream(side)
     captured = []
-    for X in copies:
+    for argument in given:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = evaluate(X)  # which forgets the gradients: each graph has its own
+            result = evaluate(argument)  # which forgets the gradients: each graph has its own
         captured.append((graph, result))
     with torch.no_grad():
         for value, start in before:
@@ -188,7 +242,7 @@ def _captured(
             for buffer in optimizer.state[value].values():
                 if buffer is not None:
                     buffer.zero_()
-    return itertools.cycle(captured)
+    return captured
 
 
 def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -243,6 +297,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
             penalty = (params["W1"] ** 2).sum() + (params["W2"] ** 2).sum()
         else:
             scores, penalty = matmul(X, params["W"]), (params["W"] ** 2).sum()
+            scores = scores + params["b"] if "b" in params else scores
         own = jnp.take_along_axis(scores, y[:, None], axis=1)
         if case.operation.startswith("svm"):
             margins = jax.nn.relu(scores - own + 1)
@@ -252,7 +307,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
         return data_loss + REG * penalty
 
     params = {name: put(value) for name, value in _params(case, inputs).items()}
-    if not case.is_step:
+    if not case.is_training:
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
 
         def call() -> tuple[Any, Any]:
@@ -269,14 +324,41 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
         )
         return loss, params, velocity
 
-    compiled_step = jax.jit(step)
     state = [params, jax.tree.map(jnp.zeros_like, params)]
+    if case.is_epoch:
+        return _jax_epoch(jax, case, inputs, step, state, (next(batches), y))
+    compiled_step = jax.jit(step)
 
     def call_step() -> tuple[Any, Any]:
         loss, *state[:] = compiled_step(*state, next(batches), y)
         return loss, state[0]
 
     return call_step
+
+
+def _jax_epoch(
+    jax: Any, case: Case, inputs: Inputs, step: Callable[..., Any], state: Any, samples: Any
+) -> Call:
+    """Compile the steps of an epoch into one function."""
+    if case.samples % case.batch_size:
+        raise Unavailable("scan's batches are of one size")
+
+    def epoch(params: Any, velocity: Any, order: Any, X: Any, y: Any) -> Any:
+        def one(carried: Any, rows: Any) -> Any:
+            loss, *carried = step(*carried, X[rows], y[rows])
+            return tuple(carried), loss
+
+        batches = order.reshape(-1, case.batch_size)
+        carried, losses = jax.lax.scan(one, (params, velocity), batches)
+        return losses, *carried
+
+    compiled, orders = jax.jit(epoch), inputs.orders(case.samples)
+
+    def call() -> tuple[Any, Any]:
+        losses, *state[:] = compiled(*state, next(orders), *samples)
+        return losses, state[0]
+
+    return call
 
 
 def wait_for_jax(result: Any) -> None:
@@ -294,7 +376,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         classifier.fit(inputs.float_pixels, inputs.y)
         queries = inputs.float_pixels[: case.samples]
         return lambda: predicted(classifier.predict(queries))
-    if not case.operation.startswith("softmax") or case.models > 1:
+    if case.operation != "softmax loss+gradient" or case.models > 1:
         raise Unavailable("scikit-learn has no such function")
     from sklearn._loss import HalfMultinomialLoss
     from sklearn.linear_model._linear_loss import LinearModelLoss
@@ -322,8 +404,8 @@ def _decline(case: Case, precision: str) -> None:
 
 
 def _params(case: Case, inputs: Inputs) -> dict[str, Any]:
-    if case.operation.startswith("two-layer"):
-        return inputs.params(case.hidden_units)
+    if case.is_training or case.operation.startswith("two-layer"):
+        return inputs.start(case)
     return {"W": inputs.W}
 
 

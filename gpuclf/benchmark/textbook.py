@@ -12,36 +12,60 @@ import numpy as np
 
 from gpuclf.backend import to_host
 
-__all__ = ["knn_predict", "nesterov_step", "softmax_loss", "svm_loss", "two_layer_loss"]
+__all__ = [
+    "biased_softmax_loss",
+    "knn_predict",
+    "nesterov_step",
+    "softmax_loss",
+    "svm_loss",
+    "two_layer_loss",
+]
+
+
+def cross_entropy(scores: Any, y: Any, xp: Any) -> tuple[Any, Any]:
+    """Softmax cross-entropy and its gradient with respect to the scores."""
+    n_samples = len(y)
+    probs = xp.exp(scores - scores.max(axis=1, keepdims=True))
+    probs /= probs.sum(axis=1, keepdims=True)
+    loss = -xp.log(probs[xp.arange(n_samples), y]).mean()
+    dscores = probs
+    dscores[xp.arange(n_samples), y] -= 1
+    dscores /= n_samples
+    return loss, dscores
+
+
+def hinge(scores: Any, y: Any, xp: Any) -> tuple[Any, Any]:
+    """Multiclass hinge and its gradient with respect to the scores."""
+    n_samples = len(y)
+    margins = xp.maximum(0, scores - scores[xp.arange(n_samples), y][:, None] + 1)
+    margins[xp.arange(n_samples), y] = 0
+    loss = margins.sum() / n_samples
+    dscores = (margins > 0).astype(scores.dtype)
+    dscores[xp.arange(n_samples), y] = -dscores.sum(axis=1)
+    dscores /= n_samples
+    return loss, dscores
 
 
 def softmax_loss(W: Any, X: Any, y: Any, reg: float, xp: Any = np) -> tuple[Any, Any]:
     """Softmax loss and gradient; arguments as :func:`gpuclf.softmax_loss_vectorized`."""
-    n_samples = len(X)
-    scores = X @ W
-    scores -= scores.max(axis=1, keepdims=True)
-    probs = xp.exp(scores)
-    probs /= probs.sum(axis=1, keepdims=True)
-    loss = -xp.log(probs[xp.arange(n_samples), y]).mean() + reg * xp.sum(W * W)
-    dscores = probs
-    dscores[xp.arange(n_samples), y] -= 1
-    dscores /= n_samples
-    dW = X.T @ dscores + 2 * reg * W
-    return loss, dW
+    loss, dscores = cross_entropy(X @ W, y, xp)
+    return loss + reg * xp.sum(W * W), X.T @ dscores + 2 * reg * W
 
 
 def svm_loss(W: Any, X: Any, y: Any, reg: float, xp: Any = np) -> tuple[Any, Any]:
     """Multiclass SVM loss and gradient; arguments as :func:`gpuclf.svm_loss_vectorized`."""
-    n_samples = len(X)
-    scores = X @ W
-    margins = xp.maximum(0, scores - scores[xp.arange(n_samples), y][:, None] + 1)
-    margins[xp.arange(n_samples), y] = 0
-    loss = margins.sum() / n_samples + reg * xp.sum(W * W)
-    dscores = (margins > 0).astype(X.dtype)
-    dscores[xp.arange(n_samples), y] = -dscores.sum(axis=1)
-    dscores /= n_samples
-    dW = X.T @ dscores + 2 * reg * W
-    return loss, dW
+    loss, dscores = hinge(X @ W, y, xp)
+    return loss + reg * xp.sum(W * W), X.T @ dscores + 2 * reg * W
+
+
+def biased_softmax_loss(
+    params: dict[str, Any], X: Any, y: Any, reg: float, xp: Any = np
+) -> tuple[Any, Any]:
+    """Softmax loss and gradients of W and b, as a classifier is trained."""
+    W, b = params["W"], params["b"]
+    loss, dscores = cross_entropy(X @ W + b, y, xp)
+    grads = {"W": X.T @ dscores + 2 * reg * W, "b": dscores.sum(axis=0)}
+    return loss + reg * xp.sum(W * W), grads
 
 
 def two_layer_loss(
@@ -49,17 +73,9 @@ def two_layer_loss(
 ) -> tuple[Any, Any]:
     """Loss and gradients of the two-layer net; arguments as :func:`gpuclf.two_layer_loss`."""
     W1, b1, W2, b2 = params["W1"], params["b1"], params["W2"], params["b2"]
-    n_samples = len(X)
     hidden = xp.maximum(0, X @ W1 + b1)
-    scores = hidden @ W2 + b2
-    scores -= scores.max(axis=1, keepdims=True)
-    probs = xp.exp(scores)
-    probs /= probs.sum(axis=1, keepdims=True)
-    loss = -xp.log(probs[xp.arange(n_samples), y]).mean()
-    loss += reg * (xp.sum(W1 * W1) + xp.sum(W2 * W2))
-    dscores = probs
-    dscores[xp.arange(n_samples), y] -= 1
-    dscores /= n_samples
+    loss, dscores = cross_entropy(hidden @ W2 + b2, y, xp)
+    loss = loss + reg * (xp.sum(W1 * W1) + xp.sum(W2 * W2))
     grads = {"W2": hidden.T @ dscores + 2 * reg * W2, "b2": dscores.sum(axis=0)}
     dhidden = dscores @ W2.T
     dhidden[hidden <= 0] = 0

@@ -20,9 +20,10 @@ from gpuclf.benchmark.devices import Device, HostDevice
 from gpuclf.benchmark.implementations import Call, Implementation, Unavailable
 from gpuclf.benchmark.roofline import Floor
 
-__all__ = ["Row", "TimeLimitError", "run_case", "time_limit"]
+__all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
 WARM_UPS = 3
+UPLOADED = ("softmax loss+gradient", "svm loss+gradient")
 MIN_ROUNDS = 5
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
@@ -198,11 +199,11 @@ def run_case(
     devices = {"cpu": HostDevice()} if devices is None else devices
     strict = reference is None
     reference = Reference(case, inputs) if reference is None else reference
-    rows = {i.name: _new_row(case, inputs, i, ceilings or {}) for i in implementations}
+    rows = {i.name: new_row(case, inputs, i, ceilings or {}) for i in implementations}
     runs: dict[str, Run] = {}
     for implementation in sorted(implementations, key=lambda i: i.compiles):
         row = rows[implementation.name]
-        if implementation.uploads and not case.operation.startswith(("softmax", "svm")):
+        if implementation.uploads and case.operation not in UPLOADED:
             row.status, row.reason = "unavailable", "uploads are timed with the linear models"
             continue
         advance(f"{case.title}: {implementation.name}")
@@ -285,7 +286,7 @@ def _prepared(
     row.cold_s = time.perf_counter() - began
     if strict:
         check_in_float64(case, inputs, implementation)
-    if not implementation.extrapolated:
+    if not (implementation.extrapolated or case.is_epoch):
         for _ in range(WARM_UPS):
             run.finish(run.call())
     run.device.synchronize()
@@ -294,12 +295,13 @@ def _prepared(
     return run
 
 
-def _new_row(
+def new_row(
     case: Case,
     inputs: Inputs,
     implementation: Implementation,
     ceilings: Mapping[str, dict[str, Any]],
 ) -> Row:
+    """Return a row without times; with a floor where there are ceilings for its device."""
     work = case.work(inputs, implementation.features)
     measured = case.measured_samples(implementation.extrapolated)
     row = Row(

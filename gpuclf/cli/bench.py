@@ -87,7 +87,7 @@ def bench(
     ] = 0.1,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
-    from gpuclf.backend import environment, get_backend
+    from gpuclf.backend import environment, get_backend, remember_break_even
     from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
     from gpuclf.benchmark.cases import SCALING
     from gpuclf.benchmark.record import make_record
@@ -166,6 +166,8 @@ def bench(
     output.say(f"machine: {output.machine_line(found)}")
     print_rows(rows, output.console)
     _write(record, json, html, markdown)
+    if (least := record["break_even"][0]["samples"]) is not None:
+        remember_break_even(least * inputs.n_features)  # --backend auto then knows it
     failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
     slower = False
     if before is not None:

@@ -112,8 +112,11 @@ def train(
 
     classifier.check_hyperparameters()  # before the data are loaded
 
-    where = get_backend(backend)
+    if backend is BackendName.cupy:
+        get_backend("cupy")  # better refused before the data are loaded
     dataset = output.load(data, data_dir, seed)
+    per_call = None if classifier.solver != "sgd" else classifier.batch_size
+    where = get_backend(backend, nbytes=dataset.X_train[:per_call].nbytes)
     output.say(f"data: {dataset.source}")
     output.say(f"on: {where.name} ({where.reason})")
     n_train = len(dataset.X_train) - output.N_VALIDATION
