@@ -212,9 +212,9 @@ def test_a_change_must_be_both_significant_and_beyond_the_threshold():
     assert all(row.reason.startswith("too noisy: only ") for row in beyond.judged)
 
 
-@pytest.mark.parametrize("threshold", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
 def test_a_threshold_that_means_nothing_is_refused(threshold):
-    with pytest.raises(ValueError, match="threshold must be above 0"):
+    with pytest.raises(ValueError, match="threshold must be 0 or more"):
         compare_records(make_record(), make_record(), threshold)
 
 
@@ -550,8 +550,9 @@ def test_rows_as_markdown():
     text = rows_markdown(record)
     assert text.count("**") == 4
     assert "| gpuclf on NumPy | 50 ms |" in text or "| gpuclf on NumPy | 50.0 ms |" in text
-    assert "4x | 50% |" in text
+    assert "4.00x | 50% |" in text
     assert r"| naive loops \* (16) |" in text
+    assert "| 1/500 |" in text
     assert "unavailable: not | installed" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {6}

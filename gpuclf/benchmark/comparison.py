@@ -209,7 +209,10 @@ def _pytest_row(entry: dict[str, Any]) -> dict[str, Any] | None:
     if "operation" not in row or not times:
         return None
     scale = row["samples"] / row["measured_samples"]
-    return {"case": entry["group"], **row, "times_s": [t * scale for t in times]}
+    times = [t * scale for t in times]
+    p20, median, p80 = np.percentile(times, [20, 50, 80]).tolist()
+    known = {"times_s": times, "median_s": median, "p20_s": p20, "p80_s": p80}
+    return {"case": entry["group"], **row, **known}
 
 
 def _completed(record: dict[str, Any]) -> dict[str, Any]:
@@ -253,14 +256,14 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     old, new : dict
         Records, as :func:`read_record` returns them.
     threshold : float
-        The least change worth a verdict, above 0: 0.1 is 10 %.
+        The least change worth a verdict: 0.1 is 10 %.
 
     Returns
     -------
     Comparison
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0 (0.1 is 10 %), got {threshold}")
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be 0 or more (0.1 is 10 %), got {threshold}")
     old, new = _completed(old), _completed(new)
     before = {(row["case"], row["implementation"]): row for row in old["rows"]}
     after = {(row["case"], row["implementation"]): row for row in new["rows"]}

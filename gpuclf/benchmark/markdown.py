@@ -64,6 +64,10 @@ def _cells(row: dict[str, Any], textbook_s: float | None) -> list[str]:
         name,
         format_seconds(median),
         f"{format_seconds(row['p20_s'])} to {format_seconds(row['p80_s'])}",
-        f"{textbook_s / median:.3g}x" if textbook_s else "",
+        _speed_up(textbook_s / median) if textbook_s else "",
         f"{share:.0%}" if share else "",
     ]
+
+
+def _speed_up(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio >= 0.01 else f"1/{1 / ratio:,.0f}"
