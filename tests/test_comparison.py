@@ -209,7 +209,7 @@ def test_a_change_must_be_both_significant_and_beyond_the_threshold():
     noisy = {"of_turn": 0.3, "turns": 4, "tail": 0.0}
     beyond = compare_records(make_record(0, **noisy), make_record(1, own=1.2, **noisy), 0.01)
     assert verdicts(beyond) == ["no change"] * 4
-    assert all(row.reason.startswith("too noisy: only ") for row in beyond.judged)
+    assert all(row.reason.startswith("blind below ") for row in beyond.judged)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan")])
@@ -288,6 +288,25 @@ def test_a_library_of_another_version_is_no_yardstick():
     (warning,) = compared.warnings
     assert "other numpy: 2.4" in warning
     assert "now 2.5" in warning
+
+
+def test_another_blas_is_another_numpy_in_whatever_order_they_are_listed():
+    old, new = make_record(0), make_record(1)
+    of_scipy = {"library": "openblas", "version": "0.2", "architecture": "SkylakeX"}
+    new["environment"]["blas"].insert(0, of_scipy)
+    assert compare_records(old, new).warnings == []
+    new["environment"]["blas"] = [of_scipy]
+    (warning,) = compare_records(old, new).warnings
+    assert "numpy: 2.4 with openblas 0.3 SkylakeX, now 2.4 with openblas 0.2" in warning
+
+
+def test_what_could_not_run_before_either_is_left_out():
+    old, new = make_record(0), make_record(1)
+    for record in (old, new):
+        record["rows"][1] |= {"status": "unavailable", "reason": "no GPU", "times_s": []}
+    assert all(row.verdict != "not comparable" for row in compare_records(old, new).rows)
+    old["rows"][1] |= {"status": "timed", "times_s": new["rows"][2]["times_s"]}
+    assert only(compare_records(old, new), FLOATS).reason == "unavailable in the new run: no GPU"
 
 
 def test_what_this_library_is_made_of_may_change():

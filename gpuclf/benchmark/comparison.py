@@ -273,7 +273,8 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     overloaded = [when for when, run in (("old", before), ("new", after)) if _is_overloaded(run)]
     rng = np.random.default_rng(0)
     ratios, reasons = {}, {}
-    for key in after | before:
+    listed = [key for key in after | before if not _is_missing(before.get(key), after.get(key))]
+    for key in listed:
         reason = _not_comparable(before.get(key), after.get(key), machines)
         if overloaded and not reason:
             reason = f"the machine was overloaded in the {' and the '.join(overloaded)} run"
@@ -297,7 +298,7 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
             corrected[key] = _corrected(key[0], ratio, same_device, between)
     n_judged = len(corrected) + 1  # the last is all of them together
     rows = []
-    for key in after | before:
+    for key in listed:
         if key in corrected:
             rows.append(_judged(key, corrected[key], ratios[key].log, n_judged, threshold))
         elif key in ratios:
@@ -316,6 +317,11 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
 
 def _is_own(implementation: str) -> bool:
     return implementation.startswith("gpuclf")
+
+
+def _is_missing(*rows: dict[str, Any] | None) -> bool:
+    """Whether it could not run before either: nobody wants to read that again."""
+    return all(row is not None and row["status"] == "unavailable" for row in rows)
 
 
 def _is_broken(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
@@ -411,7 +417,7 @@ def _judged(
     if low > 1 or high < 1:
         reason = f"significant, but less than {threshold:.0%}"
     elif high / found > (1 + threshold) ** 2:
-        reason = f"too noisy: only {high / found - 1:.0%} and more would be seen"
+        reason = f"blind below {high / found - 1:.0%}"
     return Change(*key, *numbers, "no change", reason)
 
 
@@ -467,17 +473,19 @@ def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """Return what changed of each package that rows of others are made of."""
     if not (old.get("versions") and new.get("versions")):
         return {}
-    was, now = (dict(each["versions"]) for each in (old, new))
-    for versions, each in ((was, old), (now, new)):
-        versions.pop("gpuclf", None)
-        versions["naive"] = each.get("python", "unknown")
-        for blas in (each.get("blas") or [])[:1]:
-            described = f"{blas['library']} {blas['version']} ({blas.get('architecture')})"
-            versions["numpy"] = f"{versions.get('numpy')} with {described}"
+    was, now = (each["versions"] | {"naive": each.get("python")} for each in (old, new))
+    # NumPy's and SciPy's are in one list, in the order in which they were loaded.
+    libraries = [
+        {f"{b['library']} {b['version']} {b.get('architecture')}" for b in each.get("blas") or []}
+        for each in (old, new)
+    ]
+    if all(libraries) and not libraries[0] & libraries[1]:
+        for versions, found in zip((was, now), libraries, strict=True):
+            versions["numpy"] = f"{versions.get('numpy')} with {', '.join(sorted(found))}"
     return {
         name.split("-cuda")[0]: f"{was.get(name, 'none')}, now {now.get(name, 'none')}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
+        if was.get(name) != now.get(name) and name != "gpuclf"
     }
 
 
