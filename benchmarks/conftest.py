@@ -2,6 +2,7 @@
 
 import pytest
 
+from gpuclf.backend import environment
 from gpuclf.benchmark import Inputs
 from gpuclf.datasets import load_dataset
 
@@ -25,6 +26,11 @@ def pytest_configure(config):
             f"--bench-samples must be in 200..{ALL_SAMPLES:,} (a mini-batch has 200), "
             f"got {n_samples}"
         )
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    """Record what `gpuclf bench --compare` wants to know."""
+    machine_info["gpuclf"] = environment()
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,9 @@ def main() -> None:
         if wanted != readme:
             sys.exit("README.md does not show the recorded run: run benchmarks/draw_ladder.py")
         if source(record) not in PICTURE.read_text():
-            sys.exit("docs/ladder.svg does not show the recorded run: run benchmarks/draw_ladder.py")
+            sys.exit(
+                "docs/ladder.svg does not show the recorded run: run benchmarks/draw_ladder.py"
+            )
         return
     README.write_text(wanted)
     draw(record, PICTURE)
