@@ -331,12 +331,23 @@ def test_points_of_the_roofline_lie_where_the_roof_says():
     assert percent(slope, "x2") == pytest.approx(percent(flat, "x1"), abs=0.02)
     assert off(slope, point["below"]) > 10
     lesser = [line.text for line in chart.all("line", "lower")]
-    assert lesser == ["copy 8.00 GB/s", "read again 524 kB 40.0 GB/s", "float32 400 Gop/s"]
+    assert lesser == ["copy 8.00 GB/s", "cache, 524 kB 40.0 GB/s", "float32 400 Gop/s"]
+    assert percent(flat, "x1") < percent(flat, "x2") - 1
     texts = [text.text for text in chart.all("text")]
     assert {"memory 10.0 GB/s", "arithmetic 800 Gop/s"} <= set(texts)
 
 
 AXES = (("x", percent), ("y", lambda node, name: float(node[name])))
+
+
+def test_a_gpu_has_a_roof_of_its_own():
+    roofs = {"bytes_per_s": {"read": 3e12}, "operations_per_s": {"float16": 9e14}}
+    rows = [row("gpuclf on NumPy", 1e-3), row("gpuclf on CuPy", 1e-5)]
+    page = read(record(rows, gpu_ceilings=roofs))
+    for device, name, roof in (("CPU", "NumPy", "10.0 GB/s"), ("GPU", "CuPy", "3.00 TB/s")):
+        chart = figure(page, f"softmax, {device}")
+        assert [line[0] for line in lines(chart)] == [f"gpuclf on {name}"]
+        assert f"memory {roof}" in [text.text for text in chart.all("text")]
 
 
 def test_a_line_of_a_scaling_chart_is_straight_where_time_is_proportional():
@@ -522,7 +533,7 @@ def test_records_of_every_kind_make_a_page(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("only unavailable rows", "gpuclf on CuPy and naive loops, unavailable: no CUDA device"),
+        ("only unavailable rows", "gpuclf on CuPy; naive loops (unavailable): no CUDA device"),
         ("only unavailable rows", "No row of this library was timed."),
         ("no ceilings", "This run did not measure the machine's ceilings."),
         ("no counts", "This record has no counts of bytes and operations."),

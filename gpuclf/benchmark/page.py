@@ -255,7 +255,7 @@ def _gpu_line(of_case: list[Row]) -> str:
 def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element:
     reasons: dict[str, dict[str, None]] = {}
     for row in (row for of_case in ladders for row in of_case if not row["timed"]):
-        words = f"{row['status']}: {row['reason'] or 'the record gives no reason'}"
+        words = f"({row['status']}): {row['reason'] or 'the record gives no reason'}"
         reasons.setdefault(words, {})[row["implementation"]] = None
     return _section(
         "Ladder",
@@ -264,23 +264,26 @@ def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element
         f"{TEXTBOOK}. ≈: extrapolated from fewer samples. Floor: the least time that the measured "
         "rates of memory and arithmetic allow.",
         figures([ladder(of_case, styles) for of_case in ladders]),
-        _list([f"{' and '.join(names)}, {reason}" for reason, names in reasons.items()]),
+        _list([f"{'; '.join(names)} {reason}" for reason, names in reasons.items()]),
     )
 
 
 def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
     charts, lines = [], []
-    for device, ceilings in (("cpu", record.get("ceilings")), ("cuda", record.get("gpu_ceilings"))):
+    for device, key in (("cpu", "ceilings"), ("cuda", "gpu_ceilings")):
+        ceilings = dict(record.get(key) or {})
+        cached = (ceilings.get("cached") or {}).items()
+        ceilings["cached"] = {f"cache, {rate(int(size), 'B')}": value for size, value in cached}
         counted = [row for row in rows if row["speed"] and row["device"] == device]
         for operation in dict.fromkeys(row["operation"] for row in counted):
             of_one = [row for row in counted if row["operation"] == operation]
             title = f"{operation}, {DEVICES[device]}"
-            charts.append(roofline(title, of_one, counted, ceilings or {}, styles))
-        for kind, unit in (("bytes_per_s", "B/s"), ("operations_per_s", "op/s")):
-            found = ((ceilings or {}).get(kind) or {}).items()
-            words = ", ".join(f"{name} {rate(value, unit)}" for name, value in found)
+            charts.append(roofline(title, of_one, counted, ceilings, styles))
+        for kind, unit in (("bytes_per_s", "B/s"), ("cached", "B/s"), ("operations_per_s", "op/s")):
+            found = (ceilings.get(kind) or {}).items()
+            words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
             lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
-        left_out = ((ceilings or {}).get("left_out") or {}).items()
+        left_out = (ceilings.get("left_out") or {}).items()
         lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "

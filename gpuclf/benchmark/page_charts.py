@@ -343,15 +343,16 @@ def roofline(
     everything : list of dict
         Those of all charts: they share their axes.
     ceilings : dict
-        As :func:`gpuclf.benchmark.roofline.measure_ceilings` returns; anything may lack.
+        "bytes_per_s", "cached" and "operations_per_s": rates by name; any may lack.
     styles : dict
     """
     rates = (ceilings.get("bytes_per_s") or {}).items()
     memory = {name: value for name, value in rates if not name.startswith("upload")}
-    cached = (ceilings.get("cached") or {}).items()
-    caches = {f"read again {rate(int(size), 'B')}": value for size, value in cached}
+    caches = ceilings.get("cached") or {}
     arithmetic = ceilings.get("operations_per_s") or {}
-    x = LogScale([row["intensity"] for row in everything])
+    bandwidth, top = max(memory.values(), default=0), max(arithmetic.values(), default=0)
+    ridge = [top / bandwidth] if bandwidth and top else []
+    x = LogScale([row["intensity"] for row in everything] + ridge)
     y = LogScale([row["speed"] for row in everything] + list(arithmetic.values()))
     drawn = _axes(x, y, "op/s", "operations a byte")
 
@@ -359,7 +360,6 @@ def roofline(
         return x(intensity), PLOT_HEIGHT * (1 - y(speed))
 
     left, right = 10**x.low, 10**x.high
-    bandwidth, top = max(memory.values(), default=0), max(arithmetic.values(), default=0)
 
     def roof(ends: list[float], speeds: list[float], words: str, highest: bool) -> None:
         if ends[0] < ends[1]:
