@@ -112,7 +112,7 @@ def one_step(given, **changes):
     dhidden = dscores @ W2.T * (hidden > 0)
     penalties = np.sum(W1**2) + np.sum(W2**2)
     truth = {"Z": Z, "hidden": hidden, "dscores": dscores, "dhidden": dhidden}
-    truth |= {"row_losses": row_losses, "penalties": penalties}
+    truth |= {"row_losses": row_losses[:, None] / BATCH, "penalties": penalties}
     truth["loss"] = np.array([row_losses.mean() + 0.02 * penalties])
     gradients = {
         "W1": X.T @ dhidden + 0.04 * W1,
@@ -430,37 +430,42 @@ BROKEN = {
         "",
     ),
     "project: tails dropped": ("int part = 1; part >= 0;", "int part = 0; part >= 0;"),
-    "project: mean not subtracted": ("static_cast<float>(-shifted)", "0.0f"),
-    "project: batch of the first step": ("X + order[first + row]", "X + order[row]"),
+    "project: barrier for the scales dropped": (
+        "__syncthreads();  // the scales are there",
+        "",
+    ),
+    "project: mean not subtracted": ("-shifted[unit]", "0.0f"),
+    "project: batch of the first step": ("order[first + min(", "order[min("),
     "second: barrier for the units dropped": ("__syncwarp();  // the hidden units are there", ""),
     "second: barrier for the scores dropped": (
         "__syncwarp();  // the gradients of the scores are there",
         "",
     ),
     "second: ReLU passes everything back": ("hidden_of_row[unit] > 0.0f ? sum", "true ? sum"),
-    "update: rate of the first step": ("rates[step]", "rates[0]"),
-    "update: barrier for the rows dropped": (
-        "__syncthreads();  // the rows' numbers are there",
+    "update: rate of the first step": ("rates + step, regs", "rates, regs"),
+    "update: rate of the first step for W2": ("rates[step]", "rates[0]"),
+    "update: barrier for the entries dropped": (
+        "__syncthreads();  // the entries are there",
         "",
     ),
     "update: tails dropped": ("mma_m16n8k16(sums[4 * word + i], tails, b[i]);", ";"),
-    "update: columns of another lane": ("16 * member + 8 * (j % 2)", "8 * member + 32 * (j % 2)"),
+    "update: columns of another lane": ("16 * member + k;", "16 * member + (k ^ 8);"),
     "update: momentum of another weight": (
-        "momentum_step(W1[place], velocity_W1[place]",
-        "momentum_step(W1[place], velocity_W1[place ^ 1]",
+        "momentum_step(W[place], velocity_W[place]",
+        "momentum_step(W[place], velocity_W[place ^ 1]",
     ),
-    "update: momentum of b1 for b2": ("b2[i], velocity_b2[i]", "b2[i], velocity_b1[i]"),
+    "update: momentum of W2 for b2": ("b2[i], velocity_b2[i]", "b2[i], velocity_W2[i]"),
     "update: barrier for the warps' shares dropped": (
         "__syncthreads();  // the warps' shares are there",
         "",
     ),
-    "update: barrier for the penalty dropped": (
-        "__syncthreads();  // the warps' sums are there",
+    "update: barrier for the rows' shares dropped": (
+        "__syncthreads();  // the shares of the rows are there",
         "",
     ),
     "losses: penalties of the first step": (
-        "penalties[static_cast<long long>(step) * n_penalties + i]",
-        "penalties[i]",
+        "penalties += static_cast<long long>(step) * (n_penalties + n_more_penalties);",
+        "",
     ),
 }
 
