@@ -113,6 +113,7 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
     const int last_chunk = CHUNKS * (blockIdx.x + 1) / gridDim.x;
 
     float totals[TILES][4] = {};
+    // What a chunk's last reads see, the next chunk writes behind its first barrier.
     for (int chunk = first_chunk; chunk < last_chunk; ++chunk) {
         const int column = chunk * CHUNK + 16 * member;
         unsigned pixels[2][4] = {};
@@ -189,7 +190,6 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
                 const int unit = 8 * i + 2 * member + j % 2;
                 totals[i][j] += fmaf(sums[i][j], unscales[unit], -shifted[unit]);
             }
-        __syncthreads();  // shared memory is free for the next chunk
     }
 
     const int pitch = pitch_of(n_outputs);
