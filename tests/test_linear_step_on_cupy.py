@@ -281,7 +281,7 @@ def test_train_fleet_gives_what_it_gives_without_kernels(cuda_on_cpu, monkeypatc
             batch_size=BATCH, epochs=3, rng=np.random.default_rng(1), augment=FLIPS,
             on_epoch=lambda params, numbers, histories: [2] if len(histories[0].loss) == 12 else [],
         ))  # fmt: skip
-        assert taken == [True] * (3 * use)
+        assert taken == [True] * (3 * use)  # for three models, for two, and for one
     for ours, theirs in zip(*found, strict=True):
         assert (ours.error is None) == (theirs.error is None)
         if theirs.error is None:
