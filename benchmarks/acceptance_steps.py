@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import gpuclf
-from benchmarks import parity
+from benchmarks import epochs, parity
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
 from gpuclf.benchmark import device_cases
@@ -51,6 +51,7 @@ KERNEL_TESTS = [
     for name in (
         "linear_pass_on_gpu",
         "losses_on_cupy",
+        "linear_step_on_cupy",
         "two_layer_step_on_cupy",
         "neighbors_on_cupy",
         "uploads",
@@ -493,6 +494,28 @@ def release(device):
             torch.cuda.empty_cache()
 
 
+def whole_epochs(context):
+    """Time epochs of mini-batch SGD, until the host has the losses."""
+    settings, batch_size = context.settings, 50 if context.settings.dry_run else 200
+    rows = epochs.compare_epochs(
+        *context.images, context.put, "cpu" if settings.dry_run else "cuda", batch_size,
+        settings.runs, settings.timing_s / 8, context.advance, context.left_s,
+    )  # fmt: skip
+    release(context.device)
+    wrong, late = [], []
+    for row in rows:
+        name = f"{row['model']}, {row['implementation']}"
+        if not row.get("loss_error", 0.0) <= epochs.LOSS_ERROR_ALLOWED:
+            wrong.append(name)
+        if row.get("unavailable") == "out of time":
+            late.append(name)
+    if wrong:
+        raise Unfit(f"other losses than NumPy's: {'; '.join(wrong)}", {"rows": rows})
+    if late:
+        raise Incomplete(f"out of time: {'; '.join(late)}", {"rows": rows})
+    return {"batch_size": batch_size, "rows": rows}
+
+
 def cold_starts(context):
     """Time the first call in a fresh process, with empty caches of compiled kernels."""
     rows = []
@@ -563,6 +586,7 @@ STEPS = {
     "timings: softmax": TIMINGS.pop("timings: softmax"),
     **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
     **TIMINGS,
+    "epochs": whole_epochs,
     "cold starts": cold_starts,
 }
 

@@ -816,7 +816,7 @@ def test_ceilings_and_the_first_timings_come_before_what_may_be_slow():
     assert [n for n in order if n.startswith("timings")] == [f"timings: {n}" for n in steps.LABELS]
 
 
-@pytest.mark.parametrize("name", ["timings: svm", "cold starts"])
+@pytest.mark.parametrize("name", ["timings: svm", "epochs", "cold starts"])
 def test_a_step_answers_before_its_limit_with_what_it_has(quick, monkeypatch, name):
     def run(command, timeout, **options):
         raise subprocess.TimeoutExpired(command, timeout)
@@ -831,6 +831,17 @@ def test_a_step_answers_before_its_limit_with_what_it_has(quick, monkeypatch, na
     assert {row.get("reason", row.get("unavailable")) for row in answer["result"]["rows"]} == {
         "out of time"
     }
+
+
+def test_epochs_with_other_losses_than_numpy_are_not_well(monkeypatch):
+    def one_wrong(*args):
+        row = {"model": "svm", "implementation": "gpuclf uint8", "median_s": 1e-3}
+        return [row | {"loss_error": 1e-6}, row | {"model": "net", "loss_error": np.nan}]
+
+    monkeypatch.setattr(steps.epochs, "compare_epochs", one_wrong)
+    answer = steps.run_step(steps.Context(steps.Settings.rehearsal()), "epochs")
+    assert answer["status"] == "failed"
+    assert answer["message"] == "other losses than NumPy's: net, gpuclf uint8"
 
 
 def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monkeypatch):
