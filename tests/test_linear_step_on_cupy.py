@@ -442,10 +442,8 @@ BROKEN = {
     "update: tails dropped": ("mma_m16n8k16(sums[4 * word + i], tails, b[i]);", ";"),
     "update: another order of columns": ("16 * member + k;", "16 * member + (k ^ 8);"),
     "update: rate of the first step": ("rates + step * n_models", "rates"),
-    "sums: penalties of the first step": (
-        "penalties += static_cast<long long>(step) * (n_penalties + n_more_penalties);",
-        "",
-    ),
+    "losses: squares of a part of the columns": ("CHUNKS * outputs_of_a_model", "32"),
+    "sums: penalties of the first step": ("penalties[place]", "penalties[model]"),
     "sums: rows of the first step": ("row_losses[static_cast<long long>(first + i)",
                                      "row_losses[static_cast<long long>(i)"),
     "sums: a full last batch": ("min(batch_size, n_samples - first)", "batch_size"),

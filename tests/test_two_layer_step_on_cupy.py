@@ -372,9 +372,9 @@ BROKEN = {
         "__syncthreads();  // the warps' shares are there",
         "",
     ),
-    "losses: penalty of the second layer left out": (
-        "squares += penalties[n_penalties + i];",
-        ";",
+    "second: penalty of the first layer alone": (
+        "HIDDEN, HIDDEN) + warp_sum(sum)",
+        "HIDDEN, HIDDEN)",
     ),
 }
 

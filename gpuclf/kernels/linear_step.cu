@@ -2,8 +2,8 @@
 // launches that the host can queue without waiting, or record once and repeat for every epoch:
 //
 //   shares of (X[batch] - 128) W' + b'            project_batch
-//   scores, loss, dS                              score_losses
-//   W' to W, penalty, momentum, new W and b       update_parameters
+//   scores, loss, dS, penalty                     score_losses
+//   dW' to dW, momentum, new W and b              update_parameters
 //
 // and sum_losses once an epoch. sgd_over_bytes.cuh has all but the second; it says how, and what
 // bytes, halves and mirrored images are to it. K models that see the same mini-batches are one
@@ -37,19 +37,26 @@
 constexpr int ROWS_OF_A_BLOCK = 2;
 constexpr int LANES = CLASSES <= 2 ? 2 : CLASSES <= 4 ? 4 : CLASSES <= 8 ? 8 : CLASSES <= 16 ? 16 : 32;
 
-// From the shares of the scores to their gradients. Grid: 2 rows; rows of all models in turns.
+// From the shares of the scores to their gradients, and the models' penalties, in the place of one
+// more row. Grid: 2 rows; rows of all models in turns.
 // A row's weight is row_weight, times its own where weights is not null: (N,), for all models, or
 // (models, N), for which weights_of_a_model is N.
 extern "C" __global__ void __launch_bounds__(32 * ROWS_OF_A_BLOCK)
 score_losses(const float* __restrict__ partials, const long long* __restrict__ order,
              const long long* __restrict__ labels, const float* __restrict__ weights,
-             const float* __restrict__ b, float* __restrict__ dscores,
-             double* __restrict__ row_losses, float row_weight, int weights_of_a_model, int first,
-             int n_rows, int rows_of_partials, int n_shares, int n_models) {
+             const float* __restrict__ b, const double* __restrict__ squares,
+             float* __restrict__ dscores, double* __restrict__ row_losses,
+             double* __restrict__ penalties, float row_weight, int weights_of_a_model, int step,
+             int first, int n_rows, int rows_of_partials, int n_shares, int n_models) {
     const int lane = threadIdx.x % 32, number = blockIdx.x * ROWS_OF_A_BLOCK + threadIdx.x / 32;
     const int row = number / n_models, model = number % n_models;
-    if (row >= n_rows) return;  // a whole warp, and warps do not wait for each other
     const int label = lane % LANES, n_outputs = n_models * CLASSES, pitch = pitch_of(n_outputs);
+    if (row >= n_rows) {  // a whole warp, and warps do not wait for each other
+        if (row > n_rows) return;
+        const double sum = sum_of_squares(squares, model, n_outputs, CLASSES);
+        if (lane == 0) penalties[step * n_models + model] = sum;
+        return;
+    }
     const int output = model * CLASSES + label;
 
     const long long sample = sample_of(order[first + row]);
@@ -80,12 +87,9 @@ update_parameters(const unsigned char* __restrict__ X, const long long* __restri
                   const float* __restrict__ dscores, const float* __restrict__ rates,
                   const double* __restrict__ regs, const float* __restrict__ momenta,
                   float* __restrict__ W, float* __restrict__ b, float* __restrict__ velocity_W,
-                  float* __restrict__ velocity_b, double* __restrict__ penalties, int step,
-                  int first, int n_rows, int n_models) {
-    const int n_outputs = n_models * CLASSES;
-    penalties += static_cast<long long>(step) * CHUNKS * ROW_WARPS * n_outputs;
+                  float* __restrict__ velocity_b, int step, int first, int n_rows, int n_models) {
     update_first_layer(X, order + first, shift, inverse_scale, dscores, rates + step * n_models,
-                       regs, momenta, W, b, velocity_W, velocity_b, penalties, n_rows, n_outputs,
+                       regs, momenta, W, b, velocity_W, velocity_b, n_rows, n_models * CLASSES,
                        CLASSES);
 }
 

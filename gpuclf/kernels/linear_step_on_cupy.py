@@ -96,15 +96,16 @@ class LinearEpochs(EpochsOverBytes):
         W, b = self._params
         self._project(W, first, n_rows)
         self._launch(
-            "score_losses", ceil_div(n_rows * self._n_models, ROWS_OF_A_BLOCK),
+            "score_losses", ceil_div((n_rows + 1) * self._n_models, ROWS_OF_A_BLOCK),
             32 * ROWS_OF_A_BLOCK, self._partials, self._order, self._labels, self._shares, b,
-            self._dscores, self._row_losses, self._row_weight(n_rows), self._weights_of_a_model,
-            first, n_rows, self._batch_size, self._column_shares, self._n_models,
+            self._squares, self._dscores, self._row_losses, self._penalties,
+            self._row_weight(n_rows), self._weights_of_a_model, step, first,
+            n_rows, self._batch_size, self._column_shares, self._n_models,
         )  # fmt: skip
         self._launch(
             "update_parameters", self._update_blocks, self._update_threads, self._X, self._order,
             self._shift, self._inverse, self._dscores, self._rates, self._regs, self._momenta,
-            *self._params, *self._velocity, self._penalties, step, first, n_rows, self._n_models,
+            *self._params, *self._velocity, step, first, n_rows, self._n_models,
         )  # fmt: skip
 
 

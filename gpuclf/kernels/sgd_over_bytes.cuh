@@ -1,8 +1,8 @@
 // What a step of mini-batch SGD over bytes is made of, whatever follows the model's first product:
 //
-//   shares of Z = (X[batch] - 128) W' + b'         project_batch
-//   loss of a row, and its gradient                row_loss
-//   dW' to dW, penalty, momentum, new W and b      update_first_layer
+//   shares of Z = (X[batch] - 128) W' + b', squares of W    project_batch
+//   loss of a row and its gradient, penalty                 row_loss, sum_of_squares
+//   dW' to dW, momentum, new W and b                        update_first_layer
 //
 // and sum_losses once an epoch. W' = W / scale and b' = -((mean - 128) / scale) W are made where
 // they are used; the standardised samples, W', the batch and dW are never written. An entry of the
@@ -87,16 +87,18 @@ __device__ __forceinline__ float group_max(float x) {
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
-// partials (shares, rows_of_partials, pitch) gets sums over a share of the columns.
+// partials (shares, rows_of_partials, pitch) gets sums over a share of the columns, and squares
+// (CHUNKS, n_outputs) those of the squares of W over 64 columns.
 // Grid: shares, tiles of 64 rows, blocks of outputs.
 extern "C" __global__ void __launch_bounds__(128, 1)
 project_batch(const unsigned char* __restrict__ X, const long long* __restrict__ order,
               const float* __restrict__ W, const double* __restrict__ shift,
-              const float* __restrict__ inverse_scale, float* __restrict__ partials, int first,
-              int n_rows, int rows_of_partials, int n_outputs) {
+              const float* __restrict__ inverse_scale, float* __restrict__ partials,
+              double* __restrict__ squares, int first, int n_rows, int rows_of_partials,
+              int n_outputs) {
     __shared__ uint2 heads[4 * TILES * 32], tails[4 * TILES * 32];
     __shared__ float maxima[4][UNITS], scales[UNITS], unscales[UNITS], shifted[UNITS];
-    __shared__ double moved[4][UNITS];
+    __shared__ double moved[4][UNITS], squares_of_warps[4][UNITS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
     const int first_unit = blockIdx.z * UNITS;
@@ -123,7 +125,7 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
 
         // Each warp packs the fragments of one of the four steps.
         float values[TILES][4], largest[TILES] = {};
-        double sums_moved[TILES] = {};
+        double sums_moved[TILES] = {}, sums_squared[TILES] = {};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const int k = column + 4 * warp + j;
@@ -135,6 +137,7 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
                 const int unit = first_unit + 8 * i + group;
                 const float w = exists && unit < n_outputs ? W[k * n_outputs + unit] : 0.0f;
                 sums_moved[i] += offset * w;
+                sums_squared[i] += static_cast<double>(w) * w;
                 values[i][j] = w * factor;
                 largest[i] = fmaxf(largest[i], fabsf(values[i][j]));
             }
@@ -142,10 +145,11 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
             const float largest_of_group = group_max(largest[i]);
-            const double sum = group_sum(sums_moved[i]);
+            const double sum = group_sum(sums_moved[i]), squared = group_sum(sums_squared[i]);
             if (member == 0) {
                 maxima[warp][8 * i + group] = largest_of_group;
                 moved[warp][8 * i + group] = sum;
+                squares_of_warps[warp][8 * i + group] = squared;
             }
         }
         __syncthreads();  // the maxima are there
@@ -155,6 +159,10 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
             scales[i] = scalbnf(1.0f, exponent), unscales[i] = scalbnf(1.0f, -exponent);
             shifted[i] =
                 static_cast<float>((moved[0][i] + moved[1][i]) + (moved[2][i] + moved[3][i]));
+            if (blockIdx.y == 0 && first_unit + i < n_outputs)
+                squares[chunk * n_outputs + first_unit + i] =
+                    (squares_of_warps[0][i] + squares_of_warps[1][i]) +
+                    (squares_of_warps[2][i] + squares_of_warps[3][i]);
         }
         __syncthreads();  // the scales are there
 #pragma unroll
@@ -233,6 +241,17 @@ __device__ __forceinline__ float row_loss(float& score, long long label) {
     return is_known ? loss : nanf("");
 }
 
+// The sum of squares of one model's W, for a warp, from what project_batch has left of them.
+__device__ __forceinline__ double sum_of_squares(const double* squares, int model, int n_outputs,
+                                                 int outputs_of_a_model) {
+    double sum = 0.0;
+    squares += model * outputs_of_a_model;
+#pragma unroll 8
+    for (int i = threadIdx.x % 32; i < CHUNKS * outputs_of_a_model; i += 32)
+        sum += squares[i / outputs_of_a_model * n_outputs + i % outputs_of_a_model];
+    return warp_sum(sum);
+}
+
 // One number of a parameter, as gpuclf.training.momentum_step says.
 __device__ __forceinline__ void momentum_step(float& value, float& velocity, float gradient,
                                               float rate, float momentum) {
@@ -242,15 +261,14 @@ __device__ __forceinline__ void momentum_step(float& value, float& velocity, flo
     value = NESTEROV ? value - step + momentum * v : value + v;
 }
 
-// rates, regs and momenta are those of the step's models. penalties gets sums of squares of W
-// before its update, (CHUNKS ROW_WARPS, n_outputs). Blocks: CHUNKS times blocks of outputs.
+// rates, regs and momenta are those of the step's models. Blocks: CHUNKS times blocks of outputs.
 __device__ __forceinline__ void update_first_layer(
     const unsigned char* __restrict__ X, const long long* __restrict__ order,
     const double* __restrict__ shift, const float* __restrict__ inverse_scale,
     const float* __restrict__ doutputs, const float* __restrict__ rates,
     const double* __restrict__ regs, const float* __restrict__ momenta, float* __restrict__ W,
     float* __restrict__ b, float* __restrict__ velocity_W, float* __restrict__ velocity_b,
-    double* __restrict__ penalties, int n_rows, int n_outputs, int outputs_of_a_model) {
+    int n_rows, int n_outputs, int outputs_of_a_model) {
     __shared__ int entries[MAX_BATCH];
     __shared__ float shares[ROW_WARPS][UNIT_WARPS][2][17][32];  // sums for 16 columns, and of db
     const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
@@ -349,43 +367,33 @@ __device__ __forceinline__ void update_first_layer(
         const int model = exists ? unit / outputs_of_a_model : 0;
         const float rate = rates[model], momentum = momenta[model];
         const float twice_reg = static_cast<float>(2 * regs[model]), db_total = total_of(i, 16);
-        double squares = 0.0;
         if (exists && strip + 16 * member < FEATURES)
             for (int k = row_warp; k < 16; k += ROW_WARPS) {
                 const int column = strip + 16 * member + k;
                 const int place = column * n_outputs + unit;
                 const float w = W[place];
-                squares += static_cast<double>(w) * w;
                 const float shifted = static_cast<float>(shift[column]) * db_total;
                 const float gradient =
                     total_of(i, k) * inverse_scale[column] - shifted + twice_reg * w;
                 momentum_step(W[place], velocity_W[place], gradient, rate, momentum);
             }
-        squares = group_sum(squares);
-        if (exists && member == 0) {
-            penalties[(chunk * ROW_WARPS + row_warp) * n_outputs + unit] = squares;
-            if (chunk == 0 && row_warp == 0)
-                momentum_step(b[unit], velocity_b[unit], db_total, rate, momentum);
-        }
+        if (exists && member == 0 && chunk == 0 && row_warp == 0)
+            momentum_step(b[unit], velocity_b[unit], db_total, rate, momentum);
     }
 }
 
-// losses (steps, models): the weighted sum over the step's rows, and the penalty before its update,
-// of which the last n_more_penalties of a step belong to an only model. Grid: steps, models.
+// losses (steps, models): the weighted sum over the step's rows, and the penalty before its update.
+// Grid: steps, models.
 extern "C" __global__ void __launch_bounds__(32)
 sum_losses(const double* __restrict__ row_losses, const double* __restrict__ penalties,
            const double* __restrict__ regs, double* __restrict__ losses, int n_samples,
-           int batch_size, int n_outputs, int n_more_penalties) {
+           int batch_size) {
     const int step = blockIdx.x, model = blockIdx.y, n_models = gridDim.y;
     const int first = step * batch_size, n_rows = min(batch_size, n_samples - first);
-    const int width = n_outputs / n_models, n_penalties = CHUNKS * ROW_WARPS * n_outputs;
-    double loss = 0.0, squares = 0.0;
+    double loss = 0.0;
     for (int i = threadIdx.x; i < n_rows; i += 32)
         loss += row_losses[static_cast<long long>(first + i) * n_models + model];
-    penalties += static_cast<long long>(step) * (n_penalties + n_more_penalties);
-    for (int i = threadIdx.x; i < CHUNKS * ROW_WARPS * width; i += 32)
-        squares += penalties[i / width * n_outputs + model * width + i % width];
-    for (int i = threadIdx.x; i < n_more_penalties; i += 32) squares += penalties[n_penalties + i];
-    loss = warp_sum(loss), squares = warp_sum(squares);
-    if (threadIdx.x == 0) losses[step * n_models + model] = loss + regs[model] * squares;
+    loss = warp_sum(loss);
+    const int place = step * n_models + model;
+    if (threadIdx.x == 0) losses[place] = loss + regs[model] * penalties[place];
 }

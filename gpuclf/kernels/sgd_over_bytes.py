@@ -52,8 +52,6 @@ class EpochsOverBytes:
         Of 8 outputs, for a block.
     models : tuple of int
         (K,), or () for one model without an axis.
-    n_penalties : int
-        Numbers that a step leaves of its penalty, beside those of the first layer's parameters.
     **constants : int
         What else the kernels are compiled for.
     """
@@ -62,7 +60,7 @@ class EpochsOverBytes:
 
     def __init__(
         self, y: Any, X: Any, batch_size: int, reg: Any, momentum: Any, shares: Any, augment: Any,
-        rng: Any, *, n_outputs: int, tiles: int, models: tuple[int, ...] = (), n_penalties: int = 0,
+        rng: Any, *, n_outputs: int, tiles: int, models: tuple[int, ...] = (),
         **constants: int,
     ) -> None:  # fmt: skip
         xp = array_namespace(y)
@@ -93,22 +91,21 @@ class EpochsOverBytes:
             "TILES": tiles,
             "WIDTH": line_width(augment, n_features) or 0,
         }
-        self._n_outputs, self._n_penalties = n_outputs, n_penalties
+        self._n_outputs = n_outputs
         unit_warps = ceil_div(tiles, 2)
-        row_warps = 4 // unit_warps
         n_chunks, self._output_blocks = ceil_div(n_features, CHUNK), ceil_div(n_outputs, 8 * tiles)
         row_tiles = ceil_div(self._batch_size, PROJECTION_ROWS)
         n_shares = PROJECTION_BLOCKS // (row_tiles * self._output_blocks)
         self._column_shares = min(n_chunks, max(1, n_shares))
         self._update_blocks = n_chunks * self._output_blocks
-        self._update_threads = 32 * unit_warps * row_warps
+        self._update_threads = 32 * unit_warps * (4 // unit_warps)
 
         self._order, self._rates = empty(n_samples, dtype=xp.int64), empty(n_steps, self._n_models)
         pitch = 8 * ceil_div(n_outputs, 8)
         self._partials = empty(self._column_shares, self._batch_size, pitch)
         self._row_losses = empty(n_samples, self._n_models, dtype=xp.float64)
-        n_first = n_chunks * row_warps * n_outputs
-        self._penalties = empty(n_steps, n_first + n_penalties, dtype=xp.float64)
+        self._squares = empty(n_chunks, n_outputs, dtype=xp.float64)
+        self._penalties = empty(n_steps, self._n_models, dtype=xp.float64)
         self._losses = empty(n_steps, self._n_models, dtype=xp.float64)
         self._n_epochs = 0
         self._repeat: Callable[[], None] | None = None
@@ -137,7 +134,7 @@ class EpochsOverBytes:
             self._launch_step(step, rows.start, rows.stop - rows.start)
         self._launch(
             "sum_losses", self._losses.shape, 32, self._row_losses, self._penalties, self._regs,
-            self._losses, self._n_samples, self._batch_size, self._n_outputs, self._n_penalties,
+            self._losses, self._n_samples, self._batch_size,
         )  # fmt: skip
 
     def _launch_step(self, step: int, first: int, n_rows: int) -> None:
@@ -147,8 +144,8 @@ class EpochsOverBytes:
         row_tiles = ceil_div(n_rows, PROJECTION_ROWS)
         self._launch(
             "project_batch", (self._column_shares, row_tiles, self._output_blocks), 128, self._X,
-            self._order, W, self._shift, self._inverse, self._partials, first, n_rows,
-            self._batch_size, self._n_outputs,
+            self._order, W, self._shift, self._inverse, self._partials, self._squares,
+            first, n_rows, self._batch_size, self._n_outputs,
         )  # fmt: skip
 
     def _row_weight(self, n_rows: int) -> np.float32:

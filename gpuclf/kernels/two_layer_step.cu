@@ -1,9 +1,9 @@
 // A step of mini-batch SGD for the two-layer net over bytes, in three launches that the host can
 // queue without waiting, or record once and repeat for every epoch:
 //
-//   shares of Z = (X[batch] - 128) W1' + b'          project_batch
-//   H = relu(Z + b1), loss, dS, dH = dS W2^T [H > 0]   second_layer
-//   W1' to W1, penalty, momentum, new W1, W2, b1, b2   update_parameters
+//   shares of Z = (X[batch] - 128) W1' + b'                     project_batch
+//   H = relu(Z + b1), loss, dS, dH = dS W2^T [H > 0], penalty   second_layer
+//   dW1' to dW1, dW2, momentum, new W1, W2, b1, b2              update_parameters
 //
 // and sum_losses once an epoch. sgd_over_bytes.cuh has the first launch, the sums, and what the
 // third does for W1 and b1; it says how, and what bytes, halves and mirrored images are to it.
@@ -38,21 +38,30 @@ constexpr int UNIT_BLOCKS = (HIDDEN + UNITS - 1) / UNITS;
 constexpr int PITCH = (HIDDEN + 7) / 8 * 8;  // of a row of shares
 constexpr int ROWS_OF_A_BLOCK = 2;           // in second_layer
 
-// From the shares of Z to the gradients with respect to scores and hidden units. Grid: 2 rows.
+// From the shares of Z to the gradients with respect to scores and hidden units, and the penalty,
+// in the place of one more row. Grid: 2 rows.
 // A row's weight is row_weight, times its own where weights is not null.
 extern "C" __global__ void __launch_bounds__(32 * ROWS_OF_A_BLOCK)
 second_layer(const float* __restrict__ partials, const long long* __restrict__ order,
              const long long* __restrict__ labels, const float* __restrict__ weights,
              const float* __restrict__ b1, const float* __restrict__ W2,
-             const float* __restrict__ b2, float* __restrict__ hidden,
-             float* __restrict__ dscores, float* __restrict__ dhidden,
-             double* __restrict__ row_losses, float row_weight, int first, int n_rows,
-             int rows_of_partials, int n_shares) {
+             const float* __restrict__ b2, const double* __restrict__ squares,
+             float* __restrict__ hidden, float* __restrict__ dscores, float* __restrict__ dhidden,
+             double* __restrict__ row_losses, double* __restrict__ penalties, float row_weight,
+             int step, int first, int n_rows, int rows_of_partials, int n_shares) {
     __shared__ float hidden_of_rows[ROWS_OF_A_BLOCK][HIDDEN];
     __shared__ float dscores_of_rows[ROWS_OF_A_BLOCK][CLASSES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int row = blockIdx.x * ROWS_OF_A_BLOCK + warp;
-    if (row >= n_rows) return;  // a whole warp, and warps do not wait for each other
+    if (row >= n_rows) {  // a whole warp, and warps do not wait for each other
+        if (row > n_rows) return;
+        double sum = 0.0;
+        for (int i = lane; i < HIDDEN * CLASSES; i += 32)
+            sum += static_cast<double>(W2[i]) * W2[i];
+        sum = sum_of_squares(squares, 0, HIDDEN, HIDDEN) + warp_sum(sum);
+        if (lane == 0) penalties[step] = sum;
+        return;
+    }
     float* hidden_of_row = hidden_of_rows[warp];
     float* dscores_of_row = dscores_of_rows[warp];
 
@@ -105,16 +114,12 @@ update_parameters(const unsigned char* __restrict__ X, const long long* __restri
                   float* __restrict__ W1, float* __restrict__ b1, float* __restrict__ W2,
                   float* __restrict__ b2, float* __restrict__ velocity_W1,
                   float* __restrict__ velocity_b1, float* __restrict__ velocity_W2,
-                  float* __restrict__ velocity_b2, double* __restrict__ penalties, int step,
-                  int first, int n_rows) {
+                  float* __restrict__ velocity_b2, int step, int first, int n_rows) {
     constexpr int N_W2 = HIDDEN * CLASSES, N_OTHERS = N_W2 + CLASSES;
-    constexpr int N_PENALTIES = CHUNKS * ROW_WARPS * HIDDEN;
-    penalties += static_cast<long long>(step) * (N_PENALTIES + (N_OTHERS + 31) / 32);
     const int block = blockIdx.x - CHUNKS * UNIT_BLOCKS;
     if (block < 0) {
         update_first_layer(X, order + first, shift, inverse_scale, dhidden, rates + step, regs,
-                           momenta, W1, b1, velocity_W1, velocity_b1, penalties, n_rows, HIDDEN,
-                           HIDDEN);
+                           momenta, W1, b1, velocity_W1, velocity_b1, n_rows, HIDDEN, HIDDEN);
         return;
     }
 
@@ -137,17 +142,13 @@ update_parameters(const unsigned char* __restrict__ X, const long long* __restri
     if (warp != 0) return;
     for (int i = 1; i < UPDATE_WARPS; ++i) sum += sums_of_warps[i][lane];
     const float rate = rates[step], momentum = momenta[0];
-    double squares = 0.0;
     if (number < N_W2) {
-        const float w = W2[number], twice_reg = static_cast<float>(2 * regs[0]);
-        squares = static_cast<double>(w) * w;
-        momentum_step(W2[number], velocity_W2[number], sum + twice_reg * w, rate, momentum);
+        const float gradient = sum + static_cast<float>(2 * regs[0]) * W2[number];
+        momentum_step(W2[number], velocity_W2[number], gradient, rate, momentum);
     } else if (number < N_OTHERS) {
         const int i = number - N_W2;
         momentum_step(b2[i], velocity_b2[i], sum, rate, momentum);
     }
-    squares = warp_sum(squares);
-    if (lane == 0) penalties[N_PENALTIES + block] = squares;
 }
 
 #endif

@@ -67,7 +67,7 @@ class TwoLayerEpochs(EpochsOverBytes):
         self._other_blocks = ceil_div(n_hidden * n_classes + n_classes, 32)
         super().__init__(
             y, X, batch_size, reg, momentum, shares, augment, rng, n_outputs=n_hidden,
-            tiles=min(MAX_TILES, ceil_div(n_hidden, 8)), n_penalties=self._other_blocks,
+            tiles=min(MAX_TILES, ceil_div(n_hidden, 8)),
             HIDDEN=n_hidden, CLASSES=n_classes, NESTEROV=int(nesterov),
         )  # fmt: skip
         xp = array_namespace(y)
@@ -82,14 +82,15 @@ class TwoLayerEpochs(EpochsOverBytes):
         W1, b1, W2, b2 = self._params
         self._project(W1, first, n_rows)
         self._launch(
-            "second_layer", ceil_div(n_rows, SECOND_LAYER_ROWS), 32 * SECOND_LAYER_ROWS,
-            self._partials, self._order, self._labels, self._shares, b1, W2, b2, self._hidden,
-            self._dscores, self._dhidden, self._row_losses, self._row_weight(n_rows), first,
+            "second_layer", ceil_div(n_rows + 1, SECOND_LAYER_ROWS), 32 * SECOND_LAYER_ROWS,
+            self._partials, self._order, self._labels, self._shares, b1, W2, b2, self._squares,
+            self._hidden, self._dscores, self._dhidden, self._row_losses, self._penalties,
+            self._row_weight(n_rows), step, first,
             n_rows, self._batch_size, self._column_shares,
         )  # fmt: skip
         self._launch(
             "update_parameters", self._update_blocks + self._other_blocks, self._update_threads,
             self._X, self._order, self._shift, self._inverse, self._hidden, self._dscores,
             self._dhidden, self._rates, self._regs, self._momenta, *self._params, *self._velocity,
-            self._penalties, step, first, n_rows,
+            step, first, n_rows,
         )  # fmt: skip
