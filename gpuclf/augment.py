@@ -41,5 +41,22 @@ def horizontal_flip(
 
 
 def draw_flips(n_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw which images to mirror, shape (N,): for two batches at once what it gives for each."""
+    """Draw which images to mirror.
+
+    Parameters
+    ----------
+    n_samples : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    NumPy array of bool, shape (N,)
+        For several batches together what it would be for each, one after another.
+
+    Examples
+    --------
+    >>> one, other = np.random.default_rng(0), np.random.default_rng(0)
+    >>> draw_flips(5, one).tolist() == [*draw_flips(2, other), *draw_flips(3, other)]
+    True
+    """
     return rng.random(n_samples) < 0.5

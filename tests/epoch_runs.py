@@ -3,7 +3,12 @@
 from functools import partial
 
 import numpy as np
+import pytest
+from cuda_on_cpu import ORDERS, CudaOnCpuError
 
+from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.fleet import _laid_out
+from gpuclf.kernels import cuda_modules
 from gpuclf.training import epoch_runner
 
 
@@ -95,3 +100,72 @@ class RecordedDevice:
                 launch()
 
         return repeat
+
+
+def assert_recording_changes_nothing(kernel, given, options, device, monkeypatch):
+    """Four epochs: launched one by one, and recorded in the second to be repeated."""
+    plain = train(kernel, given, options, epochs=4)
+    device = RecordedDevice(device)
+    monkeypatch.setattr(cuda_modules, "build", device.build)
+    monkeypatch.setattr(cuda_modules, "recorded", device.recorded)
+    found = train(kernel, given, options, epochs=4)
+    assert device.n_recorded == 1
+    n_launches = len(device.made) // 4
+    assert n_launches == 3 * -(-len(given["y"]) // options["batch_size"]) + 1
+    for start in range(n_launches, 4 * n_launches, n_launches):
+        assert device.made[start : start + n_launches] == device.made[:n_launches]
+    for name, value in plain.items():
+        assert found[name].tobytes() == value.tobytes()
+
+
+def caught(device, file, check, *replacements):
+    """Tell whether `check` fails, in any order, with the source broken so."""
+    with device.broken(file, *replacements):
+        for order in ORDERS:
+            device.order = order
+            try:
+                check()
+            except (AssertionError, CudaOnCpuError):
+                return True
+    return False
+
+
+def assert_a_gpu_learns_the_same(kernel, given, options, monkeypatch):
+    """Three epochs, recorded or not, give the same bits, as exact as the shared loop."""
+    if not probe_cupy().usable:
+        pytest.skip(probe_cupy().reason)
+    shared, truth = (
+        train(epoch_runner.reference, given, options, epochs=3, dtype=dtype)
+        for dtype in (np.float32, np.float64)
+    )
+    (n, d), n_steps = given["X"].shape, -(-len(given["y"]) // options["batch_size"])
+    recorded = cuda_modules.recorded
+    graphs, runs = [], []
+
+    def on_gpu(record):
+        monkeypatch.setattr(cuda_modules, "recorded", record)
+        on_device = to_device(given, "cupy")
+        for name in ("params", "velocity"):
+            on_device[name] = {key: _laid_out(x, d) for key, x in on_device[name].items()}
+        rng, losses = np.random.default_rng(5), []
+        epoch = kernel(**on_device, **options, rng=rng)
+        for _ in range(3):
+            rates = list(0.02 * np.linspace(0.2, 1, n_steps))
+            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
+        found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
+        runs.append(b"".join(value.tobytes() for value in found.values()))
+        return found
+
+    def keep(like, queue):
+        graphs.append(recorded(like, queue))
+        return graphs[-1]
+
+    found = on_gpu(keep)
+    on_gpu(lambda like, queue: None)
+    on_gpu(keep)
+    assert all(graph is not None for graph in graphs)
+    assert len(set(runs)) == 1
+    for name, value in found.items():
+        exact = truth[name]
+        allowed = 2 * np.linalg.norm(shared[name] - exact) + 2e-6 * np.linalg.norm(exact)
+        assert np.linalg.norm(value - exact) <= allowed, name

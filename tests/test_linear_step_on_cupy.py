@@ -5,20 +5,21 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS
 from epoch_runs import (
-    RecordedDevice,
+    assert_a_gpu_learns_the_same,
     assert_as_exact_as_float32,
+    assert_recording_changes_nothing,
+    caught,
     copied,
     instead_of_the_loop,
     train,
 )
 
-from gpuclf import FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier, to_device, to_host
+from gpuclf import FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import probe_cupy
 from gpuclf.features import Standardized
-from gpuclf.fleet import _laid_out, train_fleet
+from gpuclf.fleet import train_fleet
 from gpuclf.kernels import cuda_modules, sgd_over_bytes
 from gpuclf.kernels.linear_step_on_cupy import linear_epochs
 from gpuclf.layers import apart
@@ -219,18 +220,8 @@ def test_what_is_wrong_is_not_lost(cuda_on_cpu, loss):
 
 
 def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
-    plain = train(linear_epochs, problem(), options(augment=FLIPS), epochs=4)
-    device = RecordedDevice(cuda_on_cpu)
-    monkeypatch.setattr(cuda_modules, "build", device.build)
-    monkeypatch.setattr(cuda_modules, "recorded", device.recorded)
-    found = train(linear_epochs, problem(), options(augment=FLIPS), epochs=4)
-    assert device.n_recorded == 1
-    epoch = len(device.made) // 4
-    assert epoch == 6 * 3 + 1
-    for number in range(1, 4):
-        assert device.made[number * epoch : (number + 1) * epoch] == device.made[:epoch]
-    for name, value in plain.items():
-        assert found[name].tobytes() == value.tobytes()
+    given, asked = problem(), options(augment=FLIPS)
+    assert_recording_changes_nothing(linear_epochs, given, asked, cuda_on_cpu, monkeypatch)
 
 
 # -------------------------------------------------------------------------------------- fleets
@@ -448,24 +439,17 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)  # of one chunk, and of two
-    assert caught(cuda_on_cpu, BROKEN[name])
+    assert caught(cuda_on_cpu, "linear_step.cu", check_of_two_chunks, BROKEN[name])
 
 
-def caught(device, *replacements):
-    given, flips = problem(n=90, d=192), partial(horizontal_flip, image_shape=(2, 8, 12))
-    with device.broken("linear_step.cu", *replacements):
-        for order in ORDERS:
-            device.order = order
-            try:
-                assert_trains_right(given, multiclass_hinge, augment=flips)
-            except (AssertionError, CudaOnCpuError):
-                return True
-    return False
+def check_of_two_chunks():
+    flips = partial(horizontal_flip, image_shape=(2, 8, 12))
+    assert_trains_right(problem(n=90, d=192), multiclass_hinge, augment=flips)
 
 
 def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)
-    assert not caught(cuda_on_cpu)
+    assert not caught(cuda_on_cpu, "linear_step.cu", check_of_two_chunks)
 
 
 # ----------------------------------------------------------------------------------- on a GPU
@@ -478,42 +462,6 @@ def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
     [(205, 96, 5, 37, None), (1000, 3072, 10, 200, None), (1000, 3072, 10, 200, 9)],
 )
 def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, loss, n, d, c, batch, models):
-    if not probe_cupy().usable:
-        pytest.skip(probe_cupy().reason)
-    given = problem(n, d, c, models)
     flips = partial(horizontal_flip, image_shape=(1, d // 32, 32))
     asked = options(loss, batch_size=batch, augment=flips)
-    shared, truth = (
-        train(epoch_runner.reference, given, asked, epochs=3, dtype=dtype)
-        for dtype in (np.float32, np.float64)
-    )
-    recorded = cuda_modules.recorded
-    graphs, runs = [], []
-
-    def on_gpu(record):
-        monkeypatch.setattr(cuda_modules, "recorded", record)
-        on_device = to_device(given, "cupy")
-        for name in ("params", "velocity"):
-            on_device[name] = {k: _laid_out(v, d) for k, v in on_device[name].items()}
-        rng, losses = np.random.default_rng(5), []
-        epoch = linear_epochs(**on_device, **asked, rng=rng)
-        rates = list(0.02 * np.linspace(0.2, 1, -(-n // batch)))
-        for _ in range(3):
-            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
-        found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
-        runs.append(b"".join(value.tobytes() for value in found.values()))
-        return found
-
-    def keep(like, queue):
-        graphs.append(recorded(like, queue))
-        return graphs[-1]
-
-    found = on_gpu(keep)
-    on_gpu(lambda like, queue: None)
-    on_gpu(keep)
-    assert all(graph is not None for graph in graphs)
-    assert len(set(runs)) == 1
-    for name, value in found.items():
-        exact = truth[name]
-        allowed = 2 * np.linalg.norm(shared[name] - exact) + 2e-6 * np.linalg.norm(exact)
-        assert np.linalg.norm(value - exact) <= allowed, name
+    assert_a_gpu_learns_the_same(linear_epochs, problem(n, d, c, models), asked, monkeypatch)

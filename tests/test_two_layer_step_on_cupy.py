@@ -4,18 +4,19 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS
 from epoch_runs import (
-    RecordedDevice,
+    assert_a_gpu_learns_the_same,
     assert_as_exact_as_float32,
+    assert_recording_changes_nothing,
+    caught,
     copied,
     instead_of_the_loop,
     train,
 )
 
-from gpuclf import TwoLayerNetClassifier, to_device, to_host
+from gpuclf import TwoLayerNetClassifier
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import probe_cupy
 from gpuclf.features import Standardized
 from gpuclf.kernels import cuda_modules, sgd_over_bytes, two_layer_step_on_cupy
 from gpuclf.kernels.two_layer_step_on_cupy import two_layer_epochs
@@ -236,18 +237,8 @@ def test_nan_and_infinity_are_not_lost(cuda_on_cpu, name, value):
 
 
 def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
-    plain = train(two_layer_epochs, problem(), options(), epochs=4)
-    device = RecordedDevice(cuda_on_cpu)
-    monkeypatch.setattr(cuda_modules, "build", device.build)
-    monkeypatch.setattr(cuda_modules, "recorded", device.recorded)
-    found = train(two_layer_epochs, problem(), options(), epochs=4)
-    assert device.n_recorded == 1
-    epoch = len(device.made) // 4
-    assert epoch == 6 * 3 + 1
-    for number in range(1, 4):
-        assert device.made[number * epoch : (number + 1) * epoch] == device.made[:epoch]
-    for name, value in plain.items():
-        assert found[name].tobytes() == value.tobytes()
+    given = problem()
+    assert_recording_changes_nothing(two_layer_epochs, given, options(), cuda_on_cpu, monkeypatch)
 
 
 def test_arrays_that_numpy_holds_are_not_recorded():
@@ -382,25 +373,17 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
-    assert caught(cuda_on_cpu, BROKEN[name])
+    assert caught(cuda_on_cpu, "two_layer_step.cu", both_checks, BROKEN[name])
 
 
-def caught(device, *replacements):
-    given = problem(n=90)
-    with device.broken("two_layer_step.cu", *replacements):
-        for order in ORDERS:
-            device.order = order
-            try:
-                assert_each_kernel_right(given)
-                assert_trains_right(given)
-            except (AssertionError, CudaOnCpuError):
-                return True
-    return False
+def both_checks():
+    assert_each_kernel_right(problem(n=90))
+    assert_trains_right(problem(n=90))
 
 
 def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
-    assert not caught(cuda_on_cpu)
+    assert not caught(cuda_on_cpu, "two_layer_step.cu", both_checks)
 
 
 def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
@@ -423,39 +406,5 @@ def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
     [(205, 96, 20, 5, 37), (1000, 3072, 50, 10, 200), (700, 3072, 512, 32, 256)],
 )
 def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, n, d, h, c, batch):
-    if not probe_cupy().usable:
-        pytest.skip(probe_cupy().reason)
-    given = problem(n, d, h, c)
-    shared, truth = (
-        train(epoch_runner.reference, given, options(batch_size=batch), epochs=3, dtype=dtype)
-        for dtype in (np.float32, np.float64)
-    )
-    recorded = cuda_modules.recorded
-    graphs, runs = [], []
-
-    def on_gpu(record):
-        monkeypatch.setattr(cuda_modules, "recorded", record)
-        on_device = to_device(given, "cupy")
-        on_device["params"] = to_device(copied(given["params"]), "cupy")
-        epoch = two_layer_epochs(**on_device, **options(batch_size=batch))
-        rng, losses = np.random.default_rng(5), []
-        rates = list(0.02 * np.linspace(0.2, 1, -(-n // batch)))
-        for _ in range(3):
-            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
-        found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
-        runs.append(b"".join(value.tobytes() for value in found.values()))
-        return found
-
-    def keep(like, queue):
-        graphs.append(recorded(like, queue))
-        return graphs[-1]
-
-    found = on_gpu(keep)
-    on_gpu(lambda like, queue: None)
-    on_gpu(keep)
-    assert all(graph is not None for graph in graphs)
-    assert len(set(runs)) == 1
-    for name, value in found.items():
-        exact = truth[name]
-        allowed = 2 * np.linalg.norm(shared[name] - exact) + 2e-6 * np.linalg.norm(exact)
-        assert np.linalg.norm(value - exact) <= allowed, name
+    given, asked = problem(n, d, h, c), options(batch_size=batch)
+    assert_a_gpu_learns_the_same(two_layer_epochs, given, asked, monkeypatch)

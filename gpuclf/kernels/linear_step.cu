@@ -26,10 +26,10 @@
 //
 // Constants: those of sgd_over_bytes.cuh, CLASSES, HINGE (0, 1).
 //
-// check: registers<=184 from=80 FEATURES=3072 CLASSES=10 HINGE=0 TILES=2 NESTEROV=1 WIDTH=0
-// check: registers<=184 from=80 FEATURES=3072 CLASSES=10 HINGE=1 TILES=2 NESTEROV=0 WIDTH=32
-// check: registers<=184 from=80 FEATURES=3072 CLASSES=32 HINGE=0 TILES=8 NESTEROV=1 WIDTH=32
-// check: registers<=184 from=80 FEATURES=96 CLASSES=2 HINGE=1 TILES=1 NESTEROV=1 WIDTH=0
+// check: registers<=208 from=80 FEATURES=3072 CLASSES=10 HINGE=0 TILES=2 NESTEROV=1 WIDTH=0
+// check: registers<=208 from=80 FEATURES=3072 CLASSES=10 HINGE=1 TILES=2 NESTEROV=0 WIDTH=32
+// check: registers<=208 from=80 FEATURES=3072 CLASSES=32 HINGE=0 TILES=8 NESTEROV=1 WIDTH=32
+// check: registers<=208 from=80 FEATURES=96 CLASSES=2 HINGE=1 TILES=1 NESTEROV=1 WIDTH=0
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <sgd_over_bytes.cuh>
