@@ -57,6 +57,7 @@ KERNEL_TESTS = [
     for name in (
         "linear_pass_on_gpu",
         "losses_on_cupy",
+        "linear_step_on_cupy",
         "two_layer_step_on_cupy",
         "neighbors_on_cupy",
         "uploads",

@@ -14,9 +14,10 @@ from sklearn.model_selection import KFold
 
 import gpuclf
 from gpuclf import dispatch
+from gpuclf.augment import horizontal_flip
 from gpuclf.benchmark.agreement import on_host
 from gpuclf.features import Features, Standardized
-from gpuclf.linear import mean_weights
+from gpuclf.linear import linear_loss, mean_weights
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.neighbors import k_neighbors, squared_euclidean
 from gpuclf.preprocessing import subtract_mean_image
@@ -97,11 +98,20 @@ def _block(p):
 
 
 def _epochs(function, p):
-    params = {name: p.copy(value) for name, value in p.params.items()}
+    flips = partial(horizontal_flip, image_shape=(1, p.size[1] // 16, 16))
+    softmax = partial(linear_loss, softmax_cross_entropy)
+    return [
+        _three_epochs(function, p, p.params, two_layer_objective, None),
+        _three_epochs(function, p, {"W": p.W, "b": p.b}, softmax, flips),
+    ]
+
+
+def _three_epochs(function, p, start, objective, augment):
+    params = {name: p.copy(value) for name, value in start.items()}
     velocity = {name: 0.1 * value for name, value in params.items()}
     run = function(
-        p.y, p.bytes_, params, velocity, objective=two_layer_objective, batch_size=150, reg=0.1,
-        momentum=0.9, nesterov=True,
+        p.y, p.bytes_, params, velocity, objective=objective, batch_size=150, reg=0.1,
+        momentum=0.9, nesterov=True, augment=augment, rng=np.random.default_rng(0),
     )  # fmt: skip
     n, losses = p.size[0], []
     for number in range(3):  # launched, recorded and repeated

@@ -9,7 +9,7 @@ import numpy as np
 from gpuclf.backend import array_namespace, to_device
 from gpuclf.features import Standardized
 
-__all__ = ["horizontal_flip"]
+__all__ = ["draw_flips", "horizontal_flip"]
 
 CIFAR_SHAPE = (3, 32, 32)
 
@@ -35,6 +35,28 @@ def horizontal_flip(
         return X.with_samples(horizontal_flip(X.X, rng, image_shape))
     xp = array_namespace(X)
     n_samples = int(X.shape[0])
-    mirror = to_device(rng.random(n_samples) < 0.5, like=X)
+    mirror = to_device(draw_flips(n_samples, rng), like=X)
     mirrored = xp.reshape(xp.flip(xp.reshape(X, (n_samples, *image_shape)), axis=-1), X.shape)
     return xp.where(mirror[:, None], mirrored, X)
+
+
+def draw_flips(n_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw which images to mirror.
+
+    Parameters
+    ----------
+    n_samples : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    NumPy array of bool, shape (N,)
+        For several batches together what it would be for each, one after another.
+
+    Examples
+    --------
+    >>> one, other = np.random.default_rng(0), np.random.default_rng(0)
+    >>> draw_flips(5, one).tolist() == [*draw_flips(2, other), *draw_flips(3, other)]
+    True
+    """
+    return rng.random(n_samples) < 0.5

@@ -29,6 +29,7 @@ KERNEL_MODULES = {
         "gpuclf.kernels.losses_on_cupy",
         "gpuclf.kernels.linear_pass_on_cupy",
         "gpuclf.kernels.neighbors_on_cupy",
+        "gpuclf.kernels.linear_step_on_cupy",
         "gpuclf.kernels.two_layer_step_on_cupy",
     ),
 }
@@ -47,6 +48,8 @@ class Fusable(Protocol):
 
 def fusable(reference: Callable[..., Any]) -> Fusable:
     """Let libraries register faster versions of a function; the first argument decides which.
+
+    Where a library registers several, the next is asked when one declines.
 
     Examples
     --------
@@ -75,7 +78,8 @@ def fusable(reference: Callable[..., Any]) -> Fusable:
 
     def register(library: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
-            kernels[library] = kernel
+            before = kernels.get(library)
+            kernels[library] = kernel if before is None else _in_turn(before, kernel)
             return kernel
 
         return decorate
@@ -85,6 +89,14 @@ def fusable(reference: Callable[..., Any]) -> Fusable:
     function.kernels = kernels
     function.register = register
     return function
+
+
+def _in_turn(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        result = first(*args, **kwargs)
+        return second(*args, **kwargs) if result is NotImplemented else result
+
+    return kernel
 
 
 @functools.cache

@@ -139,20 +139,23 @@ def train_fleet(
     def of_models(values: Any) -> Array:
         return to_device(np.asarray(values, dtype=np.float64), like=y)
 
+    in_training: list[int] = []
     for epoch in range(epochs):
         steps = range(epoch * n_steps, (epoch + 1) * n_steps)
         given = np.asarray([[rates[k](step) for k in fleet.numbers] for step in steps])
-        run_epoch = epoch_runner(
-            *(y, X, fleet.params, fleet.velocity),
-            objective=objective,
-            reg=of_models([reg[k] for k in fleet.numbers]),
-            momentum=xp.astype(of_models([momentum[k] for k in fleet.numbers]), dtype),
-            nesterov=nesterov,
-            batch_size=batch_size,
-            rng=rng,
-            shares=fleet.shares,
-            augment=augment,
-        )
+        if fleet.numbers != in_training:  # else the runner has all that it needs
+            in_training = fleet.numbers
+            run_epoch = epoch_runner(
+                *(y, X, fleet.params, fleet.velocity),
+                objective=objective,
+                reg=of_models([reg[k] for k in fleet.numbers]),
+                momentum=xp.astype(of_models([momentum[k] for k in fleet.numbers]), dtype),
+                nesterov=nesterov,
+                batch_size=batch_size,
+                rng=rng,
+                shares=fleet.shares,
+                augment=augment,
+            )
         losses = run_epoch(rng.permutation(int(y.shape[0])), xp.astype(of_models(given), dtype))
         of_members = zip(fleet.numbers, to_host(losses).T, given.T, strict=True)
         for k, losses_of_member, rates_of_member in of_members:

@@ -134,7 +134,7 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    for module in dispatch.KERNEL_MODULES["cupy"]:
+    for module in (*dispatch.KERNEL_MODULES["cupy"], "gpuclf.kernels.sgd_over_bytes"):
         kernels = importlib.import_module(module)
         monkeypatch.setattr(kernels, "array_namespace", device.array_namespace)
     return device

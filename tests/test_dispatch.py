@@ -49,6 +49,13 @@ def test_a_kernel_that_declines_falls_back_with_the_same_arguments(double):
     assert double.calls == [("numpy", 7), ("reference", 7)]
 
 
+def test_the_next_kernel_is_asked_when_one_declines(double):
+    register_kernel(double, "numpy", NotImplemented)
+    register_kernel(double, "numpy")
+    assert double(np.ones(2), note=7).tolist() == [2, 2]
+    assert double.calls == [("numpy", 7), ("numpy", 7)]
+
+
 def test_another_library_is_not_affected(double, strict):
     register_kernel(double, "numpy")
     register_kernel(double, "cupy")

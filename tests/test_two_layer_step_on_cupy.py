@@ -4,12 +4,21 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS
+from epoch_runs import (
+    assert_a_gpu_learns_the_same,
+    assert_as_exact_as_float32,
+    assert_recording_changes_nothing,
+    caught,
+    copied,
+    instead_of_the_loop,
+    train,
+)
 
-from gpuclf import TwoLayerNetClassifier, to_device, to_host
-from gpuclf.backend import probe_cupy
+from gpuclf import TwoLayerNetClassifier
+from gpuclf.augment import horizontal_flip
 from gpuclf.features import Standardized
-from gpuclf.kernels import cuda_modules, two_layer_step_on_cupy
+from gpuclf.kernels import cuda_modules, sgd_over_bytes, two_layer_step_on_cupy
 from gpuclf.kernels.two_layer_step_on_cupy import two_layer_epochs
 from gpuclf.streaming import Streamed
 from gpuclf.training import DivergedError, epoch_runner, minimize_sgd
@@ -47,36 +56,10 @@ def options(**changes):
     return given | {"momentum": 0.8, "nesterov": True} | changes
 
 
-def copied(arrays, dtype=np.float32):
-    return {name: value.astype(dtype) for name, value in arrays.items()}
-
-
-def train(runner, given, epochs=1, dtype=np.float32, rate=0.02, **changes):
-    """Return parameters, velocity and losses after some epochs with orders of a fixed seed."""
-    given = given | {name: copied(given[name], dtype) for name in ("params", "velocity")}
-    epoch = runner(**given, **options(**changes))
-    assert epoch is not NotImplemented
-    rng, n, losses = np.random.default_rng(5), len(given["y"]), []
-    n_steps = -(-n // changes.get("batch_size", BATCH))
-    for _ in range(epochs):
-        rates = list(rate * np.linspace(0.2, 1, n_steps))
-        losses.append(np.array(epoch(rng.permutation(n), rates)))
-    return {**given["params"]} | {f"v{k}": v for k, v in given["velocity"].items()} | {
-        "losses": np.concatenate(losses)
-    }  # fmt: skip
-
-
-def assert_as_exact_as_float32(given, **changes):
-    """Within twice the error of the shared loop in float32, give or take some ten roundings."""
-    found = train(two_layer_epochs, given, **changes)
-    shared = train(epoch_runner.reference, given, **changes)
-    truth = train(epoch_runner.reference, given, dtype=np.float64, **changes)
-    for name, exact in truth.items():
-        assert found[name].shape == exact.shape
-        assert found[name].dtype == shared[name].dtype
-        allowed = 2 * np.linalg.norm(shared[name] - exact) + 6e-7 * np.linalg.norm(exact)
-        assert np.linalg.norm(found[name] - exact) <= allowed, name
-    return found
+def assert_trains_right(given, epochs=1, rate=0.02, **changes):
+    assert_as_exact_as_float32(
+        two_layer_epochs, given, options(**changes), epochs=epochs, rate=rate
+    )
 
 
 # -------------------------------------------------------------------- each kernel, one step
@@ -112,7 +95,7 @@ def one_step(given, **changes):
     dhidden = dscores @ W2.T * (hidden > 0)
     penalties = np.sum(W1**2) + np.sum(W2**2)
     truth = {"Z": Z, "hidden": hidden, "dscores": dscores, "dhidden": dhidden}
-    truth |= {"row_losses": row_losses, "penalties": penalties}
+    truth |= {"row_losses": row_losses[:, None] / BATCH, "penalties": penalties}
     truth["loss"] = np.array([row_losses.mean() + 0.02 * penalties])
     gradients = {
         "W1": X.T @ dhidden + 0.04 * W1,
@@ -164,7 +147,7 @@ def test_columns_far_from_the_centre_of_bytes(cuda_on_cpu):
 
 
 def test_shares_of_several_columns(cuda_on_cpu, monkeypatch):
-    monkeypatch.setattr(two_layer_step_on_cupy, "PROJECTION_BLOCKS", 2)
+    monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)
     for order in ORDERS:
         cuda_on_cpu.order = order
         assert_each_kernel_right(problem(d=336, h=20, c=5))
@@ -178,7 +161,7 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order):
     cuda_on_cpu.order = order
     given = problem()
     before = {name: copied(given[name]) for name in ("params", "velocity")}
-    assert_as_exact_as_float32(given)
+    assert_trains_right(given)
     assert cuda_on_cpu.launches == [*(6 * STEP), "sum_losses"]
     for name, arrays in before.items():
         for key, value in arrays.items():
@@ -187,25 +170,32 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"nesterov": False}, {"momentum": 0.0, "reg": 0.0}, {"batch_size": 205}, {"batch_size": 9999}],
+    [
+        {"nesterov": False},
+        {"momentum": 0.0, "reg": 0.0},
+        {"batch_size": 205},
+        {"batch_size": 9999},
+        {"augment": partial(horizontal_flip, image_shape=(3, 4, 8))},
+        {"shares": np.random.default_rng(2).dirichlet(np.ones(N))},
+    ],
 )
 def test_epochs_with_other_options(cuda_on_cpu, changes):
-    assert_as_exact_as_float32(problem(), epochs=2, **changes)
+    assert_trains_right(problem(), epochs=2, **changes)
 
 
 def test_pixels_as_they_are(cuda_on_cpu):
-    assert_as_exact_as_float32(problem(standardized=False), rate=1e-5)
+    assert_trains_right(problem(standardized=False), rate=1e-5)
 
 
 def test_more_rows_than_a_group_and_two_tiles(cuda_on_cpu):
-    assert_as_exact_as_float32(problem(n=300, d=32, h=9, c=3), batch_size=130)
+    assert_trains_right(problem(n=300, d=32, h=9, c=3), batch_size=130)
 
 
 def test_the_same_bits_in_any_order(cuda_on_cpu):
     runs = set()
     for order in (*ORDERS, "shuffled"):
         cuda_on_cpu.order = order
-        found = train(two_layer_epochs, problem(), epochs=2)
+        found = train(two_layer_epochs, problem(), options(), epochs=2)
         runs.add(b"".join(value.tobytes() for value in found.values()))
     assert len(runs) == 1
 
@@ -214,23 +204,23 @@ def test_weights_and_gradients_of_very_different_size(cuda_on_cpu):
     given = problem()
     given["params"]["W1"] *= np.geomspace(1e-4, 3, 96).astype(np.float32)[:, None]
     given["params"]["W2"] *= np.geomspace(1e-3, 3, 20).astype(np.float32)[:, None]
-    assert_as_exact_as_float32(given)
+    assert_trains_right(given)
 
 
 def test_dead_units_and_zeros(cuda_on_cpu):
     given = problem()
     given["params"]["b1"][:] = -1e4  # no unit is ever above zero: dH is 0 everywhere
-    assert_as_exact_as_float32(given)
+    assert_trains_right(given)
     given["params"]["W1"][:] = 0
     given["params"]["b1"][:] = 0
-    assert_as_exact_as_float32(given)
+    assert_trains_right(given)
 
 
 @pytest.mark.parametrize("label", [-1, 5, 2**32 + 1])
 def test_a_label_out_of_range_gives_nan(cuda_on_cpu, label):
     given = problem()
     given["y"][77] = label
-    losses = train(two_layer_epochs, given)["losses"]
+    losses = train(two_layer_epochs, given, options())["losses"]
     assert np.isnan(losses).sum() == 1
 
 
@@ -239,69 +229,16 @@ def test_a_label_out_of_range_gives_nan(cuda_on_cpu, label):
 def test_nan_and_infinity_are_not_lost(cuda_on_cpu, name, value):
     given = problem()
     given["params"][name].reshape(-1)[0] = value
-    losses = train(two_layer_epochs, given)["losses"]
+    losses = train(two_layer_epochs, given, options())["losses"]
     assert not np.isfinite(losses).any()
 
 
 # ----------------------------------------------------------------------------------- recording
 
 
-class RecordedDevice:
-    """Stands in for the capture of launches: keeps them, and makes them later with what they had.
-
-    Attributes
-    ----------
-    made : list
-        The launches made so far, with addresses of arrays and values of numbers.
-    n_recorded : int
-    """
-
-    def __init__(self, device):
-        self.device, self.made, self.n_recorded, self._list = device, [], 0, None
-
-    def build(self, *source):
-        launcher = self.device.build(*source)
-
-        def launch(*call):
-            if self._list is not None:
-                self._list.append(partial(self._make, source, launcher, call))
-            else:
-                self._make(source, launcher, call)
-
-        return launch
-
-    def _make(self, source, launcher, call):
-        arguments = [x.ctypes.data if getattr(x, "ndim", 0) else x.item() for x in call[2]]
-        self.made.append((source, call[0], call[1], arguments, call[3]))
-        launcher(*call)
-
-    def recorded(self, like, queue):
-        assert isinstance(like, np.ndarray)
-        self._list = launches = []
-        queue()
-        self._list = None
-        self.n_recorded += 1
-
-        def repeat():
-            for launch in launches:
-                launch()
-
-        return repeat
-
-
 def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
-    plain = train(two_layer_epochs, problem(), epochs=4)
-    device = RecordedDevice(cuda_on_cpu)
-    monkeypatch.setattr(cuda_modules, "build", device.build)
-    monkeypatch.setattr(cuda_modules, "recorded", device.recorded)
-    found = train(two_layer_epochs, problem(), epochs=4)
-    assert device.n_recorded == 1
-    epoch = len(device.made) // 4
-    assert epoch == 6 * 3 + 1
-    for number in range(1, 4):
-        assert device.made[number * epoch : (number + 1) * epoch] == device.made[:epoch]
-    for name, value in plain.items():
-        assert found[name].tobytes() == value.tobytes()
+    given = problem()
+    assert_recording_changes_nothing(two_layer_epochs, given, options(), cuda_on_cpu, monkeypatch)
 
 
 def test_arrays_that_numpy_holds_are_not_recorded():
@@ -313,15 +250,7 @@ def test_arrays_that_numpy_holds_are_not_recorded():
 
 @pytest.fixture
 def as_if_cupy(cuda_on_cpu, monkeypatch):
-    taken = []
-
-    def runner(*args, **kwargs):
-        found = two_layer_epochs(*args, **kwargs)
-        taken.append(found is not NotImplemented)
-        return found
-
-    monkeypatch.setitem(epoch_runner.kernels, "numpy", runner)
-    return taken
+    return instead_of_the_loop(two_layer_epochs, monkeypatch)
 
 
 def fitted(**changes):
@@ -399,8 +328,9 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined(objective=partial(two_layer_objective, precision="float64"))
     assert declined(objective=partial(two_layer_objective, hidden_mask=np.ones((60, 20))))
     assert declined(objective=lambda *args: two_layer_objective(*args))
-    assert declined(shares=np.ones(60, np.float32) / 60)
+    assert declined(shares=np.ones(60) / 60)
     assert declined(augment=lambda X, rng: X)
+    assert declined(augment=horizontal_flip)  # of images with more columns
     assert declined({"X": X.X.astype(np.float32)})
     assert declined({"X": X.with_samples(Streamed(X.X, like=X.X))})
     assert declined({"X": np.asfortranarray(X.X)})
@@ -420,73 +350,40 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
 # ------------------------------------------------------------------------------- broken kernels
 
 BROKEN = {
-    "project: barrier for the maxima dropped": ("__syncthreads();  // the maxima are there", ""),
-    "project: barrier for the fragments dropped": (
-        "__syncthreads();  // the fragments are there",
-        "",
-    ),
-    "project: barrier before the next chunk dropped": (
-        "__syncthreads();  // shared memory is free for the next chunk",
-        "",
-    ),
-    "project: tails dropped": ("int part = 1; part >= 0;", "int part = 0; part >= 0;"),
-    "project: mean not subtracted": ("static_cast<float>(-shifted)", "0.0f"),
-    "project: batch of the first step": ("X + order[first + row]", "X + order[row]"),
     "second: barrier for the units dropped": ("__syncwarp();  // the hidden units are there", ""),
     "second: barrier for the scores dropped": (
         "__syncwarp();  // the gradients of the scores are there",
         "",
     ),
     "second: ReLU passes everything back": ("hidden_of_row[unit] > 0.0f ? sum", "true ? sum"),
-    "update: rate of the first step": ("rates[step]", "rates[0]"),
-    "update: barrier for the rows dropped": (
-        "__syncthreads();  // the rows' numbers are there",
-        "",
-    ),
-    "update: tails dropped": ("mma_m16n8k16(sums[4 * word + i], tails, b[i]);", ";"),
-    "update: columns of another lane": ("16 * member + 8 * (j % 2)", "8 * member + 32 * (j % 2)"),
-    "update: momentum of another weight": (
-        "momentum_step(W1[place], velocity_W1[place]",
-        "momentum_step(W1[place], velocity_W1[place ^ 1]",
-    ),
-    "update: momentum of b1 for b2": ("b2[i], velocity_b2[i]", "b2[i], velocity_b1[i]"),
+    "update: rate of the first step": ("rates + step, regs", "rates, regs"),
+    "update: rate of the first step for W2": ("rates[step]", "rates[0]"),
+    "update: momentum of W2 for b2": ("b2[i], velocity_b2[i]", "b2[i], velocity_W2[i]"),
     "update: barrier for the warps' shares dropped": (
         "__syncthreads();  // the warps' shares are there",
         "",
     ),
-    "update: barrier for the penalty dropped": (
-        "__syncthreads();  // the warps' sums are there",
-        "",
-    ),
-    "losses: penalties of the first step": (
-        "penalties[static_cast<long long>(step) * n_penalties + i]",
-        "penalties[i]",
+    "second: penalty of the first layer alone": (
+        "HIDDEN, HIDDEN) + warp_sum(sum)",
+        "HIDDEN, HIDDEN)",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
-    monkeypatch.setattr(two_layer_step_on_cupy, "PROJECTION_BLOCKS", 1)
-    assert caught(cuda_on_cpu, BROKEN[name])
+    monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
+    assert caught(cuda_on_cpu, "two_layer_step.cu", both_checks, BROKEN[name])
 
 
-def caught(device, *replacements):
-    given = problem(n=90)
-    with device.broken("two_layer_step.cu", *replacements):
-        for order in ORDERS:
-            device.order = order
-            try:
-                assert_each_kernel_right(given)
-                assert_as_exact_as_float32(given)
-            except (AssertionError, CudaOnCpuError):
-                return True
-    return False
+def both_checks():
+    assert_each_kernel_right(problem(n=90))
+    assert_trains_right(problem(n=90))
 
 
 def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
-    monkeypatch.setattr(two_layer_step_on_cupy, "PROJECTION_BLOCKS", 1)
-    assert not caught(cuda_on_cpu)
+    monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
+    assert not caught(cuda_on_cpu, "two_layer_step.cu", both_checks)
 
 
 def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
@@ -497,7 +394,7 @@ def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
 
     monkeypatch.setattr(two_layer_step_on_cupy.TwoLayerEpochs, "_launch_step", stale)
     with pytest.raises(AssertionError):
-        assert_as_exact_as_float32(problem(n=90))
+        assert_trains_right(problem(n=90))
 
 
 # ----------------------------------------------------------------------------------- on a GPU
@@ -509,37 +406,5 @@ def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
     [(205, 96, 20, 5, 37), (1000, 3072, 50, 10, 200), (700, 3072, 512, 32, 256)],
 )
 def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, n, d, h, c, batch):
-    if not probe_cupy().usable:
-        pytest.skip(probe_cupy().reason)
-    given = problem(n, d, h, c)
-    shared = train(epoch_runner.reference, given, epochs=3, batch_size=batch)
-    truth = train(epoch_runner.reference, given, epochs=3, dtype=np.float64, batch_size=batch)
-    recorded = cuda_modules.recorded
-    graphs, runs = [], []
-
-    def on_gpu(record):
-        monkeypatch.setattr(cuda_modules, "recorded", record)
-        on_device = to_device(given, "cupy")
-        on_device["params"] = to_device(copied(given["params"]), "cupy")
-        epoch = two_layer_epochs(**on_device, **options(batch_size=batch))
-        rng, losses = np.random.default_rng(5), []
-        rates = list(0.02 * np.linspace(0.2, 1, -(-n // batch)))
-        for _ in range(3):
-            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
-        found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
-        runs.append(b"".join(value.tobytes() for value in found.values()))
-        return found
-
-    def keep(like, queue):
-        graphs.append(recorded(like, queue))
-        return graphs[-1]
-
-    found = on_gpu(keep)
-    on_gpu(lambda like, queue: None)
-    on_gpu(keep)
-    assert all(graph is not None for graph in graphs)
-    assert len(set(runs)) == 1
-    for name, value in found.items():
-        exact = truth[name]
-        allowed = 2 * np.linalg.norm(shared[name] - exact) + 2e-6 * np.linalg.norm(exact)
-        assert np.linalg.norm(value - exact) <= allowed, name
+    given, asked = problem(n, d, h, c), options(batch_size=batch)
+    assert_a_gpu_learns_the_same(two_layer_epochs, given, asked, monkeypatch)

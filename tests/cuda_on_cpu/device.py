@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -167,9 +168,14 @@ class CpuDevice:
         return GARBAGE[self.order]
 
     def source(self, file: str) -> str:
-        """Return the text of a file as it is compiled."""
+        """Return the text of a file as it is compiled, with the headers in it that have kernels."""
         if file not in self._sources:
-            self._sources[file] = (cuda_modules.FOLDER / file).read_text()
+            text = (cuda_modules.FOLDER / file).read_text()
+            for name in re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE):
+                header = (cuda_modules.FOLDER / name).read_text()
+                if "__global__" in header:
+                    text = text.replace(f"#include <{name}>", header)
+            self._sources[file] = text
         return self._sources[file]
 
     def add_source(self, file: str, text: str) -> None:
