@@ -29,7 +29,7 @@ from gpuclf.backend import environment
 from gpuclf.benchmark.report import write_json
 from gpuclf.benchmark.timing import settle
 from gpuclf.datasets import load_dataset
-from gpuclf.estimators.fleet_search import fit_together
+from gpuclf.estimators.fleet_fitting import fit_together
 
 console = Console()
 BATCH = 200

@@ -214,7 +214,7 @@ def train_candidates(
 
 def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -> list[list[int]]:
     """Return the numbers of the candidates that are trained together."""
-    from gpuclf.estimators.fleet_search import MEMORY_BUDGET, fleets_of
+    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fleets_of
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     if isinstance(classifier, GradientClassifier):
@@ -224,7 +224,7 @@ def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -
 
 def _fit(fleet: list[Any], X: Any, y: Any) -> Sequence[Exception | None]:
     """Fit the models; return what was wrong with each."""
-    from gpuclf.estimators.fleet_search import fit_together
+    from gpuclf.estimators.fleet_fitting import fit_together
 
     try:
         if len(fleet) > 1:

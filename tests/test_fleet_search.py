@@ -19,8 +19,8 @@ from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 import gpuclf
 from gpuclf import FleetSearchCV, Standardized, Streamed, fleet
-from gpuclf.estimators import fleet_search
-from gpuclf.estimators.fleet_search import fit_together
+from gpuclf.estimators import fleet_fitting
+from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.training import DivergedError
 
 GRID = {
@@ -42,13 +42,13 @@ def accuracy_of_predictions(model, X, y, sample_weight=None):
 @pytest.fixture
 def fleets(monkeypatch):
     """Numbers of the models that are trained together."""
-    sizes, train_fleet = [], fleet_search.train_fleet
+    sizes, train_fleet = [], fleet_fitting.train_fleet
 
     def counted(objective, params, *args, **options):
         sizes.append(len(options["rates"]))
         return train_fleet(objective, params, *args, **options)
 
-    monkeypatch.setattr(fleet_search, "train_fleet", counted)
+    monkeypatch.setattr(fleet_fitting, "train_fleet", counted)
     return sizes
 
 
