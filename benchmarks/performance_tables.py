@@ -117,7 +117,8 @@ def fleet_sizes(record: dict) -> str:
             cost = {r["n_models"]: r["step_per_model_s"] for r in rows if r["model"] == kind}
             cells.append(f"{format_seconds(cost[size])} ({cost[1] / cost[size]:.2f}x)")
         lines.append(cells)
-    return f"{hardware(record)}.\n\n" + markdown(["models", *kinds], lines)
+    picture = "![Time per model and step against the models in the fleet](fleet.svg)"
+    return f"{hardware(record)}.\n\n{picture}\n\n{markdown(['models', *kinds], lines)}"
 
 
 def fleet_searches(record: dict) -> str:
@@ -142,7 +143,8 @@ def course_search(record: dict) -> str:
     return (
         f"{found['n_settings']} settings, {found['steps']:,} steps each on {found['n_samples']:,} "
         f"images: {format_seconds(found['seconds'])}, validation accuracy "
-        f"{found['best_val_accuracy']:.3f} at {best}.\n"
+        f"{found['best_val_accuracy']:.3f} at {best}.\n\n"
+        "![Validation accuracy over learning rate and penalty](search.svg)\n"
     )
 
 
