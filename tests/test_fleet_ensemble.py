@@ -115,6 +115,15 @@ def test_errors_say_what_to_do(kind, members, voting, message):
         FleetEnsemble(KINDS[kind](), members, voting=voting).fit(*make_pixels(n=30))
 
 
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [(np.zeros(4), "Expected 2D array"), (np.zeros((0, 3)), "0 sample"), ([[]] * 4, "0 feature")],
+)
+def test_what_are_no_samples_is_refused(X, message):
+    with pytest.raises(ValueError, match=message):
+        FleetEnsemble(KINDS["softmax"](), MEMBERS).fit(X, np.arange(len(X)) % 2)
+
+
 def test_a_member_that_diverges_is_an_error():
     with pytest.raises(DivergedError):
         FleetEnsemble(KINDS["svm"](), [{"learning_rate": 1e300}, {}]).fit(*make_pixels(n=30))

@@ -286,6 +286,14 @@ def test_errors_say_what_to_do():
         FleetSearchCV(KINDS["svm"](), {"nonsense": [1]}).fit(X, y)
 
 
+@pytest.mark.parametrize("size", [0, -1, "many"])
+def test_a_net_that_cannot_be_is_reported_as_a_failed_candidate(size):
+    X, y = make_data()
+    grid = {"hidden_size": [size], "learning_rate": [1e-3, 1e-2]}
+    with pytest.raises(ValueError, match="4 of 4 fits failed, the first: hidden_size must be"):
+        FleetSearchCV(KINDS["two-layer"](), grid, cv=2).fit(X, y)
+
+
 # --------------------------------------------------------------------------- fit_together
 
 

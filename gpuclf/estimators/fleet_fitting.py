@@ -215,11 +215,15 @@ def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 def _models_that_fit(model: Any, X: Any, y: Any, budget: int) -> int:
-    n_features = int(X.shape[1]) if hasattr(X, "shape") else np.asarray(X).shape[1]
     n_classes = len(np.unique(on_host(y)))
-    shapes = model._initial_params(n_features, n_classes, np.random.default_rng(0))
+    try:
+        shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
+        shapes = model._initial_params(int(shape[1]), n_classes, np.random.default_rng(0))
+    except (IndexError, TypeError, ValueError, ZeroDivisionError):
+        return 1  # no samples, or no such net: fitting says it better
     n_numbers = sum(math.prod(value.shape) for value in shapes.values())
     widest = max(value.shape[-1] for value in shapes.values())
     of_rows = COPIES_OF_ROWS * model.batch_size * widest
-    n_models: int = budget // (8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows))
+    n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
+    n_models: int = budget // max(1, n_bytes)
     return max(1, n_models)

@@ -225,7 +225,8 @@ class GradientClassifier(ArrayClassifier):
         Notes
         -----
         The first call's samples set the standardisation. The learning rate is `learning_rate`,
-        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD.
+        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD, and
+        without early stopping.
         """
         with self._unchanged_if_it_fails():
             self._partial_fit(X, y, classes, sample_weight)
