@@ -310,9 +310,9 @@ class GradientClassifier(ArrayClassifier):
     def _has_stalled(self, history: History | None = None) -> bool:
         """Tell whether the best validation accuracy is `n_iter_no_change` epochs ago."""
         history = getattr(self, "history_", None) if history is None else history
-        if self.n_iter_no_change is None or history is None:
+        seen = [] if history is None else history.val_accuracy
+        if self.n_iter_no_change is None or not seen:
             return False
-        seen = history.val_accuracy
         return bool(len(seen) - 1 - seen.index(max(seen)) >= self.n_iter_no_change)
 
     def _record(self, history: History) -> None:
