@@ -217,6 +217,12 @@ def _fleet_search(p):
     return search.fit(p.more, p.more_y).decision_function(p.pixels)
 
 
+def _fleet_ensemble(p):
+    estimator = gpuclf.SoftmaxClassifier(solver="sgd", precision=p.dtype.name, **SGD)
+    members = [{"learning_rate": 1e-3}, {"learning_rate": 1e-4}]
+    return gpuclf.FleetEnsemble(estimator, members).fit(p.more, p.more_y).predict_proba(p.pixels)
+
+
 SGD = {"max_iter": 2, "batch_size": 100, "random_state": 0}
 PUBLIC_RUNS = {
     "Standardized": lambda p: Standardized.fit(p.more).apply(p.pixels).to_array(p.W.dtype),
@@ -247,6 +253,7 @@ PUBLIC_RUNS = {
     ],
     "two_layer_scores": lambda p: gpuclf.two_layer_scores(p.params, p.X),
     "subtract_mean_image": lambda p: subtract_mean_image(p.pixels),
+    "FleetEnsemble": _fleet_ensemble,
     "FleetSearchCV": _fleet_search,
     "KNeighborsClassifier": _classifier("KNeighborsClassifier", n_neighbors=3),
     "LinearSVMClassifier": _classifier("LinearSVMClassifier", **SGD),

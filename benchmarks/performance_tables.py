@@ -1,7 +1,7 @@
-"""Write the tables of docs/performance.md from the record of benchmarks/cpu_limit.py.
+"""Write docs/performance.md's tables from the records of benchmarks/cpu_limit.py and fleet.py.
 
-python benchmarks/performance_tables.py            writes the tables
-python benchmarks/performance_tables.py --check    fails if they are not the record's
+python benchmarks/performance_tables.py            writes the tables, and draws the fleet's pictures
+python benchmarks/performance_tables.py --check    fails if the tables are not the records'
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from gpuclf.benchmark.report import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "cpu_limit.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 
 
@@ -23,13 +23,21 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(record: dict) -> str:
-    """Say what was measured, and on what."""
-    found, row = record["environment"], record["profile"][0]
+def hardware(record: dict) -> str:
+    """Name data set, processor and libraries."""
+    found = record["environment"]
     return (
         f"{record['dataset']}; {found['cpu']}, {found['threads']} threads, "
         f"{found['blas'][0]['library']} {found['blas'][0]['version']}, NumPy "
-        f"{found['versions']['numpy']}; float32. Measured in the same run: "
+        f"{found['versions']['numpy']}"
+    )
+
+
+def machine(record: dict) -> str:
+    """Say what was measured, and on what."""
+    row = record["profile"][0]
+    return (
+        f"{hardware(record)}; float32. Measured in the same run: "
         f"{row['peak_flop_per_s'] / 1e9:.0f} GFLOP/s in a large matrix product, "
         f"{row['bytes_per_s'] / 1e9:.1f} GB/s read.\n"
     )
@@ -98,20 +106,99 @@ def times_to_accuracy(record: dict) -> str:
     return markdown(["model", "", "wanted", "time to fit", "test accuracy"], rows)
 
 
+def fleet_sizes(record: dict) -> str:
+    """Write what a step costs a model, against the models that share it."""
+    rows = record["cost_per_model"]
+    kinds = list(dict.fromkeys(row["model"] for row in rows))
+    lines = []
+    for size in dict.fromkeys(row["n_models"] for row in rows):
+        cells = [f"{size}"]
+        for kind in kinds:
+            cost = {r["n_models"]: r["step_per_model_s"] for r in rows if r["model"] == kind}
+            cells.append(f"{format_seconds(cost[size])} ({cost[1] / cost[size]:.2f}x)")
+        lines.append(cells)
+    picture = "![Time per model and step against the models in the fleet](fleet.svg)"
+    return f"{hardware(record)}.\n\n{picture}\n\n{markdown(['models', *kinds], lines)}"
+
+
+def fleet_searches(record: dict) -> str:
+    """Write the grid searches."""
+    rows = [
+        [
+            row["search"],
+            format_seconds(row["median_s"]),
+            f"{row['times_as_long_as_the_fleet']:.1f}x",
+            f"{row['best_score']:.4f}",
+        ]
+        for row in record["searches"]
+    ]
+    title = f"{record['searches'][0]['n_fits']} fits, {record['n_samples']:,} images"
+    return markdown([title, "", "", "best score"], rows)
+
+
+def course_search(record: dict) -> str:
+    """Say what the course's search took and found."""
+    found = record["course_search"]
+    best = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in found["best_params"].items())
+    return (
+        f"{found['n_settings']} settings, {found['steps']:,} steps each on {found['n_samples']:,} "
+        f"images: {format_seconds(found['seconds'])}, validation accuracy "
+        f"{found['best_val_accuracy']:.3f} at {best}.\n\n"
+        "![Validation accuracy over learning rate and penalty](search.svg)\n"
+    )
+
+
+def draw_fleet(record: dict) -> None:
+    """Draw the cost per model and the course's search."""
+    import matplotlib as mpl
+
+    from gpuclf.plots import plot_search
+    from gpuclf.plots.drawing import COLOURS, MARKERS, new_axes
+
+    mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
+    ax = new_axes(None, (6, 3.4))
+    kinds = dict.fromkeys(row["model"] for row in record["cost_per_model"])
+    for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
+        rows = [row for row in record["cost_per_model"] if row["model"] == kind]
+        sizes, costs = zip(*((r["n_models"], r["step_per_model_s"]) for r in rows), strict=True)
+        ax.plot(sizes, [c / costs[0] for c in costs], color=colour, marker=marker, label=kind)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sizes, [f"{size}" for size in sizes])
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("models in the fleet")
+    ax.set_ylabel("time per model and step,\nbeside one model alone")
+    ax.legend(frameon=False)
+    ax.figure.savefig(PAGE.parent / "fleet.svg", metadata={"Date": None})
+    ax = plot_search(record["course_search"]["results"])
+    ax.figure.savefig(PAGE.parent / "search.svg", metadata={"Date": None}, dpi=80)
+
+
+TABLES = {
+    "cpu_limit.json": (machine, profile, peers, scaling, times_to_accuracy),
+    "fleet.json": (fleet_sizes, fleet_searches, course_search),
+}
+
+
 def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    record = json.loads(RECORD.read_text())
     page = PAGE.read_text()
     expected = page
-    for table in (machine, profile, peers, scaling, times_to_accuracy):
-        name = table.__name__.replace("_", " ")
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        if not block.search(expected):
-            sys.exit(f"docs/performance.md has no place for the table '{name}'")
-        expected = block.sub(lambda m, table=table: m[1] + table(record) + m[2], expected)
+    for file, tables in TABLES.items():
+        if not (RESULTS / file).exists():
+            continue
+        record = json.loads((RESULTS / file).read_text())
+        for table in tables:
+            name = table.__name__.replace("_", " ")
+            block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+            if not block.search(expected):
+                sys.exit(f"docs/performance.md has no place for the table '{name}'")
+            written = table(record)
+            expected = block.sub(lambda m, written=written: m[1] + written + m[2], expected)
+        if file == "fleet.json" and not check:
+            draw_fleet(record)
     if check and expected != page:
         sys.exit("docs/performance.md is not the record's: python benchmarks/performance_tables.py")
     PAGE.write_text(expected)

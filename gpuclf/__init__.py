@@ -33,6 +33,7 @@ _HOMES = {
     "two_layer_loss_naive": "gpuclf.naive",
     "two_layer_loss": "gpuclf.two_layer",
     "two_layer_scores": "gpuclf.two_layer",
+    "FleetEnsemble": "gpuclf.estimators",
     "FleetSearchCV": "gpuclf.estimators",
     "KNeighborsClassifier": "gpuclf.estimators",
     "LinearSVMClassifier": "gpuclf.estimators",

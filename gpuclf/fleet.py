@@ -66,9 +66,11 @@ def train_fleet(
     batch_size: int,
     epochs: int,
     rng: np.random.Generator,
+    velocity: Params | None = None,
     sample_weight: Array | None = None,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
     on_epoch: Callable[[Params, list[int], list[History]], Collection[int] | None] | None = None,
+    histories: Sequence[History] | None = None,
 ) -> list[Member]:
     """Train K models by mini-batch SGD, as :func:`gpuclf.training.minimize_sgd` would each alone.
 
@@ -89,6 +91,8 @@ def train_fleet(
     batch_size, epochs : int
     rng : numpy.random.Generator
         Shuffles the samples anew for each epoch, alike for all models.
+    velocity : dict of array, optional
+        To go on with, like `params`; zeros by default.
     sample_weight : array of shape (N,) or (K, N), optional
         Non-negative. Samples of weight 0 do not train that model: a fold to validate on.
     augment : callable, optional
@@ -96,6 +100,9 @@ def train_fleet(
     on_epoch : callable, optional
         ``on_epoch(params, numbers, histories)``, called after each epoch with the models that still
         train. The numbers that it returns stop there, and the others go on without their columns.
+    histories : sequence of K History, optional
+        To go on with. Together with the parameters, the velocity and `rng` that an earlier call
+        left they continue it as if it had not ended, with as few of its models as are given.
 
     Returns
     -------
@@ -126,12 +133,14 @@ def train_fleet(
     xp = array_namespace(y)
     dtype = next(iter(params.values())).dtype
     n_steps = math.ceil(int(y.shape[0]) / batch_size)
-    members = [Member() for _ in range(n_models)]
+    members = [Member(history=h) for h in histories or [History() for _ in range(n_models)]]
+    if velocity is None:
+        velocity = {name: xp.zeros_like(value) for name, value in params.items()}
     n_features = int(X.shape[1])
     fleet = _Fleet(
         list(range(n_models)),
         {name: _laid_out(value, n_features) for name, value in params.items()},
-        {name: _laid_out(xp.zeros_like(value), n_features) for name, value in params.items()},
+        {name: _laid_out(value, n_features) for name, value in velocity.items()},
         normalized_weights(sample_weight, params),
         n_features,
     )
@@ -140,11 +149,13 @@ def train_fleet(
         return to_device(np.asarray(values, dtype=np.float64), like=y)
 
     in_training: list[int] = []
-    for epoch in range(epochs):
-        steps = range(epoch * n_steps, (epoch + 1) * n_steps)
-        given = np.asarray([[rates[k](step) for k in fleet.numbers] for step in steps])
+    for _ in range(epochs):
+        n_done = [len(member.history.learning_rate) for member in members]
+        given = np.asarray(
+            [[rates[k](n_done[k] + step) for k in fleet.numbers] for step in range(n_steps)]
+        )
         if fleet.numbers != in_training:  # else the runner has all that it needs
-            in_training = fleet.numbers
+            in_training = list(fleet.numbers)
             run_epoch = epoch_runner(
                 *(y, X, fleet.params, fleet.velocity),
                 objective=objective,

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -27,6 +28,7 @@ NARROWING = 0.4  # how wide a round's ranges are, on the logarithmic scale, besi
 
 Space = Mapping[str, "tuple[float, float] | list[Any]"]
 Row = dict[str, Any]
+OnEpoch = Callable[[int, int], None]
 
 
 @dataclass
@@ -65,6 +67,7 @@ def coarse_to_fine(
     per_round: int = 8,
     rng: np.random.Generator | int | None = None,
     callback: Callable[[list[Row]], bool | None] | None = None,
+    on_epoch: OnEpoch | None = None,
     refit: bool = True,
 ) -> SearchResult:
     """Try hyper-parameters at random, each round in narrower ranges around the best so far.
@@ -91,6 +94,9 @@ def coarse_to_fine(
     callback : callable, optional
         ``callback(results)``, called after each candidate with the rows so far; the search ends
         when it returns True.
+    on_epoch : callable, optional
+        ``on_epoch(count, epoch)``, called while so many candidates are trained together, after
+        each epoch; for classifiers that are trained by gradients.
     refit : bool, default True
         Train the best candidate again, and keep it.
 
@@ -133,7 +139,8 @@ def coarse_to_fine(
         narrowed = _narrowed(space, best_row(results), NARROWING**number)
         candidates = _draw(narrowed, per_round, rng, whole) if _has_ranges(space) else _grid(space)
         stop = False
-        for row in train_candidates(classifier, candidates, X_train, y_train, X_val, y_val):
+        data = X_train, y_train, X_val, y_val
+        for row in train_candidates(classifier, candidates, *data, on_epoch=on_epoch):
             results.append({"round": number} | row)
             stop = callback is not None and bool(callback(results))
             if stop:
@@ -164,6 +171,8 @@ def train_candidates(
     y_train: Any,
     X_val: Any,
     y_val: Any,
+    *,
+    on_epoch: OnEpoch | None = None,
 ) -> Iterator[Row]:
     """Train one classifier for each candidate and yield its row, without the round.
 
@@ -179,6 +188,8 @@ def train_candidates(
     X_train, y_train, X_val, y_val : array-like
         The accuracy on the training samples is taken on about as many as there are to validate
         on, evenly spaced: to see overfitting, a full pass would be too much.
+    on_epoch : callable, optional
+        As in :func:`coarse_to_fine`.
 
     Yields
     ------
@@ -190,7 +201,7 @@ def train_candidates(
     for numbers in _fleets(classifier, candidates, X_train, y_train):
         start = time.perf_counter()
         fleet = [classifier.__sklearn_clone__().set_params(**candidates[n]) for n in numbers]
-        errors = _fit(fleet, X_train, y_train)
+        errors = _fit(fleet, X_train, y_train, on_epoch)
         fit_seconds = (time.perf_counter() - start) / len(fleet)
         for number, model, error in zip(numbers, fleet, errors, strict=True):
             start = time.perf_counter()
@@ -214,7 +225,7 @@ def train_candidates(
 
 def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -> list[list[int]]:
     """Return the numbers of the candidates that are trained together."""
-    from gpuclf.estimators.fleet_search import MEMORY_BUDGET, fleets_of
+    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fleets_of
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     if isinstance(classifier, GradientClassifier):
@@ -222,13 +233,15 @@ def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -
     return [[number] for number in range(len(candidates))]
 
 
-def _fit(fleet: list[Any], X: Any, y: Any) -> Sequence[Exception | None]:
+def _fit(fleet: list[Any], X: Any, y: Any, on_epoch: OnEpoch | None) -> Sequence[Exception | None]:
     """Fit the models; return what was wrong with each."""
-    from gpuclf.estimators.fleet_search import fit_together
+    from gpuclf.estimators.fleet_fitting import fit_together
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
 
+    if isinstance(fleet[0], GradientClassifier):
+        callback = None if on_epoch is None else partial(on_epoch, len(fleet))
+        return fit_together(fleet, X, y, callback=callback)
     try:
-        if len(fleet) > 1:
-            return fit_together(fleet, X, y)
         fleet[0].fit(X, y)
     except (DivergedError, ValueError) as error:
         return [error]

@@ -444,6 +444,9 @@ def test_search_trains_and_tests_the_best_it_found(small, images, tmp_path):
 
     for number in range(1, 7):
         assert f"{number} of 6: learning_rate" in output
+    assert output.count("3 candidates together: epoch 1 of 1, about") == 2  # once a round
+    assert "6 of 6" in output
+    assert output.count("searched)") == 1
     assert "of searching left" in output
     assert "best candidates" in output
     assert f"{found['test_accuracy']:.4f}" in output

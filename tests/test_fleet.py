@@ -23,6 +23,7 @@ from gpuclf.training import DivergedError, minimize_sgd, one_cycle
 
 K = 5
 RTOL = {"float32": 1e-5, "float64": 1e-12}
+COMPARED = (0, 3, 4)  # with the models trained alone: both schedules, both ends
 MODELS = OBJECTIVES | {"svm": (partial(linear_loss, multiclass_hinge), make_params)}
 
 
@@ -38,7 +39,7 @@ SETTINGS = {
     "reg": [0.0, 1e-3, 1e-2, 0.1, 0.3],
     "momentum": [0.9, 0.0, 0.5, 0.8, 0.9],
 }
-COMMON = {"nesterov": True, "batch_size": 10, "epochs": 3}
+COMMON = {"nesterov": True, "batch_size": 10, "epochs": 2}
 
 
 def stacked_start(make, dtype="float64"):
@@ -89,9 +90,9 @@ def test_members_are_the_models_trained_alone(lib, model, dtype):
     start = {name: lib.asarray(value) for name, value in stacked_start(make, dtype).items()}
     members = train(objective, start, X, y)
     assert len(members) == K
-    for k, member in enumerate(members):
+    for k in COMPARED:
         expected = alone(k, objective, start, X, y)
-        assert_is_the_model_alone(lib, member, expected, RTOL[dtype])
+        assert_is_the_model_alone(lib, members[k], expected, RTOL[dtype])
 
 
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes", "standardized floats", "streamed"])
@@ -110,9 +111,9 @@ def test_whatever_form_the_samples_have(lib, model, form):
     start = {name: lib.asarray(value) for name, value in stacked_start(make).items()}
     # 100 rows fold one model, and not five.
     members = train(objective, start, X, y, batch_size=100)
-    for k, member in enumerate(members):
+    for k in COMPARED:
         expected = alone(k, objective, start, X, y, batch_size=100)
-        assert_is_the_model_alone(lib, member, expected, 1e-10)
+        assert_is_the_model_alone(lib, members[k], expected, 1e-10)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -123,9 +124,9 @@ def test_members_may_have_sample_weights_of_their_own(lib, model):
     start = {name: lib.asarray(value) for name, value in stacked_start(make).items()}
     X, y = lib.asarray(X), lib.asarray(y)
     members = train(objective, start, X, y, sample_weight=lib.asarray(weights))
-    for k, member in enumerate(members):
-        given = {"sample_weight": lib.asarray(weights[k])}
-        assert_is_the_model_alone(lib, member, alone(k, objective, start, X, y, **given), 1e-12)
+    for k in COMPARED:
+        expected = alone(k, objective, start, X, y, sample_weight=lib.asarray(weights[k]))
+        assert_is_the_model_alone(lib, members[k], expected, 1e-12)
 
 
 def test_samples_of_weight_zero_do_not_train():
@@ -148,15 +149,15 @@ def test_a_member_that_diverges_is_set_aside_and_harms_nobody(lib, model, dtype)
     start = {name: lib.asarray(value) for name, value in stacked_start(make, dtype).items()}
     rates = [*SETTINGS["rates"]]
     rates[2] = lambda step: 1e38 if dtype == "float32" else 1e300
-    members = train(objective, start, X, y, rates=rates, epochs=4)
-    lost = members.pop(2)
+    members = train(objective, start, X, y, rates=rates)
+    lost = members[2]
     assert (lost.params, lost.velocity) == (None, None)
     with pytest.raises(DivergedError) as caught:
-        alone(2, objective, start, X, y, epochs=4, rate=rates[2])
+        alone(2, objective, start, X, y, rate=rates[2])
     assert str(lost.error) == str(caught.value)
-    for k, member in zip((0, 1, 3, 4), members, strict=True):
-        expected = alone(k, objective, start, X, y, epochs=4)
-        assert_is_the_model_alone(lib, member, expected, RTOL[dtype])
+    for k in COMPARED:
+        expected = alone(k, objective, start, X, y)
+        assert_is_the_model_alone(lib, members[k], expected, RTOL[dtype])
 
 
 def test_a_fleet_of_diverging_models_ends():
@@ -175,7 +176,7 @@ def test_losers_leave_and_the_others_go_on_in_fewer_columns():
         return {0: [1, 3], 1: [0]}.get(len(seen) - 1)
 
     weights = np.random.default_rng(1).random((K, len(y)))
-    members = train(softmax_objective, start, X, y, on_epoch=halve, sample_weight=weights)
+    members = train(softmax_objective, start, X, y, on_epoch=halve, sample_weight=weights, epochs=3)
     assert seen == [
         ([0, 1, 2, 3, 4], (5, D, C), [5] * 5),
         ([0, 2, 4], (3, D, C), [10] * 3),
@@ -184,6 +185,30 @@ def test_losers_leave_and_the_others_go_on_in_fewer_columns():
     for k, epochs in enumerate((2, 1, 3, 1, 3)):
         expected = alone(k, softmax_objective, start, X, y, epochs=epochs, sample_weight=weights[k])
         assert_same(members[k].params, expected[0], 1e-12)
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_fleet_goes_on_with_as_few_as_are_left(lib, model, dtype):
+    objective, make = MODELS[model]
+    X, y = make_data()
+    X, y = lib.asarray(X.astype(dtype)), lib.asarray(y)
+    start = {name: lib.asarray(value) for name, value in stacked_start(make, dtype).items()}
+    rng, left = np.random.default_rng(3), (0, 3)
+    before = train(objective, start, X, y, rng=rng, epochs=1)
+    given = {name: [values[k] for k in left] for name, values in SETTINGS.items()}
+    params, velocity = (
+        {name: lib.xp.stack([getattr(before[k], part)[name] for k in left]) for name in start}
+        for part in ("params", "velocity")
+    )
+    histories = [before[k].history for k in left]
+    members = train(
+        *(objective, params, X, y),
+        **given | {"velocity": velocity, "histories": histories, "rng": rng, "epochs": 1},
+    )
+    for k, member in zip(left, members, strict=True):
+        expected = alone(k, objective, start, X, y)
+        assert_is_the_model_alone(lib, member, expected, RTOL[dtype])
 
 
 @pytest.mark.parametrize("model", MODELS)

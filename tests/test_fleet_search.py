@@ -19,8 +19,8 @@ from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 import gpuclf
 from gpuclf import FleetSearchCV, Standardized, Streamed, fleet
-from gpuclf.estimators import fleet_search
-from gpuclf.estimators.fleet_search import fit_together
+from gpuclf.estimators import fleet_fitting
+from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.training import DivergedError
 
 GRID = {
@@ -29,6 +29,11 @@ GRID = {
     "schedule": ["one_cycle", "exponential"],
 }
 GRID_POINT = {"learning_rate": 3e-3, "reg": 1e-2, "schedule": "one_cycle"}
+SMALL = {
+    "learning_rate": [1e-4, 3e-2],
+    "reg": [1e-2, 1.0],
+    "schedule": ["one_cycle", "exponential"],
+}
 MIXED = [
     {"learning_rate": [1e-3, 1e-2], "batch_size": [10, 30], "momentum": [0.0, 0.9]},
     {"max_iter": [2, 4], "standardize": [True, False], "nesterov": [False]},
@@ -42,13 +47,13 @@ def accuracy_of_predictions(model, X, y, sample_weight=None):
 @pytest.fixture
 def fleets(monkeypatch):
     """Numbers of the models that are trained together."""
-    sizes, train_fleet = [], fleet_search.train_fleet
+    sizes, train_fleet = [], fleet_fitting.train_fleet
 
     def counted(objective, params, *args, **options):
         sizes.append(len(options["rates"]))
         return train_fleet(objective, params, *args, **options)
 
-    monkeypatch.setattr(fleet_search, "train_fleet", counted)
+    monkeypatch.setattr(fleet_fitting, "train_fleet", counted)
     return sizes
 
 
@@ -76,13 +81,14 @@ def assert_same_search(found, expected, atol=1e-12):
     assert found.n_splits_ == expected.n_splits_
 
 
-@pytest.mark.parametrize("grid", [GRID, MIXED], ids=["grid", "mixed"])
+@pytest.mark.parametrize(
+    ("make", "grid"), [(make_data, SMALL), (make_pixels, MIXED)], ids=["grid", "mixed"]
+)
 @pytest.mark.parametrize("kind", SGD_KINDS)
-@pytest.mark.parametrize("make", [make_data, make_pixels])
 def test_finds_what_grid_search_finds(kind, grid, make):
-    X, y = make(n=90)
+    X, y = make(n=60)
     y = np.array(["cat", "dog", "bird"])[y]
-    options = {"cv": 3, "return_train_score": True}
+    options = {"cv": 2, "return_train_score": True}
     found = FleetSearchCV(KINDS[kind](), grid, **options).fit(X, y)
     expected = GridSearchCV(KINDS[kind](), grid, **options).fit(X, y)
     assert_same_search(found, expected)
@@ -100,8 +106,8 @@ def test_splitters_and_scorers(cv, scoring):
     X, y = make_data()
     groups = np.arange(len(y)) // 3 % 7 if isinstance(cv, GroupKFold) else None
     options = {"cv": cv, "scoring": scoring}
-    found = FleetSearchCV(KINDS["softmax"](), GRID, **options).fit(X, y, groups=groups)
-    expected = GridSearchCV(KINDS["softmax"](), GRID, **options).fit(X, y, groups=groups)
+    found = FleetSearchCV(KINDS["softmax"](), SMALL, **options).fit(X, y, groups=groups)
+    expected = GridSearchCV(KINDS["softmax"](), SMALL, **options).fit(X, y, groups=groups)
     assert_same_search(found, expected, atol=1e-9)
 
 
@@ -278,6 +284,14 @@ def test_errors_say_what_to_do():
         FleetSearchCV(KINDS["svm"](), GRID, scoring=["accuracy", "f1_macro"]).fit(X, y)
     with pytest.raises(ValueError, match="Invalid parameter 'nonsense'"):
         FleetSearchCV(KINDS["svm"](), {"nonsense": [1]}).fit(X, y)
+
+
+@pytest.mark.parametrize("size", [0, -1, "many"])
+def test_a_net_that_cannot_be_is_reported_as_a_failed_candidate(size):
+    X, y = make_data()
+    grid = {"hidden_size": [size], "learning_rate": [1e-3, 1e-2]}
+    with pytest.raises(ValueError, match="4 of 4 fits failed, the first: hidden_size must be"):
+        FleetSearchCV(KINDS["two-layer"](), grid, cv=2).fit(X, y)
 
 
 # --------------------------------------------------------------------------- fit_together

@@ -309,15 +309,15 @@ def test_rows_tell_the_time_to_fit():
 
 
 def test_candidates_that_see_the_same_mini_batches_are_trained_together(monkeypatch):
-    from gpuclf.estimators import fleet_search
+    from gpuclf.estimators import fleet_fitting
 
-    sizes, train_fleet = [], fleet_search.train_fleet
+    sizes, train_fleet = [], fleet_fitting.train_fleet
 
     def counted(*args, **options):
         sizes.append(len(options["rates"]))
         return train_fleet(*args, **options)
 
-    monkeypatch.setattr(fleet_search, "train_fleet", counted)
+    monkeypatch.setattr(fleet_fitting, "train_fleet", counted)
     X, y = gpuclf.datasets.make_synthetic(120)
     net = gpuclf.TwoLayerNetClassifier(max_iter=3, random_state=0)
     space = {"learning_rate": [1e-3, 1e300, 1e-2], "hidden_size": [3, 4]}
@@ -329,3 +329,15 @@ def test_candidates_that_see_the_same_mini_batches_are_trained_together(monkeypa
     for row in (row for row in found.results if not row["diverged"]):
         alone = gpuclf.TwoLayerNetClassifier(max_iter=3, random_state=0, **row["params"])
         assert row["val_accuracy"] == alone.fit(X[:80], y[:80]).score(X[80:], y[80:])
+
+
+def test_epochs_are_told_while_candidates_are_trained():
+    (X, y), (X_val, y_val) = make_data(90, 0), make_data(30, 1)
+    epochs = []
+    coarse_to_fine(
+        *(SoftmaxClassifier(max_iter=2, batch_size=20, random_state=0), {"reg": (1e-3, 1.0)}),
+        *(X, y, X_val, y_val),
+        **{"rounds": 2, "per_round": 3, "rng": 0, "refit": False},
+        on_epoch=lambda count, epoch: epochs.append((count, epoch)),
+    )
+    assert epochs == [(3, 1), (3, 2)] * 2

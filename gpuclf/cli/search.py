@@ -174,7 +174,7 @@ def search(
         X = subtract_mean_image(X) if mean_image else Standardized.fit(X)
 
     start = time.perf_counter()
-    leaders = _Leaders(list(space), n_planned)
+    leaders = _Leaders(list(space), n_planned, settings.get("max_iter"))
     searched = X[:n_searched], y[:n_searched], X_val, y_val
     if by_gradients:
         with leaders:
@@ -184,6 +184,7 @@ def search(
                 per_round=candidates,
                 rng=seed,
                 callback=leaders.show,
+                on_epoch=leaders.show_epoch,
                 refit=False,
             )
     else:
@@ -269,37 +270,55 @@ def _that_fit(space: dict[str, Any], samples: int | None) -> list[int]:
 class _Leaders:
     """The best candidates so far, with the progress of the search below them."""
 
-    def __init__(self, names: list[str], n_planned: int) -> None:
+    def __init__(self, names: list[str], n_planned: int, n_epochs: int | None) -> None:
         self._names = names
         self._progress = output.progress()
         self._task = self._progress.add_task("searching", total=n_planned)
-        self._n_planned = n_planned
+        self._n_planned, self._n_epochs = n_planned, n_epochs
+        self._n_rows = 0
+        self._done = 0.0  # candidates, those that are being trained in part
         self._live = Live(self._view([]), console=output.console, transient=True)
 
     def __enter__(self) -> _Leaders:
+        self._start = time.perf_counter()
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
+    def show_epoch(self, count: int, epoch: int) -> None:
+        """Say how far the candidates are that are trained together."""
+        trained = count * epoch / (self._n_epochs or epoch)
+        left = self._left(self._n_rows + 0.9 * trained)  # they are still to be scored
+        together = f"{count} candidates together" if count > 1 else "1 candidate"
+        line = f"{together}: epoch {epoch} of {self._n_epochs}, {left}"
+        self._progress.update(self._task, completed=self._done, description=line)
+        if not output.console.is_terminal:
+            output.say(line)
+
     def show(self, results: list[dict[str, Any]]) -> None:
         """Bring the view up to date; where there is no terminal, print a line."""
-        from gpuclf.benchmark.report import format_seconds
-
-        n_done = len(results)
-        seconds = sum(row["seconds"] for row in results) / n_done * (self._n_planned - n_done)
-        left = f"about {format_seconds(seconds)} of searching left" if seconds else "searched"
-        self._progress.update(
-            self._task, completed=n_done, description=f"{n_done} of {self._n_planned}, {left}"
-        )
+        self._n_rows = len(results)
+        left = self._left(self._n_rows)
+        line = f"{self._n_rows} of {self._n_planned}, {left}"
+        self._progress.update(self._task, completed=self._done, description=line)
         if output.console.is_terminal:
             self._live.update(self._view(results), refresh=True)
             return
         row = results[-1]
         params = ", ".join(f"{name} {value:g}" for name, value in row["params"].items())
         accuracy = _failure(row) or f"validation accuracy {row['val_accuracy']}"
-        output.say(f"{n_done} of {self._n_planned}: {params}: {accuracy} ({left})")
+        output.say(f"{self._n_rows} of {self._n_planned}: {params}: {accuracy} ({left})")
+
+    def _left(self, done: float) -> str:
+        from gpuclf.benchmark.report import format_seconds
+
+        # The rows of candidates that were trained together come when all of them are done.
+        self._done = max(self._done, done)
+        of_one = (time.perf_counter() - self._start) / self._done
+        seconds = of_one * (self._n_planned - self._done)
+        return f"about {format_seconds(seconds)} of searching left" if seconds else "searched"
 
     def table(self, results: list[dict[str, Any]]) -> Table:
         """Return the best candidates, best first, those that failed last."""

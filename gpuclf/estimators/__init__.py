@@ -1,5 +1,6 @@
 """scikit-learn estimators over the shared functions; the only place that imports scikit-learn."""
 
+from gpuclf.estimators.fleet_ensemble import FleetEnsemble
 from gpuclf.estimators.fleet_search import FleetSearchCV
 from gpuclf.estimators.neighbors import KNeighborsClassifier
 from gpuclf.estimators.softmax import SoftmaxClassifier
@@ -7,6 +8,7 @@ from gpuclf.estimators.svm import LinearSVMClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
 __all__ = [
+    "FleetEnsemble",
     "FleetSearchCV",
     "KNeighborsClassifier",
     "LinearSVMClassifier",

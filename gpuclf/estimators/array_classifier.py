@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import column_or_1d
+from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.features import Standardized
+from gpuclf.features import Standardized, take_rows
+from gpuclf.streaming import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
-__all__ = ["ArrayClassifier"]
+__all__ = ["ArrayClassifier", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
@@ -152,3 +153,24 @@ def _is_checked_here(X: Any) -> bool:
         return False
     root = type(X).__module__.partition(".")[0]
     return root in ("cupy", "torch") or hasattr(X, "__array_namespace__")
+
+
+def select_rows(values: Any, numbers: np.ndarray) -> Any:
+    """Return the samples, labels or weights of these numbers, where the others are."""
+    if values is None:
+        return None
+    if not _is_checked_here(values):
+        return _safe_indexing(values, numbers)
+    stored = values.X if isinstance(values, Standardized) else values
+    if isinstance(stored, Streamed):  # a fold may be as much too large for the device as the whole
+        part = stored.select(numbers)
+        return values.with_samples(part) if isinstance(values, Standardized) else part
+    places: Array = to_device(numbers, like=stored)
+    return take_rows(values, places)
+
+
+def on_host(values: Any) -> Any:
+    """Return labels or weights as a NumPy array, and None as it is."""
+    if values is None:
+        return None
+    return np.asarray(to_host(values) if _is_checked_here(values) else values)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,22 +13,15 @@ from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
-from sklearn.utils import _safe_indexing
 
-from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.estimators.array_classifier import _is_checked_here
-from gpuclf.estimators.gradient_classifier import GradientClassifier, _generator
-from gpuclf.features import Standardized, take_rows
-from gpuclf.fleet import train_fleet
-from gpuclf.streaming import Streamed
+from gpuclf.backend import array_namespace, to_host
+from gpuclf.estimators.array_classifier import on_host, select_rows
+from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of, stacked
+from gpuclf.estimators.gradient_classifier import GradientClassifier
 
-__all__ = ["MEMORY_BUDGET", "FleetSearchCV", "fit_together", "fleets_of"]
+__all__ = ["FleetSearchCV"]
 
-# What may differ between the models of a fleet; anything else makes fleets of their own.
-OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum", "reg", "tol"}
-MEMORY_BUDGET = 1 << 30  # bytes
-COPIES_OF_PARAMETERS = 8  # start, velocity, gradient, folded, packed, and what is between them
-COPIES_OF_ROWS = 6  # of a mini-batch's scores or hidden units
+Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
 class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
@@ -64,6 +54,12 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     error_score : "raise" or float, default nan
         The score of a candidate that failed; the others go on.
     return_train_score : bool, default False
+    factor : float, optional
+        Successive halving, as in :class:`sklearn.model_selection.HalvingGridSearchCV` with epochs
+        as the resource: now and then, only the best 1/`factor` of the candidates go on. By default
+        all are trained to the end.
+    min_resources : int, default 1
+        Epochs before the first of them leave, with a `factor`.
     memory_budget : int, default 1 GiB
         Bytes that the models of a fleet may take while they train; a larger fleet is split.
     verbose : int, default 0
@@ -73,7 +69,8 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     ----------
     cv_results_ : dict
         With the keys of GridSearchCV's. `mean_fit_time` and `mean_score_time` are the fleet's time
-        divided by its models.
+        divided by its models. With a `factor` there is a row for each candidate in each round,
+        and `iter` and `n_resources` tell the round and the epochs it was trained for.
     best_params_ : dict
     best_score_ : float
     best_index_ : int
@@ -83,9 +80,15 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         Seconds.
     n_splits_ : int
     scorer_ : callable
+    n_iterations_, n_remaining_candidates_ : int
+        Rounds, and how many candidates would have gone on after the last; with a `factor`, like
+        the next two.
+    n_candidates_, n_resources_ : list of int
+        Candidates in each round, and the epochs after which it ends. The last ends at `max_iter`.
 
     See Also
     --------
+    gpuclf.FleetEnsemble : a vote of the best candidates.
     gpuclf.search.coarse_to_fine : rounds of random search on one validation set.
 
     Notes
@@ -95,6 +98,17 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     candidate are those of GridSearchCV over the same estimator and folds but for rounding, if
     `random_state` of the estimator is fixed.
 
+    Seeds are searched like anything else, for the mean and the spread of the accuracy:
+    ``{"random_state": range(5)}``. Other mini-batches are another fleet, so seeds cost their full
+    price.
+
+    With a `factor`, all folds reach a round's end before candidates are compared by their mean.
+    The schedule of the learning rate is that of `max_iter` epochs throughout: a survivor ends with
+    the parameters that it has without halving, and is compared half-way in the middle of its
+    schedule. Between the rounds the parameters of all candidates of all folds are kept.
+    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
+    optimization" (2016).
+
     Examples
     --------
     >>> import gpuclf
@@ -103,6 +117,8 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     >>> search = FleetSearchCV(model, {"learning_rate": [1e-4, 1e-3], "reg": [0.0, 1e-3]}, cv=3)
     >>> search.fit(X, y).n_splits_, len(search.cv_results_["params"])
     (3, 4)
+    >>> search.set_params(factor=2).fit(X, y).n_candidates_, search.n_resources_
+    ([4, 2], [1, 2])
     """
 
     def __init__(
@@ -118,6 +134,8 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         random_state: Any = None,
         error_score: Any = np.nan,
         return_train_score: bool = False,
+        factor: float | None = None,
+        min_resources: int = 1,
         memory_budget: int = MEMORY_BUDGET,
         verbose: int = 0,
     ) -> None:
@@ -131,6 +149,8 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         self.random_state = random_state
         self.error_score = error_score
         self.return_train_score = return_train_score
+        self.factor = factor
+        self.min_resources = min_resources
         self.memory_budget = memory_budget
         self.verbose = verbose
 
@@ -159,29 +179,43 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             If all fits failed.
         """
         candidates = self._candidates()
+        rungs = self._rungs(candidates)
         self.scorer_ = check_scoring(self.estimator, scoring=self.scoring)
         self.multimetric_ = False
-        labels = _on_host(y)
+        labels = on_host(y)
         cv = check_cv(self.cv, labels, classifier=True)
         splits = list(cv.split(np.zeros((len(labels), 1)), labels, groups))
         self.n_splits_ = len(splits)
-        outcomes: dict[tuple[int, int], dict[str, Any]] = {}
-        for fold, (train, test) in enumerate(splits):
-            samples = [
-                tuple(None if v is None else _rows(v, part) for v in (X, y, sample_weight))
-                for part in (train, test)
-            ]
-            for numbers, outcome in self._train(candidates, samples, fold):
-                outcomes |= {(n, fold): o for n, o in zip(numbers, outcome, strict=True)}
-        ordered = [outcomes[n, f] for n in range(len(candidates)) for f in range(len(splits))]
-        self._report_failures([outcome.pop("error") for outcome in ordered])
-        results = self._format_results(candidates, len(splits), ordered)
+        models: dict[tuple[int, int], Any] = {}  # what goes on in the next rung
+        left, tried, outcomes = list(range(len(candidates))), [], []
+        sizes: list[int] = []
+        for epochs in rungs:
+            found = self._evaluate(candidates, left, models, splits, (X, y, sample_weight), epochs)
+            tried += left
+            sizes.append(len(left))
+            outcomes += [found[n, f] for n in left for f in range(len(splits))]
+            left = [] if self.factor is None else self._survivors(left, found, self.factor)
+            models = {key: model for key, model in models.items() if key[0] in left}
+            if not left:
+                break
+        self._report_failures([outcome.pop("error") for outcome in outcomes])
+        more = {}
+        if self.factor is not None:
+            self.n_iterations_, self.n_candidates_ = len(sizes), sizes
+            self.n_resources_, self.n_remaining_candidates_ = rungs[: len(sizes)], len(left)
+            more = {
+                "iter": np.repeat(range(len(sizes)), sizes),
+                "n_resources": np.repeat(self.n_resources_, sizes),
+            }
+        params = [candidates[n] for n in tried]
+        results = self._format_results(params, len(splits), outcomes, more)
         if callable(self.refit):
             self.best_index_ = int(self.refit(results))
         else:
-            self.best_index_ = int(results["rank_test_score"].argmin())
+            before = len(tried) - sizes[-1]  # only those that were trained to the end
+            self.best_index_ = before + int(results["rank_test_score"][before:].argmin())
             self.best_score_ = results["mean_test_score"][self.best_index_]
-        self.best_params_ = candidates[self.best_index_]
+        self.best_params_ = params[self.best_index_]
         self.cv_results_ = results
         if self.refit:
             start = time.perf_counter()
@@ -212,40 +246,93 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     def _model(self, candidate: dict[str, Any]) -> Any:
         return clone(self.estimator).set_params(**clone(candidate, safe=False))
 
-    def _train(
-        self, candidates: list[dict[str, Any]], samples: list[Any], fold: int
-    ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-        """Yield the numbers of a fleet's candidates, and what became of each."""
-        X, y, weights = samples[0]
-        failed = dict.fromkeys(("test_scores", "train_scores"), self.error_score)
-        for numbers in fleets_of(self.estimator, candidates, X, y, self.memory_budget):
-            fleet = [self._model(candidates[n]) for n in numbers]
-            start = time.perf_counter()
-            errors = fit_together(fleet, X, y, weights)
-            fitted = time.perf_counter()
-            healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
-            parts = {"test_scores": samples[1]}
-            if self.return_train_score:
-                parts["train_scores"] = samples[0]
-            scores = {name: iter(self._scores_of(healthy, *part)) for name, part in parts.items()}
-            seconds = {
-                "fit_time": (fitted - start) / len(fleet),
-                "score_time": (time.perf_counter() - fitted) / len(fleet),
-            }
-            if self.verbose > 0:
-                print(
-                    f"fold {fold + 1} of {self.n_splits_}: {len(fleet)} models in "
-                    f"{fitted - start:.1f} s, {len(fleet) - len(healthy)} failed"
-                )
-            yield (
-                numbers,
-                [
-                    seconds
-                    | {"error": error}
-                    | {name: failed[name] if error else next(scores[name]) for name in parts}
-                    for error in errors
-                ],
+    def _rungs(self, candidates: list[dict[str, Any]]) -> list[Any]:
+        """Return the epochs after which losers leave, and those of the end; None: no halving."""
+        if self.factor is None:
+            return [None]
+        if not self.factor > 1:
+            raise ValueError(f"factor must be a number above 1, or None, got {self.factor!r}")
+        models = [self._model(candidate) for candidate in candidates]
+        if any("max_iter" in candidate for candidate in candidates):
+            raise ValueError("max_iter cannot be searched where epochs are halved (factor=)")
+        if any(model.solver != "sgd" for model in models):
+            raise ValueError("epochs are halved (factor=) with solver='sgd' only")
+        last: int = self.estimator.max_iter
+        if not 1 <= self.min_resources <= last:
+            raise ValueError(
+                f"min_resources must be at least 1 and at most max_iter={last} epochs, got "
+                f"{self.min_resources!r}"
             )
+        epochs, left = [last], len(candidates) / self.factor
+        while left >= 1 and epochs[0] // self.factor >= self.min_resources:
+            epochs.insert(0, int(epochs[0] // self.factor))
+            left /= self.factor
+        return epochs
+
+    def _survivors(self, numbers: list[int], outcomes: Outcomes, factor: float) -> list[int]:
+        """Return the best of the candidates that failed in no fold, in their order."""
+        folds = range(self.n_splits_)
+        scores = {
+            n: np.mean([outcomes[n, fold]["test_scores"] for fold in folds])
+            for n in numbers
+            if all(outcomes[n, fold]["error"] is None for fold in folds)
+        }
+        ranked = sorted(scores, key=lambda n: np.nan_to_num(scores[n], nan=-np.inf), reverse=True)
+        return sorted(ranked[: math.ceil(len(numbers) / factor)])
+
+    def _evaluate(
+        self,
+        candidates: list[dict[str, Any]],
+        numbers: list[int],
+        models: dict[tuple[int, int], Any],
+        splits: list[Any],
+        data: tuple[Any, Any, Any],
+        epochs: int | None,
+    ) -> Outcomes:
+        """Train these candidates in every fold; return what became of each, by number and fold."""
+        outcomes: Outcomes = {}
+        for fold, rows in enumerate(splits):
+            train, test = ([select_rows(values, part) for values in data] for part in rows)
+            given = [candidates[n] for n in numbers]
+            for places in fleets_of(self.estimator, given, train[0], train[1], self.memory_budget):
+                fleet = [(numbers[place], fold) for place in places]
+                of_fleet = [models.get(key) or self._model(candidates[key[0]]) for key in fleet]
+                found = self._train(of_fleet, train, test, epochs)
+                outcomes |= dict(zip(fleet, found, strict=True))
+                if epochs is not None:
+                    models |= dict(zip(fleet, of_fleet, strict=True))
+                if self.verbose > 0:
+                    seconds = sum(outcome["fit_time"] for outcome in found)
+                    failed = sum(outcome["error"] is not None for outcome in found)
+                    until = "" if epochs is None else f" to epoch {epochs}"
+                    print(
+                        f"fold {fold + 1} of {self.n_splits_}: {len(fleet)} models{until} in "
+                        f"{seconds:.1f} s, {failed} failed"
+                    )
+        return outcomes
+
+    def _train(
+        self, fleet: list[Any], train: Any, test: Any, epochs: int | None
+    ) -> list[dict[str, Any]]:
+        """Train models together; return what became of each."""
+        start = time.perf_counter()
+        errors = fit_together(fleet, *train, epochs=epochs)
+        fitted = time.perf_counter()
+        healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
+        parts = {"test_scores": test}
+        if self.return_train_score:
+            parts["train_scores"] = train
+        scores = {name: iter(self._scores_of(healthy, *part)) for name, part in parts.items()}
+        seconds = {
+            "fit_time": (fitted - start) / len(fleet),
+            "score_time": (time.perf_counter() - fitted) / len(fleet),
+        }
+        return [
+            seconds
+            | {"error": error}
+            | {name: self.error_score if error else next(scores[name]) for name in parts}
+            for error in errors
+        ]
 
     def _scores_of(self, models: list[Any], X: Any, y: Any, sample_weight: Any) -> list[float]:
         together = len(models) > 1 and all(model.solver == "sgd" for model in models)
@@ -254,10 +341,10 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             return [float(self.scorer_(model, X, y, **weighted)) for model in models]
         first = models[0]
         features = first._features(first._check_samples(X, reset=False))
-        xp = array_namespace(first.params_["b" if "b" in first.params_ else "b1"])
-        params = {name: xp.stack([m.params_[name] for m in models]) for name in first.params_}
-        numbers = to_host(xp.argmax(first._scores(params, features), axis=-1))
-        truth, sample_weight = (_on_host(v) for v in (y, sample_weight))
+        params = stacked([model.params_ for model in models])
+        of_classes = first._scores(params, features)
+        numbers = to_host(array_namespace(of_classes).argmax(of_classes, axis=-1))
+        truth, sample_weight = on_host(y), on_host(sample_weight)
         return [
             float(accuracy_score(truth, first.classes_[of_model], sample_weight=sample_weight))
             for of_model in numbers
@@ -277,153 +364,3 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             FitFailedWarning,
             stacklevel=3,
         )
-
-
-def fit_together(
-    models: Sequence[Any], X: Any, y: Any, sample_weight: Any = None
-) -> list[Exception | None]:
-    """Fit classifiers that see the same mini-batches, each as its own ``fit`` would.
-
-    Parameters
-    ----------
-    models : sequence of classifiers
-        Of one kind; they may differ in learning rate, its decay and schedule, momentum and penalty.
-        One alone may have any solver.
-    X, y, sample_weight
-        As for their ``fit``.
-
-    Returns
-    -------
-    list of Exception or None
-        Why a model could not be fitted; the others are, whatever happens to it.
-    """
-    errors: list[Exception | None] = [None] * len(models)
-    for place, model in enumerate(models):
-        try:
-            model.check_hyperparameters()
-        except ValueError as error:
-            errors[place] = error
-    fits = [place for place, error in enumerate(errors) if error is None]
-    if not fits:
-        return errors
-    try:
-        if len(fits) == 1:
-            models[fits[0]].fit(X, y, sample_weight=sample_weight)
-            return errors
-        found = _fit_fleet([models[place] for place in fits], X, y, sample_weight)
-    except (ValueError, TypeError, FloatingPointError) as error:
-        found = [error] * len(fits)
-    for place, outcome in zip(fits, found, strict=True):
-        errors[place] = outcome
-    return errors
-
-
-def _fit_fleet(models: list[Any], X: Any, y: Any, sample_weight: Any) -> list[Exception | None]:
-    first = models[0]
-    samples, labels, weights = first._check_training_data(X, y, sample_weight, reset=True)
-    first._number_classes(labels)
-    features = first._learn_standardization(samples, weights)
-    targets = first._targets(labels)
-    learned = {
-        name: first.__dict__[name]
-        for name in ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
-        if name in first.__dict__
-    }
-    first._rng = _generator(first.random_state)
-    start = first._new_params(features)
-    members = train_fleet(
-        partial(first._objective, precision=first._products),
-        {
-            name: array_namespace(value).stack([value] * len(models))
-            for name, value in start.items()
-        },
-        features,
-        targets,
-        rates=[model._rate(int(targets.shape[0])) for model in models],
-        reg=[model.reg for model in models],
-        momentum=[model.momentum for model in models],
-        nesterov=first.nesterov,
-        batch_size=first.batch_size,
-        epochs=first.max_iter,
-        rng=first._rng,
-        sample_weight=weights,
-        augment=first.augment,
-    )
-    for model, member in zip(models, members, strict=True):
-        if member.error is None:
-            model.__dict__.update(learned)
-            model.params_, model._velocity = member.params, member.velocity
-            model._rng, model.n_iter_ = deepcopy(first._rng), model.max_iter
-            model._record(member.history)
-    return [member.error for member in members]
-
-
-def fleets_of(
-    estimator: Any, candidates: Sequence[dict[str, Any]], X: Any, y: Any, memory_budget: int
-) -> list[list[int]]:
-    """Return the numbers of the candidates that can be trained together.
-
-    Parameters
-    ----------
-    estimator : SoftmaxClassifier, LinearSVMClassifier or TwoLayerNetClassifier
-        Gives the hyper-parameters that the candidates do not.
-    candidates : sequence of dict
-    X, y : array-like
-        What they will be trained on.
-    memory_budget : int
-        Bytes that a fleet's models may take.
-    """
-    groups: list[tuple[dict[str, Any], list[int]]] = []
-    own = estimator.get_params()
-    for number, candidate in enumerate(candidates):
-        settings = own | candidate
-        common = {k: v for k, v in settings.items() if k not in OF_EACH_MODEL}
-        alone = settings.get("solver", "sgd") != "sgd"
-        group = next((numbers for c, numbers in groups if not alone and _same(c, common)), None)
-        if group is None:
-            groups.append((common, [number]))
-        else:
-            group.append(number)
-    fleets = []
-    for _, numbers in groups:
-        model = clone(estimator).set_params(**clone(candidates[numbers[0]], safe=False))
-        size = _models_that_fit(model, X, y, memory_budget) if len(numbers) > 1 else 1
-        fleets += [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    return fleets
-
-
-def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
-    return some.keys() == others.keys() and all(
-        value is others[name] or (type(value) is type(others[name]) and value == others[name])
-        for name, value in some.items()
-    )
-
-
-def _models_that_fit(model: Any, X: Any, y: Any, budget: int) -> int:
-    n_features = int(X.shape[1]) if hasattr(X, "shape") else np.asarray(X).shape[1]
-    n_classes = len(np.unique(_on_host(y)))
-    shapes = model._initial_params(n_features, n_classes, np.random.default_rng(0))
-    n_numbers = sum(math.prod(value.shape) for value in shapes.values())
-    widest = max(value.shape[-1] for value in shapes.values())
-    of_rows = COPIES_OF_ROWS * model.batch_size * widest
-    n_models: int = budget // (8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows))
-    return max(1, n_models)
-
-
-def _rows(values: Any, numbers: np.ndarray) -> Any:
-    if not _is_checked_here(values):
-        return _safe_indexing(values, numbers)
-    stored = values.X if isinstance(values, Standardized) else values
-    if isinstance(stored, Streamed):  # a fold may be as much too large for the device as the whole
-        part = stored.select(numbers)
-        return values.with_samples(part) if isinstance(values, Standardized) else part
-    places: Array = to_device(numbers, like=stored)
-    return take_rows(values, places)
-
-
-def _on_host(values: Any) -> Any:
-    return (
-        values
-        if values is None
-        else np.asarray(to_host(values) if _is_checked_here(values) else values)
-    )

@@ -12,10 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.estimators.array_classifier import ArrayClassifier
+from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
 from gpuclf.features import Standardized
 from gpuclf.linear import linear_scores
 from gpuclf.losses import softmax
@@ -25,6 +26,7 @@ from gpuclf.validation import PRECISIONS
 __all__ = ["GradientClassifier", "LinearClassifier", "ProbabilisticClassifier"]
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
+Part = tuple[Any, Array, Array | None]  # samples, targets, weights
 
 
 class GradientClassifier(ArrayClassifier):
@@ -89,7 +91,7 @@ class GradientClassifier(ArrayClassifier):
             A sample of weight 2 counts as two samples.
         X_val, y_val : array-like, optional
             Samples whose accuracy is recorded after each epoch, and beside it the accuracy on
-            about as many training samples, evenly spaced.
+            about as many training samples, evenly spaced. Early stopping goes by them too.
         callback : callable, optional
             ``callback(epoch, history)``, called after each epoch (or L-BFGS iteration); training
             ends when it returns True.
@@ -116,31 +118,35 @@ class GradientClassifier(ArrayClassifier):
         self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any, callback: Callback | None
     ) -> None:
         self.check_hyperparameters()
-        samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=True)
-        self._number_classes(labels)
-        features = self._learn_standardization(samples, weights)
-        targets = self._targets(labels)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: pass both, or neither")
+        stops_early = X_val is None and self.n_iter_no_change is not None
+        (features, targets, weights), held_out = self._prepare(X, y, sample_weight, stops_early)
         self._rng = _generator(self.random_state)
         params = self._new_params(features)
         self.n_iter_ = 0
         self._velocity: dict[str, Array] | None = None
         if X_val is not None:
-            n_samples, n_val = (
-                y.shape[0] if hasattr(y, "shape") else len(y) for y in (targets, y_val)
-            )
-            spaced = slice(None, None, max(1, n_samples // max(1, n_val)))
-            seen = features[spaced] if isinstance(features, Standardized) else features[spaced, ...]
+            n_val = y_val.shape[0] if hasattr(y_val, "shape") else len(y_val)
+        elif held_out is not None:
+            n_val = held_out[1].shape[0]
+        validates = X_val is not None or held_out is not None
+        if validates:
+            seen = _spaced(features, targets, int(n_val))
 
-        def after_epoch(params: dict[str, Array], history: History) -> bool | None:
+        def after_epoch(params: dict[str, Array], history: History) -> bool:
             # A copy: training goes on in place, and callbacks may keep what they see.
             self.params_ = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
             self.n_iter_ += 1
-            if X_val is not None:
-                history.val_accuracy.append(self.score(X_val, y_val))
-                history.train_accuracy.append(self._share_right(seen, targets[spaced]))
-            return callback(self.n_iter_, history) if callback is not None else None
+            if validates:
+                history.val_accuracy.append(
+                    self.score(X_val, y_val)
+                    if held_out is None
+                    else float(self._share_right(params, *held_out))
+                )
+                history.train_accuracy.append(float(self._share_right(params, *seen)))
+            stop = callback is not None and callback(self.n_iter_, history)
+            return bool(stop) or self._has_stalled(history)
 
         if self.solver == "lbfgs":
             self.params_, history, self.n_iter_ = minimize_lbfgs(
@@ -152,7 +158,7 @@ class GradientClassifier(ArrayClassifier):
                 max_iter=self.max_iter,
                 tol=self.tol,
                 sample_weight=weights,
-                on_iteration=None if X_val is None and callback is None else after_epoch,
+                on_iteration=after_epoch if validates or callback is not None else None,
             )
             if history.reached_max_iter:
                 warnings.warn(
@@ -174,6 +180,33 @@ class GradientClassifier(ArrayClassifier):
             )
         self._record(history)
 
+    def _prepare(
+        self, X: Any, y: Any, sample_weight: Any, hold_out: bool, *, reset: bool = True
+    ) -> tuple[Part, Part | None]:
+        """Check the training data; return what to train on, and what to validate on if wanted."""
+        samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=reset)
+        if reset:
+            self._number_classes(labels)
+        held_out = None
+        if hold_out:
+            # The same for every random_state: what is compared is compared on the same samples.
+            parts = train_test_split(
+                np.arange(int(labels.shape[0])),
+                test_size=self.validation_fraction,
+                stratify=on_host(labels),
+                random_state=0,
+            )
+            whole = samples, labels, weights
+            (samples, labels, weights), held_out = (
+                tuple(select_rows(values, np.sort(rows)) for values in whole) for rows in parts
+            )
+        features = (
+            self._learn_standardization(samples, weights) if reset else self._features(samples)
+        )
+        if held_out is not None:
+            held_out = self._features(held_out[0]), self._targets(held_out[1]), held_out[2]
+        return (features, self._targets(labels), weights), held_out
+
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch over these samples, going on from where the model is.
 
@@ -192,7 +225,8 @@ class GradientClassifier(ArrayClassifier):
         Notes
         -----
         The first call's samples set the standardisation. The learning rate is `learning_rate`,
-        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD.
+        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD, and
+        without early stopping.
         """
         with self._unchanged_if_it_fails():
             self._partial_fit(X, y, classes, sample_weight)
@@ -273,6 +307,14 @@ class GradientClassifier(ArrayClassifier):
             return lambda step: self.learning_rate * one_cycle(step, total)
         return lambda step: self.learning_rate * self.learning_rate_decay ** (step // per_epoch)
 
+    def _has_stalled(self, history: History | None = None) -> bool:
+        """Tell whether the best validation accuracy is `n_iter_no_change` epochs ago."""
+        history = getattr(self, "history_", None) if history is None else history
+        seen = [] if history is None else history.val_accuracy
+        if self.n_iter_no_change is None or not seen:
+            return False
+        return bool(len(seen) - 1 - seen.index(max(seen)) >= self.n_iter_no_change)
+
     def _record(self, history: History) -> None:
         self.history_ = history
         self.loss_history_ = history.loss
@@ -289,6 +331,11 @@ class GradientClassifier(ArrayClassifier):
             ("momentum", Real, lambda v: 0 <= v < 1, "a number, at least 0 and below 1"),
             ("reg", Real, lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
         )
+        if self.n_iter_no_change is not None:
+            checks += (
+                ("n_iter_no_change", Integral, lambda v: v >= 1, "an integer, at least 1, or None"),
+                ("validation_fraction", Real, lambda v: 0 < v < 1, "a number between 0 and 1"),
+            )
         for name, kind, fits, wanted in checks:
             value = getattr(self, name)
             if not isinstance(value, kind) or not fits(value):
@@ -334,10 +381,16 @@ class GradientClassifier(ArrayClassifier):
         stored = features.X if isinstance(features, Standardized) else features
         return self._scores(to_device(self.params_, like=stored), features)
 
-    def _share_right(self, features: Any, targets: Array) -> float:
+    def _share_right(
+        self, params: dict[str, Array], features: Any, targets: Array, weights: Array | None = None
+    ) -> np.ndarray:
+        """Return the accuracy, shape (...): one for each of several models."""
         xp = array_namespace(targets)
-        predicted = xp.argmax(self._scores(self.params_, features), axis=-1)
-        return float(to_host(xp.mean(xp.astype(predicted == targets, xp.float64))))
+        predicted = xp.argmax(self._scores(params, features), axis=-1)
+        right = xp.astype(predicted == targets, xp.float64)
+        if weights is None:
+            return np.asarray(to_host(xp.mean(right, axis=-1)))
+        return np.asarray(to_host(right @ weights / xp.sum(weights)))
 
     def _learn_standardization(self, samples: Any, weights: Array | None) -> Any:
         self.mean_ = self.scale_ = None
@@ -383,6 +436,13 @@ class LinearClassifier(GradientClassifier):
 
     def _scores(self, params: dict[str, Array], X: Any) -> Array:
         return linear_scores(params, X, precision=self._products)
+
+
+def _spaced(features: Any, targets: Array, count: int) -> tuple[Any, Array]:
+    """Return about so many of the samples, evenly spaced."""
+    rows = slice(None, None, max(1, int(targets.shape[0]) // max(1, count)))
+    is_lazy = isinstance(features, Standardized)
+    return features[rows] if is_lazy else features[rows, ...], targets[rows]
 
 
 def _generator(random_state: Any) -> np.random.Generator:

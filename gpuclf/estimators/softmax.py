@@ -47,6 +47,12 @@ class SoftmaxClassifier(ProbabilisticClassifier, LinearClassifier):
         Floats to compute in; by default as `fit` says. "tf32" is "float32" whose products a GPU may
         do in its faster units, which keep 10 bits behind the point.
     random_state : int, RandomState, Generator or None
+    n_iter_no_change : int, optional
+        Stop when the validation accuracy has had no new best for so many epochs. It is taken on
+        `X_val` of `fit`, or else on a stratified share of the training samples, which then do not
+        train. The parameters are those of the last epoch.
+    validation_fraction : float, default 0.1
+        That share, where there is an `n_iter_no_change`.
 
     Attributes
     ----------
@@ -59,7 +65,7 @@ class SoftmaxClassifier(ProbabilisticClassifier, LinearClassifier):
     loss_history_ : list of float
         One value a step.
     val_accuracy_history_, train_accuracy_history_ : list of float
-        One value an epoch, if `fit` was given validation samples; the second on about as many
+        One value an epoch, if there were validation samples; the second on about as many
         training samples.
     n_iter_, n_features_in_ : int
 
@@ -92,6 +98,8 @@ class SoftmaxClassifier(ProbabilisticClassifier, LinearClassifier):
         augment: Any = None,
         precision: str | None = None,
         random_state: Any = None,
+        n_iter_no_change: int | None = None,
+        validation_fraction: float = 0.1,
     ) -> None:
         self.solver = solver
         self.max_iter = max_iter
@@ -107,5 +115,7 @@ class SoftmaxClassifier(ProbabilisticClassifier, LinearClassifier):
         self.augment = augment
         self.precision = precision
         self.random_state = random_state
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
 
     _objective = staticmethod(partial(linear_loss, softmax_cross_entropy))

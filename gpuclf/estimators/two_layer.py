@@ -49,6 +49,12 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
     random_state : int, RandomState, Generator or None
         Initial parameters (normal, :math:`\sqrt{2 / \text{inputs}}`; He et al. 2015), order of the
         samples, dropout and augmentation.
+    n_iter_no_change : int, optional
+        Stop when the validation accuracy has had no new best for so many epochs. It is taken on
+        `X_val` of `fit`, or else on a stratified share of the training samples, which then do not
+        train. The parameters are those of the last epoch.
+    validation_fraction : float, default 0.1
+        That share, where there is an `n_iter_no_change`.
 
     Attributes
     ----------
@@ -60,7 +66,7 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
     loss_history_ : list of float
         One value a step.
     val_accuracy_history_, train_accuracy_history_ : list of float
-        One value an epoch, if `fit` was given validation samples; the second on about as many
+        One value an epoch, if there were validation samples; the second on about as many
         training samples.
     n_iter_, n_features_in_ : int
 
@@ -94,6 +100,8 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
         augment: Any = None,
         precision: str | None = None,
         random_state: Any = None,
+        n_iter_no_change: int | None = None,
+        validation_fraction: float = 0.1,
     ) -> None:
         self.hidden_size = hidden_size
         self.max_iter = max_iter
@@ -109,6 +117,8 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
         self.augment = augment
         self.precision = precision
         self.random_state = random_state
+        self.n_iter_no_change = n_iter_no_change
+        self.validation_fraction = validation_fraction
 
     def check_hyperparameters(self) -> None:  # noqa: D102 - the base class's
         super().check_hyperparameters()

@@ -124,7 +124,11 @@ def plot_search(
     )
     where = ", ".join(f"{name.replace('_', ' ')} {best['params'][name]:.3g}" for name in wanted)
     ax.set_title(f"best {best['val_accuracy']:.3f} at {where}", loc="left")
-    ax.legend(fontsize="small")
+    # Beside the axis' name: within the axes it would cover candidates.
+    ax.legend(
+        fontsize="small", loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False,
+        borderaxespad=0.2, handletextpad=0.2, columnspacing=0.8,
+    )  # fmt: skip
     return ax
 
 

@@ -1,0 +1,162 @@
+"""A vote of classifiers that are trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from gpuclf.backend import Array, array_namespace
+from gpuclf.estimators.array_classifier import ArrayClassifier
+from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of
+from gpuclf.losses import one_hot
+
+__all__ = ["FleetEnsemble"]
+
+
+class FleetEnsemble(ArrayClassifier):
+    """Classifiers of one kind that vote.
+
+    Parameters
+    ----------
+    estimator : SoftmaxClassifier, LinearSVMClassifier or TwoLayerNetClassifier
+        Gives all other hyper-parameters; not changed.
+    param_list : sequence of dict
+        The hyper-parameters of each member: candidates of a search (:meth:`from_search`), or seeds,
+        ``[{"random_state": seed} for seed in range(5)]``.
+    voting : {"soft", "hard"}, optional
+        "soft": the highest mean probability wins. "hard": most votes, of equals the smaller label.
+        By default soft where there are probabilities, and hard for the SVM.
+
+    Attributes
+    ----------
+    estimators_ : list of classifier
+        Each as if fitted alone.
+    classes_ : NumPy array of shape (C,)
+    n_features_in_ : int
+
+    See Also
+    --------
+    sklearn.ensemble.VotingClassifier : of any classifiers, on the host.
+
+    Notes
+    -----
+    Members that see the same mini-batches (that differ in learning rate, its decay and schedule,
+    momentum and penalty only) are trained in one pass: five cost little more than one. Seeds change
+    the mini-batches, so members of different seeds are trained one after another; those of a linear
+    model differ in nothing else.
+
+    Examples
+    --------
+    >>> import gpuclf
+    >>> X, y = gpuclf.datasets.make_synthetic(300)
+    >>> model = gpuclf.SoftmaxClassifier(max_iter=2, random_state=0)
+    >>> search = gpuclf.FleetSearchCV(model, {"learning_rate": [1e-4, 1e-3, 3e-3]}, cv=3).fit(X, y)
+    >>> ensemble = FleetEnsemble.from_search(search, 2).fit(X, y)
+    >>> len(ensemble.estimators_), ensemble.member_scores(X, y).shape
+    (2, (2,))
+    """
+
+    def __init__(
+        self, estimator: Any, param_list: Sequence[dict[str, Any]], *, voting: str | None = None
+    ) -> None:
+        self.estimator = estimator
+        self.param_list = param_list
+        self.voting = voting
+
+    @classmethod
+    def from_search(cls, search: Any, n_estimators: int = 5, *, voting: str | None = None) -> Self:
+        """Return an ensemble of a finished search's best candidates, to be fitted.
+
+        Parameters
+        ----------
+        search : FleetSearchCV
+            Fitted, or any other search of scikit-learn's over such an estimator.
+        n_estimators : int, default 5
+        voting : {"soft", "hard"}, optional
+        """
+        check_is_fitted(search, "cv_results_")
+        results = search.cv_results_
+        scores = results["mean_test_score"]
+        if "iter" in results:  # of halving, only those that were trained to the end compare
+            scores = np.where(results["iter"] == max(results["iter"]), scores, np.nan)
+        usable = [int(n) for n in np.argsort(-scores, kind="stable") if np.isfinite(scores[n])]
+        if not 1 <= n_estimators <= len(usable):
+            raise ValueError(
+                f"n_estimators must be at least 1 and at most {len(usable)}, the candidates that "
+                f"the search trained to the end, got {n_estimators!r}"
+            )
+        best = [results["params"][n] for n in usable[:n_estimators]]
+        return cls(search.estimator, best, voting=voting)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train all members on all samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), Standardized or Streamed
+        y : array-like of shape (N,)
+        sample_weight : array-like of shape (N,), optional
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        gpuclf.training.DivergedError
+            If a member's loss becomes NaN or infinite.
+        """
+        if not self.param_list:
+            raise ValueError("param_list must hold the hyper-parameters of at least one member")
+        if self.voting not in (None, "soft", "hard"):
+            raise ValueError(f"voting must be 'soft', 'hard' or None, got {self.voting!r}")
+        if self.voting == "soft" and not hasattr(self.estimator, "predict_proba"):
+            raise ValueError(
+                f"{type(self.estimator).__name__} has no probabilities: use voting='hard'"
+            )
+        members = [
+            clone(self.estimator).set_params(**clone(params, safe=False))
+            for params in self.param_list
+        ]
+        for numbers in fleets_of(self.estimator, self.param_list, X, y, MEMORY_BUDGET):
+            for error in fit_together([members[n] for n in numbers], X, y, sample_weight):
+                if error is not None:
+                    raise error
+        self.estimators_ = members
+        self.classes_, self.n_features_in_ = members[0].classes_, members[0].n_features_in_
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Return the labels that win the vote, shape (N,), in the array library of X."""
+        votes = self._votes(X)
+        return self._labels(array_namespace(votes).argmax(votes, axis=-1))
+
+    @available_if(lambda self: self._is_soft())  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Array:
+        """Return the mean of the members' probabilities, shape (N, C); with soft voting only."""
+        return self._votes(X)
+
+    def member_scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
+        """Return each member's accuracy, shape (n_members,): with seeds, their mean and spread."""
+        check_is_fitted(self, "estimators_")
+        return np.array([model.score(X, y, sample_weight) for model in self.estimators_])
+
+    def _votes(self, X: Any) -> Array:
+        check_is_fitted(self, "estimators_")
+        vote = type(self.estimator).predict_proba if self._is_soft() else _choices
+        return sum(vote(model, X) for model in self.estimators_) / len(self.estimators_)
+
+    def _is_soft(self) -> bool:
+        can_be = hasattr(self.estimator, "predict_proba")
+        return can_be if self.voting is None else self.voting == "soft"
+
+
+def _choices(model: Any, X: Any) -> Array:
+    scores = model._class_scores(X)
+    choices = array_namespace(scores).argmax(scores, axis=-1)
+    return one_hot(choices, int(scores.shape[-1]), dtype=scores.dtype)

@@ -1,0 +1,229 @@
+"""Classifiers fitted together, as one wide product a step, and which of them can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from gpuclf.backend import Array, array_namespace
+from gpuclf.estimators.array_classifier import on_host
+from gpuclf.estimators.gradient_classifier import _generator, _spaced
+from gpuclf.fleet import train_fleet
+from gpuclf.training import History
+
+__all__ = ["MEMORY_BUDGET", "fit_together", "fleets_of"]
+
+# What may differ between the models of a fleet; anything else makes fleets of their own.
+OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum", "reg", "tol"}
+MEMORY_BUDGET = 1 << 30  # bytes
+COPIES_OF_PARAMETERS = 8  # start, velocity, gradient, folded, packed, and what is between them
+COPIES_OF_ROWS = 6  # of a mini-batch's scores or hidden units
+
+
+def fit_together(
+    models: Sequence[Any],
+    X: Any,
+    y: Any,
+    sample_weight: Any = None,
+    *,
+    epochs: int | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> list[Exception | None]:
+    """Fit classifiers that see the same mini-batches, each as its own ``fit`` would.
+
+    Parameters
+    ----------
+    models : sequence of classifiers
+        Of one kind; they may differ in learning rate, its decay and schedule, momentum and penalty.
+        One alone may have any solver.
+    X, y, sample_weight
+        As for their ``fit``.
+    epochs : int, optional
+        Train on until so many epochs are done, of the `max_iter` that the schedules count with.
+        Models that this function has left at an earlier epoch go on from there, on the same
+        samples, unless they have stopped early. By default, fit from scratch, to the end.
+    callback : callable, optional
+        ``callback(epoch)``, called after each epoch; returns nothing.
+
+    Returns
+    -------
+    list of Exception or None
+        Why a model could not be fitted; the others are, whatever happens to it.
+    """
+    errors: list[Exception | None] = [None] * len(models)
+    for place, model in enumerate(models):
+        try:
+            model.check_hyperparameters()
+        except ValueError as error:
+            errors[place] = error
+    fits = [
+        place
+        for place, error in enumerate(errors)
+        if error is None and (epochs is None or not models[place]._has_stalled())
+    ]
+    if not fits:
+        return errors
+    try:
+        if len(fits) == 1 and epochs is None:
+            models[fits[0]].fit(
+                *(X, y, sample_weight),
+                callback=None if callback is None else lambda epoch, _: callback(epoch),
+            )
+            return errors
+        fleet = [models[place] for place in fits]
+        found = _fit_fleet(fleet, X, y, sample_weight, epochs, callback)
+    except (ValueError, TypeError, FloatingPointError) as error:
+        found = [error] * len(fits)
+    for place, outcome in zip(fits, found, strict=True):
+        errors[place] = outcome
+    return errors
+
+
+def _fit_fleet(
+    models: list[Any],
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    epochs: int | None,
+    callback: Callable[[int], None] | None,
+) -> list[Exception | None]:
+    first = models[0]
+    goes_on = epochs is not None and hasattr(first, "params_")
+    stops_early = first.n_iter_no_change is not None
+    (features, targets, weights), held_out = first._prepare(
+        X, y, sample_weight, stops_early, reset=not goes_on
+    )
+    learned = {
+        name: first.__dict__[name]
+        for name in ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
+        if name in first.__dict__
+    }
+    velocity = None
+    if goes_on:
+        params, velocity = (
+            stacked([getattr(m, of_model) for m in models]) for of_model in ("params_", "_velocity")
+        )
+        histories = [deepcopy(model.history_) for model in models]
+    else:
+        first._rng = _generator(first.random_state)
+        params = stacked([first._new_params(features)] * len(models))
+        histories = [History() for _ in models]
+    n_samples = int(targets.shape[0])
+    n_steps = math.ceil(n_samples / first.batch_size)
+    if held_out is not None:
+        seen = _spaced(features, targets, int(held_out[1].shape[0]))
+
+    generators: dict[int, np.random.Generator] = {}  # of the models that stop before the others
+
+    def after_epoch(
+        params: dict[str, Array], numbers: list[int], histories: list[History]
+    ) -> list[int]:
+        if callback is not None:
+            callback(len(histories[0].loss) // n_steps)
+        if held_out is None:
+            return []
+        accuracies = first._share_right(params, *held_out), first._share_right(params, *seen)
+        for history, val_accuracy, train_accuracy in zip(histories, *accuracies, strict=True):
+            history.val_accuracy.append(float(val_accuracy))
+            history.train_accuracy.append(float(train_accuracy))
+        stopped = [k for k, h in zip(numbers, histories, strict=True) if models[k]._has_stalled(h)]
+        generators.update((k, deepcopy(first._rng)) for k in stopped)
+        return stopped
+
+    members = train_fleet(
+        partial(first._objective, precision=first._products),
+        params,
+        features,
+        targets,
+        rates=[model._rate(n_samples) for model in models],
+        reg=[model.reg for model in models],
+        momentum=[model.momentum for model in models],
+        nesterov=first.nesterov,
+        batch_size=first.batch_size,
+        epochs=(epochs or first.max_iter) - (first.n_iter_ if goes_on else 0),
+        rng=first._rng,
+        velocity=velocity,
+        sample_weight=weights,
+        augment=first.augment,
+        on_epoch=after_epoch,
+        histories=histories,
+    )
+    shared = first._rng
+    for k, (model, member) in enumerate(zip(models, members, strict=True)):
+        if member.error is None:
+            model.__dict__.update(learned)
+            model.params_, model._velocity = member.params, member.velocity
+            model._rng = generators.get(k) or deepcopy(shared)
+            model.n_iter_ = len(member.history.loss) // n_steps
+            model._record(member.history)
+    return [member.error for member in members]
+
+
+def stacked(values: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """Give the parameters of several models a leading model axis."""
+    return {
+        name: array_namespace(value).stack([params[name] for params in values])
+        for name, value in values[0].items()
+    }
+
+
+def fleets_of(
+    estimator: Any, candidates: Sequence[dict[str, Any]], X: Any, y: Any, memory_budget: int
+) -> list[list[int]]:
+    """Return the numbers of the candidates that can be trained together.
+
+    Parameters
+    ----------
+    estimator : SoftmaxClassifier, LinearSVMClassifier or TwoLayerNetClassifier
+        Gives the hyper-parameters that the candidates do not.
+    candidates : sequence of dict
+    X, y : array-like
+        What they will be trained on.
+    memory_budget : int
+        Bytes that a fleet's models may take.
+    """
+    groups: list[tuple[dict[str, Any], list[int]]] = []
+    own = estimator.get_params()
+    for number, candidate in enumerate(candidates):
+        settings = own | candidate
+        common = {k: v for k, v in settings.items() if k not in OF_EACH_MODEL}
+        alone = settings.get("solver", "sgd") != "sgd"
+        group = next((numbers for c, numbers in groups if not alone and _same(c, common)), None)
+        if group is None:
+            groups.append((common, [number]))
+        else:
+            group.append(number)
+    fleets = []
+    for _, numbers in groups:
+        model = clone(estimator).set_params(**clone(candidates[numbers[0]], safe=False))
+        size = _models_that_fit(model, X, y, memory_budget) if len(numbers) > 1 else 1
+        fleets += [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    return fleets
+
+
+def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    return some.keys() == others.keys() and all(
+        value is others[name] or (type(value) is type(others[name]) and value == others[name])
+        for name, value in some.items()
+    )
+
+
+def _models_that_fit(model: Any, X: Any, y: Any, budget: int) -> int:
+    n_classes = len(np.unique(on_host(y)))
+    try:
+        shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
+        shapes = model._initial_params(int(shape[1]), n_classes, np.random.default_rng(0))
+    except (IndexError, TypeError, ValueError, ZeroDivisionError):
+        return 1  # no samples, or no such net: fitting says it better
+    n_numbers = sum(math.prod(value.shape) for value in shapes.values())
+    widest = max(value.shape[-1] for value in shapes.values())
+    of_rows = COPIES_OF_ROWS * model.batch_size * widest
+    n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
+    n_models: int = budget // max(1, n_bytes)
+    return max(1, n_models)

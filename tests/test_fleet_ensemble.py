@@ -1,0 +1,129 @@
+"""Members are the classifiers trained alone, and their vote is counted."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from test_estimators import KINDS, SGD_KINDS, make_pixels
+
+from gpuclf import FleetEnsemble, FleetSearchCV
+from gpuclf.estimators import fleet_fitting
+from gpuclf.training import DivergedError
+
+MEMBERS = [{"learning_rate": rate} for rate in (1e-3, 1e-2, 5e-2)] + [{"random_state": 7}]
+
+
+def by_hand(kind, X, y, voting):
+    """Count the votes of members trained one by one, sample by sample."""
+    models = [KINDS[kind](**params).fit(X, y) for params in MEMBERS]
+    labels, winners = models[0].classes_, []
+    for i in range(len(X)):
+        votes = np.zeros(len(labels))
+        for model in models:
+            if voting == "soft":
+                votes += model.predict_proba(X[i : i + 1])[0] / len(models)
+            else:
+                votes[labels.tolist().index(model.predict(X[i : i + 1])[0])] += 1
+        winners.append(votes)
+    return models, np.array(winners)
+
+
+@pytest.mark.parametrize(
+    ("kind", "voting"),
+    [("softmax", "soft"), ("softmax", "hard"), ("svm", "hard"), ("two-layer", None)],
+)
+def test_votes_are_counted(lib, kind, voting):
+    X, y = make_pixels(n=45)
+    y = 2 * y + 1
+    X[::3] = 255 - X[::3]  # so that they disagree
+    models, votes = by_hand(kind, X, y, voting or "soft")
+    ensemble = FleetEnsemble(KINDS[kind](), MEMBERS, voting=voting)
+    ensemble.fit(lib.asarray(X), lib.asarray(y))
+    predicted = ensemble.predict(lib.asarray(X))
+    assert type(predicted) is type(lib.asarray(y))
+    np.testing.assert_array_equal(lib.to_numpy(predicted), models[0].classes_[votes.argmax(axis=1)])
+    if voting == "hard":
+        assert not hasattr(ensemble, "predict_proba")
+        assert (np.sort(votes)[:, -1] < len(MEMBERS)).any()
+    else:
+        found = lib.to_numpy(ensemble.predict_proba(lib.asarray(X)))
+        np.testing.assert_allclose(found, votes, atol=1e-5)
+    expected = [model.score(X, y) for model in models]
+    np.testing.assert_allclose(ensemble.member_scores(lib.asarray(X), lib.asarray(y)), expected)
+    wins = np.mean(models[0].classes_[votes.argmax(axis=1)] == y)
+    assert ensemble.score(lib.asarray(X), lib.asarray(y)) == wins
+
+
+def test_members_that_see_the_same_mini_batches_are_trained_together(monkeypatch):
+    sizes, train_fleet = [], fleet_fitting.train_fleet
+    monkeypatch.setattr(
+        fleet_fitting,
+        "train_fleet",
+        lambda *args, **options: (
+            sizes.append(len(options["rates"])) or train_fleet(*args, **options)
+        ),
+    )
+    X, y = make_pixels(n=30)
+    FleetEnsemble(KINDS["softmax"](), MEMBERS).fit(X, y)
+    assert sizes == [3]  # and the other seed alone
+
+
+@pytest.mark.parametrize("options", [{}, {"factor": 2}])
+def test_the_best_of_a_search(options):
+    X, y = make_pixels(n=60)
+    grid = {"learning_rate": [1e-4, 1e-3, 1e-2, 1e-1], "reg": [1e-3, 10.0]}
+    search = FleetSearchCV(KINDS["svm"](), grid, cv=2, **options).fit(X, y)
+    ensemble = FleetEnsemble.from_search(search, 2).fit(X, y)
+    scores = search.cv_results_["mean_test_score"].tolist()
+    first = len(scores) - search.n_candidates_[-1] if options else 0
+    ranked = sorted(range(first, len(scores)), key=lambda n: -scores[n])
+    assert ensemble.param_list == [search.cv_results_["params"][n] for n in ranked[:2]]
+    assert ensemble.param_list[0] == search.best_params_
+    np.testing.assert_allclose(
+        ensemble.estimators_[0].params_["W"], search.best_estimator_.params_["W"], atol=1e-5
+    )
+    with pytest.raises(ValueError, match=f"at most {len(scores) - first}, the candidates that"):
+        FleetEnsemble.from_search(search, 9)
+
+
+@pytest.mark.parametrize("kind", SGD_KINDS)
+def test_is_a_classifier_of_scikit_learn(kind):
+    X, y = make_pixels(n=30)
+    labels = np.array(["cat", "dog", "bird"])[y]
+    ensemble = FleetEnsemble(KINDS[kind](), MEMBERS)
+    assert is_classifier(ensemble)
+    assert clone(ensemble).get_params()["param_list"] == MEMBERS
+    assert np.isfinite(cross_val_score(ensemble, X, labels, cv=2)).all()
+    fitted = clone(ensemble).fit(X.tolist(), labels.tolist())
+    assert fitted.predict(X).tolist() == clone(ensemble).fit(X, labels).predict(X).tolist()
+    with pytest.raises(NotFittedError):
+        ensemble.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "voting", "message"),
+    [
+        ("softmax", [], None, "at least one member"),
+        ("softmax", MEMBERS, "loud", "voting must be 'soft', 'hard' or None, got 'loud'"),
+        ("svm", MEMBERS, "soft", "LinearSVMClassifier has no probabilities: use voting='hard'"),
+        ("svm", [{"reg": -1.0}], None, "reg must be"),
+    ],
+)
+def test_errors_say_what_to_do(kind, members, voting, message):
+    with pytest.raises(ValueError, match=message):
+        FleetEnsemble(KINDS[kind](), members, voting=voting).fit(*make_pixels(n=30))
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [(np.zeros(4), "Expected 2D array"), (np.zeros((0, 3)), "0 sample"), ([[]] * 4, "0 feature")],
+)
+def test_what_are_no_samples_is_refused(X, message):
+    with pytest.raises(ValueError, match=message):
+        FleetEnsemble(KINDS["softmax"](), MEMBERS).fit(X, np.arange(len(X)) % 2)
+
+
+def test_a_member_that_diverges_is_an_error():
+    with pytest.raises(DivergedError):
+        FleetEnsemble(KINDS["svm"](), [{"learning_rate": 1e300}, {}]).fit(*make_pixels(n=30))
