@@ -221,7 +221,7 @@ def _log_fallback(reason: str) -> None:
 
 
 def _break_even_file() -> Path:
-    import pooch
+    import pooch  # type: ignore[import-untyped]
 
     return Path(pooch.os_cache("gpuclf")).expanduser() / "break_even.json"
 
