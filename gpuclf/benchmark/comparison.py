@@ -4,12 +4,13 @@ On a shared machine two runs of the same code differ by more than most changes d
 
 - a turn (some consecutive calls) counts once, by its fastest call: calls in a turn meet the same
   disturbance, and a disturbance only ever adds time;
-- a row is the lower quartile of its turns, and its uncertainty that of the turns drawn again;
+- a row is the tenth percentile of its turns, and its uncertainty that of the turns drawn again;
 - what the machine did between the runs is read from rows of others in the same case (textbook
   NumPy, PyTorch, ...), which were timed by turns with this library's, and taken away;
 - what no single run can show, that runs of the same code differ though nothing disturbs them, is
   a constant that was measured (benchmarks/comparison_trial.py);
-- the intervals of all rows hold together, with 95 %.
+- the intervals of all rows hold together, with 95 %, and one more row is all of them together;
+- where most calls were disturbed, nothing can be told, and that is said.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = [
 
 VERSION = 2
 LEVEL = 0.95  # of all intervals together
-QUARTILE = 0.1
+QUANTILE = 0.1  # of turns: on a busy machine most are disturbed, and the least one is chance
 RESAMPLES = 400
 MIN_TURNS = 3
 DISTURBED = 3  # the median call by the fastest; on an idle machine it is less than 2
@@ -51,7 +52,7 @@ OTHER_CASE = 0.15  # what the machine did in one case tells little of another
 UNKNOWN_DRIFT = 0.20
 # The more the machine moved, the less exactly one row tells what it did to another.
 SHARE_OF_DRIFT = 0.15
-DRIFT_SCALE = 0.05
+DRIFT_SCALE = 0.05  # of Student's t with 3 degrees of freedom
 DRIFTS = np.linspace(-4, 4, 8001)
 HEADER = ["implementation", "measured", "change", "interval", "verdict"]
 LEGEND = (
@@ -338,11 +339,11 @@ def _ratio(old: dict[str, Any], new: dict[str, Any], rng: np.random.Generator) -
     known = [row["calls_a_turn"] for row in (old, new) if row.get("calls_a_turn")]
     calls = min(known, default=1)
     turns = [_turns(row["times_s"], calls) for row in (old, new)]
-    log_old, log_new = (float(np.quantile(fastest, QUARTILE)) for fastest in turns)
+    log_old, log_new = (float(np.quantile(fastest, QUANTILE)) for fastest in turns)
     variance = 0.0
     for fastest in turns:
         drawn = rng.choice(fastest, (RESAMPLES, len(fastest)))
-        variance += float(np.quantile(drawn, QUARTILE, axis=1).var())
+        variance += float(np.quantile(drawn, QUANTILE, axis=1).var())
     return Ratio(log_new - log_old, variance, min(map(len, turns)) - 1)
 
 
