@@ -30,8 +30,8 @@ from sklearn.preprocessing import StandardScaler
 
 from gpuclf import FleetSearchCV, SoftmaxClassifier, Standardized, TwoLayerNetClassifier
 from gpuclf.backend import environment
+from gpuclf.benchmark.devices import HostDevice
 from gpuclf.benchmark.report import write_json
-from gpuclf.benchmark.timing import settle
 from gpuclf.datasets import load_dataset
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.search import coarse_to_fine
@@ -65,7 +65,7 @@ def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) 
         for _ in track(range(rounds + 1), f"{kind}: cost per model", console=console):
             for size in sizes:
                 models = [make(learning_rate=1e-3 / (k + 1)) for k in range(size)]
-                settle()
+                HostDevice().settle()
                 start = time.perf_counter()
                 fit_together(models, features, labels)
                 seconds[size].append(time.perf_counter() - start)
@@ -107,7 +107,7 @@ def searches(X: np.ndarray, y: np.ndarray, epochs: int) -> list[dict]:
             if turn >= turns:
                 continue
             with console.status(name):
-                settle()
+                HostDevice().settle()
                 start = time.perf_counter()
                 search.fit(samples, y)
                 seconds[name].append(time.perf_counter() - start)
@@ -130,7 +130,7 @@ def course_search(X: np.ndarray, y: np.ndarray) -> dict:
     """Search coarse to fine, two rounds of 32 settings."""
     n_train = len(y) - N_VALIDATION
     classifier = SoftmaxClassifier(**COURSE, precision="float32", random_state=0)
-    settle()
+    HostDevice().settle()
     start = time.perf_counter()
     with console.status("the course's search"):
         found = coarse_to_fine(
