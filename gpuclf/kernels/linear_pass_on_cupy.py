@@ -12,6 +12,7 @@ import numpy as np
 from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
 from gpuclf.kernels.cuda_modules import ceil_div
+from gpuclf.kernels.single_pass_on_cupy import single_pass
 from gpuclf.linear import linear_objective, linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.row_blocks import row_slices
@@ -55,12 +56,17 @@ def linear_pass_on_tensor_cores(
     ----------
     W, b, features, y, weights, data_loss, precision
         As in :func:`gpuclf.linear.linear_pass`.
-    walk : {"backwards", "forwards"} or int
+    walk : {"backwards", "forwards", "once"} or int
         In which order the second walk takes the rows; or both walks go through blocks of rows, of
-        so many bytes. Each has an order of summation of its own, whatever the device.
+        so many bytes; or there is only one (single_pass.cu), where that can be. Each has an order
+        of summation of its own, whatever the device.
     """
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
+    if walk == "once":
+        found = single_pass(W, b, features, y, weights, data_loss)
+        if found is not NotImplemented:
+            return found
     return _launch(W, b, features, y, weights, data_loss, precision, walk)
 
 
@@ -76,6 +82,10 @@ def linear_objective_on_tensor_cores(
     """
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
+    if walk == "once":
+        found = single_pass(W, b, features, y, weights, data_loss, reg)
+        if found is not NotImplemented:
+            return found
     return _launch(W, b, features, y, weights, data_loss, precision, walk, reg)
 
 
