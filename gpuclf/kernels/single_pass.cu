@@ -14,7 +14,8 @@
 // Numbers. Tensor cores multiply bytes exactly: X - 128 by W' and by G as whole numbers of 24 bits,
 // in three digits of 8 bits each, -128 to 127. The units are powers of two, one for each class and
 // strip of W', one for each tile of G; what is lost is 2^-24 of the largest number that shares the
-// unit. Sums of digits are exact in 32 bits; what is left to floats is to add 8 strips for a score,
+// unit. What is taken from b, and db, are sums of the same whole numbers, so that nothing is left where
+// they cancel with the products. Sums of digits are exact in 32 bits; what is left to floats is to add 8 strips for a score,
 // and the tiles of a block, then the blocks, for dW'. Their orders and the number of blocks do not
 // depend on the device, nor does anything that tensor cores do: what can differ between devices is
 // expf and logf.
@@ -176,7 +177,7 @@ pack_digits(const float* __restrict__ W, const double* __restrict__ mean,
     constexpr int COLUMNS = (STRIP + 127) / 128;
     float values[COLUMNS];
     unsigned largest = 0;
-    double moved = 0.0, squares = 0.0;
+    double squares = 0.0, moved = 0.0;
 #pragma unroll
     for (int i = 0; i < COLUMNS; ++i) {
         const int k = threadIdx.x + 128 * i, column = strip * STRIP + k;
@@ -184,37 +185,44 @@ pack_digits(const float* __restrict__ W, const double* __restrict__ mean,
         if (k >= STRIP || column >= FEATURES) continue;
         const float weight = W[column * CLASSES + label];
         const double divisor = scale ? scale[column] : 1.0;
-        const double shift = ((mean ? mean[column] : 0.0) - 128.0) / divisor;
         const float factor = static_cast<float>(1.0 / divisor);
         values[i] = weight * factor;
         largest = max(largest, magnitude(values[i]));
-        moved += shift * weight;
         squares += static_cast<double>(weight) * weight;
-        if (folding && label == 0)
+        if (folding && label == 0) {
+            const double shift = ((mean ? mean[column] : 0.0) - 128.0) / divisor;
             folding[column] = make_float2(factor, static_cast<float>(shift));
+        }
     }
-    largest = warp_max(largest), moved = warp_sum(moved), squares = warp_sum(squares);
-    if (lane == 0) maxima[warp] = largest, sums[warp][0] = moved, sums[warp][1] = squares;
+    largest = warp_max(largest);
+    if (lane == 0) maxima[warp] = largest;
     __syncthreads();
     for (int i = 0; i < 4; ++i) largest = max(largest, maxima[i]);
     const Unit scaling = unit_of(largest);
     const int place = strip * CLASSES + label;
     if (threadIdx.x == 0) units[place] = scaling.unit;
-    if (strip_sums && threadIdx.x < 2) {
-        double sum = 0.0;
-        for (int i = 0; i < 4; ++i) sum += sums[i][threadIdx.x];
-        strip_sums[2 * place + threadIdx.x] = sum;
-    }
 #pragma unroll
     for (int i = 0; i < COLUMNS; ++i) {
         const int k = threadIdx.x + 128 * i;
         if (k >= STRIP) continue;
-        const unsigned digits =
-            digits_from_number(__float2int_rn(values[i] * scaling.enlargement));
+        const int number = __float2int_rn(values[i] * scaling.enlargement);
+        const unsigned digits = digits_from_number(number);
+        if (mean && strip * STRIP + k < FEATURES)
+            moved += (mean[strip * STRIP + k] - 128.0) * number * scaling.unit;
+        else
+            moved -= 128.0 * number * scaling.unit;
         signed char* chunk = packed + (strip * CHUNKS + k / CHUNK) * DIGIT_COLUMNS * CHUNK;
         for (int digit = 0; digit < digits_of(label); ++digit)
             chunk[digit_column(label, digit) * CHUNK + k % CHUNK] =
                 digit < 3 ? digits >> 8 * (2 - digit) : 0;
+    }
+    moved = warp_sum(moved), squares = warp_sum(squares);
+    if (lane == 0) sums[warp][0] = moved, sums[warp][1] = squares;
+    __syncthreads();
+    if (strip_sums && threadIdx.x < 2) {
+        double sum = 0.0;
+        for (int i = 0; i < 4; ++i) sum += sums[i][threadIdx.x];
+        strip_sums[2 * place + threadIdx.x] = sum;
     }
 }
 
@@ -403,7 +411,6 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
 #pragma unroll
         for (int i = 0; i < ROW_CLASSES; ++i) {
             values[i] = exists ? values[i] * weight : 0.0f;
-            column_sums[i] += values[i];
             largest = max(largest, magnitude(values[i]));
         }
         largest = warp_max(largest);
@@ -419,8 +426,9 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
         for (int i = 0; i < ROW_CLASSES; ++i) {
             const int column = row_member + ROW_LANES * i;
             if (column >= CLASSES) continue;
-            const unsigned digits =
-                digits_from_number(__float2int_rn(values[i] * scaling.enlargement));
+            const int number = __float2int_rn(values[i] * scaling.enlargement);
+            const unsigned digits = digits_from_number(number);
+            column_sums[i] += static_cast<float>(number) * scaling.unit;
             for (int digit = 0; digit < digits_of(column); ++digit)
                 digits_G[digit_column(column, digit) * ROWS + digit_row] =
                     digit < 3 ? digits >> 8 * (2 - digit) : 0;

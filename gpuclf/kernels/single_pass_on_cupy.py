@@ -1,4 +1,4 @@
-"""The linear pass over bytes that reads X from memory once, in three launches: see single_pass.cu."""
+"""The linear pass over bytes that reads X from memory once: see single_pass.cu."""
 
 from __future__ import annotations
 
