@@ -31,12 +31,21 @@ from benchmarks import parity
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
 from gpuclf.benchmark import device_cases
-from gpuclf.benchmark.cases import Inputs
+from gpuclf.benchmark.cases import REG, Inputs
 from gpuclf.benchmark.device_timing import SLACK, run_device_case, true_results
 from gpuclf.benchmark.devices import CudaDevice, HostDevice, measure_ceilings
-from gpuclf.benchmark.implementations import Unavailable, device_implementations
+from gpuclf.benchmark.implementations import (
+    Implementation,
+    Unavailable,
+    device_implementations,
+    rotated,
+)
 from gpuclf.benchmark.peers import device_peers
 from gpuclf.datasets import make_synthetic
+from gpuclf.features import Features
+from gpuclf.kernels.linear_pass_on_cupy import linear_objective_on_tensor_cores
+from gpuclf.kernels.single_pass_on_cupy import single_pass
+from gpuclf.losses import softmax_cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck")
@@ -57,6 +66,7 @@ KERNEL_TESTS = [
     )
 ]
 INTERRUPT_S = 4.0  # for pytest's own report, within the step's limit
+WALKS = ("backwards", "forwards", 8 << 20, 16 << 20, 32 << 20, "once")
 COLD = ["plain CuPy", "gpuclf uint8", "PyTorch eager", "JAX jit", "PyTorch compiled"]
 # A small CPU's ceilings, from calls of microseconds, are no ceilings: a rehearsal only goes through
 # the judgement.
@@ -483,6 +493,58 @@ def timings(index, context):
     return result
 
 
+def linear_walks(context):
+    """Check and time the softmax pass in every order in which its kernels can walk the samples."""
+    if "ceilings" not in context.known:
+        raise Skipped("no ceilings were measured, so nothing could be judged")
+    settings, case, inputs = context.settings, context.cases[0], context.inputs
+    walks, truth_inputs, backend = WALKS, context.inputs_float64, "cupy"
+    if settings.dry_run:
+        if not rehearse_kernels():
+            raise Skipped("no C++ compiler")
+        X, y = context.images
+        inputs, truth_inputs = (Inputs(X[:, :96], y, dtype) for dtype in ("float32", "float64"))
+        walks, backend = ("backwards", "once"), "numpy"
+
+    def prepare(case, inputs, walk):
+        put = partial(to_device, backend=backend)
+        batches = rotated(inputs.bytes_[: case.samples], inputs, put)
+        y, W = put(inputs.y[: case.samples]), put(inputs.W)
+
+        def call():
+            features = Features(next(batches), int(W.shape[1]), W.dtype)
+            args = W, None, features, y, None, softmax_cross_entropy
+            if walk == "once":  # itself: by the other it may be two walks
+                return single_pass(*args, REG)[:2]
+            return linear_objective_on_tensor_cores(*args, REG, walk=walk)[:2]
+
+        return call
+
+    rows = run_device_case(
+        case,
+        inputs,
+        true_results(case, truth_inputs),
+        [
+            Implementation(f"walk {walk}", backend, "uint8", partial(prepare, walk=walk))
+            for walk in walks
+        ],
+        context.device,
+        context.known["ceilings"],
+        context.advance,
+        settings.timing_s,
+        settings.prepare_limit_s,
+        settings.seed,
+        SLACK_OF_REHEARSAL if settings.dry_run else SLACK,
+        settings.compile_limit_s,
+        context.left_s(),
+    )
+    result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
+    bad = [f"{r.implementation} {r.status} ({r.reason})" for r in rows if r.status != "timed"]
+    if bad:
+        raise Unfit("; ".join(bad), result)
+    return result
+
+
 def release(device):
     """Give memory back, so that the next case finds room."""
     gc.collect()
@@ -561,6 +623,7 @@ STEPS = {
     # The figures that decide come before what may be slow.
     "ceilings": ceilings,
     "timings: softmax": TIMINGS.pop("timings: softmax"),
+    "walks of the linear pass": linear_walks,
     **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
     **TIMINGS,
     "cold starts": cold_starts,

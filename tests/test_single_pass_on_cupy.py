@@ -172,7 +172,7 @@ BROKEN = {
         "unsigned b[TILES][2];",
     ),
     "a wait for the ring dropped": ("wait_for_all_but<RING - 1>(RING - 1 - chunk);", ""),
-    "a place of the ring too far": ("start_chunk(place);\n", "start_chunk((place + 1) % RING);\n"),
+    "a place of the ring too far": ("chunk + RING, place);", "chunk + RING, (place + 1) % RING);"),
     "rows of G in another order": ("tile_row / 8 % 2 * 2\n", "tile_row / 8 % 2\n"),
     "db of G before its digits": (
         "static_cast<float>(number) * scaling.unit",

@@ -307,11 +307,12 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
     const int copy_row = lane / 4, copy_column = warp * STRIP + member * 16;
     const unsigned copy_to = shared_address(shared_memory)
         + 16 * (own_ring + copy_row * 4 + (member ^ copy_row / 2 % 4));
-    int tile_to_copy = blockIdx.x, chunk_to_copy = 0;
-    auto start_chunk = [&](int place) {
-        if (tile_to_copy < n_tiles) {
-            const int column = copy_column + chunk_to_copy * CHUNK;
-            const int row = tile_to_copy * ROWS + copy_row;
+    // The chunk that comes `number` chunks after the first of a tile of this block.
+    auto start_chunk = [&](int tile, int number, int place) {
+        tile += number / CHUNKS * gridDim.x;
+        if (tile < n_tiles) {
+            const int column = copy_column + number % CHUNKS * CHUNK;
+            const int row = tile * ROWS + copy_row;
             const unsigned char* from = X + static_cast<long long>(row) * FEATURES + column;
 #pragma unroll
             for (int i = 0; i < ROWS; i += 8)
@@ -320,12 +321,11 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
                                    from + i * FEATURES);
         }
         close_copy_group();
-        if (++chunk_to_copy == CHUNKS) chunk_to_copy = 0, tile_to_copy += gridDim.x;
     };
     for (int i = lane; i < CHUNKS * WEIGHT_VECTORS; i += 32)  // in the group of the first chunk
         copy_async<16>(shared_address(shared_memory) + 16 * (own_weights + i),
                        packed + own_weights + i);
-    for (int i = 0; i < RING; ++i) start_chunk(i);
+    for (int i = 0; i < RING; ++i) start_chunk(blockIdx.x, i, i);
 
     if (threadIdx.x < CLASSES) {
         double moved = 0.0;
@@ -343,10 +343,6 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
     for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
         const int tile_row = threadIdx.x / ROW_LANES, row_member = threadIdx.x % ROW_LANES;
         const int row = tile * ROWS + tile_row;
-        const bool exists = row < n_samples;
-        const long long known = exists ? labels[row] : 0;
-        const int label = known >= 0 && known < CLASSES ? static_cast<int>(known) : -1;
-        const float weight = !exists ? 0.0f : sample_weight ? sample_weight[row] : uniform_weight;
 
         int scores[2][TILES][4] = {};
         const uint4* weights = shared_memory + own_weights + group * 4 + member;
@@ -393,6 +389,10 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
                     strip_scores[(warp * ROWS + 8 * j + group) * CLASSES + column] = score;
             }
         }
+        const bool exists = row < n_samples;
+        const long long known = exists ? labels[row] : 0;
+        const int label = known >= 0 && known < CLASSES ? static_cast<int>(known) : -1;
+        const float weight = !exists ? 0.0f : sample_weight ? sample_weight[row] : uniform_weight;
         __syncthreads();
 
         float values[ROW_CLASSES];
@@ -467,7 +467,7 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
                                tile_units[i / 2]);
             }
             __syncwarp();
-            start_chunk(place);
+            start_chunk(tile, chunk + RING, place);
         }
         first_place += CHUNKS - (first_place + CHUNKS < RING ? 0 : RING);
     }
