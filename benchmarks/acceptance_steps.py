@@ -501,7 +501,7 @@ def linear_walks(context):
     walks, truth_inputs, backend = WALKS, context.inputs_float64, "cupy"
     if settings.dry_run:
         if not rehearse_kernels():
-            raise Skipped("no C++ compiler")
+            return {"rows": [], "message": "left out: no C++ compiler"}
         X, y = np.ascontiguousarray(context.images[0][:, :96]), context.images[1]
         inputs, truth_inputs = (Inputs(X, y, dtype) for dtype in ("float32", "float64"))
         walks, backend = ("backwards", "once"), "numpy"

@@ -13,12 +13,12 @@
 // multiply_gradients begins with the last of both (BACKWARDS): its blocks take groups of rows in
 // turns, so that all of them are at the end of X at the same time.
 //
-// X in blocks of rows that stay in L2, score_rows and multiply_gradients for each, would read memory
-// once. Estimated for 154 MB on an H200, not yet measured: 36 us from memory and, because L2 gives
-// some 5.6 TB/s, 27 us for the second walk, where two whole walks take 36 + 28 + 6 us if 35 MB are
-// still in L2. So blocks save 7 us at most, and each costs two launches more (2 to 3 us each), part
-// of a wave, and another round of 5 MB through the partial sums: whole walks are the default.
-// single_pass.cu reads X once.
+// X in blocks of rows that stay in L2, score_rows and multiply_gradients for each, would read
+// memory once. Estimated for 154 MB on an H200, not yet measured: 36 us from memory and, because L2
+// gives some 5.6 TB/s, 27 us for the second walk, where two whole walks take 36 + 28 + 6 us if 35
+// MB are still in L2. So blocks save 7 us at most, and each costs two launches more (2 to 3 us
+// each), part of a wave, and another round of 5 MB through the partial sums: whole walks are the
+// default. single_pass.cu reads X once.
 //
 // Precision. A byte less 128 is exact as a half. W' and G are split into two halves each, head and
 // tail (SPLIT), after a scaling by a power of two that is chosen for every 64 columns of W' and for
@@ -37,12 +37,12 @@
 // blocks of a multiprocessor, without registers for them. A warp has its rows' scores to itself, so
 // that the loss takes no barrier, only shuffles among four lanes.
 //
-// multiply_gradients. Block: up to 8 strips of 128 columns, a warp each, times a share of the groups;
-// the sums of a strip stay in registers for all of them. G^T is the A operand and bytes are B: the
-// classes then fill the 16 rows of a fragment, and a fragment of G serves 16 products. B
-// wants pairs of rows side by side in a register: lane 4 g + t takes 16 columns of rows t, t + 4,
-// t + 8, t + 12, and two byte permutations interleave two rows, cheaper than a transposed load,
-// which exists for halves only. Classes beyond 16 take further blocks, which find X in L2.
+// multiply_gradients. Block: up to 8 strips of 128 columns, a warp each, times a share of the
+// groups; the sums of a strip stay in registers for all of them. G^T is the A operand and bytes are
+// B: the classes then fill the 16 rows of a fragment, and a fragment of G serves 16 products. B
+// wants pairs of rows side by side in a register: lane 4 g + t takes 16 columns of rows t, t + 4, t
+// + 8, t + 12, and two byte permutations interleave two rows, cheaper than a transposed load, which
+// exists for halves only. Classes beyond 16 take further blocks, which find X in L2.
 //
 // Instructions of the inner loops for sm_90, 10 classes and SPLIT, counted in what nvcc 13.0 makes
 // of them for 2 KB of X, beside the issue slots that a scheduler has while its quarter of a
@@ -60,8 +60,8 @@
 //
 // Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D
 // and the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows,
-// BLOCK_STRIPS (1 to 8) and BACKWARDS (0, 1) of multiply_gradients. D is one of them because addresses are then offsets
-// within instructions.
+// BLOCK_STRIPS (1 to 8) and BACKWARDS (0, 1) of multiply_gradients. D is one of them because
+// addresses are then offsets within instructions.
 //
 // check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8 BACKWARDS=1
 // check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1 BACKWARDS=0

@@ -14,39 +14,40 @@
 // Numbers. Tensor cores multiply bytes exactly: X - 128 by W' and by G as whole numbers of 24 bits,
 // in three digits of 8 bits each, -128 to 127. The units are powers of two, one for each class and
 // strip of W', one for each tile of G; what is lost is 2^-24 of the largest number that shares the
-// unit. What is taken from b, and db, are sums of the same whole numbers, so that nothing is left where
-// they cancel with the products. Sums of digits are exact in 32 bits; what is left to floats is to add 8 strips for a score,
-// and the tiles of a block, then the blocks, for dW'. Their orders and the number of blocks do not
-// depend on the device, nor does anything that tensor cores do: what can differ between devices is
-// expf and logf.
+// unit. What is taken from b, and db, are sums of the same whole numbers, so that nothing is left
+// where they cancel with the products. Sums of digits are exact in 32 bits; what is left to floats
+// is to add 8 strips for a score, and the tiles of a block, then the blocks, for dW'. Their orders
+// and the number of blocks do not depend on the device, nor does anything that tensor cores do:
+// what can differ between devices is expf and logf.
 //
-// walk_tiles. 8 warps, a block on each multiprocessor; tiles of 32 rows in turns. A warp has a strip
-// of columns for itself (384 of 3,072): it copies them, in chunks of 64 columns, into a ring of its
-// own, multiplies them by its part of W', which stays in shared memory, and later by G; so what it
-// copies needs no barrier. The strip's dW' stays in registers for all tiles (144 of 255 for 10 classes
-// and 3,072 columns). When a chunk has been multiplied by G, its place in the ring takes the next
-// tile's. Shared memory for 3,072 columns and 10 classes: W' 96 KB; ring 7 chunks a warp, 112 KB, for
-// the tile and a sixth of the next; the strips' scores 10 KB; digits of G 1 KB.
-// A tile takes three barriers: scores of all strips, the largest of G, the digits of G. The loss
-// has 8 lanes a row.
+// walk_tiles. 8 warps, a block on each multiprocessor; tiles of 32 rows in turns. A warp has a
+// strip of columns for itself (384 of 3,072): it copies them, in chunks of 64 columns, into a ring
+// of its own, multiplies them by its part of W', which stays in shared memory, and later by G; so
+// what it copies needs no barrier. The strip's dW' stays in registers for all tiles (144 of 255 for
+// 10 classes and 3,072 columns). When a chunk has been multiplied by G, its place in the ring takes
+// the next tile's. Shared memory for 3,072 columns and 10 classes: W' 96 KB; ring 7 chunks a warp,
+// 112 KB, for the tile and a sixth of the next; the strips' scores 10 KB; digits of G 1 KB. A tile
+// takes three barriers: scores of all strips, the largest of G, the digits of G. The loss has 8
+// lanes a row.
 //
-// Digits are the B operand of both products, rows and columns of X are A. Lane t of a quad is to find
-// all digits of a class among its sums, classes t, t + 4, ...; if one or two classes are left, two
-// lanes have each: the first two digits, and the third. So ten classes take 4 tiles of 8 columns.
-// The order of the k's is free: for scores, lane 4 g + t takes 16 bytes of row g at column 16 t; for
-// dW', a transposed load takes pairs of columns, and a byte permutation separates them.
+// Digits are the B operand of both products, rows and columns of X are A. Lane t of a quad is to
+// find all digits of a class among its sums, classes t, t + 4, ...; if one or two classes are left,
+// two lanes have each: the first two digits, and the third. So ten classes take 4 tiles of 8
+// columns. The order of the k's is free: for scores, lane 4 g + t takes 16 bytes of row g at column
+// 16 t; for dW', a transposed load takes pairs of columns, and a byte permutation separates them.
 //
-// Instructions for sm_90 and 10 classes for each 2 KB of X, of 427 issue slots (see linear_pass.cu):
-// some 45 for scores (16 products), 230 for dW' (16 products, 144 to add up). Tensor cores: 32
-// products of some 7 cycles, 214 of 427. Shared memory: 8 KB for each 2 KB, 60 % of its rate. Derived,
-// not yet measured. [est] 36 us from memory, 2 to 8 where a block waits for its first and adds up
-// its last tile, 8 for the other launches.
+// Instructions for sm_90 and 10 classes, counted in what nvcc 13.0 makes of them for each 2 KB of
+// X, of 427 issue slots (see linear_pass.cu): 90 for scores and what a tile takes besides, 220 for
+// dW', 144 of them to add up. Tensor cores: 32 products of some 7 cycles, 214 of 427. Shared
+// memory: 8 KB for each 2 KB, 60 % of its rate. Not yet measured; [est] 36 us from memory, 2 to 8
+// where a block waits for its first tile, adds up its last and meets at barriers, 8 for the other
+// launches.
 //
 // Declined by single_pass_on_cupy.py: what linear_pass.cu declines; rows that are not a multiple of
-// 16 bytes; more than 12 classes or 3,072 columns, whose sums registers do not hold; devices with too
-// little shared memory (3,072 columns need 207 KB: sm_90, sm_100). Does not help: few rows, where each block
-// has less to do than to copy W'; devices with more multiprocessors than blocks, or whose tensor
-// cores are slow on bytes.
+// 16 bytes; more than 12 classes or 3,072 columns, whose sums registers do not hold; devices with
+// too little shared memory (3,072 columns need 205 KB: sm_90, sm_100). Does not help: few rows,
+// where each block has less to do than to copy W'; devices with more multiprocessors than blocks,
+// or whose tensor cores are slow on bytes.
 //
 // Constants: FEATURES (a multiple of 16), CLASSES, HINGE (0, 1), RING (chunks of a warp).
 //
