@@ -296,17 +296,10 @@ def summary(step):
     if step["name"] == "cold starts" and found:
         firsts = [row for row in found["rows"] if "first_call_s" in row]
         return ", ".join(f"{r['implementation']} {r['first_call_s']:.2g} s" for r in firsts)
-    if step["name"] == "epochs" and found:
-        ours, eager = (
-            {row["model"]: row["median_s"] for row in found["rows"]
-             if row["implementation"] == name and "median_s" in row}
-            for name in ("gpuclf uint8", "PyTorch eager")
-        )  # fmt: skip
-        return ", ".join(
-            f"{model} {format_seconds(seconds)}"
-            + (f" (PyTorch {format_seconds(eager[model])})" if model in eager else "")
-            for model, seconds in ours.items()
-        )
+    if step["name"].startswith("walks") and found:
+        rows = [row for row in found["rows"] if row["status"] == "timed"]
+        medians = {r["implementation"]: format_seconds(r["device_s"]["median"]) for r in rows}
+        return ", ".join(f"{name[5:]} {median}" for name, median in medians.items())
     if step["name"].startswith("timings") and found:
         statuses = [row["status"] for row in found["rows"]]
         return ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))

@@ -31,6 +31,7 @@ from benchmarks import parity
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
 from gpuclf.benchmark import (
+    Implementation,
     Inputs,
     Reference,
     Unavailable,
@@ -39,10 +40,16 @@ from gpuclf.benchmark import (
     device_peers,
     run_case,
 )
+from gpuclf.benchmark.cases import REG
 from gpuclf.benchmark.devices import CudaDevice, HostDevice
+from gpuclf.benchmark.implementations import rotated
 from gpuclf.benchmark.roofline import measure_ceilings
 from gpuclf.benchmark.timing import SLACK
 from gpuclf.datasets import make_synthetic
+from gpuclf.features import Features
+from gpuclf.kernels.linear_pass_on_cupy import linear_objective_on_tensor_cores
+from gpuclf.kernels.single_pass_on_cupy import single_pass
+from gpuclf.losses import softmax_cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck")
@@ -64,6 +71,7 @@ KERNEL_TESTS = [
     )
 ]
 INTERRUPT_S = 4.0  # for pytest's own report, within the step's limit
+WALKS = ("backwards", "forwards", 8 << 20, 16 << 20, 32 << 20, "once")
 COLD = ["plain CuPy", "gpuclf uint8", "PyTorch eager", "JAX jit", "PyTorch compiled"]
 # A small CPU's ceilings, from calls of microseconds, are no ceilings: a rehearsal only goes through
 # the judgement.
@@ -457,20 +465,17 @@ def ceilings(context):
     return found
 
 
-def timings(index, context):
-    """Check and time one case."""
-    if "ceilings" not in context.known:
-        raise Skipped("no ceilings were measured, so nothing could be judged")
-    case, settings = context.cases[index], context.settings
-    context.advance("float64 reference")
-    reference = Reference(case, context.inputs, context.inputs_float64)
+def timed(context, case, inputs, precise, implementations):
+    """Check and time the implementations of a case; give their memory back."""
+    settings = context.settings
+    reference = Reference(case, inputs, precise)
     reference.results(case.samples)
     where = context.inputs.device
     try:
-        rows = run_case(
+        return run_case(
             case,
-            context.inputs,
-            context.implementations(),
+            inputs,
+            implementations,
             devices={"cpu": HostDevice(), where: context.device},
             ceilings={where: context.known["ceilings"]},
             reference=reference,
@@ -485,6 +490,15 @@ def timings(index, context):
     finally:
         with suppress(Exception):  # of a broken device; what was timed before counts
             release(context.device)
+
+
+def timings(index, context):
+    """Check and time one case."""
+    if "ceilings" not in context.known:
+        raise Skipped("no ceilings were measured, so nothing could be judged")
+    case = context.cases[index]
+    context.advance("float64 reference")
+    rows = timed(context, case, context.inputs, context.inputs_float64, context.implementations())
     result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
     bad = [
         f"{row.implementation} {row.status} ({row.reason})"
@@ -496,6 +510,51 @@ def timings(index, context):
     late = [row.implementation for row in rows if (row.reason or "").endswith("out of time")]
     if late:
         raise Incomplete(f"out of time: {', '.join(late)}", result)
+    return result
+
+
+def linear_walks(context):
+    """Check and time the softmax pass in every order in which its kernels can walk the samples."""
+    if "ceilings" not in context.known:
+        raise Skipped("no ceilings were measured, so nothing could be judged")
+    settings, case, inputs = context.settings, context.cases[0], context.inputs
+    walks, truth_inputs, backend = WALKS, context.inputs_float64, "cupy"
+    if settings.dry_run:
+        if not rehearse_kernels():
+            return {"rows": [], "message": "left out: no C++ compiler"}
+        X, y = np.ascontiguousarray(context.images[0][:, :96]), context.images[1]
+        inputs, truth_inputs = (Inputs(X, y, dtype) for dtype in ("float32", "float64"))
+        walks, backend = ("backwards", "once"), "numpy"
+
+    def prepare(case, inputs, walk):
+        put = partial(to_device, backend=backend)
+        batches = rotated(inputs.bytes_[: case.samples], inputs, put)
+        y, W = put(inputs.y[: case.samples]), put(inputs.W)
+
+        def call():
+            features = Features(next(batches), int(W.shape[1]), W.dtype)
+            args = W, None, features, y, None, softmax_cross_entropy
+            if walk == "once":  # itself: by the other it may be two walks
+                return single_pass(*args, REG)[:2]
+            return linear_objective_on_tensor_cores(*args, REG, walk=walk)[:2]
+
+        return call
+
+    ways = [
+        Implementation(
+            f"walk {walk}",
+            backend,
+            "uint8",
+            partial(prepare, walk=walk),
+            device=context.inputs.device,
+        )
+        for walk in walks
+    ]
+    rows = timed(context, case, inputs, truth_inputs, ways)
+    result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
+    bad = [f"{r.implementation} {r.status} ({r.reason})" for r in rows if r.status != "timed"]
+    if bad:
+        raise Unfit("; ".join(bad), result)
     return result
 
 
@@ -580,6 +639,7 @@ STEPS = {
     # The figures that decide come before what may be slow.
     "ceilings": ceilings,
     "timings: softmax": TIMINGS.pop("timings: softmax"),
+    "walks of the linear pass": linear_walks,
     **{f"compute-sanitizer {tool}": partial(sanitizer, tool) for tool in SANITIZERS},
     **TIMINGS,
     "cold starts": cold_starts,

@@ -129,6 +129,39 @@ def test_rows_of_several_blocks_and_shares(monkeypatch):
         assert_as_exact_as_float32(given, run(given))
 
 
+# Blocks of 192 and 384 rows, the last one shorter than the groups that its shares are for.
+WALKS = {"forwards": 1, "backwards": 1, 96 * 192: 3, 96 * 500: 2}
+
+
+def assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk):
+    limit(monkeypatch, MAX_GRADIENT_BLOCKS=4)
+    given = arguments(450)
+    assert_as_exact_as_float32(given, run(given, walk=walk))
+    assert cuda_on_cpu.launches == [LAUNCHES[0], *LAUNCHES[1:3] * WALKS[walk], LAUNCHES[3]]
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_walks_in_either_direction_and_in_blocks(cuda_on_cpu, monkeypatch, walk):
+    assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
+
+
+BROKEN_WALKS = {
+    "from the last group": ("forwards", "BACKWARDS ? (n_own", "true ? (n_own"),
+    "not added to the block before": (96 * 192, "adds ? partials[i * 32]", "false ? partials[0]"),
+    "added to what was there": (96 * 500, "adds ? partials", "true ? partials"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_WALKS)
+def test_broken_walks_are_caught(cuda_on_cpu, monkeypatch, name):
+    walk, *change = BROKEN_WALKS[name]
+    with (
+        cuda_on_cpu.broken("linear_pass.cu", change),
+        pytest.raises((AssertionError, CudaOnCpuError)),
+    ):
+        assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_same_bits_in_any_order(cuda_on_cpu, order):
     given = arguments(400)
@@ -497,7 +530,7 @@ def compiled():
     """Compile the broken kernels side by side: one after another would be half of the time."""
     if compiler() is None:
         return
-    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, False, 8, 227 << 10)
+    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, False, 8, True, 227 << 10)
     constants = tuple(sorted(plan.constants.items()))
     source = (cuda_modules.FOLDER / "linear_pass.cu").read_text()
     sources = [source.replace(*change) for change in BROKEN.values()]

@@ -10,7 +10,15 @@
 // read four times that. The scores never leave the registers; G goes through memory as halves, 64
 // bytes a row for up to 16 classes; W' is read once by each block of score_rows, from the L2 cache.
 // score_rows leaves the last columns (of few rows) or the last rows (of many) in L2, so
-// multiply_gradients begins with the last of both.
+// multiply_gradients begins with the last of both (BACKWARDS): its blocks take groups of rows in
+// turns, so that all of them are at the end of X at the same time.
+//
+// X in blocks of rows that stay in L2, score_rows and multiply_gradients for each, would read
+// memory once. Estimated for 154 MB on an H200, not yet measured: 36 us from memory and, because L2
+// gives some 5.6 TB/s, 27 us for the second walk, where two whole walks take 36 + 28 + 6 us if 35
+// MB are still in L2. So blocks save 7 us at most, and each costs two launches more (2 to 3 us
+// each), part of a wave, and another round of 5 MB through the partial sums: whole walks are the
+// default. single_pass.cu reads X once.
 //
 // Precision. A byte less 128 is exact as a half. W' and G are split into two halves each, head and
 // tail (SPLIT), after a scaling by a power of two that is chosen for every 64 columns of W' and for
@@ -29,12 +37,12 @@
 // blocks of a multiprocessor, without registers for them. A warp has its rows' scores to itself, so
 // that the loss takes no barrier, only shuffles among four lanes.
 //
-// multiply_gradients. Block: up to 8 strips of 128 columns, a warp each, times a share of the rows;
-// the sums of a strip stay in registers for all of them. G^T is the A operand and bytes are B: the
-// classes then fill the 16 rows of a fragment, and a fragment of G serves 16 products. B
-// wants pairs of rows side by side in a register: lane 4 g + t takes 16 columns of rows t, t + 4,
-// t + 8, t + 12, and two byte permutations interleave two rows, cheaper than a transposed load,
-// which exists for halves only. Classes beyond 16 take further blocks, which find X in L2.
+// multiply_gradients. Block: up to 8 strips of 128 columns, a warp each, times a share of the
+// groups; the sums of a strip stay in registers for all of them. G^T is the A operand and bytes are
+// B: the classes then fill the 16 rows of a fragment, and a fragment of G serves 16 products. B
+// wants pairs of rows side by side in a register: lane 4 g + t takes 16 columns of rows t, t + 4, t
+// + 8, t + 12, and two byte permutations interleave two rows, cheaper than a transposed load, which
+// exists for halves only. Classes beyond 16 take further blocks, which find X in L2.
 //
 // Instructions of the inner loops for sm_90, 10 classes and SPLIT, counted in what nvcc 13.0 makes
 // of them for 2 KB of X, beside the issue slots that a scheduler has while its quarter of a
@@ -52,11 +60,11 @@
 //
 // Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D
 // and the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows,
-// BLOCK_STRIPS (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets
-// within instructions.
+// BLOCK_STRIPS (1 to 8) and BACKWARDS (0, 1) of multiply_gradients. D is one of them because
+// addresses are then offsets within instructions.
 //
-// check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8
-// check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1
+// check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8 BACKWARDS=1
+// check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1 BACKWARDS=0
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 #include <async_copy.cuh>
@@ -229,7 +237,7 @@ __device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long 
 }
 
 // bias may be null, as zeros, and so may sample_weight, for uniform_weight everywhere; chunk_sums
-// are those of pack_weights, or null. partial_sums (CLASSES + 1, blocks) gets the loss and the
+// are those of pack_weights, or null. partial_sums (blocks, CLASSES + 1) gets the loss and the
 // column sums of G; gradients gets G^T as A fragments by group, class tile, step, part and lane;
 // unscale what undoes a group's scale.
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS, BLOCK_ROWS == 64 ? 1 : ROW_TILES)
@@ -392,7 +400,7 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
     for (int i = threadIdx.x; i <= CLASSES; i += SCORE_THREADS) {
         double sum = 0.0;
         for (int j = 0; j < SCORE_WARPS; ++j) sum += i == 0 ? losses[j] : column_sums[j][i - 1];
-        partial_sums[i * gridDim.x + blockIdx.x] = sum;
+        partial_sums[blockIdx.x * (CLASSES + 1) + i] = sum;
     }
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i) {
@@ -415,18 +423,19 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
 }
 
 // partials gets the sums over a share of the groups of rows, as D fragments by share, class tile,
-// strip, product, class below or above 8, and lane. Grid: class tiles, blocks of strips, shares.
+// strip, product, class below or above 8, and lane; with `adds`, what is there is added to. Grid:
+// class tiles, blocks of strips, shares.
 extern "C" __global__ void __launch_bounds__(32 * BLOCK_STRIPS, 1)
 multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict__ gradients,
-                   const float* __restrict__ unscale, float2* __restrict__ partials,
-                   int n_samples) {
+                   const float* __restrict__ unscale, float2* __restrict__ partials, int n_samples,
+                   int adds) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
-    const int strip = (gridDim.y - 1 - blockIdx.y) * BLOCK_STRIPS + warp;
+    const int strip = (BACKWARDS ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * BLOCK_STRIPS + warp;
+    const int share = blockIdx.z, n_shares = gridDim.z;
     const int n_groups = (n_samples + GROUP - 1) / GROUP;
-    const int share = gridDim.z - 1 - blockIdx.z;
-    const int first = static_cast<long long>(n_groups) * share / gridDim.z;
-    const int last = static_cast<long long>(n_groups) * (share + 1) / gridDim.z - 1;
+    const int n_own_groups = (n_groups - share + n_shares - 1) / n_shares;
+    const int step = BACKWARDS ? -n_shares : n_shares;
     constexpr int STRIP_VECTORS = GROUP * STRIP / 16;
     constexpr int PIXEL_VECTORS = BLOCK_STRIPS * STRIP_VECTORS;
     constexpr int STAGE_VECTORS = PIXEL_VECTORS + GRADIENT_VECTORS + 1;
@@ -439,12 +448,13 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
     const int read_vector = warp * STRIP_VECTORS + member * 8 + (group ^ 2 * member);
     const unsigned ring = shared_address(shared_memory);
     const uint4* tile_gradients = gradients + blockIdx.x * GRADIENT_VECTORS + threadIdx.x;
+    int group_to_copy = share + (BACKWARDS ? (n_own_groups - 1) * n_shares : 0);
     const unsigned char* pixels_to_copy =
-        X + (static_cast<long long>(last) * GROUP + copy_row) * FEATURES + copy_column;
-    int n_rows_left = n_samples - last * GROUP - copy_row;
-    int group_to_copy = last, place_to_fill = 0;
+        X + (static_cast<long long>(group_to_copy) * GROUP + copy_row) * FEATURES + copy_column;
+    int n_rows_left = n_samples - group_to_copy * GROUP - copy_row;
+    int n_groups_to_copy = n_own_groups, place_to_fill = 0;
     auto start_stage = [&] {
-        if (group_to_copy >= first) {
+        if (n_groups_to_copy > 0) {
             const unsigned stage = ring + 16 * STAGE_VECTORS * place_to_fill;
             const unsigned to = stage + 16 * copy_vector;
 #pragma unroll
@@ -462,8 +472,9 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
             if (threadIdx.x == 0)
                 copy_async<4>(stage + 16 * (PIXEL_VECTORS + GRADIENT_VECTORS),
                               unscale + group_to_copy);
-            pixels_to_copy -= GROUP * FEATURES, n_rows_left += GROUP;
-            --group_to_copy;
+            pixels_to_copy += static_cast<long long>(step) * (GROUP * FEATURES);
+            n_rows_left -= step * GROUP, group_to_copy += step;
+            --n_groups_to_copy;
         }
         close_copy_group();
         place_to_fill = place_to_fill + 1 < GRADIENT_STAGES ? place_to_fill + 1 : 0;
@@ -472,7 +483,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 
     float totals[16][4] = {};
     int place = 0;
-    for (int number = first; number <= last; ++number) {
+    for (int number = 0; number < n_own_groups; ++number) {
         wait_for_copies<GRADIENT_STAGES - 2>();
         __syncthreads();
         start_stage();
@@ -525,13 +536,13 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 
     if (strip >= STRIPS) return;
     const long long tile = static_cast<long long>(share) * CLASS_TILES + blockIdx.x;
-    partials += (tile * STRIPS + strip) * 1024;
+    partials += (tile * STRIPS + strip) * 1024 + lane;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        const int label = blockIdx.x * 16 + group;
-        if (label < CLASSES) partials[i * 64 + lane] = make_float2(totals[i][0], totals[i][1]);
-        if (label + 8 < CLASSES)
-            partials[i * 64 + 32 + lane] = make_float2(totals[i][2], totals[i][3]);
+    for (int i = 0; i < 32; ++i) {
+        if (blockIdx.x * 16 + i % 2 * 8 + group >= CLASSES) continue;
+        const float2 before = adds ? partials[i * 32] : make_float2(0.0f, 0.0f);
+        const float* own = totals[i / 2] + i % 2 * 2;
+        partials[i * 32] = make_float2(before.x + own[0], before.y + own[1]);
     }
 }
 
@@ -554,7 +565,7 @@ sum_partials(const float2* __restrict__ partials, const double* __restrict__ par
         const int quantity = blockIdx.x - PAIR_BLOCKS;
         double sum = 0.0;
         for (int i = threadIdx.x; i < n_score_blocks; i += 256)
-            sum += partial_sums[quantity * n_score_blocks + i];
+            sum += partial_sums[i * (CLASSES + 1) + quantity];
         for (int i = threadIdx.x; quantity == 0 && folding && i < CHUNKS; i += 256)
             sum += penalty * chunk_sums[i * (CLASSES + 1) + CLASSES];
         sum = warp_sum(sum);
@@ -573,7 +584,7 @@ sum_partials(const float2* __restrict__ partials, const double* __restrict__ par
         for (int i = warp; i < 16 && tile * 16 + i < CLASSES; i += 8) {
             double sum = 0.0;
             for (int j = lane; j < n_score_blocks; j += 32)
-                sum += partial_sums[(tile * 16 + i + 1) * n_score_blocks + j];
+                sum += partial_sums[j * (CLASSES + 1) + tile * 16 + i + 1];
             sum = warp_sum(sum);
             if (lane == 0) column_sums[i] = static_cast<float>(sum);
         }

@@ -1,4 +1,4 @@
-"""The linear pass over bytes on tensor cores, in four launches: see linear_pass.cu."""
+"""The linear pass over bytes on tensor cores, in four launches or more: see linear_pass.cu."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
 from gpuclf.kernels.cuda_modules import ceil_div
+from gpuclf.kernels.single_pass_on_cupy import single_pass
 from gpuclf.linear import linear_objective, linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.row_blocks import row_slices
 
 if TYPE_CHECKING:
     from gpuclf.features import Features
@@ -27,6 +29,7 @@ MIN_COPY_BYTES = 4
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
 MIN_SCORE_BLOCKS = 132
 MAX_SCORE_STAGES = 5
+WALK = "backwards"
 MIN_SCORE_STAGES = 2
 
 # As in linear_pass.cu.
@@ -36,27 +39,41 @@ GROUP = 64
 STRIP = 128
 GRADIENT_STAGES = 3
 MAX_STRIPS = 8  # of a block
+LARGEST_BLOCK = 3 * GROUP  # rows of score_rows' larger block
 
 
 @linear_pass.register("cupy")
 def linear_pass_on_tensor_cores(
     W: Any, b: Any, features: Features, y: Any, weights: Any, data_loss: Any,
-    precision: str = "float32",
+    precision: str = "float32", walk: str | int = WALK,
 ) -> Any:  # fmt: skip
     """Compute :func:`gpuclf.linear.linear_pass` with scores and gradients in two walks over X.
 
     At "tf32", scores and dW are products of factors with 11 bits: relative errors of some 2e-4,
     where "float32" has some 3e-7.
+
+    Parameters
+    ----------
+    W, b, features, y, weights, data_loss, precision
+        As in :func:`gpuclf.linear.linear_pass`.
+    walk : {"backwards", "forwards", "once"} or int
+        In which order the second walk takes the rows; or both walks go through blocks of rows, of
+        so many bytes; or there is only one (single_pass.cu), where that can be. Each has an order
+        of summation of its own, whatever the device.
     """
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
-    return _launch(W, b, features, y, weights, data_loss, precision)
+    if walk == "once":
+        found = single_pass(W, b, features, y, weights, data_loss)
+        if found is not NotImplemented:
+            return found
+    return _launch(W, b, features, y, weights, data_loss, precision, walk)
 
 
 @linear_objective.register("cupy")
 def linear_objective_on_tensor_cores(
     W: Any, b: Any, features: Features, y: Any, weights: Any, data_loss: Any, reg: float,
-    precision: str = "float32",
+    precision: str = "float32", walk: str | int = WALK,
 ) -> Any:  # fmt: skip
     """Compute :func:`gpuclf.linear.linear_objective` in the same four launches.
 
@@ -65,7 +82,11 @@ def linear_objective_on_tensor_cores(
     """
     if not _fits(W, b, features, y, weights, data_loss, precision):
         return NotImplemented
-    return _launch(W, b, features, y, weights, data_loss, precision, reg)
+    if walk == "once":
+        found = single_pass(W, b, features, y, weights, data_loss, reg)
+        if found is not NotImplemented:
+            return found
+    return _launch(W, b, features, y, weights, data_loss, precision, walk, reg)
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,6 @@ class _Plan:
 
     constants: dict[str, int]
     n_chunks: int
-    n_score_blocks: int
     score_threads: int
     score_bytes: int
     gradient_grid: tuple[int, int, int]
@@ -89,14 +109,14 @@ class _Plan:
 @cache
 def _plan(
     n_samples: int, n_features: int, n_classes: int, parts: int, hinge: bool, copy_bytes: int,
-    shared_bytes: int,
+    backwards: bool, shared_bytes: int,
 ) -> _Plan | None:  # fmt: skip
     """Plan the launches, or return None for a device with too little shared memory."""
     tiles, class_tiles = ceil_div(n_classes, 8), ceil_div(n_classes, 16)
     shares_a_tile = parts == 2 and 1 <= n_classes % 8 <= 4
     weight_vectors = 64 * (parts * tiles - shares_a_tile) + 1
     warp_rows = 32 if n_classes <= 16 else 16
-    block_rows = 3 * GROUP if n_samples > 3 * GROUP * MIN_SCORE_BLOCKS else GROUP
+    block_rows = LARGEST_BLOCK if n_samples > LARGEST_BLOCK * MIN_SCORE_BLOCKS else GROUP
     n_chunks, n_score_blocks = ceil_div(n_features, CHUNK), ceil_div(n_samples, block_rows)
     stage_bytes = block_rows * CHUNK + VECTOR * weight_vectors
     score_stages = min(MAX_SCORE_STAGES, shared_bytes // stage_bytes)
@@ -122,12 +142,12 @@ def _plan(
         "BLOCK_ROWS": block_rows,
         "SCORE_STAGES": score_stages,
         "BLOCK_STRIPS": strips,
+        "BACKWARDS": int(backwards),
     }
     n_groups_of_blocks = n_score_blocks * block_rows // GROUP
     return _Plan(
         constants=constants,
         n_chunks=n_chunks,
-        n_score_blocks=n_score_blocks,
         score_threads=block_rows // warp_rows * 32,
         score_bytes=max(score_stages * stage_bytes, epilogue_bytes),
         gradient_grid=(class_tiles, ceil_div(n_strips, strips), n_shares),
@@ -142,9 +162,9 @@ def _plan(
 
 def _launch(
     W: Any, b: Any, features: Features, y: Any, weights: Any, data_loss: Any, precision: str,
-    reg: float | None = None,
+    walk: str | int, reg: float | None = None,
 ) -> Any:  # fmt: skip
-    """Launch the four kernels; with `reg` for W on the features as they are, and its penalty."""
+    """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
     X, n_samples, (n_features, n_classes) = features.stored, features.n_samples, W.shape
     xp = array_namespace(W=W, b=b, X=X, y=y, weights=weights)
     limits = cuda_modules.device_limits(W)
@@ -153,8 +173,12 @@ def _launch(
         return NotImplemented
     parts = 1 if precision == "tf32" else 2
     hinge = data_loss is multiclass_hinge
+    longest = n_samples
+    if not isinstance(walk, str):
+        longest = min(n_samples, max(1, walk // n_features // LARGEST_BLOCK) * LARGEST_BLOCK)
     plan = _plan(
-        n_samples, n_features, n_classes, parts, hinge, copy_bytes, limits.shared_bytes
+        longest, n_features, n_classes, parts, hinge, copy_bytes, walk != "forwards",
+        limits.shared_bytes,
     )  # fmt: skip
     if plan is None:
         return NotImplemented
@@ -177,24 +201,29 @@ def _launch(
 
     labels = xp.astype(y, xp.int64, copy=not (y.dtype == xp.int64 and y.flags.c_contiguous))
     gradients, unscale = empty(*plan.gradients), empty(plan.n_groups)
-    sums = empty(n_classes + 1, plan.n_score_blocks, dtype=xp.float64)
-    launch(
-        "score_rows", plan.n_score_blocks, plan.score_threads, X, packed, b, chunk_sums, labels,
-        weights, gradients, unscale, sums, np.float32(1 / n_samples), np.int32(n_samples),
-        shared_bytes=plan.score_bytes,
-    )  # fmt: skip
-
     partials = empty(*plan.partials)
-    strips = plan.constants["BLOCK_STRIPS"]
-    launch(
-        "multiply_gradients", plan.gradient_grid, 32 * strips, X, gradients, unscale, partials,
-        np.int32(n_samples), shared_bytes=plan.gradient_bytes,
-    )  # fmt: skip
+    rows_of_score_block = plan.constants["BLOCK_ROWS"]
+    n_score_blocks = ceil_div(n_samples, rows_of_score_block)
+    sums = empty(n_score_blocks, n_classes + 1, dtype=xp.float64)
+    for rows in row_slices(n_samples, longest):
+        part, n_rows = X[rows], np.int32(rows.stop - rows.start)
+        first = rows.start // rows_of_score_block
+        last = ceil_div(rows.stop, rows_of_score_block)
+        launch(
+            "score_rows", last - first, plan.score_threads, part, packed, b, chunk_sums,
+            labels[rows], None if weights is None else weights[rows], gradients, unscale,
+            sums[first:last], np.float32(1 / n_samples), n_rows, shared_bytes=plan.score_bytes,
+        )  # fmt: skip
+        launch(
+            "multiply_gradients", plan.gradient_grid, 32 * plan.constants["BLOCK_STRIPS"], part,
+            gradients, unscale, partials, n_rows, np.int32(rows.start > 0),
+            shared_bytes=plan.gradient_bytes,
+        )  # fmt: skip
 
     dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype=xp.float64)
     launch(
         "sum_partials", plan.n_sum_blocks, 256, partials, sums, W, folding, chunk_sums, dW, db,
-        loss, np.float64(reg or 0), np.int32(plan.partials[0]), np.int32(plan.n_score_blocks),
+        loss, np.float64(reg or 0), np.int32(plan.partials[0]), np.int32(n_score_blocks),
     )  # fmt: skip
     return xp.reshape(loss, ()), dW, db
 

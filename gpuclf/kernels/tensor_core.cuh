@@ -118,6 +118,14 @@ __device__ __forceinline__ void interleave_bytes(unsigned first, unsigned second
         : "r"(first), "r"(second));
 }
 
+// Bytes 0 and 2 of both words, and bytes 1 and 3 of both, those of `first` first.
+__device__ __forceinline__ void separate_bytes(unsigned first, unsigned second, unsigned& even,
+                                               unsigned& odd) {
+    asm("prmt.b32 %0, %2, %3, 0x6420; prmt.b32 %1, %2, %3, 0x7531;"
+        : "=&r"(even), "=r"(odd)
+        : "r"(first), "r"(second));
+}
+
 // sum + |a - b| over four unsigned bytes. From sm_75; in one instruction where the processor has it,
 // while compilers make an addition of its own of `sum + __vsadu4(a, b)`.
 __device__ __forceinline__ unsigned add_absolute_differences(unsigned a, unsigned b,

@@ -180,6 +180,10 @@ inline void interleave_bytes(unsigned first, unsigned second, unsigned& lower, u
     lower = __byte_perm(first, second, 0x5140);
     upper = __byte_perm(first, second, 0x7362);
 }
+inline void separate_bytes(unsigned first, unsigned second, unsigned& even, unsigned& odd) {
+    even = __byte_perm(first, second, 0x6420);
+    odd = __byte_perm(first, second, 0x7531);
+}
 inline unsigned add_absolute_differences(unsigned a, unsigned b, unsigned sum) {
     return sum + __vsadu4(a, b);
 }
