@@ -194,7 +194,7 @@ class CpuDevice:
         self, file: str, name: str, constants: cuda_modules.Constants
     ) -> cuda_modules.Launcher:
         """Stand in for :func:`gpuclf.kernels.cuda_modules.build`."""
-        entry = getattr(library(file, self.source(file), constants), f"launch_{name}")
+        entry = library(file, self.source(file), constants).entry(name)
         entry.argtypes, entry.restype = [ctypes.POINTER(_Request)], ctypes.c_char_p
 
         def launch(grid, block, args, shared_bytes):
