@@ -52,6 +52,7 @@ KERNEL_TESTS = [
         "linear_pass_on_gpu",
         "losses_on_cupy",
         "two_layer_step_on_cupy",
+        "two_layer_pass_on_cupy",
         "neighbors_on_cupy",
         "uploads",
     )

@@ -30,6 +30,7 @@ KERNEL_MODULES = {
         "gpuclf.kernels.linear_pass_on_cupy",
         "gpuclf.kernels.neighbors_on_cupy",
         "gpuclf.kernels.two_layer_step_on_cupy",
+        "gpuclf.kernels.two_layer_pass_on_cupy",
     ),
 }
 
