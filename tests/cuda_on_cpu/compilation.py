@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Library:
         self._intact = path.read_text() if path.exists() else source
         self._file, self._source, self._constants = file, source, constants
 
-    @property
+    @cached_property
     def changed(self) -> dict[str, str]:
         """The definitions of the kernels that are not intact; of all if what they share is not."""
         own, intact = _definitions(self._source), _definitions(self._intact)
