@@ -91,7 +91,7 @@ class Library:
     def changed(self) -> dict[str, str]:
         """The definitions of the kernels that are not intact; of all if what they share is not."""
         own, intact = _definitions(self._source), _definitions(self._intact)
-        is_shared = own.pop("") == intact[""] and self._source != self._intact
+        is_shared = own.pop("") == intact[""]
         return {name: x for name, x in own.items() if not is_shared or intact.get(name) != x}
 
     def entry(self, name: str) -> Any:

@@ -136,7 +136,7 @@ def with_hidden_arrays(function):
 
     def call(*args, **kwargs):
         found = function(*map(hidden, args), **{name: hidden(x) for name, x in kwargs.items()})
-        return tuple(map(shown, found)) if isinstance(found, tuple) else found
+        return tuple(map(shown, found)) if isinstance(found, tuple) else shown(found)
 
     return call
 
