@@ -66,6 +66,7 @@ KERNEL_TESTS = [
         "losses_on_cupy",
         "linear_step_on_cupy",
         "two_layer_step_on_cupy",
+        "two_layer_pass_on_cupy",
         "neighbors_on_cupy",
         "uploads",
     )

@@ -93,6 +93,17 @@ def _linear(function, p, **options):
     return results
 
 
+def _two_layer(function, p):
+    n_units = 7 if p.size[0] > 16 * 7 else 3  # the standardisation folds
+    W1, b1, W2 = p.params["W1"][:, :n_units], p.params["b1"][:n_units], p.params["W2"][:n_units]
+    results = []
+    for X, scale in ((p.bytes_, 1), (p.pixels, 100), (p.X, 1)):  # scores of the same size
+        features = Features(X, n_units, p.W.dtype)
+        arrays = (W1 / scale, p.copy(b1), p.copy(W2), p.params["b2"], features, p.y)
+        results += [function(*arrays, weights, 0.3) for weights in (None, p.weights)]
+    return results
+
+
 def _block(p):
     return Features(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
 
@@ -134,6 +145,7 @@ KERNEL_RUNS = {  # by name, because not every library needs all of them
     "add_penalty_gradient": lambda f, p: f(p.copy(p.W), p.W, 0.3),
     "linear_objective": partial(_linear, reg=0.3),
     "linear_pass": _linear,
+    "two_layer_pass": _two_layer,
     "softmax_cross_entropy": lambda f, p: [f(p.scores, p.y), f(p.scores, p.y, p.weights)],
     "multiclass_hinge": lambda f, p: [f(p.scores, p.y), f(p.scores, p.y, p.weights)],
     "squared_euclidean": lambda f, p: f(p.pixels, p.more),

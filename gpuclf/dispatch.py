@@ -31,6 +31,7 @@ KERNEL_MODULES = {
         "gpuclf.kernels.neighbors_on_cupy",
         "gpuclf.kernels.linear_step_on_cupy",
         "gpuclf.kernels.two_layer_step_on_cupy",
+        "gpuclf.kernels.two_layer_pass_on_cupy",
     ),
 }
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, product_precision
+from gpuclf.dispatch import fusable
 from gpuclf.features import Features, Standardized, block_affine, block_affine_backward
 from gpuclf.layers import affine, affine_backward, apart, relu, relu_backward, side_by_side
 from gpuclf.linear import add_penalty_gradient, mean_weights, penalty, wide_parameters
@@ -28,7 +29,15 @@ from gpuclf.validation import (
     check_weights,
 )
 
-__all__ = ["two_layer_forward", "two_layer_loss", "two_layer_objective", "two_layer_scores"]
+__all__ = [
+    "two_layer_forward",
+    "two_layer_loss",
+    "two_layer_objective",
+    "two_layer_pass",
+    "two_layer_scores",
+]
+
+NAMES = ("W1", "b1", "W2", "b2")
 
 
 @np.errstate(over="ignore", invalid="ignore")  # check_result says it better
@@ -75,12 +84,12 @@ def two_layer_forward(
             hidden = apart(relu(block_affine(W1, b1, part.block(rows))), models)
             return affine(hidden, params["W2"], params["b2"])
 
-        return concat_row_blocks(of_rows, part.n_samples, _block_rows(params, part))
+        return concat_row_blocks(of_rows, part.n_samples, _block_rows(params["W1"], part))
 
     with product_precision(W1, precision):
         return features.over_uploads(
             lambda parts: concat_rows([scores(part) for _, part in parts]),
-            _floats_per_row(params, features),
+            _floats_per_row(params["W1"], features),
         )
 
 
@@ -167,18 +176,53 @@ def two_layer_objective(
     precision : {"float32", "tf32", "float64"}, default "float32"
         Whether a GPU may multiply float32 in TF32. The floats are those of the parameters.
     """
-    W2, b2 = params["W2"], params["b2"]
-    W1, b1, models = wide_parameters(params["W1"], params["b1"])
-    features = Features(X, int(W1.shape[-1]), W2.dtype)
+    W1 = params["W1"]
+    features = Features(X, math.prod(W1.shape[:-2]) * int(W1.shape[-1]), W1.dtype)
+    of_names = (params[name] for name in NAMES)
+    loss, *gradients = two_layer_pass(
+        *of_names, features, y, sample_weight, reg, hidden_mask, precision
+    )
+    return loss, dict(zip(NAMES, gradients, strict=True))
+
+
+@fusable
+def two_layer_pass(
+    W1: Array,
+    b1: Array,
+    W2: Array,
+    b2: Array,
+    features: Features,
+    y: Array,
+    sample_weight: Array | None,
+    reg: float,
+    hidden_mask: Array | None = None,
+    precision: str = "float32",
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Add up data loss and penalty, with their gradients, in one walk over the samples.
+
+    Parameters
+    ----------
+    W1, b1, W2, b2 : array
+        As in :func:`two_layer_loss`, not folded.
+    features : Features
+    y, sample_weight, reg, hidden_mask, precision
+        As in :func:`two_layer_objective`.
+
+    Returns
+    -------
+    loss : float64 array of shape (...)
+    dW1, db1, dW2, db2 : array
+    """
+    wide_W1, wide_b1, models = wide_parameters(W1, b1)
     xp = array_namespace(W2)
     weights = mean_weights(sample_weight, features.n_samples, W2)
-    W1, b1 = features.fold(W1, b1)
+    folded = features.fold(wide_W1, wide_b1)
 
     def walk(part: Features, start: int) -> list[Array]:
         def partial(rows: slice) -> tuple[Array, ...]:
             block = part.block(rows)
             rows = slice(start + rows.start, start + rows.stop)
-            hidden = apart(relu(block_affine(W1, b1, block)), models)
+            hidden = apart(relu(block_affine(*folded, block)), models)
             if hidden_mask is not None:
                 hidden = hidden * hidden_mask[..., rows, :]
             loss, dscores = softmax_cross_entropy(
@@ -191,24 +235,18 @@ def two_layer_objective(
             dW1, db1 = block_affine_backward(wide, block)
             return loss, dW1, db1, dW2, db2
 
-        step = _block_rows(params, part)
-        return sum_over_row_blocks(partial, part.n_samples, step, parallel=xp is np)
+        return sum_over_row_blocks(
+            partial, part.n_samples, _block_rows(W1, part), parallel=xp is np
+        )
 
     with product_precision(W2, precision):
         loss, dW1, db1, dW2, db2 = features.over_uploads(
             lambda parts: sum_in_order(walk(part, rows.start) for rows, part in parts),
-            _floats_per_row(params, features),
+            _floats_per_row(W1, features),
         )
-        loss = loss + reg * (penalty(params["W1"]) + penalty(W2))
-    grads = {
-        "W1": apart(features.unfold(dW1, db1), models),
-        "b1": xp.reshape(db1, params["b1"].shape),
-        "W2": dW2,
-        "b2": db2,
-    }
-    for name in ("W1", "W2"):
-        grads[name] = add_penalty_gradient(grads[name], params[name], reg)
-    return loss, grads
+        loss = loss + reg * (penalty(W1) + penalty(W2))
+    dW1 = add_penalty_gradient(apart(features.unfold(dW1, db1), models), W1, reg)
+    return loss, dW1, xp.reshape(db1, b1.shape), add_penalty_gradient(dW2, W2, reg), db2
 
 
 def _check_params(
@@ -218,13 +256,13 @@ def _check_params(
     _, _, n_features = check_samples(X)
     if not isinstance(params, dict):
         raise TypeError(f"params must be a dict of W1, b1, W2 and b2, got {type(params).__name__}")
-    missing = [name for name in ("W1", "b1", "W2", "b2") if name not in params]
+    missing = [name for name in NAMES if name not in params]
     if missing:
         raise ValueError(
             f"params must hold W1 (D, H), b1 (H,), W2 (H, C) and b2 (C,); missing: "
             f"{', '.join(missing)}"
         )
-    W1, b1, W2, b2 = (params[name] for name in ("W1", "b1", "W2", "b2"))
+    W1, b1, W2, b2 = (params[name] for name in NAMES)
     dtypes = [
         check_parameter("W1", W1, X, (n_features, -1)),
         check_parameter("b1", b1, X, (int(W1.shape[-1]),)),
@@ -242,13 +280,11 @@ def _check_params(
     }
 
 
-def _floats_per_row(params: dict[str, Array], features: Features) -> int:
-    W1 = params["W1"]
+def _floats_per_row(W1: Array, features: Features) -> int:
     floats_per_row: int = features.n_features + 3 * math.prod(W1.shape[:-2]) * int(W1.shape[-1])
     return floats_per_row
 
 
-def _block_rows(params: dict[str, Array], features: Features) -> int:
-    floats_per_row = _floats_per_row(params, features)
-    converted = features.are_converted
-    return block_rows(params["W1"], features.n_samples, floats_per_row, converted=converted)
+def _block_rows(W1: Array, features: Features) -> int:
+    floats_per_row = _floats_per_row(W1, features)
+    return block_rows(W1, features.n_samples, floats_per_row, converted=features.are_converted)

@@ -4,9 +4,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from cuda_on_cpu import ORDERS, CudaOnCpuError
+from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden
 
 from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.features import Standardized
 from gpuclf.fleet import _laid_out
 from gpuclf.kernels import cuda_modules
 from gpuclf.training import epoch_runner
@@ -16,12 +17,23 @@ def copied(arrays, dtype=np.float32):
     return {name: value.astype(dtype) for name, value in arrays.items()}
 
 
+def hidden_from_wrapper(given):
+    """Return views of the same arrays, whose values only kernels see."""
+    X = given["X"]
+    X = X.map_arrays(hidden) if isinstance(X, Standardized) else hidden(X)
+    return {"y": hidden(given["y"]), "X": X} | {
+        name: {key: hidden(value) for key, value in given[name].items()}
+        for name in ("params", "velocity")
+    }
+
+
 def train(runner, given, options, epochs=1, dtype=np.float32, rate=0.02):
     """Return parameters, velocity and losses after some epochs with orders of a fixed seed."""
     given = given | {name: copied(given[name], dtype) for name in ("params", "velocity")}
     rng, n, losses = np.random.default_rng(5), len(given["y"]), []
     options = {k: v.astype(dtype) if hasattr(v, "dtype") else v for k, v in options.items()}
-    epoch = runner(**given, **options, rng=rng)
+    seen = given if runner is epoch_runner.reference else hidden_from_wrapper(given)
+    epoch = runner(**seen, **options, rng=rng)
     assert epoch is not NotImplemented
     n_steps = -(-n // options["batch_size"])
     for _ in range(epochs):

@@ -13,10 +13,18 @@ from gpuclf.kernels.cuda_modules import contiguous, device_limits, kernel
 
 class FakeDevice:
     compute_capability = "90"
-    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}  # noqa: RUF012
 
-    def __init__(self):
-        self.depth = 0
+    def __init__(self, number=0, multiprocessors=132):
+        self.id, self.depth, self.asked = number, 0, 0
+        self._multiprocessors = multiprocessors
+
+    @property
+    def attributes(self):
+        self.asked += 1
+        return {
+            "MultiProcessorCount": self._multiprocessors,
+            "MaxSharedMemoryPerBlockOptin": 232448,
+        }
 
     def __enter__(self):
         self.depth += 1
@@ -103,8 +111,14 @@ def test_a_changed_header_is_another_set_of_options(fake_cupy, monkeypatch, tmp_
     assert len(found) == 2
 
 
-def test_limits_are_those_of_the_arrays_device():
-    assert device_limits(FakeArray(FakeDevice())) == cuda_modules.DeviceLimits(90, 132, 232448)
+def test_limits_are_those_of_the_arrays_device_and_asked_for_once(monkeypatch):
+    monkeypatch.setattr(cuda_modules, "_limits", {})
+    devices = [FakeDevice(0, 132), FakeDevice(1, 40)]
+    for _ in range(2):
+        for device, multiprocessors in zip(devices, (132, 40), strict=True):
+            expected = cuda_modules.DeviceLimits(90, multiprocessors, 232448)
+            assert device_limits(FakeArray(device)) == expected
+    assert [device.asked for device in devices] == [1, 1]
 
 
 def test_only_what_is_strided_is_copied():

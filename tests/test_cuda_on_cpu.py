@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
+from cuda_on_cpu.compilation import Library
 
+from gpuclf.kernels import cuda_modules
 from gpuclf.kernels.cuda_modules import Launch
 
 REDUCTION = """
@@ -479,3 +481,13 @@ def test_what_is_made_beside_hidden_arrays_is_hidden(cuda_on_cpu):
     for made in (xp.empty((), dtype=xp.float32), xp.empty_like(x)[0], xp.asarray(x)[0], xp.sum(x)):
         with pytest.raises(CudaOnCpuError, match="looks at values"):
             float(made)
+
+
+def test_of_a_broken_file_only_what_is_broken_is_compiled():
+    file = "two_layer_pass.cu"
+    source = (cuda_modules.FOLDER / file).read_text()
+    assert Library(file, source, ()).changed == {}
+    in_one = source.replace("share = 0; share < n_shares", "share = 1; share < n_shares")
+    assert Library(file, in_one, ()).changed.keys() == {"sum_partials"}
+    in_all = source.replace("constexpr int CHUNK = 64;", "constexpr int CHUNK = 128;")
+    assert len(Library(file, in_all, ()).changed) == source.count('extern "C" __global__') == 6

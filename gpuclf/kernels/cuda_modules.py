@@ -57,8 +57,14 @@ class DeviceLimits:
 
 
 def device_limits(x: Array) -> DeviceLimits:
-    """Return the limits of the device that holds `x`."""
-    return DeviceLimits(*backend.cuda_device_limits(x))
+    """Return the limits of the device that holds `x`, asked for once: CuPy asks for all at once."""
+    number = int(x.device.id)
+    if number not in _limits:
+        _limits[number] = DeviceLimits(*backend.cuda_device_limits(x))
+    return _limits[number]
+
+
+_limits: dict[int, DeviceLimits] = {}
 
 
 @dataclass(frozen=True)

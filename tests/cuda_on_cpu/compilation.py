@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from gpuclf.kernels import cuda_modules
 
@@ -25,6 +28,7 @@ DYNAMIC_SHARED = re.compile(
 KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\(([^)]*)\)\s*)?(\w+)\s*\('
 )
+DEFINITION = re.compile(r'^extern "C" __global__.*?^}$', re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -57,6 +61,16 @@ def host_source(file: str, source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def whole_source(file: str) -> str:
+    """Return the text of a file as it is compiled, with the headers in it that have kernels."""
+    text = (cuda_modules.FOLDER / file).read_text()
+    for name in re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE):
+        header = (cuda_modules.FOLDER / name).read_text()
+        if "__global__" in header:
+            text = text.replace(f"#include <{name}>", header)
+    return text
+
+
 @cache
 def _headers() -> bytes:
     files = [*sorted(INCLUDE.iterdir()), *sorted(cuda_modules.FOLDER.glob("*.cuh"))]
@@ -64,9 +78,78 @@ def _headers() -> bytes:
     return version + b"".join(file.read_bytes() for file in files)
 
 
+def _definitions(source: str) -> dict[str, str]:
+    """Return the text of each kernel, and with the name "" what is left without them."""
+    texts = {KERNEL.search(text)[2]: text for text in DEFINITION.findall(source)}
+    return texts | {"": DEFINITION.sub("", source)}
+
+
+def _without_others(source: str, definitions: dict[str, str]) -> str:
+    """Return a source with these definitions of its kernels, and no others."""
+    return DEFINITION.sub(lambda x: definitions.get(KERNEL.search(x[0])[2], ""), source)
+
+
+class Library:
+    """The kernels of a source. Those that are intact come from the library of the intact source."""
+
+    def __init__(self, file: str, source: str, constants: cuda_modules.Constants) -> None:
+        exists = (cuda_modules.FOLDER / file).exists()
+        self._intact = whole_source(file) if exists else source
+        self._file, self._source, self._constants = file, source, constants
+
+    @cached_property
+    def changed(self) -> dict[str, str]:
+        """The definitions of the kernels that are not intact; of all if what they share is not."""
+        own, intact = _definitions(self._source), _definitions(self._intact)
+        is_shared = own.pop("") == intact[""]
+        return {name: x for name, x in own.items() if not is_shared or intact.get(name) != x}
+
+    def entry(self, name: str) -> Any:
+        """Return the function that launches a kernel."""
+        text, changed = self._intact, self.changed
+        if name in changed:
+            text = _without_others(self._source, changed)
+            together = _compiled_together.get((self._file, self._constants, changed[name]))
+            if together is not None and len(changed) == 1:
+                return getattr(together, f"launch_{name}")
+        return getattr(_compiled(self._file, text, self._constants), f"launch_{name}")
+
+
+_compiled_together: dict[tuple[str, cuda_modules.Constants, str], ctypes.CDLL] = {}
+
+
+def compile_together(
+    file: str, changes: Iterable[tuple[str, str]], constants: cuda_modules.Constants
+) -> None:
+    """Compile broken variants ahead: as many in one library as break different kernels."""
+    intact = whole_source(file)
+    rounds: list[dict[str, str]] = []
+    for change in changes:
+        changed = Library(file, intact.replace(*change), constants).changed
+        if len(changed) != 1:
+            continue  # it is compiled when it is needed
+        free = next((x for x in rounds if not x.keys() & changed.keys()), None)
+        if free is None:
+            rounds.append(free := {})
+        free |= changed
+
+    def compile_round(definitions: dict[str, str]) -> None:
+        compiled = _compiled(file, _without_others(intact, definitions), constants)
+        for definition in definitions.values():
+            _compiled_together[file, constants, definition] = compiled
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_round, rounds))
+
+
 @cache
-def library(file: str, source: str, constants: cuda_modules.Constants) -> ctypes.CDLL:
-    """Return the compiled library of a source."""
+def library(file: str, source: str, constants: cuda_modules.Constants) -> Library:
+    """Return the library of a source, intact or broken."""
+    return Library(file, source, constants)
+
+
+@cache
+def _compiled(file: str, source: str, constants: cuda_modules.Constants) -> ctypes.CDLL:
     text = host_source(file, source)
     command = [compiler(), *FLAGS, f"-I{INCLUDE}", f"-I{cuda_modules.FOLDER}"]
     command += [f"-D{name}={value}" for name, value in constants]

@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import numpy as np
 from gpuclf.backend import array_namespace
 from gpuclf.kernels import cuda_modules
 
-from .compilation import library
+from .compilation import library, whole_source
 
 ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
 # What memory holds that nobody has written: NaN and -1, or large numbers, by order.
@@ -137,7 +136,7 @@ def with_hidden_arrays(function):
 
     def call(*args, **kwargs):
         found = function(*map(hidden, args), **{name: hidden(x) for name, x in kwargs.items()})
-        return tuple(map(shown, found)) if isinstance(found, tuple) else found
+        return tuple(map(shown, found)) if isinstance(found, tuple) else shown(found)
 
     return call
 
@@ -170,12 +169,7 @@ class CpuDevice:
     def source(self, file: str) -> str:
         """Return the text of a file as it is compiled, with the headers in it that have kernels."""
         if file not in self._sources:
-            text = (cuda_modules.FOLDER / file).read_text()
-            for name in re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE):
-                header = (cuda_modules.FOLDER / name).read_text()
-                if "__global__" in header:
-                    text = text.replace(f"#include <{name}>", header)
-            self._sources[file] = text
+            self._sources[file] = whole_source(file)
         return self._sources[file]
 
     def add_source(self, file: str, text: str) -> None:
@@ -200,7 +194,7 @@ class CpuDevice:
         self, file: str, name: str, constants: cuda_modules.Constants
     ) -> cuda_modules.Launcher:
         """Stand in for :func:`gpuclf.kernels.cuda_modules.build`."""
-        entry = getattr(library(file, self.source(file), constants), f"launch_{name}")
+        entry = library(file, self.source(file), constants).entry(name)
         entry.argtypes, entry.restype = [ctypes.POINTER(_Request)], ctypes.c_char_p
 
         def launch(grid, block, args, shared_bytes):
