@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -148,20 +149,43 @@ def library(file: str, source: str, constants: cuda_modules.Constants) -> Librar
     return Library(file, source, constants)
 
 
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"gpuclf-cuda-on-cpu-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@cache
+def _precompiled() -> Path:
+    """Return a folder with our header, precompiled: a third of the time that a kernel takes."""
+    key = sha256(repr(FLAGS).encode() + _headers()).hexdigest()[:24]
+    folder = _folder() / f"header-{key}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=_folder()) as name:
+            work = Path(name)
+            header = INCLUDE / "cuda_on_cpu.h"
+            output = ["-x", "c++-header", str(header), "-o", f"{header.name}.gch"]
+            _run([compiler(), *FLAGS, f"-I{INCLUDE}", *output], work)
+            with suppress(OSError):  # another process was faster
+                work.rename(folder)
+                work.mkdir()  # for the context to remove
+    return folder
+
+
 @cache
 def _compiled(file: str, source: str, constants: cuda_modules.Constants) -> ctypes.CDLL:
     text = host_source(file, source)
-    command = [compiler(), *FLAGS, f"-I{INCLUDE}", f"-I{cuda_modules.FOLDER}"]
-    command += [f"-D{name}={value}" for name, value in constants]
     # Only options that do not depend on where this copy of the sources lies.
     key = sha256(repr((text, constants, FLAGS)).encode() + _headers()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"gpuclf-cuda-on-cpu-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _folder()
     path = folder / f"{Path(file).stem}-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as name:
             work = Path(name)
             (work / "kernel.cpp").write_text(text)
+            command = [compiler(), *FLAGS, f"-I{_precompiled()}", f"-I{INCLUDE}"]
+            command.append(f"-I{cuda_modules.FOLDER}")
+            command += [f"-D{name}={value}" for name, value in constants]
             _run([*command, "-c", "kernel.cpp", "-o", "kernel.o"], work)
             # Linked without the checks' flag, which would ask for the compiler's own handlers.
             _run([compiler(), "-shared", "-o", "kernel.so", "kernel.o"], work)
