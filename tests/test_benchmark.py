@@ -311,7 +311,7 @@ def test_rounds_end_when_the_time_is_spent_but_not_before_five(clock):
 
 def test_rounds_end_when_the_median_is_steady(clock):
     steady, unsteady = [1.0] * 50, [1.0, 2.0] * 25
-    for seconds, n in ((steady, 5), (unsteady, 50)):
+    for seconds, n in ((steady, 10), (unsteady, 50)):
         (row,) = run_case(
             tiny_case(rounds=50), make_inputs(), [timed(clock, "a", seconds)], time_budget_s=1e9
         )

@@ -144,11 +144,12 @@ class Case:
 
 def default_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     """Return the four cases of the main job: two models, full training set and mini-batch."""
+    batch = min(batch_size, n_samples)
     return [
-        Case("softmax loss+gradient", n_samples, 16, 9),
-        Case("softmax loss+gradient", min(batch_size, n_samples), 16, 10, calls_a_turn=20),
-        Case("two-layer loss+gradient", n_samples, 4, 7),
-        Case("two-layer loss+gradient", min(batch_size, n_samples), 4, 10, calls_a_turn=20),
+        Case("softmax loss+gradient", n_samples, 16, 15),
+        Case("softmax loss+gradient", batch, 16, 20, calls_a_turn=20),
+        Case("two-layer loss+gradient", n_samples, 4, 15),
+        Case("two-layer loss+gradient", batch, 4, 20, calls_a_turn=20),
     ]
 
 

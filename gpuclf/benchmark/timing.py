@@ -24,7 +24,7 @@ __all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
 WARM_UPS = 3
 UPLOADED = ("softmax loss+gradient", "svm loss+gradient")
-MIN_ROUNDS = 5
+MIN_ROUNDS, STEADY_ROUNDS = 5, 10
 SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
 # Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
@@ -172,8 +172,8 @@ def run_case(
     advance : callable
         Called with what is done next, for a progress bar.
     time_budget_s : float
-        Rounds end when they have taken this long (on a CPU, when there are 5 as well), when the
-        medians are steady, or when there are `case.rounds`.
+        Rounds end when they have taken this long (on a CPU, when there are 5 as well), when there
+        are 10 and the medians are steady, or when there are `case.rounds`.
     prepare_limit_s, compile_limit_s : float
         What takes longer until its first results is "unavailable"; the second is for what
         compiles, and that is prepared last.
@@ -376,7 +376,7 @@ def _steady(samples: list[Seconds], calls_a_turn: int) -> bool:
     for taken in samples:
         turns = np.array(taken["wall_s"])
         n_turns = len(turns) // calls_a_turn
-        if n_turns < MIN_ROUNDS:
+        if n_turns < STEADY_ROUNDS:
             return False
         turns = np.median(turns[: n_turns * calls_a_turn].reshape(n_turns, -1), axis=1)
         low, median, high = np.percentile(turns, [25, 50, 75])

@@ -79,11 +79,11 @@ def bench(
             exists=True,
             dir_okay=False,
             help="Compare with this JSON of an earlier run, or of pytest-benchmark; exit with 1 "
-            "if this library became slower.",
+            "if this library became slower, a row broke, or nothing could be compared.",
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, help="With --compare: the smallest change that counts.")
+        float, typer.Option(min=0.0, help="With --compare: the smallest change that counts; it must be significant as well.")
     ] = 0.1,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
@@ -175,7 +175,7 @@ def bench(
 
         comparison = compare_records(before, record, threshold)
         print_comparison(comparison, output.console)
-        slower = bool(comparison.regressions)
+        slower = not comparison.passed
     if unfinished:
         output.say(f"{unfinished}; what was finished is shown")
         raise typer.Exit(130)
