@@ -83,7 +83,11 @@ def bench(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, help="With --compare: the smallest change that counts; it must be significant as well.")
+        float,
+        typer.Option(
+            min=0.0,
+            help="With --compare: the smallest change that counts; it must be significant as well.",
+        ),
     ] = 0.1,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""

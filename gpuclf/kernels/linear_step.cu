@@ -41,7 +41,7 @@ constexpr int LANES = CLASSES <= 2 ? 2 : CLASSES <= 4 ? 4 : CLASSES <= 8 ? 8 : C
 // more row. Grid: 2 rows; rows of all models in turns.
 // A row's weight is row_weight, times its own where weights is not null: (N,), for all models, or
 // (models, N), for which weights_of_a_model is N.
-extern "C" __global__ void __launch_bounds__(32 * ROWS_OF_A_BLOCK)
+extern "C" __global__ void __launch_bounds__(32 * ROWS_OF_A_BLOCK, 1)
 score_losses(const float* __restrict__ partials, const long long* __restrict__ order,
              const long long* __restrict__ labels, const float* __restrict__ weights,
              const float* __restrict__ b, const double* __restrict__ squares,

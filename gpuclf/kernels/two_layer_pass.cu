@@ -292,7 +292,7 @@ project_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ pack
 // sample_weight may be null, for uniform_weight everywhere. gradients gets dH as B fragments by
 // group, block of units, tile, two steps, part and lane; small_sums (groups, SMALL_SUMS) and losses
 // (groups) the sums over a group.
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, CLASSES > 16 ? 1 : 2)
 second_layer(const float* __restrict__ hidden, const long long* __restrict__ labels,
              const float* __restrict__ sample_weight, const float* __restrict__ W2,
              const float* __restrict__ b2, uint4* __restrict__ gradients,
