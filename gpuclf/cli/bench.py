@@ -64,7 +64,7 @@ def bench(
     time_budget: Annotated[
         float,
         typer.Option(min=0.0, help="Seconds of timing in all; each case takes at least 5 rounds."),
-    ] = 25.0,
+    ] = 20.0,
     json: JsonOption = None,
     html: Annotated[
         Path | None,
