@@ -265,6 +265,45 @@ def test_bench_interrupted_keeps_what_is_finished(narrow, monkeypatch, tmp_path)
     assert "softmax loss+gradient, 400 samples" in result.output
 
 
+def test_bench_compares_and_measures_again_what_became_slower(narrow, monkeypatch, tmp_path):
+    path, again = tmp_path / "now.json", []
+    options = ("--samples", 400, "--quick", "--only", "two-layer*400*", "--only", "numpy")
+    run(*BENCH, *options, "--json", path)
+    now = json.loads(path.read_text())
+
+    def record(factor):
+        scaled = ("times_s", "median_s", "p20_s", "p80_s")
+        rows = [
+            row | {name: np.multiply(row[name], factor).tolist() for name in scaled}
+            if row["implementation"].startswith("gpuclf")
+            else row
+            for row in now["rows"]
+        ]
+        return now | {"rows": rows}
+
+    command = sys.modules["gpuclf.cli.bench"]
+    for factor, code in ((0.01, 1), (100, 0)):  # this library was faster, or slower
+        old = tmp_path / "old.json"
+        old.write_text(json.dumps(record(factor)))
+        monkeypatch.setattr(command, "_again", lambda *args: again.append(args) or now)
+        compared = [str(a) for a in (*BENCH, *options, "--compare", old)]
+        result = CliRunner().invoke(app, compared)
+        assert result.exit_code == code, result.output
+        assert ("measured again" in result.output) == (code == 1)
+    ((settings, regressions, *_),) = again
+    assert settings["samples"] == 400
+    assert {change.case for change in regressions} <= {now["rows"][0]["case"], "all cases"}
+
+
+def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, narrow, tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text("[]")
+    code, out, err = run_main(monkeypatch, capfd, *BENCH, "--compare", path)
+    assert code == 1
+    assert "holds a list" in err
+    assert "Traceback" not in out + err
+
+
 # ----------------------------------------------------------------------------------- train
 
 

@@ -13,6 +13,7 @@ from gpuclf.benchmark.comparison import (
     comparison_markdown,
     print_comparison,
     read_record,
+    undisturbed,
 )
 from gpuclf.benchmark.markdown import rows_markdown
 
@@ -575,3 +576,16 @@ def test_rows_as_markdown():
     assert "unavailable: not | installed" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {6}
+
+
+def test_of_two_measurements_the_faster_counts_row_by_row():
+    def row(name, seconds, **changes):
+        times = {"times_s": [seconds] * 5}
+        return {"case": "c", "implementation": name, "status": "timed"} | times | changes
+
+    first = {"cpu": "x", "rows": [row("a", 1.0), row("b", 2.0), row("c", 3.0), row("d", 4.0)]}
+    again = {"rows": [row("a", 2.0), row("b", 1.5), row("d", 0.1, status="wrong")]}
+    found = undisturbed(first, again)
+    assert [r["times_s"][0] for r in found["rows"]] == [1.0, 1.5, 3.0, 4.0]
+    assert found["cpu"] == "x"
+    assert [r["times_s"][0] for r in first["rows"]] == [1.0, 2.0, 3.0, 4.0]

@@ -7,6 +7,8 @@ On a shared machine two runs of the same code differ by more than most changes d
 - a row is the tenth percentile of its turns, and its uncertainty that of the turns drawn again;
 - what the machine did between the runs is read from rows of others in the same case (textbook
   NumPy, PyTorch, ...), which were timed by turns with this library's, and taken away;
+- what became slower is measured again in another process, and the faster measurement counts
+  (:func:`undisturbed`);
 - what no single run can show, that runs of the same code differ though nothing disturbs them, is
   a constant that was measured (benchmarks/comparison_trial.py);
 - the intervals of all rows hold together, with 95 %, and one more row is all of them together;
@@ -37,6 +39,7 @@ __all__ = [
     "comparison_markdown",
     "print_comparison",
     "read_record",
+    "undisturbed",
 ]
 
 VERSION = 2
@@ -194,6 +197,29 @@ def read_record(path: Path) -> dict[str, Any]:
     if "rows" in record and record.get("version", 1) not in (1, VERSION):
         raise ValueError(f"{path} is of version {record['version']}, known are 1 and {VERSION}")
     raise ValueError(f"{path} has {', '.join(map(repr, record)) or 'nothing'}; {expected}")
+
+
+def undisturbed(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose rows are the faster of two measurements of the same code.
+
+    Something that lasts for a whole run, or belongs to one process, makes a row slower that no
+    statistics of that run can excuse. What is slower in two processes is slower.
+
+    Parameters
+    ----------
+    record, again : dict
+        `again` may hold some of the rows only.
+    """
+    others = {(row["case"], row["implementation"]): row for row in again["rows"]}
+
+    def better(row: dict[str, Any]) -> dict[str, Any]:
+        other = others.get((row["case"], row["implementation"]))
+        if other is None or other["status"] != "timed" or row["status"] != "timed":
+            return row
+        times = (float(np.quantile(each["times_s"], QUANTILE)) for each in (row, other))
+        return row if next(times) <= next(times) else other
+
+    return record | {"rows": [better(row) for row in record["rows"]]}
 
 
 def _are_rows(rows: Any) -> bool:
