@@ -533,7 +533,13 @@ def test_ceilings_and_the_first_timings_come_before_what_may_be_slow():
     order = list(steps.STEPS)
     slow = order.index("compute-sanitizer memcheck")
     assert order.index("ceilings") < order.index("timings: softmax") < slow
+    assert order.index("timings: net epoch") < order.index("gpu tests") < slow
     assert [n for n in order if n.startswith("timings")] == [f"timings: {n}" for n in steps.LABELS]
+    assert set(acceptance.LIMITS_S) <= set(order)
+    # Up to what is slow, even if every step takes as long as it may.
+    first = order[: order.index("gpu tests")]
+    limits = [acceptance.LIMITS_S.get(n, acceptance.TIMINGS_LIMIT_S) for n in first]
+    assert sum(limits) < acceptance.TIME_BUDGET_S
 
 
 @pytest.mark.parametrize("name", ["timings: svm", "cold starts"])

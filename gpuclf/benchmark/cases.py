@@ -64,7 +64,7 @@ class Case:
     batch_size : int
         Of an epoch's steps.
     group : str
-        "ladder", "peers", or the axis of a scaling curve.
+        "ladder", "peers", the axis of a scaling curve, or the name of an acceptance's case.
     """
 
     operation: str
@@ -163,6 +163,7 @@ def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
         Case("softmax loss+gradient", batch, 16, 9, 20, group=PEERS_GROUP),
         Case("two-layer training step", batch, 4, 9, 20, group=PEERS_GROUP),
         Case("two-layer epoch", n_samples, 2 * batch, 5, batch_size=batch, group=PEERS_GROUP),
+        Case("softmax epoch", n_samples, 2 * batch, 5, batch_size=batch, group=PEERS_GROUP),
         Case("two-layer loss+gradient", n_samples, 4, 7, 1, 100, group=PEERS_GROUP),
         Case("k-NN l2", queries, 16, 5, group=PEERS_GROUP),
         Case("k-NN l1", min(20, queries), 16, 3, group=PEERS_GROUP),
@@ -194,19 +195,21 @@ def scaling_cases(n_samples: int) -> list[Case]:
 
 
 def device_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
-    """Return the cases of a GPU's acceptance, the most important first."""
-    batch = min(batch_size, n_samples)
-    return [
-        Case("softmax loss+gradient", n_samples, 16, 12, calls_a_turn=5),
-        Case("two-layer epoch", n_samples, 2 * batch, 12, batch_size=batch),
-        Case("two-layer training step", batch, 4, 12, calls_a_turn=20),
-        Case("softmax epoch", n_samples, 2 * batch, 12, batch_size=batch),
-        Case("svm loss+gradient", n_samples, 16, 12, calls_a_turn=5),
-        Case("two-layer loss+gradient", n_samples, 4, 12, calls_a_turn=3, hidden_units=100),
-        Case("softmax loss+gradient", batch, 16, 12, calls_a_turn=20),
-        Case("k-NN l2", min(1000, n_samples), 16, 5),
-        Case("k-NN l1", min(20, n_samples), 16, 5),
-    ]
+    """Return the cases of a GPU's acceptance, the most important first; `group` names each."""
+    batch, queries = min(batch_size, n_samples), min(10_000, n_samples)
+    epoch = {"naive_samples": 2 * batch, "batch_size": batch, "calls_a_turn": 3}
+    cases = {
+        "softmax": Case("softmax loss+gradient", n_samples, 16, 12, calls_a_turn=5),
+        "net epoch": Case("two-layer epoch", n_samples, rounds=8, **epoch),
+        "k-NN l2": Case("k-NN l2", queries, 16, 5),
+        "net step": Case("two-layer training step", batch, 4, 12, calls_a_turn=20),
+        "softmax epoch": Case("softmax epoch", n_samples, rounds=8, **epoch),
+        "svm": Case("svm loss+gradient", n_samples, 16, 12, calls_a_turn=5),
+        "net": Case("two-layer loss+gradient", n_samples, 4, 12, 3, hidden_units=100),
+        "softmax batch": Case("softmax loss+gradient", batch, 16, 12, calls_a_turn=20),
+        "k-NN l1": Case("k-NN l1", min(20, n_samples), 16, 5),
+    }
+    return [replace(case, group=name) for name, case in cases.items()]
 
 
 class Inputs:

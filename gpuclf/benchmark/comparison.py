@@ -37,6 +37,7 @@ __all__ = [
     "Comparison",
     "compare_records",
     "comparison_markdown",
+    "is_overloaded",
     "print_comparison",
     "read_record",
     "undisturbed",
@@ -50,11 +51,11 @@ MIN_TURNS = 3
 DISTURBED = 3  # the median call by the fastest; on an idle machine it is less than 2
 # Standard deviations of logarithms of ratios.
 BETWEEN_RUNS = 0.03
-BETWEEN_RUNS_APART = 0.10  # where implementations were timed one after another, not by turns
+BETWEEN_RUNS_APART = 0.30  # where implementations were timed one after another, not by turns
 OTHER_CASE = 0.15  # what the machine did in one case tells little of another
 UNKNOWN_DRIFT = 0.20
 # The more the machine moved, the less exactly one row tells what it did to another.
-SHARE_OF_DRIFT = 0.15
+SHARE_OF_DRIFT = 0.4
 DRIFT_SCALE = 0.05  # of Student's t with 3 degrees of freedom
 DRIFTS = np.linspace(-4, 4, 8001)
 HEADER = ["implementation", "measured", "change", "interval", "verdict"]
@@ -200,7 +201,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def undisturbed(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose rows are the faster of two measurements of the same code.
+    """Return a record with each case from the run, of two of the same code, where it was faster.
 
     Something that lasts for a whole run, or belongs to one process, makes a row slower that no
     statistics of that run can excuse. What is slower in two processes is slower.
@@ -210,14 +211,25 @@ def undisturbed(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]
     record, again : dict
         `again` may hold some of the rows only.
     """
-    others = {(row["case"], row["implementation"]): row for row in again["rows"]}
+    both = [record["rows"], again["rows"]]
+
+    def pace(rows: list[dict[str, Any]], case: str) -> dict[str, float]:
+        return {
+            row["implementation"]: math.log(np.quantile(row["times_s"], QUANTILE))
+            for row in rows
+            if row["case"] == case and row["status"] == "timed" and _is_own(row["implementation"])
+        }
+
+    chosen = {}
+    for case in dict.fromkeys(row["case"] for row in both[0]):
+        first, second = (pace(rows, case) for rows in both)
+        common = first.keys() & second.keys()
+        slower = sum(first[name] - second[name] for name in common) > 0
+        chosen[case] = {(r["case"], r["implementation"]): r for r in both[slower]}
 
     def better(row: dict[str, Any]) -> dict[str, Any]:
-        other = others.get((row["case"], row["implementation"]))
-        if other is None or other["status"] != "timed" or row["status"] != "timed":
-            return row
-        times = (float(np.quantile(each["times_s"], QUANTILE)) for each in (row, other))
-        return row if next(times) <= next(times) else other
+        found: dict[str, Any] = chosen[row["case"]].get((row["case"], row["implementation"]), row)
+        return found
 
     return record | {"rows": [better(row) for row in record["rows"]]}
 
@@ -297,7 +309,7 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     apart = not (old.get("by_turns", True) and new.get("by_turns", True))
     between = BETWEEN_RUNS_APART if apart else BETWEEN_RUNS
     machines = _other_machine(old["environment"], new["environment"])
-    overloaded = [when for when, run in (("old", before), ("new", after)) if _is_overloaded(run)]
+    overloaded = [when for when, run in (("old", before), ("new", after)) if is_overloaded(run)]
     rng = np.random.default_rng(0)
     ratios, reasons = {}, {}
     listed = [key for key in after | before if not _is_missing(before.get(key), after.get(key))]
@@ -476,7 +488,7 @@ def _disturbance(row: dict[str, Any]) -> float:
     return float(np.median(row["times_s"]) / min(row["times_s"]))
 
 
-def _is_overloaded(rows: dict[tuple[str, str], dict[str, Any]]) -> bool:
+def is_overloaded(rows: dict[tuple[str, str], dict[str, Any]]) -> bool:
     """Whether at least half of the rows were disturbed: then the others were, unseen."""
     timed = [row for row in rows.values() if row["times_s"] and not row.get("extrapolated")]
     return 2 * sum(_disturbance(row) > DISTURBED for row in timed) >= max(1, len(timed))

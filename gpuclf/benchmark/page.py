@@ -30,7 +30,7 @@ from gpuclf.benchmark.page_charts import (
     scaling,
     tag,
 )
-from gpuclf.benchmark.report import axis_value
+from gpuclf.benchmark.report import axis_value, write_whole
 
 __all__ = ["render_page", "write_page"]
 
@@ -50,10 +50,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
     path : Path
         Its folder is created if need be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(render_page(record), encoding="utf-8", errors="replace")
-    unfinished.replace(path)
+    write_whole(path, render_page(record))
 
 
 def render_page(record: dict[str, Any]) -> str:

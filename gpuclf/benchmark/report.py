@@ -16,7 +16,7 @@ from rich.text import Text
 from gpuclf.benchmark.cases import SCALING
 from gpuclf.benchmark.timing import Row
 
-__all__ = ["axis_value", "format_seconds", "print_rows", "write_json"]
+__all__ = ["axis_value", "format_seconds", "print_rows", "write_json", "write_whole"]
 
 BAR_WIDTH = 10
 STYLES = {"unavailable": "yellow", "wrong": "red", "failed": "red", "rejected": "red"}
@@ -153,9 +153,18 @@ def _bar(seconds: float, medians: list[float]) -> Text:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the result as JSON, whole or not at all, creating the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     text = json.dumps(content, indent=1)
     text = NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-    unfinished.write_text(text + "\n")
+    write_whole(path, text + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, creating the folder if need be."""
+    path = path.resolve()  # what a link points to, not the link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # a device or a pipe stays what it is
+        path.write_text(text, encoding="utf-8", errors="replace")
+        return
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
     unfinished.replace(path)

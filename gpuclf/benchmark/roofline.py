@@ -63,13 +63,14 @@ class Floor:
         """Divide the work by the fastest rates measured, whatever their precision.
 
         Only bytes are multiplied as bytes. A few of them may come from a cache: reading gets
-        slower with size, so the rate of a smaller array is a ceiling too.
+        slower with size, so the rate of a smaller array is a ceiling too (and, because one
+        measurement may fail, those of larger ones).
         """
         rates = dict(ceilings["bytes_per_s"])
         uploads = [rates.pop(name) for name in list(rates) if name.startswith("upload")]
-        cached = sorted((int(size), rate) for size, rate in ceilings.get("cached", {}).items())
-        of_smaller = [rate for size, rate in cached if size <= work.bytes]
-        memory = max([*rates.values(), *(of_smaller[-1:] or [rate for _, rate in cached[:1]])])
+        cached = {int(size): rate for size, rate in ceilings.get("cached", {}).items()}
+        least = max((size for size in cached if size <= work.bytes), default=0)
+        memory = max([*rates.values(), *(rate for size, rate in cached.items() if size >= least)])
         products = ceilings["operations_per_s"].items()
         arithmetic = max(rate for name, rate in products if features == "uint8" or name != "int8")
         times = {"memory": work.bytes / memory, "arithmetic": work.operations / arithmetic}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,8 +55,8 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only cases or implementations whose name contains this, or matches it where it "
-            "has * or ?. May be given several times."
+            help="Only the cases of this group, or cases or implementations of this name, whose "
+            "name contains this, or matches it where it has * or ?. May be given several times."
         ),
     ] = None,
     list_: Annotated[
@@ -97,6 +98,7 @@ def bench(
     from gpuclf.backend import environment, get_backend, remember_break_even
     from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
     from gpuclf.benchmark.cases import SCALING
+    from gpuclf.benchmark.comparison import is_overloaded
     from gpuclf.benchmark.record import make_record
     from gpuclf.benchmark.report import print_rows
 
@@ -114,7 +116,7 @@ def bench(
         others = [i for i in PEERS if backend != "numpy" or i.device != "cuda"]
         listed = [i for i in listed if not i.extrapolated] + others
     if list_:
-        _list(_cases(samples or N_TRAIN, peers, quick), listed)
+        _list(*_chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or []))
         return
     rows: list[Row] = []
     unfinished = None
@@ -122,7 +124,9 @@ def bench(
         task = progress.add_task("preparing the data", total=None)
         dataset = output.load(data, data_dir, seed)
         n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
-        cases, listed = _chosen(_cases(n_samples, peers, quick), listed, only or [])
+        cases = _cases(n_samples, peers, quick)
+        titles = {case.title.lower() for case in cases}
+        cases, listed = _chosen(cases, listed, only or [])
         progress.update(task, description="measuring the ceilings of this machine")
         devices, ceilings = _machine(backend)
         cache = devices["cuda"].cache_bytes if "cuda" in devices else 0
@@ -164,6 +168,7 @@ def bench(
             "peers": peers,
             "quick": quick,
             "time_budget_s": time_budget,
+            "only": [name for name in only or [] if name.lower() not in titles],
         },
         environment=found,
         ceilings=ceilings,
@@ -171,8 +176,15 @@ def bench(
     )
     output.say(f"data: {dataset.source}; {n_samples:,} x {inputs.n_features:,}, {dtype}")
     output.say(f"machine: {output.machine_line(found)}")
+    if not rows:
+        output.say("nothing was finished, and nothing is written")
+        raise typer.Exit(130)
+    written = _write(record, json, html, markdown)
     print_rows(rows, output.console)
-    _write(record, json, html, markdown)
+    if is_overloaded({(r["case"], r["implementation"]): r for r in record["rows"]}):
+        output.say("the machine was busy: most calls took 3 times as long as the fastest ones")
+    for path in written:
+        output.say(f"written to {path}")
     if (least := record["break_even"][0]["samples"]) is not None:
         remember_break_even(least * inputs.n_features)  # --backend auto then knows it
     failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
@@ -204,7 +216,7 @@ def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
     if peers:
         return peer_cases(n_samples)
     # At 200 samples a mini-batch is the training set: the same case only once.
-    cases = list(dict.fromkeys(default_cases(n_samples)))
+    cases = list({case.title: case for case in default_cases(n_samples)}.values())
     return cases if quick else cases + scaling_cases(n_samples)
 
 
@@ -222,14 +234,17 @@ def _chosen(
 ) -> tuple[list[Case], list[Implementation]]:
     """Keep what a pattern names; where none names a case (an implementation), all of them."""
 
-    def matches(name: str, pattern: str) -> bool:
+    def matching(names: Iterable[str], pattern: str) -> set[str]:
+        exact = {name for name in names if name.lower() == pattern.lower()}
         pattern = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
-        return fnmatch(name.lower(), pattern.lower())
+        pattern = pattern.lower().replace("[", "[[]")
+        return exact or {name for name in names if fnmatch(name.lower(), pattern)}
 
     chosen_cases, chosen = set(), set()
     for pattern in patterns:
-        titles = {case.title for case in cases if matches(case.title, pattern)}
-        names = {i.name for i in listed if matches(i.name, pattern)}
+        titles = matching([case.title for case in cases], pattern)
+        titles |= {case.title for case in cases if case.group == pattern.lower()}
+        names = matching([i.name for i in listed], pattern)
         if not titles and not names:
             raise typer.BadParameter(
                 f"--only {pattern!r} names no case and no implementation: see gpuclf bench --list"
@@ -283,8 +298,8 @@ def _again(
         command += ["--peers"] if settings["peers"] else []
         command += ["--quick"] if settings["quick"] else []
         command += ["--time-budget", str(settings["time_budget_s"])]
-        for case in cases:
-            command += ["--only", case]
+        for name in (*cases, *settings["only"]):
+            command += ["--only", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not path.exists():
             raise RuntimeError(f"measuring again failed: {done.stderr.strip()[-300:]}")
@@ -293,8 +308,8 @@ def _again(
 
 def _write(
     record: dict[str, Any], json: Path | None, html: Path | None, markdown: Path | None
-) -> None:
-    from gpuclf.benchmark.report import write_json
+) -> list[Path]:
+    from gpuclf.benchmark.report import write_json, write_whole
 
     if json is not None:
         write_json(json, record)
@@ -305,8 +320,5 @@ def _write(
     if markdown is not None:
         from gpuclf.benchmark.markdown import rows_markdown
 
-        markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(rows_markdown(record))
-    for path in (json, html, markdown):
-        if path is not None:
-            output.say(f"written to {path}")
+        write_whole(markdown, rows_markdown(record))
+    return [path for path in (json, html, markdown) if path is not None]

@@ -1,0 +1,5 @@
+"""``python -m gpuclf``: the command line."""
+
+from gpuclf.cli import main
+
+main()
