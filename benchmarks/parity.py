@@ -358,7 +358,7 @@ def check_kernel(function, kernel, put, sizes):
 
 
 def check_all(put, library, sizes, advance=lambda _: None, left_s=lambda: math.inf):
-    """Return a record for every kernel of `library` and every public operation, in the time left."""
+    """Return a record for every kernel of `library` and every public operation, in time."""
     checks = {
         f"kernel {name}": lambda f=function, k=kernel: check_kernel(f, k, put, sizes)
         for name, (function, kernel) in registered(library).items()

@@ -164,6 +164,7 @@ def test_bench_writes_what_was_measured(narrow, tmp_path):
         "peers": False,
         "quick": False,
         "time_budget_s": 0.0,
+        "only": [],
     }
     assert found["dataset"]["source"] == "small, in memory"
     assert found["environment"]["gpu"]["usable"] is False
@@ -225,6 +226,11 @@ def test_bench_lists_cases_and_implementations(narrow):
         assert f"{case.title} ({case.group})" in output
     assert all(implementation.name in output for implementation in IMPLEMENTATIONS)
     assert "median" not in output
+    output = run("bench", "--list", "--only", "models", "--only", "gpuclf on NumPy")
+    lines = [line.strip() for line in output.splitlines()]
+    axis = [case for case in scaling_cases(50_000) if case.group == "models"]
+    cases = [f"{case.title} ({case.group})" for case in axis]
+    assert lines == ["cases", *cases, "implementations", "gpuclf on NumPy"]
 
 
 def test_bench_only_what_is_not_there_is_refused(monkeypatch, capfd, narrow):

@@ -378,6 +378,8 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined({"X": X.X.astype(np.float32)})
     assert declined({"X": X.with_samples(Streamed(X.X, like=X.X))})
     assert declined({"X": np.asfortranarray(X.X)})
+    shifted = np.concatenate([X.X.reshape(-1), X.X[0]])[1 : 1 + X.X.size].reshape(X.X.shape)
+    assert declined({"X": shifted})  # on a GPU, a copy of 16 bytes from there is an error
     assert declined({"params": copied(params, np.float64)})
     assert declined({"params": {"W": params["W"]}, "velocity": {"W": params["W"]}})
     assert declined({"params": params | {"W": np.asfortranarray(params["W"])}})

@@ -337,6 +337,7 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined({"params": models})
     assert declined(problem(n=60, d=100))
     assert declined(problem(n=60, c=33))
+    assert declined(problem(n=20, d=16, h=1025))
     assert declined(problem(n=1100, d=16), batch_size=1025)
     cuda_on_cpu.limits = cuda_modules.DeviceLimits(75, 40, 64 << 10)
     assert declined()

@@ -197,13 +197,13 @@ def scaling_cases(n_samples: int) -> list[Case]:
 def device_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     """Return the cases of a GPU's acceptance, the most important first; `group` names each."""
     batch, queries = min(batch_size, n_samples), min(10_000, n_samples)
-    epoch = {"naive_samples": 2 * batch, "batch_size": batch, "calls_a_turn": 3}
+    few = 2 * batch  # samples, in float64
     cases = {
         "softmax": Case("softmax loss+gradient", n_samples, 16, 12, calls_a_turn=5),
-        "net epoch": Case("two-layer epoch", n_samples, rounds=8, **epoch),
+        "net epoch": Case("two-layer epoch", n_samples, few, 8, 3, batch_size=batch),
         "k-NN l2": Case("k-NN l2", queries, 16, 5),
         "net step": Case("two-layer training step", batch, 4, 12, calls_a_turn=20),
-        "softmax epoch": Case("softmax epoch", n_samples, rounds=8, **epoch),
+        "softmax epoch": Case("softmax epoch", n_samples, few, 8, 3, batch_size=batch),
         "svm": Case("svm loss+gradient", n_samples, 16, 12, calls_a_turn=5),
         "net": Case("two-layer loss+gradient", n_samples, 4, 12, 3, hidden_units=100),
         "softmax batch": Case("softmax loss+gradient", batch, 16, 12, calls_a_turn=20),

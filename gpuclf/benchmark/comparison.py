@@ -55,7 +55,8 @@ BETWEEN_RUNS_APART = 0.30  # where implementations were timed one after another,
 OTHER_CASE = 0.15  # what the machine did in one case tells little of another
 UNKNOWN_DRIFT = 0.20
 # The more the machine moved, the less exactly one row tells what it did to another.
-SHARE_OF_DRIFT = 0.4
+SHARE_OF_DRIFT = 0.15
+BELIEVED_DRIFT = math.log(1.5)  # what one row says beyond that may be about that row alone
 DRIFT_SCALE = 0.05  # of Student's t with 3 degrees of freedom
 DRIFTS = np.linspace(-4, 4, 8001)
 HEADER = ["implementation", "measured", "change", "interval", "verdict"]
@@ -396,7 +397,8 @@ def _corrected(
 ) -> Ratio:
     """Take away what the machine did, and add what is not known of that."""
     drift, variance = _drift(case, yardsticks, between)
-    variance += ratio.variance + between**2 + (SHARE_OF_DRIFT * drift) ** 2
+    unbelieved = max(0.0, abs(drift) - BELIEVED_DRIFT)
+    variance += ratio.variance + between**2 + (SHARE_OF_DRIFT * drift) ** 2 + unbelieved**2
     # Welch and Satterthwaite: of the sum of variances, only the row's own comes from few turns.
     freedom = ratio.freedom * (variance / max(ratio.variance, 1e-12)) ** 2
     return Ratio(ratio.log - drift, variance, freedom)
