@@ -5,9 +5,11 @@ import pytest
 from gpuclf.backend import synchronize
 from gpuclf.benchmark import (
     IMPLEMENTATIONS,
+    PEERS,
     Reference,
     Unavailable,
     default_cases,
+    peer_cases,
     scaling_cases,
 )
 from gpuclf.benchmark.timing import SLOW_ROUNDS, new_row
@@ -15,13 +17,19 @@ from gpuclf.benchmark.timing import SLOW_ROUNDS, new_row
 
 def pytest_generate_tests(metafunc):
     n_samples = metafunc.config.getoption("--bench-samples")
-    # At 200 samples a mini-batch is the training set: the same case only once.
-    cases = dict.fromkeys(default_cases(n_samples) + scaling_cases(n_samples))
+    fast = [i for i in IMPLEMENTATIONS if not i.extrapolated]
+    # At 200 samples a mini-batch is the training set: the same case only once. The cases of the
+    # ladder come last, because they have all implementations.
+    lists = (
+        (peer_cases(n_samples), fast + PEERS),
+        (scaling_cases(n_samples), fast),
+        (default_cases(n_samples), IMPLEMENTATIONS),
+    )
     pairs = {
         _slug(f"{case.title} {implementation.name}"): (case, implementation)
+        for cases, implementations in lists
         for case in cases
-        for implementation in IMPLEMENTATIONS
-        if case.group == "ladder" or not implementation.extrapolated
+        for implementation in implementations
     }
     metafunc.parametrize(("case", "implementation"), pairs.values(), ids=list(pairs))
 
@@ -45,7 +53,9 @@ def test_case(benchmark, bench_inputs, bench_dataset, case, implementation):
     )
 
     def finished_call():
-        call()
+        result = call()
+        if implementation.wait is not None:
+            implementation.wait(result)
         synchronize()
 
     rounds = SLOW_ROUNDS if implementation.extrapolated else case.rounds * case.calls_a_turn

@@ -636,7 +636,7 @@ def cuda_graph(like: Array, queue: Callable[[], None]) -> Callable[[], None] | N
                 finally:
                     graph = stream.end_capture()
         except (RuntimeError, NotImplementedError) as error:
-            logger.debug("launches are not recorded (%s)", _one_line(error))
+            logger.warning("launches are not recorded (%s)", _one_line(error))
             return None
 
     def launch() -> None:
