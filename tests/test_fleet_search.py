@@ -202,6 +202,19 @@ def test_candidates_that_diverge_or_are_impossible_are_reported_and_harm_nobody(
         FleetSearchCV(KINDS[kind](), {"reg": [-1.0]}, cv=3).fit(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_a_model_that_blows_up_in_its_last_step_does_not_win():
+    X, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    softmax = gpuclf.SoftmaxClassifier(
+        max_iter=1, batch_size=100, schedule="exponential", precision="float32", random_state=0
+    )
+    with pytest.warns(FitFailedWarning, match="2 of 6 fits failed, the first: the parameters bec"):
+        found = FleetSearchCV(softmax, {"learning_rate": [1e-4, 1e-2, 1e39]}, cv=2).fit(X, y)
+    assert found.best_params_["learning_rate"] < 1
+    with pytest.raises(DivergedError, match="the parameters became"):
+        softmax.set_params(learning_rate=1e39).fit(X, y)
+
+
 @pytest.mark.parametrize("form", ["array", "standardized"])
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_searches_where_the_samples_are(lib, kind, form):
