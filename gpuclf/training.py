@@ -323,7 +323,7 @@ def are_finite(params: Params, *, of_models: bool = False) -> np.ndarray:
         xp.all(xp.isfinite(value), axis=tuple(range(first, value.ndim)))
         for value in params.values()
     ]
-    return np.asarray(to_host(xp.stack(found))).all(axis=0)  # waits for the device once
+    return np.asarray(np.all(to_host(xp.stack(found)), axis=0))  # waits for the device once
 
 
 def diverged_at_the_end(history: History) -> DivergedError:
