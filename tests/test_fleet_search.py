@@ -133,6 +133,9 @@ def test_sample_weights_train_and_score():
     ours = [found.cv_results_[f"split{fold}_test_score"][8] for fold in range(3)]
     assert found.cv_results_["params"][8] == GRID_POINT
     assert ours == pytest.approx(expected, abs=1e-12)
+    best = KINDS["softmax"](**found.best_params_).fit(X, y, weights)
+    np.testing.assert_array_equal(found.best_estimator_.params_["W"], best.params_["W"])
+    assert (best.params_["W"] != clone(best).fit(X, y).params_["W"]).any()
     one_by_one = FleetSearchCV(KINDS["softmax"](), GRID, cv=3, scoring=accuracy_of_predictions)
     assert_same_search(one_by_one.fit(X, y, sample_weight=weights), found)
 
