@@ -1,7 +1,8 @@
 """Write docs/performance.md's tables from the records of benchmarks/cpu_limit.py and fleet.py.
 
 python benchmarks/performance_tables.py            writes the tables, and draws the fleet's pictures
-python benchmarks/performance_tables.py --check    fails if the tables are not the records'
+python benchmarks/performance_tables.py --check    fails if the tables are not the records', or if
+                                                   there is no record
 """
 
 import argparse
@@ -115,7 +116,8 @@ def fleet_sizes(record: dict) -> str:
         cells = [f"{size}"]
         for kind in kinds:
             cost = {r["n_models"]: r["step_per_model_s"] for r in rows if r["model"] == kind}
-            cells.append(f"{format_seconds(cost[size])} ({cost[1] / cost[size]:.2f}x)")
+            gain = f" ({cost[1] / cost[size]:.2f}x)" if 1 in cost else ""
+            cells.append(format_seconds(cost[size]) + gain)
         lines.append(cells)
     picture = "![Time per model and step against the models in the fleet](fleet.svg)"
     return f"{hardware(record)}.\n\n{picture}\n\n{markdown(['models', *kinds], lines)}"
@@ -166,9 +168,11 @@ def draw_fleet(record: dict) -> None:
     ax.set_xticks(sizes, [f"{size}" for size in sizes])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("models in the fleet")
-    ax.set_ylabel("time per model and step,\nbeside one model alone")
+    ax.set_ylabel(f"time per model and step,\nbeside that in a fleet of {sizes[0]}")
     ax.legend(frameon=False)
     ax.figure.savefig(PAGE.parent / "fleet.svg", metadata={"Date": None})
+    if "course_search" not in record:
+        return
     ax = plot_search(record["course_search"]["results"])
     ax.figure.savefig(PAGE.parent / "search.svg", metadata={"Date": None}, dpi=80)
 
@@ -188,9 +192,15 @@ def main() -> None:
     expected = page
     for file, tables in TABLES.items():
         if not (RESULTS / file).exists():
+            if check:
+                sys.exit(f"benchmarks/results/{file} is missing, and its tables with it")
             continue
         record = json.loads((RESULTS / file).read_text())
         for table in tables:
+            if table is course_search and "course_search" not in record:  # fleet.py --no-course
+                if check:
+                    sys.exit(f"benchmarks/results/{file} lacks the course's search")
+                continue
             name = table.__name__.replace("_", " ")
             block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
             if not block.search(expected):

@@ -22,6 +22,8 @@ from gpuclf.training import (
     History,
     Objective,
     Params,
+    are_finite,
+    diverged_at_the_end,
     epoch_runner,
     normalized_weights,
     quietly,
@@ -107,8 +109,8 @@ def train_fleet(
     Returns
     -------
     list of Member
-        In the order of the models. One whose loss is no longer finite at the end of an epoch is set
-        aside, with its error; the others do not notice.
+        In the order of the models. One whose loss is no longer finite at the end of an epoch, or
+        whose parameters are not at its end, is set aside, with its error; the others do not notice.
 
     Examples
     --------
@@ -148,6 +150,14 @@ def train_fleet(
     def of_models(values: Any) -> Array:
         return to_device(np.asarray(values, dtype=np.float64), like=y)
 
+    def end(numbers: Collection[int]) -> None:
+        finite = are_finite(fleet.params, of_models=True) if numbers else ()
+        for k in numbers:
+            if finite[fleet.numbers.index(k)]:
+                members[k].params, members[k].velocity = fleet.model(k)
+            else:
+                members[k].error = diverged_at_the_end(members[k].history)
+
     in_training: list[int] = []
     for _ in range(epochs):
         n_done = [len(member.history.learning_rate) for member in members]
@@ -182,13 +192,11 @@ def train_fleet(
         if on_epoch is not None and fleet.numbers:
             histories = [members[k].history for k in fleet.numbers]
             stopped = on_epoch(fleet.params, fleet.numbers, histories) or ()
-        for k in stopped:
-            members[k].params, members[k].velocity = fleet.model(k)
+        end(stopped)
         fleet = fleet.only(k for k in fleet.numbers if k not in stopped)
         if not fleet.numbers:
             break
-    for k in fleet.numbers:
-        members[k].params, members[k].velocity = fleet.model(k)
+    end(fleet.numbers)
     return members
 
 

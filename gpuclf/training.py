@@ -36,7 +36,7 @@ Objective = Callable[[Params, Any, Array, float, Array | None], tuple[Array, Par
 
 
 class DivergedError(FloatingPointError):
-    """The loss became NaN or infinite during training."""
+    """The loss or the parameters became NaN or infinite during training."""
 
 
 # Divergence is reported by DivergedError; NumPy's warnings on the way there would say it twice.
@@ -156,7 +156,8 @@ def minimize_sgd(
     Raises
     ------
     DivergedError
-        If the loss became NaN or infinite; found when the losses of an epoch are read.
+        If the loss became NaN or infinite, found when the losses of an epoch are read, or if the
+        parameters are NaN or infinite at the end.
 
     Notes
     -----
@@ -186,6 +187,8 @@ def minimize_sgd(
         raise_if_diverged(history, n_steps)
         if on_epoch is not None and on_epoch(params, history):
             break
+    if not are_finite(params):
+        raise diverged_at_the_end(history)
     return params, velocity, history
 
 
@@ -309,12 +312,31 @@ def raise_if_diverged(history: History, n_new: int) -> None:
     """Raise if one of the last `n_new` losses is not finite."""
     wrong = [loss for loss in history.loss[-n_new:] if not math.isfinite(loss)]
     if wrong:
-        rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
-        raise DivergedError(
-            f"the loss became {wrong[0]} within {len(history.loss)} steps: use a smaller "
-            f"learning_rate{rate}, a smaller reg, or standardised features "
-            "(gpuclf.Standardized.fit), and see that X holds no NaN"
-        )
+        raise _diverged(f"the loss became {wrong[0]}", history)
+
+
+def are_finite(params: Params, *, of_models: bool = False) -> np.ndarray:
+    """Tell whether all parameters are finite, of each model if they have a leading model axis."""
+    xp = array_namespace(*params.values())
+    first = int(of_models)
+    found = [
+        xp.all(xp.isfinite(value), axis=tuple(range(first, value.ndim)))
+        for value in params.values()
+    ]
+    return np.asarray(np.all(to_host(xp.stack(found)), axis=0))  # waits for the device once
+
+
+def diverged_at_the_end(history: History) -> DivergedError:
+    """Return the error of parameters that no later loss could betray."""
+    return _diverged("the parameters became NaN or infinite", history)
+
+
+def _diverged(what: str, history: History) -> DivergedError:
+    rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
+    return DivergedError(
+        f"{what} within {len(history.loss)} steps: use a smaller learning_rate{rate}, a smaller "
+        "reg, or standardised features (gpuclf.Standardized.fit), and see that X holds no NaN"
+    )
 
 
 @quietly

@@ -289,3 +289,17 @@ def test_an_epoch_uploads_as_often_whatever_its_steps(monkeypatch):
             return {n: v for n, v in counts.items() if "bytes" not in n}
 
     assert crossings(5) == crossings(20)
+
+
+@pytest.mark.parametrize("epochs", [1, 2], ids=["at the end", "where it stops early"])
+def test_parameters_that_blow_up_in_the_last_step_are_noticed(lib, epochs):
+    X, y = (lib.asarray(values) for values in make_data())
+    start = {name: lib.asarray(value) for name, value in stacked_start(make_params).items()}
+    rates = [lambda _: 0.1] * 3 + [lambda step: 1e300 if step == 4 else 0.1] + [lambda _: 0.1]
+    options = {"rates": rates, "epochs": epochs, "reg": [0.0] * 3 + [1e10, 0.0]}
+    members = train(
+        softmax_objective, start, X, y, on_epoch=lambda _, left, __: {3} & set(left), **options
+    )
+    assert [member.error is None for member in members] == [True, True, True, False, True]
+    assert "the parameters became NaN or infinite" in str(members[3].error)
+    assert members[3].params is None

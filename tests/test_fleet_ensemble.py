@@ -5,6 +5,7 @@ import pytest
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from test_estimators import KINDS, SGD_KINDS, make_pixels
 
 from gpuclf import FleetEnsemble, FleetSearchCV
@@ -83,8 +84,9 @@ def test_the_best_of_a_search(options):
     np.testing.assert_allclose(
         ensemble.estimators_[0].params_["W"], search.best_estimator_.params_["W"], atol=1e-5
     )
-    with pytest.raises(ValueError, match=f"at most {len(scores) - first}, the candidates that"):
-        FleetEnsemble.from_search(search, 9)
+    assert len(FleetEnsemble.from_search(search, 99).param_list) == len(scores) - first
+    with pytest.raises(ValueError, match="n_estimators must be an integer, at least 1, got 0"):
+        FleetEnsemble.from_search(search, 0)
 
 
 @pytest.mark.parametrize("kind", SGD_KINDS)
@@ -108,6 +110,10 @@ def test_is_a_classifier_of_scikit_learn(kind):
         ("softmax", MEMBERS, "loud", "voting must be 'soft', 'hard' or None, got 'loud'"),
         ("svm", MEMBERS, "soft", "LinearSVMClassifier has no probabilities: use voting='hard'"),
         ("svm", [{"reg": -1.0}], None, "reg must be"),
+        ("svm", {"reg": 1.0}, None, "must be a list of dicts, .* got {'reg': 1.0}: a dict for one"),
+        ("svm", "reg", None, "must be a list of dicts, .* got 'reg'"),
+        ("svm", None, None, "must be a list of dicts, .* got None"),
+        ("svm", [{"reg": 1.0}, "reg"], None, "must be a list of dicts, got one with 'reg'"),
     ],
 )
 def test_errors_say_what_to_do(kind, members, voting, message):
@@ -127,3 +133,30 @@ def test_what_are_no_samples_is_refused(X, message):
 def test_a_member_that_diverges_is_an_error():
     with pytest.raises(DivergedError):
         FleetEnsemble(KINDS["svm"](), [{"learning_rate": 1e300}, {}]).fit(*make_pixels(n=30))
+
+
+def test_estimators_that_are_not_trained_by_gradients_are_refused():
+    with pytest.raises(TypeError, match="together, not KNeighborsClassifier: use"):
+        FleetEnsemble(KNeighborsClassifier(), [{}]).fit(*make_pixels(n=30))
+
+
+def test_members_may_come_from_a_generator():
+    X, y = make_pixels(n=30)
+    ensemble = FleetEnsemble(KINDS["softmax"](), ({"reg": reg} for reg in (0.0, 1.0)))
+    assert len(clone(ensemble).fit(X, y).estimators_) == 2
+    assert len(ensemble.fit(X, y).fit(X, y).estimators_) == 2
+
+
+def test_sample_weights_train_members_and_score_them():
+    X, y = make_pixels(n=45)
+    weights = np.random.default_rng(0).integers(0, 4, len(y)).astype(float)
+    ensemble = FleetEnsemble(KINDS["softmax"](), MEMBERS).fit(X, y, weights)
+    alone = [KINDS["softmax"](**params).fit(X, y, weights) for params in MEMBERS]
+    unweighted = KINDS["softmax"](**MEMBERS[1]).fit(X, y)
+    assert not np.allclose(unweighted.params_["W"], alone[1].params_["W"], atol=1e-3)
+    for found, expected in zip(ensemble.estimators_, alone, strict=True):
+        np.testing.assert_allclose(found.params_["W"], expected.params_["W"], atol=1e-5)
+    other = 9 * (ensemble.predict(X) != y) + 1.0  # counts the wrong ones
+    expected = [model.score(X, y, other) for model in alone]
+    np.testing.assert_allclose(ensemble.member_scores(X, y, other), expected)
+    assert not np.allclose(ensemble.member_scores(X, y), expected)

@@ -133,6 +133,9 @@ def test_sample_weights_train_and_score():
     ours = [found.cv_results_[f"split{fold}_test_score"][8] for fold in range(3)]
     assert found.cv_results_["params"][8] == GRID_POINT
     assert ours == pytest.approx(expected, abs=1e-12)
+    best = KINDS["softmax"](**found.best_params_).fit(X, y, weights)
+    np.testing.assert_array_equal(found.best_estimator_.params_["W"], best.params_["W"])
+    assert (best.params_["W"] != clone(best).fit(X, y).params_["W"]).any()
     one_by_one = FleetSearchCV(KINDS["softmax"](), GRID, cv=3, scoring=accuracy_of_predictions)
     assert_same_search(one_by_one.fit(X, y, sample_weight=weights), found)
 
@@ -200,6 +203,19 @@ def test_candidates_that_diverge_or_are_impossible_are_reported_and_harm_nobody(
         FleetSearchCV(KINDS[kind](), grid, cv=3, error_score="raise").fit(X, y)
     with pytest.raises(ValueError, match="3 of 3 fits failed, the first: reg must be"):
         FleetSearchCV(KINDS[kind](), {"reg": [-1.0]}, cv=3).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_a_model_that_blows_up_in_its_last_step_does_not_win():
+    X, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    softmax = gpuclf.SoftmaxClassifier(
+        max_iter=1, batch_size=100, schedule="exponential", precision="float32", random_state=0
+    )
+    with pytest.warns(FitFailedWarning, match="2 of 6 fits failed, the first: the parameters bec"):
+        found = FleetSearchCV(softmax, {"learning_rate": [1e-4, 1e-2, 1e39]}, cv=2).fit(X, y)
+    assert found.best_params_["learning_rate"] < 1
+    with pytest.raises(DivergedError, match="the parameters became"):
+        softmax.set_params(learning_rate=1e39).fit(X, y)
 
 
 @pytest.mark.parametrize("form", ["array", "standardized"])
@@ -294,6 +310,92 @@ def test_a_net_that_cannot_be_is_reported_as_a_failed_candidate(size):
         FleetSearchCV(KINDS["two-layer"](), grid, cv=2).fit(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:One or more of the (test|train) scores are non-finite")
+@pytest.mark.parametrize("scoring", ["accuracy", "own"])
+def test_a_score_that_fails_ends_no_search(scoring, monkeypatch):
+    X, y = make_data(n=30)
+    options = {"cv": 2, "scoring": scoring, "return_train_score": True}
+    if scoring == "own":
+
+        def picky(model, X, y):
+            if model.reg == 1.0:
+                raise RuntimeError("too strict")
+            return model.score(X, y)
+
+        options["scoring"] = picky
+    else:  # what the whole fleet is scored with
+
+        def fails(self, *_):
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr(FleetSearchCV, "_accuracies", fails)
+    search = FleetSearchCV(KINDS["softmax"](), SMALL, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected = GridSearchCV(KINDS["softmax"](), SMALL, **options).fit(X, y)
+    if scoring == "accuracy":
+        assert_same_search(search.fit(X, y), expected)
+        return
+    with pytest.warns(UserWarning, match="scoring failed for 8 of 16 fits, the first: RuntimeErr"):
+        assert_same_search(search.fit(X, y), expected)
+    with pytest.warns(UserWarning, match="their score is error_score=-1"):
+        found = search.set_params(error_score=-1, factor=2).fit(X, y)
+    assert min(found.cv_results_["mean_test_score"]) == -1
+    assert found.best_params_["reg"] != 1.0
+    with pytest.raises(RuntimeError, match="too strict"):
+        search.set_params(error_score="raise").fit(X, y)
+
+
+def test_the_score_of_a_subclass_is_used():
+    class Reversed(gpuclf.SoftmaxClassifier):
+        def score(self, X, y, sample_weight=None):
+            return -super().score(X, y, sample_weight)
+
+    X, y = make_data(n=30)
+    model = Reversed(max_iter=2, random_state=0)
+    found = FleetSearchCV(model, SMALL, cv=2).fit(X, y)
+    assert_same_search(found, GridSearchCV(model, SMALL, cv=2).fit(X, y))
+    assert found.best_score_ < 0
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_any_error_of_a_fit_is_that_fit_s_alone():
+    def breaks(batch, rng):
+        raise RuntimeError("no such image")
+
+    X, y = make_data(n=30)
+    grid = {"augment": [None, breaks], "reg": [0.0, 0.1]}
+    with pytest.warns(FitFailedWarning, match="4 of 8 fits failed, the first: no such image"):
+        found = FleetSearchCV(KINDS["softmax"](), grid, cv=2).fit(X, y)
+    assert found.best_params_["augment"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sample_weight": np.ones(29)}, "X has 30 samples, but sample_weight has length 29"),
+        ({"y": np.zeros(31, dtype=int)}, "X has 30 samples, but y has length 31"),
+        ({"groups": [1, 2]}, "but groups has length 2"),
+        ({"y": None}, "requires y to be passed, but the target y is None"),
+    ],
+)
+def test_lengths_must_be_the_same(wrong, message):
+    X, y = make_data(n=30)
+    search = FleetSearchCV(KINDS["softmax"](), SMALL, cv=2)
+    for samples in (X, X.tolist(), Standardized.fit(X)):
+        with pytest.raises(ValueError, match=message):
+            search.fit(samples, **{"y": y} | wrong)
+
+
+@pytest.mark.parametrize("budget", [0, -1e9, "1 GiB", None, np.nan, np.inf, True])
+def test_a_memory_budget_is_a_number_of_bytes(budget):
+    X, y = make_data(n=30)
+    search = FleetSearchCV(KINDS["softmax"](), {"reg": [0.0, 0.1]}, cv=2, memory_budget=budget)
+    with pytest.raises(ValueError, match=f"memory_budget must be .* such as 1e9, got {budget!r}"):
+        search.fit(X, y)
+    assert search.set_params(memory_budget=1e9).fit(X, y).n_splits_ == 2
+
+
 # --------------------------------------------------------------------------- fit_together
 
 
@@ -314,6 +416,36 @@ def test_models_fitted_together_are_as_if_fitted_alone(kind):
         other.partial_fit(X, y)
         for name, value in other.params_.items():
             np.testing.assert_allclose(model.params_[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (KINDS["svm"](), "must be of one kind, got SoftmaxClassifier, LinearSVMClassifier"),
+        (KINDS["softmax"](random_state=5), "must have the same random_state, got 0 and 5"),
+        (KINDS["softmax"](max_iter=9), "the same max_iter, got [0-9]+ and 9: fit them one by one"),
+        (KINDS["softmax"](batch_size=9), "the same batch_size"),
+        (KINDS["softmax"](solver="lbfgs"), "the same solver, got 'sgd' and 'lbfgs'"),
+    ],
+)
+def test_models_that_differ_are_not_fitted_together(other, message):
+    X, y = make_data(n=30)
+    with pytest.raises(ValueError, match=message):
+        fit_together([KINDS["softmax"](), other], X, y)
+    with pytest.raises(ValueError, match="with solver='sgd' only, got 'lbfgs'"):
+        fit_together([KINDS["softmax"](solver="lbfgs")] * 2, X, y)
+
+
+def test_copies_that_cannot_be_compared_are_fitted_together():
+    class Augment:
+        turn = staticmethod(lambda batch: batch)  # cannot be pickled
+
+        def __call__(self, batch, rng):
+            return batch
+
+    X, y = make_data(n=30)
+    softmax = KINDS["softmax"](augment=Augment())
+    assert FleetSearchCV(softmax, SMALL, cv=2, error_score="raise").fit(X, y).n_splits_ == 2
 
 
 def test_a_fit_that_is_impossible_for_all_says_so_for_each():

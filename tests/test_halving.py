@@ -8,6 +8,7 @@ from sklearn.model_selection import HalvingGridSearchCV, StratifiedKFold
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 from gpuclf import FleetSearchCV
+from gpuclf.estimators import fleet_search
 from gpuclf.estimators.fleet_fitting import fit_together
 
 RATES = [1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2]
@@ -120,6 +121,61 @@ def test_candidates_that_fail_leave_first():
     assert found.best_params_["learning_rate"] in (1e-2, 1e-3, 3e-3, 2e-2)
     with pytest.raises(ValueError, match="18 of 18 fits failed"):
         FleetSearchCV(model, {"reg": [-1.0] * 9}, cv=2, factor=3).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.parametrize("error_score", [np.nan, 0.0, 5.0])
+def test_the_best_is_of_the_last_round_that_anybody_survived(error_score, monkeypatch):
+    X, y = make_data()
+    model = KINDS["softmax"](max_iter=4)
+    real = fleet_search.fit_together
+
+    def all_fail_at_the_end(models, *args, epochs):
+        errors = real(models, *args, epochs=epochs)
+        return [RuntimeError("late")] * len(models) if epochs == 4 else errors
+
+    monkeypatch.setattr(fleet_search, "fit_together", all_fail_at_the_end)
+    grid = {"learning_rate": [1e-4, 1e-2, 3e-2, 1e300]}
+    search = FleetSearchCV(model, grid, cv=2, factor=2, refit=False, error_score=error_score)
+    with pytest.warns(FitFailedWarning, match="late|the loss became"):
+        search.fit(X, y)
+    assert search.n_resources_[-1] == 4
+    assert search.cv_results_["iter"][search.best_index_] == 1
+    assert 0 < search.best_score_ <= 1
+    ranked = search.cv_results_["mean_test_score"][search.cv_results_["iter"] == 1]
+    assert search.best_score_ == max(ranked)
+
+
+def test_rounds_are_counted_as_in_scikit_learn():
+    X, y = make_data(n=12)
+    grid = {"reg": np.geomspace(1e-5, 1, 9).tolist()}
+    search = FleetSearchCV(KINDS["softmax"](max_iter=30), grid, cv=2, factor=3).fit(X, y)
+    assert (search.n_required_iterations_, search.n_possible_iterations_) == (3, 4)
+    assert (search.min_resources_, search.max_resources_) == (3, 30)
+    search.set_params(min_resources=4).fit(X, y)
+    assert (search.n_required_iterations_, search.n_possible_iterations_) == (3, 2)
+    search.set_params(factor=None).fit(X, y)
+    assert [name for name in fleet_search.OF_HALVING if hasattr(search, name)] == []
+
+
+def test_who_failed_in_one_fold_does_not_go_on(monkeypatch):
+    X, y = make_data()
+    real, n_calls = fleet_search.fit_together, []
+
+    def fails_once(models, *args, epochs):
+        errors = real(models, *args, epochs=epochs)
+        n_calls.append(epochs)
+        return [RuntimeError("once"), *errors[1:]] if len(n_calls) == 1 else errors
+
+    monkeypatch.setattr(fleet_search, "fit_together", fails_once)
+    model = KINDS["softmax"](max_iter=4)
+    grid = {"learning_rate": [1e-3, 1e-2, 3e-2, 1e-4]}
+    search = FleetSearchCV(model, grid, cv=2, factor=2, error_score=9.0)  # above all others
+    with pytest.warns(FitFailedWarning, match="the first: once"):
+        search.fit(X, y)
+    later = np.asarray(search.cv_results_["params"])[search.cv_results_["iter"] > 0]
+    assert {"learning_rate": 1e-3} not in later.tolist()
+    assert search.best_score_ <= 1
 
 
 def test_a_search_may_be_split_and_halved():

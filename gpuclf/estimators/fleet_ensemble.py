@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpuclf.backend import Array, array_namespace
 from gpuclf.estimators.array_classifier import ArrayClassifier
 from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of
+from gpuclf.estimators.gradient_classifier import GradientClassifier
 from gpuclf.losses import one_hot
 
 __all__ = ["FleetEnsemble"]
@@ -25,7 +27,7 @@ class FleetEnsemble(ArrayClassifier):
     ----------
     estimator : SoftmaxClassifier, LinearSVMClassifier or TwoLayerNetClassifier
         Gives all other hyper-parameters; not changed.
-    param_list : sequence of dict
+    param_list : iterable of dict
         The hyper-parameters of each member: candidates of a search (:meth:`from_search`), or seeds,
         ``[{"random_state": seed} for seed in range(5)]``.
     voting : {"soft", "hard"}, optional
@@ -62,10 +64,11 @@ class FleetEnsemble(ArrayClassifier):
     """
 
     def __init__(
-        self, estimator: Any, param_list: Sequence[dict[str, Any]], *, voting: str | None = None
+        self, estimator: Any, param_list: Iterable[dict[str, Any]], *, voting: str | None = None
     ) -> None:
         self.estimator = estimator
-        self.param_list = param_list
+        # A generator is used up once; anything else stays as it is, for scikit-learn's clone.
+        self.param_list = list(param_list) if isinstance(param_list, Iterator) else param_list
         self.voting = voting
 
     @classmethod
@@ -77,19 +80,20 @@ class FleetEnsemble(ArrayClassifier):
         search : FleetSearchCV
             Fitted, or any other search of scikit-learn's over such an estimator.
         n_estimators : int, default 5
+            All, if the search has fewer that were trained to the end.
         voting : {"soft", "hard"}, optional
         """
         check_is_fitted(search, "cv_results_")
         results = search.cv_results_
         scores = results["mean_test_score"]
-        if "iter" in results:  # of halving, only those that were trained to the end compare
-            scores = np.where(results["iter"] == max(results["iter"]), scores, np.nan)
+        if "iter" in results:  # of halving, only those that were trained the longest compare
+            rounds = np.where(np.isfinite(scores), results["iter"], -1)
+            scores = np.where(rounds == max(rounds), scores, np.nan)
         usable = [int(n) for n in np.argsort(-scores, kind="stable") if np.isfinite(scores[n])]
-        if not 1 <= n_estimators <= len(usable):
-            raise ValueError(
-                f"n_estimators must be at least 1 and at most {len(usable)}, the candidates that "
-                f"the search trained to the end, got {n_estimators!r}"
-            )
+        if not usable:
+            raise ValueError("the search has no candidate with a finite score to make members of")
+        if not isinstance(n_estimators, Integral) or n_estimators < 1:
+            raise ValueError(f"n_estimators must be an integer, at least 1, got {n_estimators!r}")
         best = [results["params"][n] for n in usable[:n_estimators]]
         return cls(search.estimator, best, voting=voting)
 
@@ -108,11 +112,18 @@ class FleetEnsemble(ArrayClassifier):
 
         Raises
         ------
+        TypeError
+            If the estimator is not trained by gradients.
         gpuclf.training.DivergedError
-            If a member's loss becomes NaN or infinite.
+            If a member's loss or parameters become NaN or infinite.
         """
-        if not self.param_list:
-            raise ValueError("param_list must hold the hyper-parameters of at least one member")
+        if not isinstance(self.estimator, GradientClassifier):
+            raise TypeError(
+                "FleetEnsemble trains SoftmaxClassifier, LinearSVMClassifier and "
+                f"TwoLayerNetClassifier together, not {type(self.estimator).__name__}: use "
+                "sklearn.ensemble.VotingClassifier"
+            )
+        param_list = self._param_list()
         if self.voting not in (None, "soft", "hard"):
             raise ValueError(f"voting must be 'soft', 'hard' or None, got {self.voting!r}")
         if self.voting == "soft" and not hasattr(self.estimator, "predict_proba"):
@@ -120,16 +131,30 @@ class FleetEnsemble(ArrayClassifier):
                 f"{type(self.estimator).__name__} has no probabilities: use voting='hard'"
             )
         members = [
-            clone(self.estimator).set_params(**clone(params, safe=False))
-            for params in self.param_list
+            clone(self.estimator).set_params(**clone(params, safe=False)) for params in param_list
         ]
-        for numbers in fleets_of(self.estimator, self.param_list, X, y, MEMORY_BUDGET):
+        for numbers in fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET):
             for error in fit_together([members[n] for n in numbers], X, y, sample_weight):
                 if error is not None:
                     raise error
         self.estimators_ = members
         self.classes_, self.n_features_in_ = members[0].classes_, members[0].n_features_in_
         return self
+
+    def _param_list(self) -> list[dict[str, Any]]:
+        given: Any = self.param_list
+        if isinstance(given, Mapping | str) or not isinstance(given, Iterable):
+            raise ValueError(
+                "param_list must be a list of dicts, the hyper-parameters of one member each, got "
+                f"{given!r}: a dict for one member goes into a list"
+            )
+        found = list(given)
+        if not found:
+            raise ValueError("param_list must hold the hyper-parameters of at least one member")
+        wrong = [params for params in found if not isinstance(params, Mapping)]
+        if wrong:
+            raise ValueError(f"param_list must be a list of dicts, got one with {wrong[0]!r}")
+        return found
 
     def predict(self, X: Any) -> Array:
         """Return the labels that win the vote, shape (N,), in the array library of X."""

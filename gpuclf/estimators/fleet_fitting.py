@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,7 @@ def fit_together(
     ----------
     models : sequence of classifiers
         Of one kind; they may differ in learning rate, its decay and schedule, momentum and penalty.
-        One alone may have any solver.
+        One alone may have any solver, several have "sgd".
     X, y, sample_weight
         As for their ``fit``.
     epochs : int, optional
@@ -55,12 +57,18 @@ def fit_together(
     -------
     list of Exception or None
         Why a model could not be fitted; the others are, whatever happens to it.
+
+    Raises
+    ------
+    ValueError
+        If the models cannot be trained together.
     """
+    _check_alike(models)
     errors: list[Exception | None] = [None] * len(models)
     for place, model in enumerate(models):
         try:
             model.check_hyperparameters()
-        except ValueError as error:
+        except Exception as error:  # whatever it is, it is this model's alone
             errors[place] = error
     fits = [
         place
@@ -78,7 +86,7 @@ def fit_together(
             return errors
         fleet = [models[place] for place in fits]
         found = _fit_fleet(fleet, X, y, sample_weight, epochs, callback)
-    except (ValueError, TypeError, FloatingPointError) as error:
+    except Exception as error:  # as in scikit-learn: a fit that fails ends no search
         found = [error] * len(fits)
     for place, outcome in zip(fits, found, strict=True):
         errors[place] = outcome
@@ -174,7 +182,7 @@ def stacked(values: Sequence[dict[str, Array]]) -> dict[str, Array]:
 
 
 def fleets_of(
-    estimator: Any, candidates: Sequence[dict[str, Any]], X: Any, y: Any, memory_budget: int
+    estimator: Any, candidates: Sequence[dict[str, Any]], X: Any, y: Any, memory_budget: float
 ) -> list[list[int]]:
     """Return the numbers of the candidates that can be trained together.
 
@@ -185,9 +193,23 @@ def fleets_of(
     candidates : sequence of dict
     X, y : array-like
         What they will be trained on.
-    memory_budget : int
+    memory_budget : float
         Bytes that a fleet's models may take.
+
+    Raises
+    ------
+    ValueError
+        If `memory_budget` is not a finite number above 0.
     """
+    if (
+        not isinstance(memory_budget, Real)
+        or isinstance(memory_budget, bool)
+        or not 0 < memory_budget < math.inf
+    ):
+        raise ValueError(
+            "memory_budget must be a number of bytes, finite and above 0, such as 1e9, got "
+            f"{memory_budget!r}"
+        )
     groups: list[tuple[dict[str, Any], list[int]]] = []
     own = estimator.get_params()
     for number, candidate in enumerate(candidates):
@@ -208,13 +230,44 @@ def fleets_of(
 
 
 def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
-    return some.keys() == others.keys() and all(
-        value is others[name] or (type(value) is type(others[name]) and value == others[name])
-        for name, value in some.items()
-    )
+    return some.keys() == others.keys() and all(_equal(v, others[k]) for k, v in some.items())
 
 
-def _models_that_fit(model: Any, X: Any, y: Any, budget: int) -> int:
+def _equal(value: Any, other: Any, *, in_doubt: bool = False) -> bool:
+    """Tell whether two settings are the same; `in_doubt` is the answer where nobody can tell."""
+    if value is other or type(value) is not type(other):
+        return value is other
+    if isinstance(value, bool | int | float | str):
+        return bool(value == other)
+    try:  # arrays and generators of random numbers: by content
+        return pickle.dumps(value) == pickle.dumps(other)
+    except Exception:  # what cannot be pickled
+        return in_doubt
+
+
+def _check_alike(models: Sequence[Any]) -> None:
+    if len(models) < 2:
+        return
+    kinds = list(dict.fromkeys(type(model).__name__ for model in models))
+    if len({type(model) for model in models}) > 1:
+        raise ValueError(f"models trained together must be of one kind, got {', '.join(kinds)}")
+    first, *others = (model.get_params() for model in models)
+    for name, value in first.items():
+        # Copies of one object that cannot be compared are what a search's clones have.
+        odd = [o[name] for o in others if not _equal(value, o[name], in_doubt=True)]
+        if odd and name not in OF_EACH_MODEL:
+            raise ValueError(
+                f"models trained together must have the same {name}, got {value!r} and {odd[0]!r}: "
+                "fit them one by one"
+            )
+    if first.get("solver", "sgd") != "sgd":
+        raise ValueError(
+            f"models are trained together with solver='sgd' only, got {first['solver']!r}: "
+            "fit them one by one"
+        )
+
+
+def _models_that_fit(model: Any, X: Any, y: Any, budget: float) -> int:
     n_classes = len(np.unique(on_host(y)))
     try:
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
@@ -225,5 +278,4 @@ def _models_that_fit(model: Any, X: Any, y: Any, budget: int) -> int:
     widest = max(value.shape[-1] for value in shapes.values())
     of_rows = COPIES_OF_ROWS * model.batch_size * widest
     n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
-    n_models: int = budget // max(1, n_bytes)
-    return max(1, n_models)
+    return max(1, int(budget // max(1, n_bytes)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
@@ -15,12 +16,22 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.backend import array_namespace, to_host
-from gpuclf.estimators.array_classifier import on_host, select_rows
+from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of, stacked
 from gpuclf.estimators.gradient_classifier import GradientClassifier
 
 __all__ = ["FleetSearchCV"]
 
+OF_HALVING = (
+    "n_iterations_",
+    "n_candidates_",
+    "n_resources_",
+    "n_remaining_candidates_",
+    "n_required_iterations_",
+    "n_possible_iterations_",
+    "min_resources_",
+    "max_resources_",
+)
 Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
@@ -60,7 +71,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         all are trained to the end.
     min_resources : int, default 1
         Epochs before the first of them leave, with a `factor`.
-    memory_budget : int, default 1 GiB
+    memory_budget : float, default 1 GiB
         Bytes that the models of a fleet may take while they train; a larger fleet is split.
     verbose : int, default 0
         Above 0, print a line for each fleet.
@@ -85,6 +96,11 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         the next two.
     n_candidates_, n_resources_ : list of int
         Candidates in each round, and the epochs after which it ends. The last ends at `max_iter`.
+    min_resources_, max_resources_ : int
+        Epochs after which the first and the last round end; with a `factor`, like the next two.
+    n_required_iterations_, n_possible_iterations_ : int
+        Rounds until fewer than `factor` candidates are left, and rounds that there are epochs for
+        above the parameter `min_resources`. The smaller is the number of rounds.
 
     See Also
     --------
@@ -96,7 +112,12 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     The folds run one after another: each candidate sees the standardisation and the mini-batches
     that it would see if it were trained alone on the fold's training samples. So scores and best
     candidate are those of GridSearchCV over the same estimator and folds but for rounding, if
-    `random_state` of the estimator is fixed.
+    `random_state` of the estimator is fixed. Sums in another order round differently, and the
+    difference grows from step to step: at usual learning rates parameters agree to about 1e-12 in
+    float64 and 1e-6 in float32; at very large ones, in float32, scores may differ visibly.
+
+    Unlike GridSearchCV it has no `n_jobs` and no `pre_dispatch` (a fleet uses all threads of its
+    products), and takes one metric. A score that fails is reported like there, by a warning.
 
     Seeds are searched like anything else, for the mean and the spread of the accuracy:
     ``{"random_state": range(5)}``. Other mini-batches are another fleet, so seeds cost their full
@@ -136,7 +157,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         return_train_score: bool = False,
         factor: float | None = None,
         min_resources: int = 1,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: float = MEMORY_BUDGET,
         verbose: int = 0,
     ) -> None:
         self.estimator = estimator
@@ -176,10 +197,13 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         TypeError
             If the estimator is not trained by gradients.
         ValueError
-            If all fits failed.
+            If all fits failed, or if `X`, `y`, `groups` and `sample_weight` differ in length.
         """
         candidates = self._candidates()
         rungs = self._rungs(candidates)
+        _check_lengths(X, y=y, sample_weight=sample_weight, groups=groups)
+        for name in OF_HALVING:
+            self.__dict__.pop(name, None)
         self.scorer_ = check_scoring(self.estimator, scoring=self.scoring)
         self.multimetric_ = False
         labels = on_host(y)
@@ -198,11 +222,15 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             models = {key: model for key, model in models.items() if key[0] in left}
             if not left:
                 break
-        self._report_failures([outcome.pop("error") for outcome in outcomes])
+        errors = [outcome.pop("error") for outcome in outcomes]
+        self._report_failures(errors, [outcome.pop("score_error") for outcome in outcomes])
         more = {}
         if self.factor is not None:
             self.n_iterations_, self.n_candidates_ = len(sizes), sizes
             self.n_resources_, self.n_remaining_candidates_ = rungs[: len(sizes)], len(left)
+            self.min_resources_, self.max_resources_ = rungs[0], rungs[-1]
+            self.n_required_iterations_ = self._n_required(len(candidates))
+            self.n_possible_iterations_ = len(self._resources(rungs[-1]))
             more = {
                 "iter": np.repeat(range(len(sizes)), sizes),
                 "n_resources": np.repeat(self.n_resources_, sizes),
@@ -212,8 +240,12 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         if callable(self.refit):
             self.best_index_ = int(self.refit(results))
         else:
-            before = len(tried) - sizes[-1]  # only those that were trained to the end
-            self.best_index_ = before + int(results["rank_test_score"][before:].argmin())
+            rows = np.arange(len(tried))
+            if self.factor is not None:  # those that were trained the longest, without a failure
+                healthy = [not any(errors[i : i + len(splits)]) for i in rows * len(splits)]
+                rounds = np.where(healthy, more["iter"], -1)
+                rows = np.flatnonzero(rounds == rounds.max())
+            self.best_index_ = int(rows[results["rank_test_score"][rows].argmin()])
             self.best_score_ = results["mean_test_score"][self.best_index_]
         self.best_params_ = params[self.best_index_]
         self.cv_results_ = results
@@ -263,10 +295,17 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
                 f"min_resources must be at least 1 and at most max_iter={last} epochs, got "
                 f"{self.min_resources!r}"
             )
-        epochs, left = [last], len(candidates) / self.factor
-        while left >= 1 and epochs[0] // self.factor >= self.min_resources:
-            epochs.insert(0, int(epochs[0] // self.factor))
-            left /= self.factor
+        return self._resources(last)[-self._n_required(len(candidates)) :]
+
+    def _n_required(self, n_candidates: int) -> int:
+        """Return the rounds until fewer than `factor` of the candidates are left."""
+        return 1 + math.floor(math.log(n_candidates) / math.log(self.factor or math.inf) + 1e-9)
+
+    def _resources(self, last: int) -> list[int]:
+        """Return the epochs of all rounds that `min_resources` allows."""
+        epochs, factor = [last], self.factor or math.inf
+        while epochs[0] // factor >= self.min_resources:
+            epochs.insert(0, int(epochs[0] // factor))
         return epochs
 
     def _survivors(self, numbers: list[int], outcomes: Outcomes, factor: float) -> list[int]:
@@ -275,7 +314,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         scores = {
             n: np.mean([outcomes[n, fold]["test_scores"] for fold in folds])
             for n in numbers
-            if all(outcomes[n, fold]["error"] is None for fold in folds)
+            if not any(outcomes[n, f]["error"] or outcomes[n, f]["score_error"] for f in folds)
         }
         ranked = sorted(scores, key=lambda n: np.nan_to_num(scores[n], nan=-np.inf), reverse=True)
         return sorted(ranked[: math.ceil(len(numbers) / factor)])
@@ -327,18 +366,43 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             "fit_time": (fitted - start) / len(fleet),
             "score_time": (time.perf_counter() - fitted) / len(fleet),
         }
-        return [
-            seconds
-            | {"error": error}
-            | {name: self.error_score if error else next(scores[name]) for name in parts}
-            for error in errors
-        ]
+        found = []
+        for error in errors:
+            scored = {name: error or next(scores[name]) for name in parts}
+            wrong = [score for score in scored.values() if isinstance(score, Exception)]
+            kept = {k: self.error_score if v in wrong else v for k, v in scored.items()}
+            unscored = wrong[0] if wrong and error is None else None
+            found.append(seconds | {"error": error, "score_error": unscored} | kept)
+        return found
 
-    def _scores_of(self, models: list[Any], X: Any, y: Any, sample_weight: Any) -> list[float]:
-        together = len(models) > 1 and all(model.solver == "sgd" for model in models)
-        if not together or self.scoring not in (None, "accuracy"):
-            weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
-            return [float(self.scorer_(model, X, y, **weighted)) for model in models]
+    def _scores_of(
+        self, models: list[Any], X: Any, y: Any, sample_weight: Any
+    ) -> list[float | Exception]:
+        """Return the score of each model, or why it has none."""
+        if len(models) > 1 and all(self._has_usual_accuracy(model) for model in models):
+            with suppress(Exception):  # then one by one, to learn whose it is
+                return self._accuracies(models, X, y, sample_weight)
+        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
+        scores: list[float | Exception] = []
+        for model in models:
+            try:
+                scores.append(float(self.scorer_(model, X, y, **weighted)))
+            except Exception as error:  # as in scikit-learn: the others have theirs
+                scores.append(error)
+        return scores
+
+    def _has_usual_accuracy(self, model: Any) -> bool:
+        own = type(model)
+        return (
+            self.scoring in (None, "accuracy")
+            and model.solver == "sgd"
+            and own.score is ArrayClassifier.score
+            and own.predict is GradientClassifier.predict
+        )
+
+    def _accuracies(
+        self, models: list[Any], X: Any, y: Any, sample_weight: Any
+    ) -> list[float | Exception]:
         first = models[0]
         features = first._features(first._check_samples(X, reset=False))
         params = stacked([model.params_ for model in models])
@@ -350,12 +414,21 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             for of_model in numbers
         ]
 
-    def _report_failures(self, errors: list[Exception | None]) -> None:
+    def _report_failures(
+        self, errors: list[Exception | None], score_errors: list[Exception | None]
+    ) -> None:
         failures = [error for error in errors if error is not None]
+        unscored = [error for error in score_errors if error is not None]
+        if self.error_score == "raise" and (failures or unscored):
+            raise (failures + unscored)[0]
+        if unscored:
+            warnings.warn(
+                f"scoring failed for {len(unscored)} of {len(errors)} fits, the first: "
+                f"{unscored[0]!r}; their score is error_score={self.error_score}",
+                stacklevel=3,
+            )
         if not failures:
             return
-        if self.error_score == "raise":
-            raise failures[0]
         message = f"{len(failures)} of {len(errors)} fits failed, the first: {failures[0]}"
         if len(failures) == len(errors):
             raise ValueError(message) from failures[0]
@@ -364,3 +437,21 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             FitFailedWarning,
             stacklevel=3,
         )
+
+
+def _check_lengths(X: Any, **others: Any) -> None:
+    if others["y"] is None:
+        raise ValueError("FleetSearchCV requires y to be passed, but the target y is None")
+    n_samples = _length(X)
+    for name, values in others.items():
+        if values is not None and _length(values) != n_samples:
+            raise ValueError(
+                f"X has {n_samples} samples, but {name} has length {_length(values)}: pass one "
+                "value for each sample"
+            )
+
+
+def _length(values: Any) -> int:
+    # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
+    shape = getattr(values, "shape", None)
+    return int(shape[0]) if shape else len(values)

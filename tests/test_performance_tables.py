@@ -1,0 +1,38 @@
+"""The tables of docs/performance.md are those of the records, which must be there."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "performance_tables.py"
+
+
+@pytest.fixture
+def tables(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), "--check"])
+    names = runpy.run_path(str(SCRIPT))
+    names["main"].__globals__.update(RESULTS=tmp_path)
+    return names
+
+
+def test_a_missing_record_fails_the_check(tables, tmp_path):
+    with pytest.raises(SystemExit, match=r"cpu_limit\.json is missing"):
+        tables["main"]()
+    tables["main"].__globals__["TABLES"].pop("cpu_limit.json")
+    with pytest.raises(SystemExit, match=r"fleet\.json is missing"):
+        tables["main"]()
+    rows = [{"model": "softmax", "n_models": 2, "step_per_model_s": 1e-3}]
+    tables["main"].__globals__["TABLES"]["fleet.json"] = (tables["course_search"],)
+    (tmp_path / "fleet.json").write_text(json.dumps({"cost_per_model": rows}))
+    with pytest.raises(SystemExit, match="lacks the course's search"):
+        tables["main"]()
+
+
+def test_fleets_without_one_model_alone_are_a_table_too(tables, monkeypatch):
+    rows = [{"model": "softmax", "n_models": n, "step_per_model_s": 1e-3 / n} for n in (2, 4)]
+    monkeypatch.setitem(tables["fleet_sizes"].__globals__, "hardware", lambda _: "a machine")
+    assert "| 4 | 250 us |" in tables["fleet_sizes"]({"cost_per_model": rows})
+    alone = {"model": "softmax", "n_models": 1, "step_per_model_s": 1e-3}
+    assert "| 4 | 250 us (4.00x) |" in tables["fleet_sizes"]({"cost_per_model": [alone, *rows]})
