@@ -60,7 +60,9 @@ def test_an_epoch_takes_one_upload_and_one_look(kind, downloads):
     assert counts[1]["bytes to device"] - counts[0]["bytes to device"] == 4 * 8 * y.size
     assert counts[0]["data-dependent shapes"] == counts[1]["data-dependent shapes"] == 1  # classes
     steps_an_epoch = -(-y.size // 20)
-    assert downloads[-7:] == [(steps_an_epoch,)] * 7  # the losses
+    *losses, finite = downloads[-8:]
+    assert losses == [(steps_an_epoch,)] * 7
+    assert finite in ((2,), (4,))  # at the end, whether each parameter is
     assert len(downloads) == sum(count["to host"] for count in counts)
 
 

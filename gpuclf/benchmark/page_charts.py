@@ -247,7 +247,7 @@ def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
         at = PLOT_HEIGHT * (1 - y(tick))
         drawn.append(_line(0, at, 1, at, "grid"))
         drawn.append(_text(_tick(tick, y_unit), 0, at + 4, "tick end", -6))
-    for tick in x.ticks(4):
+    for tick in x.ticks(3):
         drawn.append(_line(x(tick), 0, x(tick), PLOT_HEIGHT, "grid"))
         drawn.append(_text(_tick(tick, ""), x(tick), PLOT_HEIGHT + 16, "tick middle"))
     return drawn

@@ -177,8 +177,9 @@ def bench(
     output.say(f"data: {dataset.source}; {n_samples:,} x {inputs.n_features:,}, {dtype}")
     output.say(f"machine: {output.machine_line(found)}")
     if not rows:
-        output.say("nothing was finished, and nothing is written")
-        raise typer.Exit(130)
+        why = unfinished or "no implementation that can run here was chosen"
+        output.say(f"{why}: nothing is written")
+        raise typer.Exit(130 if unfinished else 1)
     written = _write(record, json, html, markdown)
     print_rows(rows, output.console)
     if is_overloaded({(r["case"], r["implementation"]): r for r in record["rows"]}):
