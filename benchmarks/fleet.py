@@ -2,7 +2,7 @@ r"""What models cost in fleets, a grid search by fleets beside others, and the c
 
 python -m benchmarks.fleet --out benchmarks/results/fleet.json    in some five minutes, on CIFAR-10
 python benchmarks/performance_tables.py                           then writes docs/performance.md
-python -m benchmarks.fleet --out /tmp/fleet.json --data synthetic --samples 300 --epochs 1 \
+python -m benchmarks.fleet --out fleet.json --data synthetic --samples 300 --epochs 1 \
     --models 1 2 --rounds 1 --no-course                           tries it out, in seconds
 
 The searches compare 24 candidates on three folds of 10,000 images: FleetSearchCV and GridSearchCV
