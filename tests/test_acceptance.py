@@ -13,13 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
 
 import gpuclf
 from gpuclf import backend, streaming
 from gpuclf.backend import CupyProbe
 from gpuclf.benchmark import (
-    Case,
-    Inputs,
     Reference,
     device_cases,
     device_implementations,
@@ -41,23 +40,6 @@ sys.path.append(str(ROOT))  # the benchmarks are not installed
 
 from benchmarks import acceptance, parity  # noqa: E402
 from benchmarks import acceptance_steps as steps  # noqa: E402
-
-SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
-CEILINGS = {
-    "bytes_per_s": {"copy": 1e12, "read": 2e12, "upload pinned": 1e10, "upload pageable": 5e9},
-    "operations_per_s": {"float32": 1e13, "int8": 1e15},
-}
-
-
-def make_inputs(dtype="float32", n=40, cache_bytes=0):
-    rng = np.random.default_rng(0)
-    X = rng.integers(256, size=(n, 12), dtype=np.uint8)
-    return Inputs(X, np.arange(n) % 10, dtype, cache_bytes=cache_bytes)
-
-
-def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
-    return Case(operation, samples, 10, rounds, calls_a_turn)
-
 
 FLOATS = device_implementations("cpu")[1]
 

@@ -6,11 +6,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
 
 from gpuclf.benchmark import (
-    Case,
     Implementation,
-    Inputs,
     Reference,
     Unavailable,
     device_implementations,
@@ -21,22 +20,6 @@ from gpuclf.benchmark.devices import HostDevice
 from gpuclf.benchmark.implementations import gpuclf_floats
 from gpuclf.benchmark.roofline import Floor
 from gpuclf.benchmark.timing import TimeLimitError, time_limit
-
-SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
-CEILINGS = {
-    "bytes_per_s": {"copy": 1e12, "read": 2e12, "upload pinned": 1e10, "upload pageable": 5e9},
-    "operations_per_s": {"float32": 1e13, "int8": 1e15},
-}
-
-
-def make_inputs(dtype="float32", n=40, cache_bytes=0):
-    rng = np.random.default_rng(0)
-    X = rng.integers(256, size=(n, 12), dtype=np.uint8)
-    return Inputs(X, np.arange(n) % 10, dtype, cache_bytes=cache_bytes)
-
-
-def tiny_case(operation=SOFTMAX, rounds=2, calls_a_turn=2, samples=40):
-    return Case(operation, samples, 10, rounds, calls_a_turn)
 
 
 class Queued(HostDevice):
