@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gpuclf.benchmark.report import format_seconds
+from gpuclf.benchmark.report import format_ratio, format_seconds
 
 __all__ = ["markdown_table", "rows_markdown"]
 
@@ -64,10 +64,6 @@ def _cells(row: dict[str, Any], textbook_s: float | None) -> list[str]:
         name,
         format_seconds(median),
         f"{format_seconds(row['p20_s'])} to {format_seconds(row['p80_s'])}",
-        _speed_up(textbook_s / median) if textbook_s else "",
+        format_ratio(textbook_s / median) if textbook_s else "",
         f"{share:.0%}" if share else "",
     ]
-
-
-def _speed_up(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio >= 0.01 else f"1/{1 / ratio:,.0f}"

@@ -16,7 +16,14 @@ from rich.text import Text
 from gpuclf.benchmark.cases import SCALING
 from gpuclf.benchmark.timing import Row
 
-__all__ = ["axis_value", "format_seconds", "print_rows", "write_json", "write_whole"]
+__all__ = [
+    "axis_value",
+    "format_ratio",
+    "format_seconds",
+    "print_rows",
+    "write_json",
+    "write_whole",
+]
 
 BAR_WIDTH = 10
 STYLES = {"unavailable": "yellow", "wrong": "red", "failed": "red", "rejected": "red"}
@@ -93,7 +100,7 @@ def _table(title: str, rows: list[Row]) -> Table:
             name,
             format_seconds(row.median_s),
             f"{100 * low:+.0f}..{100 * high:+.0f}%",
-            _ratio(textbook / row.median_s) if textbook else "",
+            format_ratio(textbook / row.median_s) if textbook else "",
             _share(row.share_of_floor),
             _bar(row.median_s, medians),
         )
@@ -134,7 +141,14 @@ def axis_value(group: str, row: dict[str, Any]) -> int:
     return int(row[name])
 
 
-def _ratio(ratio: float) -> str:
+def format_ratio(ratio: float) -> str:
+    """Write how many times faster something is; far below 1 as a fraction.
+
+    Examples
+    --------
+    >>> format_ratio(3.804), format_ratio(1 / 2838)
+    ('3.80x', '1/2,838')
+    """
     return f"{ratio:.2f}x" if ratio >= 0.01 else f"1/{1 / ratio:,.0f}"
 
 

@@ -7,14 +7,18 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace
 from gpuclf.estimators.array_classifier import ArrayClassifier
-from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of
-from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.estimators.fleet_fitting import (
+    MEMORY_BUDGET,
+    check_estimator,
+    fit_together,
+    fleets_of,
+    model_with,
+)
 from gpuclf.losses import one_hot
 
 __all__ = ["FleetEnsemble"]
@@ -117,12 +121,7 @@ class FleetEnsemble(ArrayClassifier):
         gpuclf.training.DivergedError
             If a member's loss or parameters become NaN or infinite.
         """
-        if not isinstance(self.estimator, GradientClassifier):
-            raise TypeError(
-                "FleetEnsemble trains SoftmaxClassifier, LinearSVMClassifier and "
-                f"TwoLayerNetClassifier together, not {type(self.estimator).__name__}: use "
-                "sklearn.ensemble.VotingClassifier"
-            )
+        check_estimator("FleetEnsemble", self.estimator, "sklearn.ensemble.VotingClassifier")
         param_list = self._param_list()
         if self.voting not in (None, "soft", "hard"):
             raise ValueError(f"voting must be 'soft', 'hard' or None, got {self.voting!r}")
@@ -130,9 +129,7 @@ class FleetEnsemble(ArrayClassifier):
             raise ValueError(
                 f"{type(self.estimator).__name__} has no probabilities: use voting='hard'"
             )
-        members = [
-            clone(self.estimator).set_params(**clone(params, safe=False)) for params in param_list
-        ]
+        members = [model_with(self.estimator, params) for params in param_list]
         for numbers in fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET):
             for error in fit_together([members[n] for n in numbers], X, y, sample_weight):
                 if error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from numbers import Real
@@ -15,11 +15,18 @@ from sklearn.base import clone
 
 from gpuclf.backend import Array, array_namespace
 from gpuclf.estimators.array_classifier import on_host
-from gpuclf.estimators.gradient_classifier import _generator, _spaced
+from gpuclf.estimators.gradient_classifier import GradientClassifier, _generator, _spaced
 from gpuclf.fleet import train_fleet
 from gpuclf.training import History
 
-__all__ = ["MEMORY_BUDGET", "fit_together", "fleets_of"]
+__all__ = [
+    "MEMORY_BUDGET",
+    "check_estimator",
+    "fit_together",
+    "fleets_of",
+    "model_with",
+    "stacked",
+]
 
 # What may differ between the models of a fleet; anything else makes fleets of their own.
 OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum", "reg", "tol"}
@@ -173,6 +180,20 @@ def _fit_fleet(
     return [member.error for member in members]
 
 
+def check_estimator(owner: str, estimator: Any, instead: str) -> None:
+    """Raise a TypeError for an estimator that fleets do not know, and name what takes it."""
+    if not isinstance(estimator, GradientClassifier):
+        raise TypeError(
+            f"{owner} trains SoftmaxClassifier, LinearSVMClassifier and TwoLayerNetClassifier "
+            f"together, not {type(estimator).__name__}: use {instead}"
+        )
+
+
+def model_with(estimator: Any, params: Mapping[str, Any]) -> Any:
+    """Return a new estimator with other hyper-parameters; nothing that was given is shared."""
+    return clone(estimator).set_params(**clone(params, safe=False))
+
+
 def stacked(values: Sequence[dict[str, Array]]) -> dict[str, Array]:
     """Give the parameters of several models a leading model axis."""
     return {
@@ -223,7 +244,7 @@ def fleets_of(
             group.append(number)
     fleets = []
     for _, numbers in groups:
-        model = clone(estimator).set_params(**clone(candidates[numbers[0]], safe=False))
+        model = model_with(estimator, candidates[numbers[0]])
         size = _models_that_fit(model, X, y, memory_budget) if len(numbers) > 1 else 1
         fleets += [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return fleets

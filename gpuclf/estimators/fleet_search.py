@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
@@ -17,7 +16,14 @@ from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.backend import array_namespace, to_host
 from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
-from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of, stacked
+from gpuclf.estimators.fleet_fitting import (
+    MEMORY_BUDGET,
+    check_estimator,
+    fit_together,
+    fleets_of,
+    model_with,
+    stacked,
+)
 from gpuclf.estimators.gradient_classifier import GradientClassifier
 
 __all__ = ["FleetSearchCV"]
@@ -251,7 +257,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         self.cv_results_ = results
         if self.refit:
             start = time.perf_counter()
-            self.best_estimator_ = self._model(self.best_params_)
+            self.best_estimator_ = model_with(self.estimator, self.best_params_)
             self.best_estimator_.fit(X, y, sample_weight=sample_weight)
             self.refit_time_ = time.perf_counter() - start
             if hasattr(self.best_estimator_, "feature_names_in_"):
@@ -259,12 +265,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         return self
 
     def _candidates(self) -> list[dict[str, Any]]:
-        if not isinstance(self.estimator, GradientClassifier):
-            raise TypeError(
-                "FleetSearchCV trains SoftmaxClassifier, LinearSVMClassifier and "
-                f"TwoLayerNetClassifier together, not {type(self.estimator).__name__}: use "
-                "sklearn.model_selection.GridSearchCV"
-            )
+        check_estimator("FleetSearchCV", self.estimator, "sklearn.model_selection.GridSearchCV")
         if isinstance(self.scoring, list | tuple | set | dict):
             raise ValueError(f"scoring must be one metric, got {self.scoring!r}")
         if (self.param_grid is None) == (self.param_distributions is None):
@@ -275,16 +276,13 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             ParameterSampler(self.param_distributions, self.n_iter, random_state=self.random_state)
         )
 
-    def _model(self, candidate: dict[str, Any]) -> Any:
-        return clone(self.estimator).set_params(**clone(candidate, safe=False))
-
     def _rungs(self, candidates: list[dict[str, Any]]) -> list[Any]:
         """Return the epochs after which losers leave, and those of the end; None: no halving."""
         if self.factor is None:
             return [None]
         if not self.factor > 1:
             raise ValueError(f"factor must be a number above 1, or None, got {self.factor!r}")
-        models = [self._model(candidate) for candidate in candidates]
+        models = [model_with(self.estimator, candidate) for candidate in candidates]
         if any("max_iter" in candidate for candidate in candidates):
             raise ValueError("max_iter cannot be searched where epochs are halved (factor=)")
         if any(model.solver != "sgd" for model in models):
@@ -335,7 +333,10 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
             given = [candidates[n] for n in numbers]
             for places in fleets_of(self.estimator, given, train[0], train[1], self.memory_budget):
                 fleet = [(numbers[place], fold) for place in places]
-                of_fleet = [models.get(key) or self._model(candidates[key[0]]) for key in fleet]
+                of_fleet = [
+                    models.get(key) or model_with(self.estimator, candidates[key[0]])
+                    for key in fleet
+                ]
                 found = self._train(of_fleet, train, test, epochs)
                 outcomes |= dict(zip(fleet, found, strict=True))
                 if epochs is not None:
