@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.acceptance_steps import ROOT, STEPS, Settings
 from gpuclf.backend import probe_cupy
-from gpuclf.benchmark.report import format_seconds, write_json
+from gpuclf.files import format_seconds, write_json
 
 RECORD = "acceptance.json"
 TIME_BUDGET_S = 560.0

@@ -31,7 +31,7 @@ from benchmarks import parity
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
-from gpuclf.benchmark import (
+from gpuclf.bench import (
     Implementation,
     Inputs,
     Reference,
@@ -41,16 +41,16 @@ from gpuclf.benchmark import (
     device_peers,
     run_case,
 )
-from gpuclf.benchmark.cases import REG
-from gpuclf.benchmark.devices import CudaDevice, HostDevice
-from gpuclf.benchmark.implementations import rotated
-from gpuclf.benchmark.roofline import measure_ceilings
-from gpuclf.benchmark.timing import SLACK
+from gpuclf.bench.measure.cases import REG
+from gpuclf.bench.measure.devices import CudaDevice, HostDevice
+from gpuclf.bench.measure.implementations import rotated
+from gpuclf.bench.measure.roofline import measure_ceilings
+from gpuclf.bench.measure.timing import SLACK
 from gpuclf.datasets import make_synthetic
-from gpuclf.features import Features
-from gpuclf.kernels.linear_pass_on_cupy import linear_objective_on_tensor_cores
-from gpuclf.kernels.single_pass_on_cupy import single_pass
+from gpuclf.kernels.linear_pass.on_gpu import linear_objective_on_tensor_cores
+from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.samples.folding import FoldedSamples
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck")
@@ -364,7 +364,7 @@ def check_parity(context):
 
 def rehearse_kernels():
     """Let CUDA kernels run on the CPU; return False where there is no compiler."""
-    from gpuclf.kernels import cuda_modules
+    from gpuclf.kernels.building import cuda as cuda_modules
 
     if str(ROOT / "tests") not in sys.path:
         sys.path.append(str(ROOT / "tests"))
@@ -559,7 +559,7 @@ def linear_walks(context):
         y, W = put(inputs.y[: case.samples]), put(inputs.W)
 
         def call():
-            features = Features(next(batches), int(W.shape[1]), W.dtype)
+            features = FoldedSamples(next(batches), int(W.shape[1]), W.dtype)
             args = W, None, features, y, None, softmax_cross_entropy
             if walk == "once":  # itself: by the other it may be two walks
                 return single_pass(*args, REG)[:2]

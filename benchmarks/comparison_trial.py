@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from gpuclf.backend import environment
-from gpuclf.benchmark import IMPLEMENTATIONS, Case, Inputs, run_case
-from gpuclf.benchmark.comparison import compare_records, read_record, undisturbed
-from gpuclf.benchmark.report import write_json
+from gpuclf.bench import IMPLEMENTATIONS, Case, Inputs, run_case
+from gpuclf.bench.report.comparison import compare_records, read_record, undisturbed
+from gpuclf.files import write_json
 
 KINDS = {"before": 0.0, "same": 0.0, "slower": 0.2}
 N_SAMPLES = 5000

@@ -3,7 +3,7 @@
 import pytest
 
 from gpuclf.backend import environment
-from gpuclf.benchmark import Inputs
+from gpuclf.bench import Inputs
 from gpuclf.datasets import load_dataset
 
 ALL_SAMPLES = 50_000  # of CIFAR-10's training set, and of the synthetic one

@@ -19,19 +19,19 @@ from rich.console import Console
 import gpuclf
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment, single_threaded_blas
-from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
-from gpuclf.benchmark.devices import HostDevice
-from gpuclf.benchmark.report import print_rows
+from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
+from gpuclf.bench.measure.devices import HostDevice
+from gpuclf.bench.report.table import print_rows
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.features import Features, block_affine, block_affine_backward
-from gpuclf.kernels import linear_loops
-from gpuclf.kernels.compilation import matrix_unit_is_usable
+from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
+from gpuclf.kernels.linear_pass import loops as linear_loops
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
-from gpuclf.linear import add_penalty_gradient, linear_pass, mean_weights
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.neighbors import smallest_k, squared_euclidean
+from gpuclf.models.linear import add_penalty_gradient, linear_pass, mean_weights
+from gpuclf.models.neighbors import smallest_k, squared_euclidean
+from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.samples.folding import FoldedSamples, block_affine, block_affine_backward
 from gpuclf.training import momentum_step
-from gpuclf.two_layer import two_layer_objective
 
 console = Console()
 HOST = HostDevice()
@@ -106,7 +106,7 @@ def profile(inputs: Inputs) -> list[dict]:
                 lambda: linear_loops._outer(cached, S, 16, dWT, 0, n_features, 0, tiles[1])
             ),
             "the compiled pass": lambda: linear_pass(
-                W, None, Features(X, n_classes, W.dtype), y, weights, softmax_cross_entropy
+                W, None, FoldedSamples(X, n_classes, W.dtype), y, weights, softmax_cross_entropy
             ),
             "softmax_loss_vectorized, with checks": lambda: gpuclf.softmax_loss_vectorized(
                 W, X, y, 1e-3
@@ -149,7 +149,7 @@ def profile(inputs: Inputs) -> list[dict]:
         for name, value in params.items():
             momentum_step(value, grads[name], velocity[name], 1e-9, 0.9, True)
 
-    of_bytes = Features(inputs.bytes_[:batch], 0, W.dtype)
+    of_bytes = FoldedSamples(inputs.bytes_[:batch], 0, W.dtype)
     folded = of_bytes.fold(params["W1"], params["b1"])
     block = of_bytes.block(slice(0, batch))
     gradients = block_affine_backward(dH, block)

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from gpuclf.benchmark.report import format_seconds
+from gpuclf.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "ladder.json"

@@ -32,10 +32,10 @@ from sklearn.preprocessing import StandardScaler
 
 from gpuclf import FleetSearchCV, SoftmaxClassifier, Standardized, TwoLayerNetClassifier
 from gpuclf.backend import environment
-from gpuclf.benchmark.devices import HostDevice
-from gpuclf.benchmark.report import write_json
+from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.datasets import load_dataset
 from gpuclf.estimators.fleet_fitting import fit_together
+from gpuclf.files import write_json
 from gpuclf.search import coarse_to_fine
 
 console = Console()

@@ -16,13 +16,14 @@ from sklearn.model_selection import KFold
 import gpuclf
 from gpuclf import dispatch
 from gpuclf.augment import horizontal_flip
-from gpuclf.benchmark.agreement import on_host
-from gpuclf.features import Features, Standardized
-from gpuclf.linear import linear_loss, mean_weights
+from gpuclf.bench.measure.agreement import on_host
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.neighbors import k_neighbors, squared_euclidean
+from gpuclf.models.linear import linear_loss, mean_weights
+from gpuclf.models.neighbors import k_neighbors, squared_euclidean
+from gpuclf.models.two_layer import two_layer_objective
 from gpuclf.preprocessing import subtract_mean_image
-from gpuclf.two_layer import two_layer_objective
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized
 
 ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
 # In the last place of the largest value. Against float64 itself nothing is measured: other orders
@@ -87,10 +88,10 @@ def _linear(function, p, **options):
     results = []
     for X in (p.bytes_, p.X):
         for data_loss in (softmax_cross_entropy, multiclass_hinge):
-            features = Features(X, int(p.W.shape[1]), p.W.dtype)
-            W, b = (p.W, p.b) if options else features.fold(p.W, p.b)
-            weights = mean_weights(None, features.n_samples, p.W)
-            results.append(function(W, b, features, p.y, weights, data_loss, **options))
+            samples = FoldedSamples(X, int(p.W.shape[1]), p.W.dtype)
+            W, b = (p.W, p.b) if options else samples.fold(p.W, p.b)
+            weights = mean_weights(None, samples.n_samples, p.W)
+            results.append(function(W, b, samples, p.y, weights, data_loss, **options))
     return results
 
 
@@ -99,14 +100,14 @@ def _two_layer(function, p):
     W1, b1, W2 = p.params["W1"][:, :n_units], p.params["b1"][:n_units], p.params["W2"][:n_units]
     results = []
     for X, scale in ((p.bytes_, 1), (p.pixels, 100), (p.X, 1)):  # scores of the same size
-        features = Features(X, n_units, p.W.dtype)
-        arrays = (W1 / scale, p.copy(b1), p.copy(W2), p.params["b2"], features, p.y)
+        samples = FoldedSamples(X, n_units, p.W.dtype)
+        arrays = (W1 / scale, p.copy(b1), p.copy(W2), p.params["b2"], samples, p.y)
         results += [function(*arrays, weights, 0.3) for weights in (None, p.weights)]
     return results
 
 
 def _block(p):
-    return Features(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
+    return FoldedSamples(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
 
 
 def _epochs(function, p):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpuclf
-from gpuclf import row_blocks
+from gpuclf.samples import walk as row_blocks
 
 
 @pytest.mark.parametrize("block_mib", [3, 6, 12, 24, 48])

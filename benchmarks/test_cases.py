@@ -3,7 +3,7 @@
 import pytest
 
 from gpuclf.backend import synchronize
-from gpuclf.benchmark import (
+from gpuclf.bench import (
     IMPLEMENTATIONS,
     PEERS,
     Reference,
@@ -12,7 +12,7 @@ from gpuclf.benchmark import (
     peer_cases,
     scaling_cases,
 )
-from gpuclf.benchmark.timing import SLOW_ROUNDS, new_row
+from gpuclf.bench.measure.timing import SLOW_ROUNDS, new_row
 
 
 def pytest_generate_tests(metafunc):

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from gpuclf import KNeighborsClassifier
 from gpuclf.datasets import course_split, load_dataset
-from gpuclf.neighbors import cross_validate_k
+from gpuclf.models.neighbors import cross_validate_k
 from gpuclf.plots import import_pyplot, plot_knn_cross_validation, plot_samples
 
 KS = [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]

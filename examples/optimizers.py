@@ -15,8 +15,8 @@ import numpy as np
 
 from gpuclf import Standardized
 from gpuclf.datasets import load_cifar10, make_synthetic
-from gpuclf.linear import linear_loss, linear_loss_only
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_loss_only
 from gpuclf.optimizers import minimize_gd, random_local_search, random_search
 from gpuclf.plots import import_pyplot
 from gpuclf.training import minimize_lbfgs, minimize_sgd

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from gpuclf.datasets import make_spiral
-from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_scores
+from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
 from gpuclf.plots import import_pyplot, plot_decision_boundary
-from gpuclf.two_layer import two_layer_forward, two_layer_objective
 
 REG = 1e-3 / 2  # the source's penalty is 0.5 * reg * sum(W * W) with reg = 1e-3
 STEP_SIZE = 1.0

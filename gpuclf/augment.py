@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import array_namespace, to_device
-from gpuclf.features import Standardized
+from gpuclf.samples.standardized import Standardized
 
 __all__ = ["draw_flips", "horizontal_flip"]
 

@@ -1,106 +1,111 @@
-"""One shared body for a function, and room for faster versions of it.
+"""One shared body for a function, and the faster versions that replace it, named at the function.
 
 The body of a :func:`fusable` function is the reference: array API code that runs on every library.
-A library's kernel module may register a faster version, which looks at its arguments and either
-returns the result or declines with ``NotImplemented``; then the body runs.
+What is named for a library may replace it: it looks at its arguments and either returns the result
+or declines with ``NotImplemented``; then the next is asked, and in the end the body runs.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from gpuclf.backend import library_name
 
-__all__ = ["Fusable", "fusable"]
+__all__ = ["SEAMS", "Fusable", "fusable"]
 
-# Imported at the first call with an array of that library, never before.
-KERNEL_MODULES = {
-    "numpy": (
-        "gpuclf.kernels.on_numpy",
-        "gpuclf.kernels.compiled_bytes",
-        "gpuclf.kernels.compiled_linear",
-        "gpuclf.kernels.compiled_elementwise",
-        "gpuclf.kernels.neighbors_on_numpy",
-    ),
-    "cupy": (
-        "gpuclf.kernels.losses_on_cupy",
-        "gpuclf.kernels.linear_pass_on_cupy",
-        "gpuclf.kernels.neighbors_on_cupy",
-        "gpuclf.kernels.linear_step_on_cupy",
-        "gpuclf.kernels.two_layer_step_on_cupy",
-        "gpuclf.kernels.two_layer_pass_on_cupy",
-    ),
-}
+Function = Callable[..., Any]
+SEAMS: dict[str, Fusable] = {}  # every function that something may replace, by its name
 
 
 class Fusable(Protocol):
-    """A function with a shared body and, for some libraries, faster versions."""
+    """A function with a shared body and, for some libraries, faster versions.
 
-    reference: Callable[..., Any]
-    kernels: dict[str, Callable[..., Any]]
-    register: Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
+    Attributes
+    ----------
+    reference : callable
+        The body.
+    replacements : dict of tuple of str
+        For each library the versions to ask, as ``"operation.module:function"`` in
+        :mod:`gpuclf.kernels`.
+    kernels : dict of tuple of callable
+        The same, imported: filled in at the first call with an array of the library.
+    machine_code : str or None
+        Of a data loss: the name under which kernels of whole passes hold it.
+    """
+
+    __name__: str
+    reference: Function
+    replacements: dict[str, tuple[str, ...]]
+    kernels: dict[str, tuple[Function, ...]]
+    machine_code: str | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the faster version for the first argument's library, or else the body."""
+        """Call what replaces the body for the first argument's library, or else the body."""
 
 
-def fusable(reference: Callable[..., Any]) -> Fusable:
-    """Let libraries register faster versions of a function; the first argument decides which.
+def fusable(
+    *, by: str | None = None, machine_code: str | None = None, **replacements: str | tuple[str, ...]
+) -> Callable[[Function], Fusable]:
+    """Let the named functions of :mod:`gpuclf.kernels` replace a function's body.
 
-    Where a library registers several, the next is asked when one declines.
+    Parameters
+    ----------
+    by : str, optional
+        The argument whose library decides; by default the first.
+    machine_code : str, optional
+        Of a data loss: the name under which kernels of whole passes hold it.
+    **replacements : str or tuple of str
+        By that library, such as ``numpy="losses.on_cpu:class_major"``.
+        Nothing is imported before the first call with an array of that library.
 
     Examples
     --------
     >>> import numpy as np
-    >>> @fusable
+    >>> @fusable()
     ... def double(x):
     ...     return x + x
-    >>> @double.register("numpy")
-    ... def double_long(x):
-    ...     return np.multiply(x, 2) if len(x) > 1000 else NotImplemented
+    >>> double.kernels["numpy"] = (lambda x: 2 * x if len(x) > 1000 else NotImplemented,)
     >>> double(np.ones(2)), double.reference(np.ones(2))
     (array([2., 2.]), array([2., 2.]))
     """
-    kernels: dict[str, Callable[..., Any]] = {}
 
-    @functools.wraps(reference)
-    def dispatched(*args: Any, **kwargs: Any) -> Any:
-        library = library_name(args[0] if args else next(iter(kwargs.values())))
-        _load_kernels(library)
-        kernel = kernels.get(library)
-        if kernel is not None:
-            result = kernel(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        return reference(*args, **kwargs)
+    def decorate(reference: Function) -> Fusable:
+        kernels: dict[str, tuple[Function, ...]] = {}
+        named = {
+            library: (one,) if isinstance(one, str) else one
+            for library, one in replacements.items()
+        }
+        names = list(inspect.signature(reference).parameters)
+        name = by or names[0]
+        place = names.index(name)
 
-    def register(library: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
-            before = kernels.get(library)
-            kernels[library] = kernel if before is None else _in_turn(before, kernel)
-            return kernel
+        @functools.wraps(reference)
+        def dispatched(*args: Any, **kwargs: Any) -> Any:
+            library = library_name(args[place] if place < len(args) else kwargs[name])
+            if library not in kernels:
+                kernels[library] = tuple(map(_imported, named.get(library, ())))
+            for kernel in kernels[library]:
+                result = kernel(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            return reference(*args, **kwargs)
 
-        return decorate
+        function = cast(Fusable, dispatched)
+        function.reference, function.kernels = reference, kernels
+        function.machine_code = machine_code
+        function.replacements = named
+        if replacements:
+            SEAMS[reference.__name__] = function
+        return function
 
-    function = cast(Fusable, dispatched)
-    function.reference = reference
-    function.kernels = kernels
-    function.register = register
-    return function
-
-
-def _in_turn(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
-    def kernel(*args: Any, **kwargs: Any) -> Any:
-        result = first(*args, **kwargs)
-        return second(*args, **kwargs) if result is NotImplemented else result
-
-    return kernel
+    return decorate
 
 
-@functools.cache
-def _load_kernels(library: str) -> None:
-    for module in KERNEL_MODULES.get(library, ()):
-        importlib.import_module(module)
+def _imported(name: str) -> Function:
+    module, _, function = name.partition(":")
+    found: Function = getattr(importlib.import_module(f"gpuclf.kernels.{module}"), function)
+    return found

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.features import Standardized
 from gpuclf.layers import apart, side_by_side
+from gpuclf.samples.standardized import Standardized
 from gpuclf.training import (
     DivergedError,
     History,
@@ -115,7 +115,7 @@ def train_fleet(
     Examples
     --------
     >>> from functools import partial
-    >>> from gpuclf.linear import linear_loss
+    >>> from gpuclf.models.linear import linear_loss
     >>> from gpuclf.losses import softmax_cross_entropy
     >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
     >>> start = {"W": np.zeros((2, 1, 2)), "b": np.zeros((2, 2))}

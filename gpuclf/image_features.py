@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gpuclf.augment import CIFAR_SHAPE
 from gpuclf.backend import Array, array_namespace
-from gpuclf.row_blocks import block_rows, concat_row_blocks
+from gpuclf.samples.walk import block_rows, concat_row_blocks
 from gpuclf.validation import check_samples
 
 __all__ = ["extract_features", "hog", "hue_histogram"]

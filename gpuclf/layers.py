@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 
 from gpuclf.backend import Array, array_namespace
-from gpuclf.dispatch import fusable
 
 __all__ = ["affine", "affine_backward", "apart", "relu", "relu_backward", "side_by_side"]
 
 
-@fusable
 def affine(X: Array, W: Array, b: Array | None = None) -> Array:
     """Return ``X @ W + b``.
 
@@ -73,7 +71,6 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     return dY @ xp.matrix_transpose(W), dW, db
 
 
-@fusable
 def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
     """Gradients of :func:`affine` with respect to W and b only.
 

@@ -46,7 +46,11 @@ def softmax(logits: Array) -> Array:
     return unnormalised / xp.sum(unnormalised, axis=-1, keepdims=True)
 
 
-@fusable
+@fusable(
+    numpy="losses.on_cpu:class_major_softmax_cross_entropy",
+    cupy="losses.on_gpu:fused_softmax_cross_entropy",
+    machine_code="softmax_cross_entropy",
+)
 def softmax_cross_entropy(
     logits: Array, labels: Array, sample_weight: Array | None = None
 ) -> tuple[Array, Array]:
@@ -78,7 +82,7 @@ def softmax_cross_entropy(
     Notes
     -----
     Blocks of a larger batch add up if each is given the weights of the whole: see
-    :mod:`gpuclf.row_blocks`. Source of the formula: Stanford CS231n, "Linear classification"
+    :mod:`gpuclf.samples.walk`. Source of the formula: Stanford CS231n, "Linear classification"
     (softmax classifier), with the normalisation trick described there.
 
     Examples
@@ -107,7 +111,11 @@ def softmax_cross_entropy(
     return xp.sum(weighted, axis=-1, dtype=xp.float64), dlogits * sample_weight[..., None]
 
 
-@fusable
+@fusable(
+    numpy="losses.on_cpu:class_major_multiclass_hinge",
+    cupy="losses.on_gpu:fused_multiclass_hinge",
+    machine_code="multiclass_hinge",
+)
 def multiclass_hinge(
     scores: Array, labels: Array, sample_weight: Array | None = None, margin: float = 1.0
 ) -> tuple[Array, Array]:

@@ -127,6 +127,22 @@ def svm_loss_naive(
     return loss, dW
 
 
+def softmax_objective(
+    params: dict[str, Floats], X: Floats, y: NDArray[np.integer], reg: float
+) -> tuple[float, dict[str, Floats]]:
+    """Compute :func:`softmax_loss_naive` of the one parameter W, as models have their twins."""
+    loss, dW = softmax_loss_naive(params["W"], X, y, reg)
+    return loss, {"W": dW}
+
+
+def svm_objective(
+    params: dict[str, Floats], X: Floats, y: NDArray[np.integer], reg: float
+) -> tuple[float, dict[str, Floats]]:
+    """Compute :func:`svm_loss_naive` of the one parameter W, as models have their twins."""
+    loss, dW = svm_loss_naive(params["W"], X, y, reg)
+    return loss, {"W": dW}
+
+
 def two_layer_loss_naive(
     params: dict[str, Floats], X: Floats, y: NDArray[np.integer], reg: float
 ) -> tuple[float, dict[str, Floats]]:

@@ -2,7 +2,7 @@
 
 They show what :mod:`gpuclf.training`'s SGD and L-BFGS are worth. All minimise the same kind of
 objective, ``(params, X, y, reg, sample_weight) -> (loss, grads)``. The searches use the loss alone,
-so an objective that leaves the gradients out, such as :func:`gpuclf.linear.linear_loss_only`, saves
+so an objective that leaves the gradients out, such as :func:`gpuclf.models.linear.linear_loss_only`, saves
 them most of the work.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_host
-from gpuclf.features import Standardized
 from gpuclf.flat_params import flatten_params, unflatten_params
+from gpuclf.samples.standardized import Standardized
 from gpuclf.training import (
     DivergedError,
     History,
@@ -53,7 +53,7 @@ def random_search(
     ----------
     objective : callable
         ``(params, X, y, reg, sample_weight) -> (loss, grads)`` for parameters with a leading model
-        axis. With :func:`gpuclf.linear.linear_loss_only`, a chunk of candidates is one product.
+        axis. With :func:`gpuclf.models.linear.linear_loss_only`, a chunk of candidates is one product.
     params : dict of array
         :math:`w_0`; zeros for a search around the origin. Not changed, and no candidate itself.
     X : array of shape (N, D) or Standardized

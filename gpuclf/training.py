@@ -1,7 +1,7 @@
 """Optimisers over a dictionary of parameters: mini-batch SGD and full-batch L-BFGS.
 
 An objective is a function ``(params, X, y, reg, sample_weight) -> (loss, grads)``, for example
-:func:`gpuclf.two_layer.two_layer_objective`. The order of the samples comes from the host's
+:func:`gpuclf.models.two_layer.two_layer_objective`. The order of the samples comes from the host's
 random generator, so that a CPU run and a GPU run see the same mini-batches.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.dispatch import fusable
-from gpuclf.features import Standardized, is_streamed, take_rows
 from gpuclf.flat_params import flatten_params, unflatten_params
-from gpuclf.row_blocks import row_slices
+from gpuclf.samples.standardized import Standardized, is_streamed, take_rows
+from gpuclf.samples.walk import row_slices
 
 __all__ = [
     "DivergedError",
@@ -192,7 +192,7 @@ def minimize_sgd(
     return params, velocity, history
 
 
-@fusable
+@fusable(cupy=("epochs.linear_on_gpu:linear_epochs", "epochs.two_layer_on_gpu:two_layer_epochs"))
 def epoch_runner(
     y: Array,
     X: Array | Standardized,
@@ -263,7 +263,7 @@ def _for_models(factor: Any, value: Array) -> Any:
     return factor[(..., *[None] * (value.ndim - 1))] if getattr(factor, "ndim", 0) else factor
 
 
-@fusable
+@fusable(numpy="elementwise.on_cpu:compiled_momentum_step")
 def momentum_step(
     value: Array,
     gradient: Array,

@@ -12,9 +12,10 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import backend, dispatch, row_blocks
+from gpuclf import backend, dispatch
 from gpuclf.backend import probe_cupy
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.samples import walk as row_blocks
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    for module in (*dispatch.KERNEL_MODULES["cupy"], "gpuclf.kernels.sgd_over_bytes"):
+    for module in (*dispatch.KERNEL_MODULES["cupy"], "gpuclf.kernels.epochs.on_gpu"):
         kernels = importlib.import_module(module)
         monkeypatch.setattr(kernels, "array_namespace", device.array_namespace)
     return device

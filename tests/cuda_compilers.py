@@ -14,7 +14,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
 
 # What CuPy adds to the options of a RawKernel.
 CUPY_OPTIONS = ["-ftz=true"]

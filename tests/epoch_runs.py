@@ -7,9 +7,9 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden
 
 from gpuclf.backend import probe_cupy, to_device, to_host
-from gpuclf.features import Standardized
 from gpuclf.fleet import _laid_out
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.samples.standardized import Standardized
 from gpuclf.training import epoch_runner
 
 

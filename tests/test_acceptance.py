@@ -16,24 +16,16 @@ import pytest
 from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
 
 import gpuclf
-from gpuclf import backend, streaming
+from gpuclf import backend
 from gpuclf.backend import CupyProbe
-from gpuclf.benchmark import (
-    Reference,
-    device_cases,
-    device_implementations,
-    device_peers,
-    devices,
-    implementations,
-    peers,
-    roofline,
-    run_case,
-)
-from gpuclf.benchmark.agreement import on_host
-from gpuclf.benchmark.devices import CudaDevice
-from gpuclf.benchmark.roofline import measure_ceilings
+from gpuclf.bench import Reference, device_cases, device_implementations, device_peers, run_case
+from gpuclf.bench.measure import devices, implementations, peers, roofline
+from gpuclf.bench.measure.agreement import on_host
+from gpuclf.bench.measure.devices import CudaDevice
+from gpuclf.bench.measure.roofline import measure_ceilings
 from gpuclf.dispatch import fusable
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.samples import streamed as streaming
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not installed

@@ -3,7 +3,7 @@ import pytest
 
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import array_namespace
-from gpuclf.features import Standardized
+from gpuclf.samples.standardized import Standardized
 
 SHAPE = (3, 2, 4)
 

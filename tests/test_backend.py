@@ -24,7 +24,7 @@ from gpuclf.backend import (
     to_device,
     to_host,
 )
-from gpuclf.features import Standardized
+from gpuclf.samples.standardized import Standardized
 
 CPU_NAMES = ("numpy", "numpy-readonly")
 

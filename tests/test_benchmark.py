@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gpuclf.backend import CupyProbe, probe_cupy
-from gpuclf.benchmark import (
+from gpuclf.bench import (
     IMPLEMENTATIONS,
     PEERS,
     Case,
@@ -24,12 +24,13 @@ from gpuclf.benchmark import (
     peer_cases,
     run_case,
     scaling_cases,
-    timing,
 )
-from gpuclf.benchmark.cases import SCALING
-from gpuclf.benchmark.devices import HostDevice
-from gpuclf.benchmark.record import break_even, make_record
-from gpuclf.benchmark.report import format_seconds, print_rows, write_json
+from gpuclf.bench.measure import timing
+from gpuclf.bench.measure.cases import SCALING
+from gpuclf.bench.measure.devices import HostDevice
+from gpuclf.bench.measure.record import break_even, make_record
+from gpuclf.bench.report.table import print_rows
+from gpuclf.files import format_seconds, write_json
 
 SOFTMAX, TWO_LAYER = "softmax loss+gradient", "two-layer loss+gradient"
 SVM = "svm loss+gradient"

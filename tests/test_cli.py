@@ -17,14 +17,8 @@ import gpuclf.cli.output
 import gpuclf.datasets
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import CupyProbe
-from gpuclf.benchmark import (
-    IMPLEMENTATIONS,
-    Implementation,
-    default_cases,
-    run_case,
-    scaling_cases,
-)
-from gpuclf.benchmark.devices import HostDevice
+from gpuclf.bench import IMPLEMENTATIONS, Implementation, default_cases, run_case, scaling_cases
+from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.cli import app
 from gpuclf.datasets import ImageDataset, make_synthetic
 from gpuclf.preprocessing import subtract_mean_image
@@ -108,7 +102,7 @@ try:
     main()
 except SystemExit as ended:
     assert ended.code == 0, ended.code
-heavy = ("sklearn", "scipy", "cupy", "torch", "gpuclf.estimators", "gpuclf.benchmark")
+heavy = ("sklearn", "scipy", "cupy", "torch", "gpuclf.estimators", "gpuclf.bench")
 print("loaded:", [name for name in heavy if name in sys.modules])
 """
     done = in_a_new_process(code)
@@ -244,7 +238,7 @@ def test_bench_with_a_wrong_implementation_exits_with_1(narrow, monkeypatch):
         return lambda: (np.float64(0.0), inputs.W)
 
     listed = [Implementation("wrong", "numpy", "float", wrong)]
-    monkeypatch.setattr("gpuclf.benchmark.IMPLEMENTATIONS", listed)
+    monkeypatch.setattr("gpuclf.bench.IMPLEMENTATIONS", listed)
     result = CliRunner().invoke(app, [str(a) for a in (*BENCH, "--quick", "--samples", 200)])
     assert result.exit_code == 1
     assert "wrong: wrong, softmax loss+gradient, 200 samples: " in " ".join(result.output.split())
@@ -259,7 +253,7 @@ def test_bench_interrupted_keeps_what_is_finished(narrow, monkeypatch, tmp_path)
             raise KeyboardInterrupt
         return run_case(case, *args, **options)
 
-    monkeypatch.setattr("gpuclf.benchmark.run_case", interrupted)
+    monkeypatch.setattr("gpuclf.bench.run_case", interrupted)
     path = tmp_path / "bench.json"
     result = CliRunner().invoke(
         app, [str(a) for a in (*BENCH, "--quick", "--samples", 400, "--json", path)]
@@ -536,9 +530,9 @@ def test_search_for_the_number_of_neighbours_tries_each(small, images, tmp_path)
 
 def test_search_knn_takes_a_metric_and_numbers_of_neighbours(small, images, tmp_path, monkeypatch):
     searches = []
-    k_neighbors = gpuclf.neighbors.k_neighbors
+    k_neighbors = gpuclf.models.neighbors.k_neighbors
     monkeypatch.setattr(
-        gpuclf.neighbors,
+        gpuclf.models.neighbors,
         "k_neighbors",
         lambda *given, **options: searches.append(given[2:4]) or k_neighbors(*given, **options),
     )

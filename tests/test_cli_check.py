@@ -7,10 +7,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import gpuclf.cli.output
-from gpuclf import model_gradients
 from gpuclf.backend import CupyProbe
 from gpuclf.cli import app
-from gpuclf.model_gradients import MODELS
+from gpuclf.models import gradients as model_gradients
+from gpuclf.models.gradients import MODELS
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpuclf.benchmark.comparison import (
+from gpuclf.bench.report.comparison import (
     compare_records,
     comparison_markdown,
     print_comparison,
     read_record,
     undisturbed,
 )
-from gpuclf.benchmark.markdown import rows_markdown
+from gpuclf.bench.report.markdown import rows_markdown
 
 ROOT = Path(__file__).parent.parent
 FULL, BATCH = "softmax loss+gradient, 50,000 samples", "softmax loss+gradient, 200 samples"

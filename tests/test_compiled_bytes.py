@@ -7,25 +7,25 @@ import sys
 import numpy as np
 import pytest
 
-from gpuclf.features import (
-    Features,
-    Standardized,
-    block_affine,
-    block_affine_backward,
-    multiplies_bytes,
-)
-from gpuclf.kernels import compiled_bytes
-from gpuclf.kernels.compilation import matrix_unit_is_usable
-from gpuclf.kernels.compiled_bytes import (
+from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
+from gpuclf.kernels.byte_products import on_cpu as compiled_bytes
+from gpuclf.kernels.byte_products.on_cpu import (
     are_multiplied,
     bytes_affine,
     bytes_affine_backward,
     linear_pass_of_bytes,
 )
-from gpuclf.kernels.compiled_linear import compiled_linear_pass
-from gpuclf.linear import linear_pass
+from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.two_layer import two_layer_objective
+from gpuclf.models.linear import linear_pass
+from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.samples.folding import (
+    FoldedSamples,
+    block_affine,
+    block_affine_backward,
+    multiplies_bytes,
+)
+from gpuclf.samples.standardized import Standardized
 
 pytestmark = pytest.mark.skipif(
     not matrix_unit_is_usable(), reason="no matrix unit for bytes (AMX), or no numba"
@@ -50,7 +50,7 @@ def assert_no_worse_than_float32(found, in_float32, truth):
 
 
 def features(X, n_outputs, dtype):
-    made = Features(Standardized(X, 120.0, 60.0), n_outputs, dtype)
+    made = FoldedSamples(Standardized(X, 120.0, 60.0), n_outputs, dtype)
     assert made.folds
     return made
 
@@ -179,12 +179,12 @@ def test_what_is_not_finite_goes_to_the_shared_body(value):
         broken = W.copy()
         broken[place] = value
         assert bytes_affine(broken, b, block) is NotImplemented
-        given = broken, b, block.features, y, weights
+        given = broken, b, block.samples, y, weights
         assert linear_pass_of_bytes(*given, False) is NotImplemented
         assert not np.isfinite(linear_pass(*given, softmax_cross_entropy)[0])
     b[3] = value
     assert bytes_affine(W, b, block) is NotImplemented
-    assert linear_pass_of_bytes(W, b, block.features, y, weights, True) is NotImplemented
+    assert linear_pass_of_bytes(W, b, block.samples, y, weights, True) is NotImplemented
     dY[199, 17] = value
     assert bytes_affine_backward(dY, block) is NotImplemented
 
@@ -236,7 +236,9 @@ def test_declines(monkeypatch):
     block = features(X, 5, np.float32).block(whole)
     assert bytes_affine(np.stack([W, W]), np.stack([b, b]), block) is NotImplemented
     assert bytes_affine(W.astype(float), b.astype(float), block) is NotImplemented
-    floats = Features(Standardized(X.astype(np.float32), 120.0, 60.0), 0, np.float32).block(whole)
+    floats = FoldedSamples(Standardized(X.astype(np.float32), 120.0, 60.0), 0, np.float32).block(
+        whole
+    )
     assert bytes_affine(W, b, floats) is NotImplemented
     assert bytes_affine_backward(dY, floats) is NotImplemented
 
@@ -245,7 +247,7 @@ def test_the_compiled_pass_hands_bytes_over(monkeypatch):
     X, W, b, _ = problem(200, 70, 4)
     given = W.astype(np.float32), b.astype(np.float32), features(X, 4, np.float32)
     given = *given, np.arange(200) % 4, np.ones(200, np.float32), softmax_cross_entropy
-    monkeypatch.setattr("gpuclf.kernels.compiled_linear.MIN_MULTIPLICATIONS", 0)
+    monkeypatch.setattr("gpuclf.kernels.linear_pass.on_cpu.MIN_MULTIPLICATIONS", 0)
     of_bytes = linear_pass_of_bytes(*given[:5], False)
     for ours, theirs in zip(compiled_linear_pass(*given), of_bytes, strict=True):
         assert np.array_equal(ours, theirs)
@@ -271,12 +273,12 @@ def test_two_layer_net(n):
 def test_numba_that_compiles_for_another_processor():
     code = """
 import numpy as np, gpuclf
-from gpuclf.kernels.compilation import matrix_unit_is_usable
-from gpuclf.neighbors import k_neighbors
+from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
+from gpuclf.models.neighbors import k_neighbors
 X, W, y = np.ones((300, 600), np.uint8), np.zeros((600, 10), np.float32), np.arange(300) % 10
 assert not matrix_unit_is_usable()
 gpuclf.softmax_loss_vectorized(W, X, y, 0.0)
-from gpuclf.kernels import neighbors_on_numpy
+from gpuclf.kernels.nearest import on_cpu as neighbors_on_numpy
 neighbors_on_numpy.WORTH_COMPILED = 0
 k_neighbors(X[:20], X, 2)
 """

@@ -3,10 +3,10 @@ import inspect
 import numpy as np
 import pytest
 
-from gpuclf.features import standardized_rows
-from gpuclf.kernels import compiled_elementwise
+from gpuclf.kernels.elementwise import on_cpu as compiled_elementwise
 from gpuclf.layers import apart
-from gpuclf.linear import add_penalty_gradient
+from gpuclf.models.linear import add_penalty_gradient
+from gpuclf.samples.standardized import standardized_rows
 from gpuclf.training import momentum_step
 
 pytest.importorskip("numba", reason="numba is not installed")

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuclf import dispatch, row_blocks
-from gpuclf.features import Features, Standardized
-from gpuclf.kernels import compilation, compiled_linear
-from gpuclf.kernels.compiled_linear import compiled_linear_pass
-from gpuclf.linear import linear_loss, linear_pass
+from gpuclf import dispatch
+from gpuclf.kernels.building import machine_code as compilation
+from gpuclf.kernels.linear_pass import on_cpu as compiled_linear
+from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_pass
+from gpuclf.samples import walk as row_blocks
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -37,11 +40,11 @@ def arguments(n=170, d=70, c=10, dtype=np.float64, kind="floats", loss=softmax_c
     rng = np.random.default_rng(0)
     X = samples(kind, n, d, dtype, rng)
     W = (rng.standard_normal((d, c)) / d).astype(dtype)
-    features = Features(X, c, dtype)
+    folded = FoldedSamples(X, c, dtype)
     return {
         "W": W,
         "b": rng.standard_normal(c).astype(dtype),
-        "features": features,
+        "samples": folded,
         "y": rng.integers(0, c, n),
         "weights": rng.random(n).astype(dtype),
         "data_loss": loss,
@@ -105,7 +108,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
     X = np.full((n, d), 0.1, np.float32)
     given = arguments(n, d, 2, np.float32, loss=multiclass_hinge)
     given |= {"W": np.zeros((d, 2), np.float32), "b": np.zeros(2, np.float32)}
-    given |= {"features": Features(X, 2, np.float32), "y": np.zeros(n, int)}
+    given |= {"samples": FoldedSamples(X, 2, np.float32), "y": np.zeros(n, int)}
     given["weights"] = np.full(n, 1 / n, np.float32)
     _, dW, _ = compiled_linear_pass(**given)
     assert dW[:, 1] == pytest.approx(0.1, rel=3e-5)
@@ -134,7 +137,7 @@ def test_without_bias():
 def test_mixed_floats_are_computed_in_the_dtype_of_the_parameters():
     given = arguments()
     X = np.random.default_rng(1).standard_normal((170, 70)).astype(np.float32)
-    assert_agrees(given | {"features": Features(X, 10, np.float64)}, np.float64)
+    assert_agrees(given | {"samples": FoldedSamples(X, 10, np.float64)}, np.float64)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -142,14 +145,14 @@ def test_mixed_floats_are_computed_in_the_dtype_of_the_parameters():
 def test_the_same_bits_wherever_the_samples_lie(d, dtype):
     given = arguments(177, d, 10, dtype)
     assert_agrees(given, dtype)
-    X = given["features"].stored
+    X = given["samples"].stored
     expected = [np.asarray(value).tobytes() for value in compiled_linear_pass(**given)]
     for offset in (0, 8, 16, 40):
         room = np.zeros(X.nbytes + 128, np.uint8)
         first = -room.ctypes.data % 64 + offset
         moved = room[first : first + X.nbytes].view(dtype).reshape(X.shape)
         moved[...] = X
-        found = compiled_linear_pass(**given | {"features": Features(moved, 10, dtype)})
+        found = compiled_linear_pass(**given | {"samples": FoldedSamples(moved, 10, dtype)})
         assert [np.asarray(value).tobytes() for value in found] == expected
 
 
@@ -161,7 +164,7 @@ def test_labels_of_any_integer_type(labels):
 
 def test_read_only_arrays():
     given = arguments()
-    for array in (given["W"], given["b"], given["features"].stored, given["y"], given["weights"]):
+    for array in (given["W"], given["b"], given["samples"].stored, given["y"], given["weights"]):
         array.flags.writeable = False
     assert_agrees(given, np.float64)
 
@@ -171,7 +174,7 @@ def test_scores_far_from_zero_lose_no_more_digits_than_the_shared_pass_does(shif
     given = arguments(dtype=np.float32)
     given["b"] += np.float32(shift)
     exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
-    exact["features"] = Features(given["features"].stored, 10, np.float64)
+    exact["samples"] = FoldedSamples(given["samples"].stored, 10, np.float64)
     truth, shared = linear_pass.reference(**exact), linear_pass.reference(**given)
     for ours, theirs, true in zip(compiled_linear_pass(**given), shared, truth, strict=True):
         allowed = 2 * np.linalg.norm(theirs - true) + 1e-6 * np.linalg.norm(true)
@@ -212,7 +215,7 @@ def test_a_label_out_of_range_makes_the_loss_nan(wrong, loss):
 )
 def test_samples_that_are_not_finite_make_the_loss_nan(value, loss):
     given = arguments(loss=loss)
-    given["features"].stored[23, 5] = value
+    given["samples"].stored[23, 5] = value
     assert np.isnan(compiled_linear_pass(**given)[0])
 
 
@@ -232,9 +235,9 @@ DECLINED = {
     "several models": {"W": np.zeros((2, 70, 10))},
     "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES + 1))},
     "rows that do not follow each other": {
-        "features": Features(np.zeros((340, 70))[::2], 10, None)
+        "samples": FoldedSamples(np.zeros((340, 70))[::2], 10, None)
     },
-    "columns first": {"features": Features(np.zeros((70, 170)).T, 10, None)},
+    "columns first": {"samples": FoldedSamples(np.zeros((70, 170)).T, 10, None)},
     "weights for each model": {"weights": np.ones((2, 170))},
 }
 
@@ -290,7 +293,7 @@ def narrower():
     return features
 
 binding.get_host_cpu_features = narrower
-from gpuclf.kernels import linear_loops
+from gpuclf.kernels.linear_pass import loops as linear_loops
 binding.get_host_cpu_features = real
 import test_compiled_linear as tests
 tests.compiled_linear.MIN_MULTIPLICATIONS = 0

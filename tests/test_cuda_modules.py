@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import cuda_launcher, probe_cupy
-from gpuclf.kernels import cuda_modules
-from gpuclf.kernels.cuda_modules import contiguous, device_limits, kernel
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.building.cuda import contiguous, device_limits, kernel
 
 
 class FakeDevice:

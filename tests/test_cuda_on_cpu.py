@@ -5,8 +5,8 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import Library
 
-from gpuclf.kernels import cuda_modules
-from gpuclf.kernels.cuda_modules import Launch
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.building.cuda import Launch
 
 REDUCTION = """
 extern "C" __global__ void __launch_bounds__(256) sum(const float* x, float* out, int n) {

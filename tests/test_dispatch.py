@@ -5,7 +5,7 @@ import pytest
 
 from gpuclf import dispatch, layers
 from gpuclf.dispatch import fusable
-from gpuclf.kernels import on_numpy
+from gpuclf.kernels.losses import on_cpu as on_numpy
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@ import pytest
 
 from gpuclf import to_device, to_host
 from gpuclf.backend import MixedDevicesError
-from gpuclf.features import Features, Standardized, take_rows
-from gpuclf.linear import linear_loss, linear_scores, softmax_loss_vectorized
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_scores, softmax_loss_vectorized
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized, take_rows
 
 REG = 0.01
 
@@ -64,9 +65,9 @@ def test_both_branches_are_taken(lib):
     samples = Standardized(lib.asarray(make_bytes(32, 4)), 128.0, 50.0)
     W = lib.asarray(np.ones((4, 2)))
     b = lib.asarray(np.ones(2))
-    few = Features(samples, 2, lib.xp.float64)
+    few = FoldedSamples(samples, 2, lib.xp.float64)
     assert few.fold(W, b) == (W, b)
-    many = Features(samples, 1, lib.xp.float64)
+    many = FoldedSamples(samples, 1, lib.xp.float64)
     np.testing.assert_allclose(lib.to_numpy(many.fold(W, b)[0]), 1 / 50, rtol=1e-15)
 
 
@@ -79,7 +80,7 @@ def test_folding_moves_between_equal_products(lib, kind, n_outputs):
     if kind.startswith("standardized"):
         stored, written = Standardized(stored, mean, scale), (X - mean) / scale
     params = make_linear(5, 3)
-    features = Features(stored, n_outputs, lib.xp.float64)
+    features = FoldedSamples(stored, n_outputs, lib.xp.float64)
     for b in (params["b"], None):
         W_, b_ = features.fold(lib.asarray(params["W"]), None if b is None else lib.asarray(b))
         for rows in (slice(0, 20), slice(7, 13)):
@@ -176,7 +177,7 @@ def test_taking_pixels_relative_to_128_is_what_keeps_the_digits(lib):
 
 def test_what_folding_moves_into_the_bias_is_summed_in_float64(lib):
     W, X, _, mean, scale, _, _ = float32_case(248, 253, 250.0, 1.5)
-    features = Features(Standardized(lib.asarray(X), mean, scale), 10, lib.xp.float32)
+    features = FoldedSamples(Standardized(lib.asarray(X), mean, scale), 10, lib.xp.float32)
     _, moved = features.fold(lib.asarray(W), None)
     exact = -((mean - 128) / scale) @ W.astype(np.float64)
     assert moved.dtype == lib.xp.float32

@@ -16,9 +16,9 @@ from test_training import (
 
 from gpuclf import Standardized, Streamed, fleet
 from gpuclf.backend import to_device
-from gpuclf.kernels import compiled_elementwise
-from gpuclf.linear import linear_loss
+from gpuclf.kernels.elementwise import on_cpu as compiled_elementwise
 from gpuclf.losses import multiclass_hinge
+from gpuclf.models.linear import linear_loss
 from gpuclf.training import DivergedError, minimize_sgd, one_cycle
 
 K = 5

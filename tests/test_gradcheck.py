@@ -9,10 +9,10 @@ from gpuclf import (
     two_layer_loss,
 )
 from gpuclf.backend import array_namespace
-from gpuclf.linear import linear_loss
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.model_gradients import MODELS, Model, check_model
-from gpuclf.two_layer import two_layer_objective
+from gpuclf.models.gradients import MODELS, Model, check_model
+from gpuclf.models.linear import linear_loss
+from gpuclf.models.two_layer import two_layer_objective
 
 POINT = {"W": np.array([[1.0, -2.0], [0.5, 3.0]]), "b": np.array([0.1, -0.7])}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gpuclf.linear import linear_loss, softmax_loss_vectorized, svm_loss_vectorized
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.two_layer import two_layer_loss
+from gpuclf.models.linear import linear_loss, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.models.two_layer import two_layer_loss
 
 N, D, C, REG = 9, 5, 4, 0.3
 LOSSES = {

@@ -12,7 +12,7 @@ import pytest
 from cuda_compilers import CudaCompileError, Nvcc, find_nvcc, find_nvrtc, usage
 from cuda_on_cpu import missing
 
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
 
 TARGETS = [75, 80, 90, 100, 120]
 # Each takes a second, and there are hundreds.

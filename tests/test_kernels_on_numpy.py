@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from gpuclf.kernels import on_numpy
-from gpuclf.kernels.on_numpy import (
+from gpuclf.kernels.losses import on_cpu as on_numpy
+from gpuclf.kernels.losses.on_cpu import (
     class_major_softmax_cross_entropy,
     grouped_affine,
     grouped_affine_backward_params,
 )
 from gpuclf.layers import affine, affine_backward_params, apart
-from gpuclf.linear import softmax_loss_vectorized
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models.linear import softmax_loss_vectorized
 
 # Rows, features, columns, rows in a group. 32 groups are summed at once.
 SIZES = [

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gpuclf import KNeighborsClassifier, MixedDevicesError, Standardized
-from gpuclf.neighbors import k_neighbors
+from gpuclf.models.neighbors import k_neighbors
 
 N, D, C = 60, 4, 3
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import array_namespace
-from gpuclf.features import Standardized
-from gpuclf.kernels import on_numpy
-from gpuclf.linear import linear_loss, linear_scores, softmax_loss_vectorized
+from gpuclf.kernels.losses import on_cpu as on_numpy
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_scores, softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive
+from gpuclf.samples.standardized import Standardized
 
 SIZES = [(1, 1, 1), (1, 3, 2), (3, 1, 2), (7, 5, 10), (33, 4, 3), (67, 2, 10), (2, 6, 2), (5, 3, 1)]
 REG = 0.3

@@ -7,21 +7,24 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together, compiler
 
-from gpuclf import dispatch, linear
-from gpuclf.features import Features, Standardized
-from gpuclf.kernels import cuda_modules, linear_pass_on_cupy
-from gpuclf.kernels.linear_pass_on_cupy import (
+from gpuclf import dispatch
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
+from gpuclf.kernels.linear_pass.on_gpu import (
     linear_objective_on_tensor_cores,
     linear_pass_on_tensor_cores,
 )
-from gpuclf.linear import (
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models import linear
+from gpuclf.models.linear import (
     linear_loss,
     linear_objective,
     linear_pass,
     softmax_loss_vectorized,
     svm_loss_vectorized,
 )
-from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized
 
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
 
@@ -37,7 +40,7 @@ def arguments(n=200, d=96, c=10, loss=softmax_cross_entropy, seed=0, X=None):
     return {
         "W": W,
         "b": rng.standard_normal(c).astype(np.float32),
-        "features": Features(X, c, np.float32),
+        "samples": FoldedSamples(X, c, np.float32),
         "y": rng.integers(0, c, n),
         "weights": (rng.random(n) / n).astype(np.float32),
         "data_loss": loss,
@@ -45,10 +48,10 @@ def arguments(n=200, d=96, c=10, loss=softmax_cross_entropy, seed=0, X=None):
 
 
 def in_float64(given):
-    features = given["features"]
-    X = features.standardized or features.stored
+    samples = given["samples"]
+    X = samples.standardized or samples.stored
     wide = {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
-    wide["features"] = Features(X, given["W"].shape[1], np.float64)
+    wide["samples"] = FoldedSamples(X, given["W"].shape[1], np.float64)
     return linear_pass.reference(**given | wide)
 
 
@@ -69,8 +72,8 @@ def assert_as_exact_as_float32(given, found):
         assert np.linalg.norm(ours - exact) <= allowed
 
 
-def hidden_features(features):
-    found = copy(features)
+def hidden_features(samples):
+    found = copy(samples)
     found.stored = hidden(found.stored)
     if found.standardized is not None:
         found.standardized = copy(found.standardized)
@@ -80,7 +83,7 @@ def hidden_features(features):
 
 
 def run(given, **options):
-    given = given | {"features": hidden_features(given["features"])}
+    given = given | {"samples": hidden_features(given["samples"])}
     found = with_hidden_arrays(linear_pass_on_tensor_cores)(**given, **options)
     assert found is not NotImplemented
     return found
@@ -182,7 +185,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
     limit(monkeypatch, MAX_GRADIENT_BLOCKS=1)
     # One sign, so that whatever is cut off adds up.
     given = arguments(5000) | {"y": np.zeros(5000, int)}
-    given["features"].stored[:] = np.maximum(given["features"].stored, 200)
+    given["samples"].stored[:] = np.maximum(given["samples"].stored, 200)
     assert_as_exact_as_float32(given, run(given))
 
 
@@ -212,7 +215,7 @@ def test_weights_of_very_different_size():
 
 def test_columns_that_outweigh_the_others():
     given = arguments()
-    given["features"].stored[:, 5] = np.arange(200) % 2 * 255
+    given["samples"].stored[:, 5] = np.arange(200) % 2 * 255
     given["W"][5] = 30
     given["W"][70:] *= 1e-20
     assert_as_exact_as_float32(given, run(given))
@@ -223,7 +226,7 @@ def assert_ends_of_the_range_are_exact():
     given["W"][64:] = 1e-41  # a chunk of subnormal numbers
     assert_as_exact_as_float32(given, run(given))
     given["W"][5] = 1e37 * np.linspace(-1, 1, 10)
-    given["features"].stored[:, 5] = 129
+    given["samples"].stored[:, 5] = 129
     assert_as_exact_as_float32(given, run(given))
     given = arguments()
     given["weights"][:] = 1e-42
@@ -238,8 +241,8 @@ def test_numbers_at_the_ends_of_the_range():
 
 def test_pixels_of_0_and_255_only():
     given = arguments()
-    given["features"].stored[:] = given["features"].stored % 2 * 255
-    given["features"].stored[::2] = 255
+    given["samples"].stored[:] = given["samples"].stored % 2 * 255
+    given["samples"].stored[::2] = 255
     assert_as_exact_as_float32(given, run(given))
 
 
@@ -298,8 +301,8 @@ def test_samples_at_addresses_of_any_alignment():
     for offset, fits in ((4, True), (2, False), (1, False)):
         start = -room.ctypes.data % 16 + offset
         X = room[start : start + 200 * 96].reshape(200, 96)
-        X[:] = given["features"].stored
-        found = linear_pass_on_tensor_cores(**given | {"features": Features(X, 10, np.float32)})
+        X[:] = given["samples"].stored
+        found = linear_pass_on_tensor_cores(**given | {"samples": FoldedSamples(X, 10, np.float32)})
         assert (found is not NotImplemented) == fits
         if fits:
             assert found[1].tobytes() == expected[1].tobytes()
@@ -343,7 +346,7 @@ def reference(function, *args):
 @pytest.mark.parametrize("public", [softmax_loss_vectorized, svm_loss_vectorized])
 def test_public_losses(as_if_cupy, public):
     given = arguments()
-    X, W, y = given["features"].stored, given["W"], given["y"]
+    X, W, y = given["samples"].stored, given["W"], given["y"]
     loss, dW = public(W, X, y, 0.1)
     assert len(as_if_cupy) == 1
     exact_loss, exact_dW = reference(public, W.astype(np.float64), X, y, 0.1)
@@ -357,7 +360,7 @@ def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
     errors = []
     for seed in range(6):
         given = arguments(seed=seed)
-        X, y = given["features"].stored, given["y"]
+        X, y = given["samples"].stored, given["y"]
         X[:] = 240 + X % 4  # far from 128 for so small a scale
         samples = Standardized.fit(X)
         params = {"W": given["W"] * 20, "b": given["b"]}
@@ -378,14 +381,14 @@ def assert_objective_is_exact(cuda_on_cpu, data_loss):
     for standardized in (False, True):
         for b in (None, np.linspace(-1, 1, 10, dtype=np.float32)):
             given = arguments()
-            X = given["features"].stored
+            X = given["samples"].stored
             X = Standardized.fit(X) if standardized else X
             W, rest = given["W"] * 5, (given["y"], None, data_loss, 0.3)
-            features = hidden_features(Features(X, 10, np.float32))
-            found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, features, *rest)
+            samples = hidden_features(FoldedSamples(X, 10, np.float32))
+            found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, samples, *rest)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
-            truth = linear_objective.reference(*wide, Features(X, 10, np.float64), *rest)
+            truth = linear_objective.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
             for ours, exact in zip(found, truth, strict=True):
                 assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 
@@ -415,8 +418,8 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined(lambda g: {"weights": g["weights"].astype(np.float64)})
     assert declined(lambda g: {"b": g["b"][::-1]})
     assert declined(lambda g: {"data_loss": lambda *_: None})
-    assert declined(lambda g: {"features": Features(floats, 10, np.float32)})
-    assert declined(lambda g: {"features": Features(columns, 10, np.float32)})
+    assert declined(lambda g: {"samples": FoldedSamples(floats, 10, np.float32)})
+    assert declined(lambda g: {"samples": FoldedSamples(columns, 10, np.float32)})
     assert declined(n=160)  # not folded: too few rows
     assert declined(d=98)
     assert declined(n=2000, c=65)

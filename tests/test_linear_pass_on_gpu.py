@@ -7,9 +7,9 @@ import pytest
 from test_linear_pass_on_cupy import arguments, assert_as_exact_as_float32, in_float64
 
 from gpuclf.backend import probe_cupy, to_device, to_host
-from gpuclf.features import Features
-from gpuclf.kernels.linear_pass_on_cupy import linear_pass_on_tensor_cores
+from gpuclf.kernels.linear_pass.on_gpu import linear_pass_on_tensor_cores
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.samples.folding import FoldedSamples
 
 pytestmark = pytest.mark.gpu
 
@@ -34,8 +34,8 @@ def test_as_exact_as_float32_and_the_same_bits_each_time(n, d, c, loss):
     given = arguments(n, d, c, loss, X=pixels(n, d))
     names = ("W", "b", "y", "weights")
     on_device = given | {name: to_device(given[name], "cupy") for name in names}
-    X = to_device(given["features"].stored, "cupy")
-    on_device["features"] = Features(X, c, on_device["W"].dtype)
+    X = to_device(given["samples"].stored, "cupy")
+    on_device["samples"] = FoldedSamples(X, c, on_device["W"].dtype)
     runs = [[to_host(x) for x in linear_pass_on_tensor_cores(**on_device)] for _ in range(20)]
     assert_as_exact_as_float32(given, runs[0])
     for k in range(3):
@@ -52,8 +52,8 @@ def test_every_walk_is_as_exact_and_gives_the_same_bits_each_time(loss, walk):
         pytest.skip(probe_cupy().reason)
     given = arguments(50_000, 3072, 10, loss, X=pixels(50_000, 3072))
     on_device = given | {key: to_device(given[key], "cupy") for key in ("W", "b", "y", "weights")}
-    X = to_device(given["features"].stored, "cupy")
-    on_device["features"] = Features(X, 10, on_device["W"].dtype)
+    X = to_device(given["samples"].stored, "cupy")
+    on_device["samples"] = FoldedSamples(X, 10, on_device["W"].dtype)
     runs = [
         [to_host(x) for x in linear_pass_on_tensor_cores(**on_device, walk=walk)] for _ in range(10)
     ]

@@ -18,14 +18,15 @@ from epoch_runs import (
 
 from gpuclf import FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.augment import horizontal_flip
-from gpuclf.features import Standardized
 from gpuclf.fleet import train_fleet
-from gpuclf.kernels import cuda_modules, sgd_over_bytes
-from gpuclf.kernels.linear_step_on_cupy import linear_epochs
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
+from gpuclf.kernels.epochs.linear_on_gpu import linear_epochs
 from gpuclf.layers import apart
-from gpuclf.linear import linear_loss
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.streaming import Streamed
+from gpuclf.models.linear import linear_loss
+from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.streamed import Streamed
 from gpuclf.training import epoch_runner, minimize_sgd
 
 LOSSES = [softmax_cross_entropy, multiclass_hinge]

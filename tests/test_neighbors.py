@@ -6,19 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuclf import (
-    KNeighborsClassifier,
-    MixedDevicesError,
-    knn_vote,
-    neighbors,
-    pairwise_distances,
-    row_blocks,
-)
+from gpuclf import KNeighborsClassifier, MixedDevicesError, knn_vote, pairwise_distances
 from gpuclf.datasets import load_cifar10
-from gpuclf.features import Standardized
-from gpuclf.kernels import neighbors_on_numpy
+from gpuclf.kernels.nearest import on_cpu as neighbors_on_numpy
+from gpuclf.models import neighbors
+from gpuclf.models.neighbors import cross_validate_k, k_neighbors, smallest_k
 from gpuclf.naive import pairwise_distances_one_loop, pairwise_distances_two_loops
-from gpuclf.neighbors import cross_validate_k, k_neighbors, smallest_k
+from gpuclf.samples import walk as row_blocks
+from gpuclf.samples.standardized import Standardized
 
 METRICS = ("l2", "l1")
 DTYPES = (np.uint8, np.float32, np.float64)
@@ -159,7 +154,7 @@ def test_differences_in_pieces_are_the_same(lib, monkeypatch):
 def test_compiled_distances_are_those_of_the_shared_body(
     metric, shape, on_matrix_unit, compiled_only, monkeypatch
 ):
-    from gpuclf.kernels import compiled_distances
+    from gpuclf.kernels.nearest import loops as compiled_distances
 
     if not on_matrix_unit:
         monkeypatch.setattr(compiled_distances, "matrix_unit_is_usable", lambda: False)
@@ -186,7 +181,7 @@ def test_compiled_distances_beyond_int32_are_exact(compiled_only):
 
 @pytest.mark.parametrize("on_matrix_unit", [True, False])
 def test_the_largest_compiled_distances(on_matrix_unit, compiled_only, monkeypatch):
-    from gpuclf.kernels import compiled_distances
+    from gpuclf.kernels.nearest import loops as compiled_distances
 
     if not on_matrix_unit:
         monkeypatch.setattr(compiled_distances, "matrix_unit_is_usable", lambda: False)

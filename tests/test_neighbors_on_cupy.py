@@ -5,16 +5,18 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together
 
-from gpuclf import KNeighborsClassifier, dispatch, neighbors
+from gpuclf import KNeighborsClassifier, dispatch
 from gpuclf.backend import probe_cupy, to_device, to_host
-from gpuclf.kernels import cuda_modules, neighbors_on_cupy
-from gpuclf.kernels.neighbors_on_cupy import (
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.nearest import on_gpu as neighbors_on_cupy
+from gpuclf.kernels.nearest.on_gpu import (
     MAX_NEIGHBORS,
     manhattan_of_bytes,
     nearest_of_bytes,
     squared_euclidean_of_bytes,
 )
-from gpuclf.neighbors import k_neighbors, manhattan, nearest_in_tiles, squared_euclidean
+from gpuclf.models import neighbors
+from gpuclf.models.neighbors import k_neighbors, manhattan, nearest_in_tiles, squared_euclidean
 
 DISTANCES = {
     "l2": (with_hidden_arrays(squared_euclidean_of_bytes), squared_euclidean.reference),

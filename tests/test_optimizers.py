@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from gpuclf import Standardized, optimizers
-from gpuclf.linear import linear_loss, linear_loss_only, linear_scores
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_loss_only, linear_scores
+from gpuclf.models.two_layer import two_layer_objective
 from gpuclf.optimizers import minimize_gd, random_local_search, random_search
 from gpuclf.training import DivergedError, minimize_lbfgs, minimize_sgd
-from gpuclf.two_layer import two_layer_objective
 
 N, D, C, K = 47, 5, 3, 6
 
@@ -105,7 +105,7 @@ def test_one_product_scores_all_models(monkeypatch, objective):
         widths.append(W.shape)
         return X @ W + b
 
-    monkeypatch.setattr("gpuclf.features.affine", counted)
+    monkeypatch.setattr("gpuclf.samples.folding.affine", counted)
     objective(make_params(models=(K,)), X, y, 0.1)
     assert widths == [(D, K * C)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import browser
 import pytest
 
-from gpuclf.benchmark.page import render_page, write_page
+from gpuclf.bench.report.page import render_page, write_page
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 LIBRARIES = {"naive loops": "python", "gpuclf on CuPy": "cupy"}

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from test_estimators import KINDS, make_data, make_pixels
 
-from gpuclf import backend, linear, two_layer
+from gpuclf import backend
 from gpuclf.backend import product_precision
-from gpuclf.linear import linear_loss, softmax_loss_vectorized, svm_loss_vectorized
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.two_layer import two_layer_loss, two_layer_scores
+from gpuclf.models import linear, two_layer
+from gpuclf.models.linear import linear_loss, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.models.two_layer import two_layer_loss, two_layer_scores
 
 N, D, H, C = 40, 6, 5, 3
 SHAPES = {"W1": (D, H), "b1": (H,), "W2": (H, C), "b2": (C,)}

@@ -3,8 +3,8 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from gpuclf import Standardized
-from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_scores
 from gpuclf.preprocessing import add_bias_column, mean_image, split_bias, subtract_mean_image
 
 DTYPES = [np.uint8, np.float32, np.float64]

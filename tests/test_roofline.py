@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
 
-from gpuclf.benchmark import Inputs, device_cases
-from gpuclf.benchmark.roofline import Floor
+from gpuclf.bench import Inputs, device_cases
+from gpuclf.bench.measure.roofline import Floor
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpuclf import row_blocks
 from gpuclf.backend import cpu_workers, single_threaded_blas
-from gpuclf.linear import softmax_loss_vectorized
+from gpuclf.models.linear import softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive
-from gpuclf.row_blocks import block_rows, concat_row_blocks, row_slices, sum_over_row_blocks
+from gpuclf.samples import walk as row_blocks
+from gpuclf.samples.walk import block_rows, concat_row_blocks, row_slices, sum_over_row_blocks
 
 
 @pytest.fixture
@@ -285,8 +285,8 @@ def test_a_forked_child_can_compute_after_its_parent_did():
     script = """
         import os, signal, warnings
         import numpy as np
-        from gpuclf import row_blocks
-        from gpuclf.linear import softmax_loss_vectorized
+        from gpuclf.samples import walk as row_blocks
+        from gpuclf.models.linear import softmax_loss_vectorized
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, Python 3.12
         row_blocks.cpu_workers = lambda: 3
         row_blocks.CPU_BLOCK_BYTES = 1

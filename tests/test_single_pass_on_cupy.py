@@ -13,14 +13,21 @@ from test_linear_pass_on_cupy import (
     hidden_features,
 )
 
-from gpuclf.features import Features, Standardized
-from gpuclf.kernels import cuda_modules, linear_pass_on_cupy, single_pass_on_cupy
-from gpuclf.kernels.linear_pass_on_cupy import (
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.linear_pass import (
+    on_gpu as linear_pass_on_cupy,
+)
+from gpuclf.kernels.linear_pass import (
+    single_on_gpu as single_pass_on_cupy,
+)
+from gpuclf.kernels.linear_pass.on_gpu import (
     linear_objective_on_tensor_cores,
     linear_pass_on_tensor_cores,
 )
-from gpuclf.linear import linear_objective
 from gpuclf.losses import multiclass_hinge
+from gpuclf.models.linear import linear_objective
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized
 
 pytestmark = pytest.mark.usefixtures("compiled", "cuda_on_cpu")
 
@@ -31,7 +38,7 @@ SMALL = cuda_modules.DeviceLimits(80, 108, 100 << 10)
 
 
 def run(given, **options):
-    given = given | {"features": hidden_features(given["features"])}
+    given = given | {"samples": hidden_features(given["samples"])}
     return with_hidden_arrays(linear_pass_on_tensor_cores)(**given, walk="once", **options)
 
 
@@ -92,7 +99,7 @@ def test_units_follow_the_numbers():
     assert_as_exact_as_float32(given, run(given))
     given["W"][:, 2] = 2 - 2**-23  # rounds up to more than three digits hold
     given["W"][:, 3] = 1e-41
-    given["features"].stored[:, 5] = 129
+    given["samples"].stored[:, 5] = 129
     given["W"][5, 4] = 1e37
     assert_as_exact_as_float32(given, run(given))
     given["weights"][:] = 0
@@ -101,8 +108,8 @@ def test_units_follow_the_numbers():
 
 def test_pixels_of_0_and_255_only():
     given = arguments(200, c=11, loss=multiclass_hinge)
-    given["features"].stored[:] = given["features"].stored % 2 * 255
-    given["features"].stored[::2] = 0
+    given["samples"].stored[:] = given["samples"].stored % 2 * 255
+    given["samples"].stored[::2] = 0
     given["W"][:] = np.abs(given["W"])
     assert_as_exact_as_float32(given, run(given))
 
@@ -132,15 +139,15 @@ def test_labels_out_of_range_give_nan_and_nothing_else(label):
 
 def assert_objective_is_exact(cuda_on_cpu, standardized):
     given = arguments(c=11, loss=multiclass_hinge)
-    X = given["features"].stored
+    X = given["samples"].stored
     X = Standardized.fit(X) if standardized else X
     rest = (given["y"], None, multiclass_hinge, 0.3)
-    features = hidden_features(Features(X, 11, np.float32))
+    samples = hidden_features(FoldedSamples(X, 11, np.float32))
     objective = with_hidden_arrays(linear_objective_on_tensor_cores)
-    found = objective(given["W"] * 5, given["b"], features, *rest, walk="once")
+    found = objective(given["W"] * 5, given["b"], samples, *rest, walk="once")
     assert cuda_on_cpu.launches == LAUNCHES
     wide = (given["W"].astype(np.float64) * 5, given["b"].astype(np.float64))
-    truth = linear_objective.reference(*wide, Features(X, 11, np.float64), *rest)
+    truth = linear_objective.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
     for ours, exact in zip(found, truth, strict=True):
         assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 
@@ -155,11 +162,11 @@ def test_takes_two_walks_where_one_cannot_be(cuda_on_cpu, monkeypatch):
     given = arguments(200, c=11)
     room = np.empty(200 * 96 + 32, np.uint8)
     room = room[-room.ctypes.data % 16 + 8 :]
-    unaligned = Features(room[: 200 * 96].reshape(200, 96), 11, np.float32)
+    unaligned = FoldedSamples(room[: 200 * 96].reshape(200, 96), 11, np.float32)
     assert run(arguments(200, 100)) == "two walks"
     assert run(arguments(300, c=13)) == "two walks"
     assert run(arguments(200, 3088)) == "two walks"
-    assert run(given | {"features": unaligned}) == "two walks"
+    assert run(given | {"samples": unaligned}) == "two walks"
     assert run(given | {"y": np.zeros((200, 1), int)}) is NotImplemented
     for limits in ((80, 108, 44 << 10), (75, 40, 227 << 10)):
         cuda_on_cpu.limits = cuda_modules.DeviceLimits(*limits)

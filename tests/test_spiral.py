@@ -7,9 +7,9 @@ import pytest
 
 from gpuclf import SoftmaxClassifier, TwoLayerNetClassifier
 from gpuclf.datasets import make_spiral
-from gpuclf.linear import linear_loss, linear_scores
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.two_layer import two_layer_forward, two_layer_objective
+from gpuclf.models.linear import linear_loss, linear_scores
+from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
 
 softmax_loss = partial(linear_loss, softmax_cross_entropy)
 REG = 1e-3 / 2  # the source writes 0.5 * reg * sum(W * W) with reg = 1e-3

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from pretend_device import PretendDevice
 
-from gpuclf import linear, streaming
-from gpuclf.features import Standardized
-from gpuclf.kernels.linear_pass_on_cupy import linear_pass_on_tensor_cores
-from gpuclf.linear import linear_loss
+from gpuclf.kernels.linear_pass.on_gpu import linear_pass_on_tensor_cores
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models import linear
+from gpuclf.models.linear import linear_loss
+from gpuclf.samples import streamed as streaming
+from gpuclf.samples.standardized import Standardized
 
 
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])

@@ -12,9 +12,7 @@ from gpuclf import (
     Standardized,
     Streamed,
     pairwise_distances,
-    row_blocks,
     softmax_loss_vectorized,
-    streaming,
     svm_loss_vectorized,
     to_device,
     to_host,
@@ -22,8 +20,10 @@ from gpuclf import (
     two_layer_scores,
 )
 from gpuclf.backend import array_namespace, describe_location
-from gpuclf.linear import linear_loss, linear_loss_only, linear_scores
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss, linear_loss_only, linear_scores
+from gpuclf.samples import streamed as streaming
+from gpuclf.samples import walk as row_blocks
 from gpuclf.training import minimize_lbfgs
 
 N, D, H, C = 300, 6, 4, 3

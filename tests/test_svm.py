@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import MixedDevicesError, array_namespace
-from gpuclf.features import Standardized
-from gpuclf.kernels.on_numpy import class_major_multiclass_hinge
-from gpuclf.linear import linear_loss, svm_loss_vectorized
+from gpuclf.kernels.losses.on_cpu import class_major_multiclass_hinge
 from gpuclf.losses import multiclass_hinge
+from gpuclf.models.linear import linear_loss, svm_loss_vectorized
 from gpuclf.naive import svm_loss_naive
+from gpuclf.samples.standardized import Standardized
 
 SIZES = [(1, 1, 1), (1, 3, 2), (3, 1, 2), (7, 5, 10), (67, 2, 10), (5, 3, 1)]
 REG = 0.3

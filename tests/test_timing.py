@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
 
-from gpuclf.benchmark import (
+from gpuclf.bench import (
     Implementation,
     Reference,
     Unavailable,
     device_implementations,
     device_peers,
-    timing,
 )
-from gpuclf.benchmark.devices import HostDevice
-from gpuclf.benchmark.implementations import gpuclf_floats
-from gpuclf.benchmark.roofline import Floor
-from gpuclf.benchmark.timing import TimeLimitError, time_limit
+from gpuclf.bench.measure import timing
+from gpuclf.bench.measure.devices import HostDevice
+from gpuclf.bench.measure.implementations import gpuclf_floats
+from gpuclf.bench.measure.roofline import Floor
+from gpuclf.bench.measure.timing import TimeLimitError, time_limit
 
 
 class Queued(HostDevice):

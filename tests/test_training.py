@@ -6,10 +6,10 @@ import pytest
 from scipy.optimize import minimize
 
 from gpuclf import SoftmaxClassifier, Standardized, to_device
-from gpuclf.linear import linear_loss
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss
+from gpuclf.models.two_layer import two_layer_objective
 from gpuclf.training import DivergedError, History, minimize_lbfgs, minimize_sgd, one_cycle
-from gpuclf.two_layer import two_layer_objective
 
 softmax_objective = partial(linear_loss, softmax_cross_entropy)
 

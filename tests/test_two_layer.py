@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import array_namespace
-from gpuclf.features import Standardized
+from gpuclf.models.two_layer import two_layer_loss, two_layer_objective, two_layer_scores
 from gpuclf.naive import two_layer_loss_naive
-from gpuclf.two_layer import two_layer_loss, two_layer_objective, two_layer_scores
+from gpuclf.samples.standardized import Standardized
 
 # samples, features, hidden units, classes
 SIZES = [(1, 1, 1, 1), (1, 3, 4, 2), (5, 1, 3, 2), (7, 5, 1, 10), (33, 4, 6, 3), (6, 2, 9, 1)]

@@ -7,14 +7,16 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together
 
-from gpuclf import features as features_module
 from gpuclf import to_device, to_host
 from gpuclf.backend import probe_cupy
-from gpuclf.features import Features, Standardized
-from gpuclf.kernels import cuda_modules, two_layer_pass_on_cupy
-from gpuclf.kernels.two_layer_pass_on_cupy import two_layer_pass_on_tensor_cores
-from gpuclf.streaming import Streamed
-from gpuclf.two_layer import two_layer_loss, two_layer_pass
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.two_layer_pass import on_gpu as two_layer_pass_on_cupy
+from gpuclf.kernels.two_layer_pass.on_gpu import two_layer_pass_on_tensor_cores
+from gpuclf.models.two_layer import two_layer_loss, two_layer_pass
+from gpuclf.samples import folding as features_module
+from gpuclf.samples.folding import FoldedSamples
+from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.streamed import Streamed
 
 NAMES = ("W1", "b1", "W2", "b2")
 LAUNCHES = ["pack_weights", "project_rows", "second_layer", "multiply_gradients"]
@@ -39,7 +41,7 @@ def arguments(n=130, d=96, h=20, c=5, seed=0, weights=True, standardized=True):
     if not standardized:
         params["W1"] /= 100
     return {name: value.astype(np.float32) for name, value in params.items()} | {
-        "features": Features(Standardized.fit(X) if standardized else X, h, np.float32),
+        "samples": FoldedSamples(Standardized.fit(X) if standardized else X, h, np.float32),
         "y": rng.integers(0, c, n),
         "sample_weight": (rng.random(n) / n).astype(np.float32) if weights else None,
         "reg": 0.02,
@@ -47,10 +49,10 @@ def arguments(n=130, d=96, h=20, c=5, seed=0, weights=True, standardized=True):
 
 
 def in_float64(given):
-    features, floats = given["features"], (*NAMES, "sample_weight")
+    samples, floats = given["samples"], (*NAMES, "sample_weight")
     wide = {k: given[k].astype(np.float64) for k in floats if given[k] is not None}
-    X = features.standardized or features.stored
-    wide["features"] = Features(X, given["W1"].shape[1], np.float64)
+    X = samples.standardized or samples.stored
+    wide["samples"] = FoldedSamples(X, given["W1"].shape[1], np.float64)
     return two_layer_pass.reference(**given | wide)
 
 
@@ -65,15 +67,15 @@ def assert_as_exact_as_float32(given, found):
 
 
 def run(given, **options):
-    features = copy(given["features"])
-    features.stored = hidden(features.stored)
-    if features.standardized is not None:
-        given_to = features.standardized
-        features.standardized = copy(given_to)
-        features.standardized.mean = hidden(given_to.mean)
-        features.standardized.scale = hidden(given_to.scale)
+    samples = copy(given["samples"])
+    samples.stored = hidden(samples.stored)
+    if samples.standardized is not None:
+        given_to = samples.standardized
+        samples.standardized = copy(given_to)
+        samples.standardized.mean = hidden(given_to.mean)
+        samples.standardized.scale = hidden(given_to.scale)
     found = with_hidden_arrays(two_layer_pass_on_tensor_cores)(
-        **given | {"features": features}, **options
+        **given | {"samples": features}, **options
     )
     assert found is not NotImplemented
     return found
@@ -139,7 +141,7 @@ def test_long_sums_keep_their_digits(cuda_on_cpu, monkeypatch):
     limit(monkeypatch, MAX_GRADIENT_BLOCKS=1)
     # One sign, so that whatever is cut off adds up.
     given = arguments(1200, standardized=False) | {"y": np.zeros(1200, int)}
-    given["features"].stored[:] = np.maximum(given["features"].stored, 200)
+    given["samples"].stored[:] = np.maximum(given["samples"].stored, 200)
     given["W1"][:] = np.abs(given["W1"]) / 10
     given["W2"][:] = [-0.1, 0.1, 0.1, 0.2, 0.3]
     assert_as_exact_as_float32(given, run(given))
@@ -150,8 +152,8 @@ def test_columns_far_from_the_centre_of_bytes(cuda_on_cpu):
     errors = []
     for seed in range(4):
         given = arguments(seed=seed)
-        pixels = 240 + given["features"].stored % 4  # some 110 standard deviations from 128
-        given["features"] = Features(Standardized.fit(pixels), 20, np.float32)
+        pixels = 240 + given["samples"].stored % 4  # some 110 standard deviations from 128
+        given["samples"] = FoldedSamples(Standardized.fit(pixels), 20, np.float32)
         truth = in_float64(given)
         for found in (run(given), two_layer_pass.reference(**given)):
             pairs = zip(found, truth, strict=True)
@@ -228,7 +230,7 @@ def test_labels_of_any_integer_type_and_stride(cuda_on_cpu):
 @pytest.mark.parametrize("weights", [None, np.linspace(0.5, 1.5, 130)])
 def test_the_public_loss(cuda_on_cpu, monkeypatch, weights):
     given = arguments()
-    params, X = {name: given[name] for name in NAMES}, given["features"].standardized
+    params, X = {name: given[name] for name in NAMES}, given["samples"].standardized
     wide = {name: value.astype(np.float64) for name, value in params.items()}
     truth = two_layer_loss(wide, X, given["y"], 0.1, weights)
     monkeypatch.setitem(two_layer_pass.kernels, "numpy", two_layer_pass_on_tensor_cores)
@@ -245,10 +247,10 @@ def test_declines_what_it_cannot_do(cuda_on_cpu, monkeypatch):
         return two_layer_pass_on_tensor_cores(**given) is NotImplemented
 
     def of(X):
-        return {"features": Features(X, 20, np.float32)}
+        return {"samples": FoldedSamples(X, 20, np.float32)}
 
     given = arguments()
-    X, W1 = given["features"].stored, given["W1"]
+    X, W1 = given["samples"].stored, given["W1"]
     assert declined({"precision": "float64"})
     assert declined({"hidden_mask": np.ones((130, 20), np.float32)})
     assert declined({"sample_weight": np.ones(130)})
@@ -347,11 +349,11 @@ def test_a_gpu_is_as_exact(n, d, h, c):
     if not probe_cupy().usable:
         pytest.skip(probe_cupy().reason)
     given = arguments(n, d, h, c)
-    params, X = {name: given[name] for name in NAMES}, given["features"].standardized
+    params, X = {name: given[name] for name in NAMES}, given["samples"].standardized
     rest = given["y"], given["sample_weight"]
     on_device = [to_device(x, "cupy") for x in (params, X, *rest)]
-    features = Features(on_device[1], h, np.float32)
+    samples = FoldedSamples(on_device[1], h, np.float32)
     found = two_layer_pass_on_tensor_cores(
-        *on_device[0].values(), features, *on_device[2:], given["reg"]
+        *on_device[0].values(), samples, *on_device[2:], given["reg"]
     )
     assert_as_exact_as_float32(given, [to_host(x) for x in found])

@@ -17,12 +17,18 @@ from epoch_runs import (
 
 from gpuclf import TwoLayerNetClassifier
 from gpuclf.augment import horizontal_flip
-from gpuclf.features import Standardized
-from gpuclf.kernels import cuda_modules, sgd_over_bytes, two_layer_step_on_cupy
-from gpuclf.kernels.two_layer_step_on_cupy import two_layer_epochs
-from gpuclf.streaming import Streamed
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.epochs import (
+    on_gpu as sgd_over_bytes,
+)
+from gpuclf.kernels.epochs import (
+    two_layer_on_gpu as two_layer_step_on_cupy,
+)
+from gpuclf.kernels.epochs.two_layer_on_gpu import two_layer_epochs
+from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.streamed import Streamed
 from gpuclf.training import DivergedError, epoch_runner, minimize_sgd
-from gpuclf.two_layer import two_layer_objective
 
 NAMES = ("W1", "b1", "W2", "b2")
 INTERMEDIATE = ("partials", "hidden", "dscores", "dhidden", "row_losses", "penalties")

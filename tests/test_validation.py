@@ -6,9 +6,9 @@ import pytest
 
 from gpuclf import extract_features
 from gpuclf.backend import MixedDevicesError
-from gpuclf.features import Standardized
-from gpuclf.linear import softmax_loss_vectorized
-from gpuclf.two_layer import two_layer_loss, two_layer_scores
+from gpuclf.models.linear import softmax_loss_vectorized
+from gpuclf.models.two_layer import two_layer_loss, two_layer_scores
+from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import check_finite, check_weights
 
 N, D, H, C = 6, 4, 5, 3

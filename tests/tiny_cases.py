@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpuclf.benchmark import Case, Inputs
+from gpuclf.bench import Case, Inputs
 
 SOFTMAX, STEP = "softmax loss+gradient", "two-layer training step"
 CEILINGS = {

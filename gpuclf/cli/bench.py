@@ -28,8 +28,8 @@ from gpuclf.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gpuclf.benchmark import Case, Implementation
-    from gpuclf.benchmark.comparison import Change
+    from gpuclf.bench import Case, Implementation
+    from gpuclf.bench.report.comparison import Change
 
 __all__ = ["bench"]
 
@@ -96,17 +96,17 @@ def bench(
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
     from gpuclf.backend import environment, get_backend, remember_break_even
-    from gpuclf.benchmark import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
-    from gpuclf.benchmark.cases import SCALING
-    from gpuclf.benchmark.comparison import is_overloaded
-    from gpuclf.benchmark.record import make_record
-    from gpuclf.benchmark.report import print_rows
+    from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
+    from gpuclf.bench.measure.cases import SCALING
+    from gpuclf.bench.measure.record import make_record
+    from gpuclf.bench.report.comparison import is_overloaded
+    from gpuclf.bench.report.table import print_rows
 
     for path in (json, html, markdown):
         output.prepare(path)
     before = None
     if compare is not None:
-        from gpuclf.benchmark.comparison import read_record
+        from gpuclf.bench.report.comparison import read_record
 
         before = read_record(compare)  # better refused now than after a minute
     if backend is BackendName.cupy:
@@ -191,11 +191,7 @@ def bench(
     failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
     slower = False
     if before is not None:
-        from gpuclf.benchmark.comparison import (
-            compare_records,
-            print_comparison,
-            undisturbed,
-        )
+        from gpuclf.bench.report.comparison import compare_records, print_comparison, undisturbed
 
         comparison = compare_records(before, record, threshold)
         if comparison.regressions and not unfinished:
@@ -212,7 +208,7 @@ def bench(
 
 
 def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
-    from gpuclf.benchmark import default_cases, peer_cases, scaling_cases
+    from gpuclf.bench import default_cases, peer_cases, scaling_cases
 
     if peers:
         return peer_cases(n_samples)
@@ -261,8 +257,8 @@ def _chosen(
 def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the devices by name, and their ceilings."""
     from gpuclf.backend import probe_cupy
-    from gpuclf.benchmark.devices import CudaDevice, Device, HostDevice
-    from gpuclf.benchmark.roofline import measure_ceilings
+    from gpuclf.bench.measure.devices import CudaDevice, Device, HostDevice
+    from gpuclf.bench.measure.roofline import measure_ceilings
 
     devices: dict[str, Device] = {"cpu": HostDevice()}
     ceilings = {"cpu": measure_ceilings(devices["cpu"], CEILING_BYTES, CEILING_SIDE)}
@@ -276,7 +272,7 @@ def _of_case(
     case: Case, listed: list[Implementation], devices: dict[str, Any]
 ) -> list[Implementation]:
     """Leave the loops, and what is not there, out of the curves: the ladder says why."""
-    from gpuclf.benchmark.cases import SCALING
+    from gpuclf.bench.measure.cases import SCALING
 
     if case.group not in SCALING:
         return listed
@@ -287,7 +283,7 @@ def _again(
     settings: dict[str, Any], regressions: list[Change], data: DataName, data_dir: Path | None
 ) -> dict[str, Any]:
     """Measure the cases that became slower again, in a process of its own."""
-    from gpuclf.benchmark.comparison import TOGETHER, read_record
+    from gpuclf.bench.report.comparison import TOGETHER, read_record
 
     cases = {change.case for change in regressions} - {TOGETHER[0]}
     with TemporaryDirectory() as folder:
@@ -310,16 +306,16 @@ def _again(
 def _write(
     record: dict[str, Any], json: Path | None, html: Path | None, markdown: Path | None
 ) -> list[Path]:
-    from gpuclf.benchmark.report import write_json, write_whole
+    from gpuclf.files import write_json, write_whole
 
     if json is not None:
         write_json(json, record)
     if html is not None:
-        from gpuclf.benchmark.page import write_page
+        from gpuclf.bench.report.page import write_page
 
         write_page(record, html)
     if markdown is not None:
-        from gpuclf.benchmark.markdown import rows_markdown
+        from gpuclf.bench.report.markdown import rows_markdown
 
         write_whole(markdown, rows_markdown(record))
     return [path for path in (json, html, markdown) if path is not None]

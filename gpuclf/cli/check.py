@@ -53,8 +53,8 @@ def check(
 ) -> None:
     """Check every gradient, that of X included, against centred differences in float64."""
     from gpuclf.backend import describe_location, environment
-    from gpuclf.benchmark.report import write_json
-    from gpuclf.model_gradients import MODELS, RTOL, check_model
+    from gpuclf.files import write_json
+    from gpuclf.models.gradients import MODELS, RTOL, check_model
 
     output.prepare(json)
     if library is not None and backend not in ("auto", library):

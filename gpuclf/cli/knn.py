@@ -28,8 +28,8 @@ def train_knn(
 ) -> None:
     """Classify the test images by their nearest training images and report the accuracy."""
     from gpuclf.backend import environment, get_backend, synchronize, to_device
-    from gpuclf.benchmark.report import write_json
     from gpuclf.estimators import KNeighborsClassifier
+    from gpuclf.files import write_json
 
     where = get_backend(backend)
     dataset = output.load(data, data_dir, seed)
@@ -64,7 +64,7 @@ def train_knn(
 
 def search_knn(ks: list[int], metric: str, X: Any, y: Any, X_val: Any, y_val: Any) -> SearchResult:
     """Score every k from one search for the largest; each row has an equal share of its time."""
-    from gpuclf.neighbors import accuracies_of_ks, check_n_neighbors
+    from gpuclf.models.neighbors import accuracies_of_ks, check_n_neighbors
     from gpuclf.search import SearchResult, best_row
 
     for k in ks:

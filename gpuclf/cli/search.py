@@ -124,9 +124,9 @@ def search(
     """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
     import gpuclf
     from gpuclf.backend import environment, get_backend, synchronize, to_device
-    from gpuclf.benchmark.report import format_seconds, write_json
-    from gpuclf.features import Standardized
+    from gpuclf.files import format_seconds, write_json
     from gpuclf.preprocessing import subtract_mean_image
+    from gpuclf.samples.standardized import Standardized
     from gpuclf.search import check_search, coarse_to_fine, n_candidates
 
     output.prepare(json)
@@ -312,7 +312,7 @@ class _Leaders:
         output.say(f"{self._n_rows} of {self._n_planned}: {params}: {accuracy} ({left})")
 
     def _left(self, done: float) -> str:
-        from gpuclf.benchmark.report import format_seconds
+        from gpuclf.files import format_seconds
 
         # The rows of candidates that were trained together come when all of them are done.
         self._done = max(self._done, done)

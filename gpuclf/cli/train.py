@@ -82,9 +82,9 @@ def train(
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     from gpuclf.augment import horizontal_flip
     from gpuclf.backend import environment, get_backend, synchronize, to_device
-    from gpuclf.benchmark.report import write_json
     from gpuclf.estimators import LinearSVMClassifier, SoftmaxClassifier, TwoLayerNetClassifier
     from gpuclf.estimators.gradient_classifier import GradientClassifier
+    from gpuclf.files import write_json
 
     output.prepare(json)
     options = {

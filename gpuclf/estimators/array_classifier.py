@@ -14,8 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.features import Standardized, take_rows
-from gpuclf.streaming import Streamed
+from gpuclf.samples.standardized import Standardized, take_rows
+from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
 __all__ = ["ArrayClassifier", "on_host", "select_rows"]

@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
 from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
-from gpuclf.features import Standardized
-from gpuclf.linear import linear_scores
 from gpuclf.losses import softmax
+from gpuclf.models.linear import linear_scores
+from gpuclf.samples.standardized import Standardized
 from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
 from gpuclf.validation import PRECISIONS
 

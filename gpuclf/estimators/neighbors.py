@@ -11,9 +11,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace
 from gpuclf.estimators.array_classifier import ArrayClassifier
-from gpuclf.features import Standardized
-from gpuclf.neighbors import MEMORY_BUDGET, METRICS, Callback, count_votes, k_neighbors
-from gpuclf.streaming import Streamed
+from gpuclf.models.neighbors import MEMORY_BUDGET, METRICS, Callback, count_votes, k_neighbors
+from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.streamed import Streamed
 
 __all__ = ["KNeighborsClassifier"]
 
@@ -43,8 +43,8 @@ class KNeighborsClassifier(ArrayClassifier):
 
     See Also
     --------
-    gpuclf.neighbors.k_neighbors : the search.
-    gpuclf.neighbors.cross_validate_k : accuracies for several k from one search.
+    gpuclf.models.neighbors.k_neighbors : the search.
+    gpuclf.models.neighbors.cross_validate_k : accuracies for several k from one search.
 
     Notes
     -----

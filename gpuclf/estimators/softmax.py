@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from gpuclf.estimators.gradient_classifier import LinearClassifier, ProbabilisticClassifier
-from gpuclf.linear import linear_loss
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss
 
 __all__ = ["SoftmaxClassifier"]
 

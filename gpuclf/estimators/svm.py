@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from gpuclf.estimators.gradient_classifier import LinearClassifier
-from gpuclf.linear import linear_loss
 from gpuclf.losses import multiclass_hinge
+from gpuclf.models.linear import linear_loss
 
 __all__ = ["LinearSVMClassifier"]
 

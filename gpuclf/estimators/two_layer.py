@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device
 from gpuclf.estimators.gradient_classifier import ProbabilisticClassifier
-from gpuclf.two_layer import two_layer_forward, two_layer_objective
+from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
 
 __all__ = ["TwoLayerNetClassifier"]
 

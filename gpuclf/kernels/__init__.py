@@ -1,1 +1,1 @@
-"""Faster versions of shared functions, registered by library: see :mod:`gpuclf.dispatch`."""
+"""What replaces shared functions, a folder an operation: see :mod:`gpuclf.dispatch`."""

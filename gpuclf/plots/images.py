@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.features import Standardized
 from gpuclf.plots.drawing import as_numpy, new_axes, of_classifier
+from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import check_label_count
 
 if TYPE_CHECKING:

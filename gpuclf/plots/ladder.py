@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuclf.benchmark.report import format_seconds
+from gpuclf.files import format_seconds
 from gpuclf.plots.drawing import new_axes
 
 if TYPE_CHECKING:

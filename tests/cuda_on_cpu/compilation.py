@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
 
 INCLUDE = Path(__file__).parent / "include"
 # Bounds and alignment are checked by code that the compiler adds; what it calls is in our header.

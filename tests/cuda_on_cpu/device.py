@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gpuclf.backend import array_namespace
-from gpuclf.kernels import cuda_modules
+from gpuclf.kernels.building import cuda as cuda_modules
 
 from .compilation import library, whole_source
 
@@ -193,7 +193,7 @@ class CpuDevice:
     def build(
         self, file: str, name: str, constants: cuda_modules.Constants
     ) -> cuda_modules.Launcher:
-        """Stand in for :func:`gpuclf.kernels.cuda_modules.build`."""
+        """Stand in for :func:`gpuclf.kernels.building.cuda.build`."""
         entry = library(file, self.source(file), constants).entry(name)
         entry.argtypes, entry.restype = [ctypes.POINTER(_Request)], ctypes.c_char_p
 

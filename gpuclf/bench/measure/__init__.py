@@ -1,0 +1,1 @@
+"""What is measured and how: cases, implementations, the one timer, the record."""

@@ -1,0 +1,303 @@
+"""Who is measured: each implementation is one short function that prepares a call.
+
+It receives the case and its inputs and returns the call to be timed, or raises `Unavailable` with
+the reason. The call returns (loss, gradients), which are compared before anything is timed. On a
+device it may return before they are there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import gpuclf
+from gpuclf import textbook
+from gpuclf.backend import Backend, get_backend
+from gpuclf.bench.measure.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.linear import linear_loss
+from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.samples.walk import row_slices
+from gpuclf.training import epoch_runner, momentum_step
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "Unavailable", "device_implementations"]
+
+Call = Callable[[], tuple[Any, Any]]
+
+
+class Unavailable(Exception):  # noqa: N818 - not an error: the row then carries the reason
+    """An implementation cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """How one implementation is named and prepared.
+
+    Attributes
+    ----------
+    name : str
+    array_library : {"python", "numpy", "cupy"}
+    features : {"float", "uint8"}
+        What X is stored as.
+    prepare : callable
+        ``prepare(case, inputs) -> call``.
+    extrapolated : bool
+        The call runs on `case.naive_samples` only.
+    precision : {"float32", "tf32"}
+        Of the products, where X and W are float32.
+    uploads : bool
+        The call takes X from the host's memory.
+    wait : callable, optional
+        ``wait(result)`` returns when the result is there; for a library with a queue of its own.
+    compiles : bool
+        The first calls compile for long.
+    device : {"cpu", "cuda"}
+        Whose clock the calls are timed by.
+    """
+
+    name: str
+    array_library: str
+    features: str
+    prepare: Callable[[Case, Inputs], Call]
+    extrapolated: bool = False
+    precision: str = "float32"
+    uploads: bool = False
+    wait: Callable[[Any], object] | None = None
+    compiles: bool = False
+    device: str = "cpu"
+
+    def precision_on(self, inputs: Inputs) -> str:
+        """Return the precision of the products: that of the inputs, if they are float64."""
+        return "float64" if inputs.dtype == np.float64 else self.precision
+
+
+NAIVE: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": gpuclf.softmax_loss_naive,
+    "svm loss+gradient": gpuclf.svm_loss_naive,
+    "two-layer loss+gradient": gpuclf.two_layer_loss_naive,
+}
+TEXTBOOK: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": textbook.softmax_loss,
+    "svm loss+gradient": textbook.svm_loss,
+    "two-layer loss+gradient": textbook.two_layer_loss,
+}
+TEXTBOOK_STEPS: dict[str, Callable[..., Any]] = {
+    "two-layer training step": textbook.two_layer_loss,
+    "two-layer epoch": textbook.two_layer_loss,
+    "softmax epoch": textbook.biased_softmax_loss,
+}
+GPUCLF_STEPS: dict[str, Callable[..., Any]] = {
+    "two-layer training step": two_layer_objective,
+    "two-layer epoch": two_layer_objective,
+    "softmax epoch": partial(linear_loss, softmax_cross_entropy),
+}
+GPUCLF: dict[str, Callable[..., Any]] = {
+    "softmax loss+gradient": gpuclf.softmax_loss_vectorized,
+    "svm loss+gradient": gpuclf.svm_loss_vectorized,
+    "two-layer loss+gradient": gpuclf.two_layer_loss,
+}
+
+
+def _params(case: Case, inputs: Inputs) -> Any:
+    if case.operation.startswith("two-layer"):
+        return inputs.params(case.hidden_units)
+    return inputs.W if case.models == 1 else inputs.fleet(case.models)
+
+
+def naive_loops(case: Case, inputs: Inputs) -> Call:
+    """Call Python loops over samples, classes and features, on a subset."""
+    if case.operation not in NAIVE:
+        raise Unavailable("the loops would take hours")
+    if case.models > 1:
+        raise Unavailable("the loops know one model")
+    rows = slice(min(case.naive_samples, case.samples))
+    X, y = inputs.floats[rows], inputs.y[rows]
+    loss, params = NAIVE[case.operation], _params(case, inputs)
+    return lambda: loss(params, X, y, REG)
+
+
+def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
+    """Call the course's vectorised version."""
+    backend = get_backend(backend)
+    put, xp = partial(gpuclf.to_device, backend=backend), backend.xp
+    if case.is_prediction:
+        train, labels = put(inputs.float_pixels), put(inputs.y)
+        queries, metric = train[: case.samples], case.operation.split()[1]
+        return lambda: predicted(
+            textbook.knn_predict(train, labels, queries, N_NEIGHBORS, metric, xp)
+        )
+    batches = rotated(inputs.floats[: case.samples], inputs, put)
+    y = put(inputs.y[: case.samples])
+    if case.is_training:
+        params = put(inputs.start(case))
+        velocity = {name: xp.zeros_like(value) for name, value in params.items()}
+
+        def step(X: Any, y: Any) -> Any:
+            loss, grads = TEXTBOOK_STEPS[case.operation](params, X, y, REG, xp)
+            textbook.nesterov_step(params, velocity, grads, LEARNING_RATE, MOMENTUM)
+            return loss
+
+        if not case.is_epoch:
+            return lambda: (step(next(batches), y), params)
+        orders = inputs.orders(case.samples)
+
+        def epoch() -> tuple[Any, Any]:
+            order, X = put(next(orders)), next(batches)
+            rows = (order[part] for part in row_slices(case.samples, case.batch_size))
+            return xp.stack([step(X[batch], y[batch]) for batch in rows]), params
+
+        return epoch
+    params = put(_params(case, inputs))
+    loss = TEXTBOOK[case.operation]
+    if case.models > 1:  # as the textbook has it, one after another
+        return lambda: _stacked([loss(W, X, y, REG, xp) for X in [next(batches)] for W in params])
+    return lambda: loss(params, next(batches), y, REG, xp)
+
+
+def _stacked(results: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    losses, gradients = zip(*results, strict=True)
+    return list(losses), list(gradients)
+
+
+def predicted(labels: Any) -> tuple[float, Any]:
+    """Return labels in the place of the gradient; a prediction has no loss."""
+    return 0.0, labels
+
+
+def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator[Any]:
+    """Return copies that take turns, so that no call finds its samples in the cache."""
+    nbytes = getattr(samples, "X", samples).nbytes
+    return itertools.cycle([put(samples) for _ in range(inputs.copies(nbytes))])
+
+
+def gpuclf_floats(
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
+) -> Call:
+    """Call this library on samples written out as floats."""
+    return _gpuclf_call(case, inputs, inputs.floats, backend, **options)
+
+
+def gpuclf_bytes(
+    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
+) -> Call:
+    """Call this library on uint8 pixels that are standardised on the fly."""
+    return _gpuclf_call(case, inputs, inputs.bytes_, backend, **options)
+
+
+def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
+    """Let a preparation put its arrays on the GPU, or tell why there is none."""
+
+    def prepare_on_cupy(case: Case, inputs: Inputs, **options: Any) -> Call:
+        try:
+            backend = get_backend("cupy")
+        except gpuclf.BackendUnavailableError as error:
+            raise Unavailable(str(error)) from None
+        return prepare(case, inputs, backend, **options)
+
+    return prepare_on_cupy
+
+
+def _gpuclf_call(
+    case: Case,
+    inputs: Inputs,
+    samples: Any,
+    backend: str | Backend,
+    precision: str = "float32",
+    uploads: str = "",
+) -> Call:
+    put = partial(gpuclf.to_device, backend=backend)
+    decline_tf32_neighbors(case, precision)
+    if case.is_prediction:
+        # Neighbours are searched among the pixels as they are.
+        samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
+        classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.operation.split()[1])
+        classifier.fit(put(samples), put(inputs.y))
+        queries = put(samples[: case.samples])
+        return lambda: predicted(classifier.predict(queries))
+    samples = samples[: case.samples]
+    batches: Iterator[Any]
+    if uploads == "before":
+        batches = map(put, itertools.repeat(samples))
+    elif uploads == "streamed":
+        passing = gpuclf.Streamed(samples.X, backend)
+        batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
+    else:
+        batches = rotated(samples, inputs, put)
+    y = put(inputs.y[: case.samples])
+    # In float64, for the strict comparison, there is no other precision.
+    options = {"precision": precision} if inputs.dtype == "float32" else {}
+    if case.is_training:
+        params = put(inputs.start(case))
+        velocity = {name: 0 * value for name, value in params.items()}
+        objective = partial(GPUCLF_STEPS[case.operation], **options)
+        if case.is_epoch:
+            orders = inputs.orders(case.samples)
+            rates = [LEARNING_RATE] * len(row_slices(case.samples, case.batch_size))
+            run = epoch_runner(
+                y, next(batches), params, velocity, objective=objective, reg=REG,
+                batch_size=case.batch_size, momentum=MOMENTUM, nesterov=True,
+            )  # fmt: skip
+            return lambda: (run(next(orders), rates), params)
+
+        def step() -> tuple[Any, Any]:
+            loss, grads = objective(params, next(batches), y, REG)
+            for name, value in params.items():
+                momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
+            return loss, params
+
+        return step
+    params = put(_params(case, inputs))
+    loss = GPUCLF[case.operation]
+    return lambda: loss(params, next(batches), y, REG, **options)
+
+
+def decline_tf32_neighbors(case: Case, precision: str) -> None:
+    """Raise `Unavailable` for distances in TF32."""
+    if precision == "tf32" and case.is_prediction:
+        raise Unavailable("distances in TF32 would give other neighbours")
+
+
+def device_implementations(device: str = "cuda") -> list[Implementation]:
+    """Return what a GPU's acceptance times of this library and of plain CuPy.
+
+    Parameters
+    ----------
+    device : {"cuda", "cpu"}
+        "cpu" puts NumPy in CuPy's place: for a rehearsal without a GPU.
+    """
+    library = {"cuda": "cupy", "cpu": "numpy"}[device]
+    place = _on_cupy if device == "cuda" else (lambda prepare: prepare)
+    textbook_, floats, bytes_ = map(place, (textbook_numpy, gpuclf_floats, gpuclf_bytes))
+    before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
+    listed = [
+        Implementation("plain CuPy", library, "float", textbook_),
+        Implementation("gpuclf", library, "float", floats),
+        Implementation(
+            "gpuclf TF32", library, "float", partial(floats, precision="tf32"), precision="tf32"
+        ),
+        Implementation("gpuclf uint8", library, "uint8", bytes_),
+        Implementation("gpuclf +upload", library, "float", partial(floats, **before), uploads=True),
+        Implementation(
+            "gpuclf uint8 +upload", library, "uint8", partial(bytes_, **before), uploads=True
+        ),
+        Implementation(
+            "gpuclf uint8 streamed", library, "uint8", partial(bytes_, **streamed), uploads=True
+        ),
+    ]
+    return [replace(implementation, device=device) for implementation in listed]
+
+
+IMPLEMENTATIONS = [
+    Implementation("naive loops", "python", "float", naive_loops, extrapolated=True),
+    Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
+    Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
+    Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),
+    Implementation("textbook CuPy", "cupy", "float", _on_cupy(textbook_numpy), device="cuda"),
+    Implementation("gpuclf on CuPy", "cupy", "float", _on_cupy(gpuclf_floats), device="cuda"),
+    Implementation("gpuclf on CuPy, uint8", "cupy", "uint8", _on_cupy(gpuclf_bytes), device="cuda"),
+]

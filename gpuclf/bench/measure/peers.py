@@ -1,0 +1,466 @@
+"""The same operations by other libraries, each written as its own users would write it.
+
+All run in the dtype of the inputs, with the threads that the library takes by default. Arrays are
+handed over before the call, as they would be for a training run. On a GPU the precision of the
+products is set for each row: left alone, one library would round to TF32 where another does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuclf.bench.measure.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.bench.measure.implementations import (
+    Call,
+    Implementation,
+    Unavailable,
+    decline_tf32_neighbors,
+    predicted,
+    rotated,
+)
+
+__all__ = ["PEERS", "device_peers"]
+
+TORCH_PRECISIONS = {"float32": "highest", "tf32": "high"}
+JAX_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32"}
+GRAPH_WARM_UPS = 3
+
+
+def pytorch(
+    case: Case,
+    inputs: Inputs,
+    how: str = "eager",
+    precision: str = "float32",
+    uploads: bool = False,
+) -> Call:
+    """Call PyTorch: autograd for the gradients, torch.optim for the step, cdist for distances.
+
+    Parameters
+    ----------
+    case : Case
+    inputs : Inputs
+    how : {"eager", "compiled", "graphed"}
+        As it is, through ``torch.compile``, or replayed from CUDA graphs.
+    precision : {"float32", "tf32"}
+    uploads : bool
+        Take X from the host's memory in each call.
+    """
+    _decline(case, precision)
+    torch = _import("torch", "PyTorch")
+    if inputs.device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
+    if how == "graphed" and inputs.device == "cpu":
+        raise Unavailable("CUDA graphs need a CUDA device")
+    evaluate: Callable[[Any], tuple[Any, Any]]
+    batches: Iterator[Any]
+    state: dict[str, Any] = {}
+    if case.is_prediction:
+        evaluate = _torch_neighbors(torch, case, inputs, how)
+        queries = inputs.float_pixels[: case.samples]
+        batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
+    elif case.is_epoch:
+        epoch = _torch_epoch(torch, case, inputs, how)
+        if precision == "float32":
+            return epoch
+
+        def epoch_in_precision() -> tuple[Any, Any]:
+            with _torch_precision(torch, precision):
+                return epoch()
+
+        return epoch_in_precision
+    else:
+        evaluate, state = _torch_loss(torch, case, inputs, how)
+        put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
+        batches = rotated(inputs.floats[: case.samples], inputs, put)
+    if how == "graphed":
+        with _torch_precision(torch, precision):
+            graphs = _captured(torch, evaluate, batches, **state)
+        return lambda: _replay(*next(graphs))
+    if uploads:
+        batches = (X.to(inputs.device) for X in batches)
+    if precision == "float32":
+        return lambda: evaluate(next(batches))
+
+    def in_precision() -> tuple[Any, Any]:
+        with _torch_precision(torch, precision):
+            return evaluate(next(batches))
+
+    return in_precision
+
+
+@contextmanager
+def _torch_precision(torch: Any, precision: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(TORCH_PRECISIONS[precision])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(TORCH_PRECISIONS["float32"])
+
+
+def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
+    """Train on every batch of an epoch; a graph holds a step, as PyTorch's users capture it."""
+    put = partial(torch.tensor, device=inputs.device)
+    X, y = put(inputs.floats[: case.samples]), put(inputs.y[: case.samples]).long()
+    evaluate, state = _torch_loss(torch, case, inputs, how)
+    orders, params = inputs.orders(case.samples), state["params"]
+
+    def train(rows: Any) -> Any:
+        return evaluate(X[rows], y[rows])[0]
+
+    step: Callable[[Any], Any] = train
+    if how == "graphed":
+        if case.samples % case.batch_size:
+            raise Unavailable("a graph's batches are of one size")
+        rows = put(np.zeros(case.batch_size, np.int64))
+        ((graph, loss),) = _capture(torch, train, [rows], **state)
+
+        def replay(batch: Any) -> Any:
+            rows.copy_(batch)
+            graph.replay()
+            return loss.clone()
+
+        step = replay
+
+    def epoch() -> tuple[Any, Any]:
+        order = put(next(orders))
+        losses = [step(rows) for rows in order.split(case.batch_size)]
+        return torch.stack(losses), {name: value.detach() for name, value in params.items()}
+
+    return epoch
+
+
+def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
+    """Return ``evaluate(X, y) -> (loss, result)``, and the parameters and velocities it moves."""
+    functional = torch.nn.functional
+    labels = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
+
+    def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
+        if case.operation.startswith("two-layer"):
+            hidden = torch.relu(X @ params["W1"] + params["b1"])
+            scores = hidden @ params["W2"] + params["b2"]
+            penalty = params["W1"].square().sum() + params["W2"].square().sum()
+        else:
+            scores, penalty = X @ params["W"], params["W"].square().sum()
+            scores = scores + params["b"] if "b" in params else scores
+        if case.operation.startswith("svm"):
+            data_loss = functional.multi_margin_loss(scores, y) * scores.shape[1]
+        else:
+            data_loss = functional.cross_entropy(scores, y)
+        return data_loss + REG * penalty
+
+    params = {
+        name: torch.tensor(value, requires_grad=True, device=inputs.device)
+        for name, value in _params(case, inputs).items()
+    }
+    optimizer = torch.optim.SGD(params.values(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
+    objective = _compiled(torch, loss_of, inputs) if how == "compiled" else loss_of
+
+    def evaluate(X: Any, y: Any = labels) -> tuple[Any, Any]:
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective(params, X, y)
+        loss.backward()
+        if case.is_training:
+            optimizer.step()
+            return loss.detach(), {name: value.detach() for name, value in params.items()}
+        return loss.detach(), _result({name: value.grad for name, value in params.items()})
+
+    return evaluate, {"params": params, "optimizer": optimizer}
+
+
+def _torch_neighbors(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
+    train = torch.tensor(inputs.float_pixels, device=inputs.device)
+    labels = torch.tensor(inputs.y, dtype=torch.int64, device=inputs.device)
+    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]], inputs.n_classes
+
+    def nearest_labels(queries: Any) -> Any:
+        distances = torch.cdist(queries, train, p=p)
+        nearest = distances.topk(N_NEIGHBORS, largest=False).indices
+        votes = torch.nn.functional.one_hot(labels[nearest], n_classes).sum(dim=1)
+        return votes.argmax(dim=1)
+
+    predict = _compiled(torch, nearest_labels, inputs) if how == "compiled" else nearest_labels
+    return lambda queries: predicted(predict(queries))
+
+
+def _compiled(torch: Any, function: Callable[..., Any], inputs: Inputs) -> Any:
+    # On a CPU, where this is only rehearsed, without the minutes that a C++ compiler would take.
+    return torch.compile(function, backend="inductor" if inputs.device == "cuda" else "aot_eager")
+
+
+def _captured(
+    torch: Any,
+    evaluate: Callable[[Any], Any],
+    batches: Iterator[Any],
+    params: dict[str, Any] | None = None,
+    optimizer: Any = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Capture a CUDA graph for each copy of the samples; return (graph, its result) by turns.
+
+    The warm-ups that a capture needs move the parameters of a training step. They are put back in
+    place, because the graphs hold their addresses.
+    """
+    first = next(batches)
+    copies = [first]
+    while (X := next(batches)) is not first:
+        copies.append(X)
+    return itertools.cycle(_capture(torch, evaluate, copies, params, optimizer))
+
+
+def _capture(
+    torch: Any,
+    evaluate: Callable[[Any], Any],
+    given: list[Any],
+    params: dict[str, Any] | None = None,
+    optimizer: Any = None,
+) -> list[tuple[Any, Any]]:
+    """Capture a graph for each argument."""
+    before = [(value, value.detach().clone()) for value in (params or {}).values()]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(GRAPH_WARM_UPS):
+            evaluate(given[0])
+    torch.cuda.current_stream().wait_stream(side)
+    captured = []
+    for argument in given:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = evaluate(argument)  # which forgets the gradients: each graph has its own
+        captured.append((graph, result))
+    with torch.no_grad():
+        for value, start in before:
+            value.copy_(start)
+            for buffer in optimizer.state[value].values():
+                if buffer is not None:
+                    buffer.zero_()
+    return captured
+
+
+def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
+    graph.replay()
+    return result
+
+
+def jax_jit(case: Case, inputs: Inputs, precision: str = "float32") -> Call:
+    """Call JAX: one jitted function a case; the first call compiles it."""
+    _decline(case, precision)
+    jax = _import("jax", "JAX")
+    try:
+        device = jax.devices("gpu" if inputs.device == "cuda" else "cpu")[0]
+    except RuntimeError as error:
+        raise Unavailable(f"JAX {jax.__version__} has no such device: {error}") from None
+    if inputs.dtype != np.float64:
+        return _jax_call(jax, case, inputs, device, precision)
+    with jax.enable_x64(True):
+        call = _jax_call(jax, case, inputs, device, precision)
+
+    def in_float64() -> tuple[Any, Any]:
+        with jax.enable_x64(True):
+            return call()
+
+    return in_float64
+
+
+def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str) -> Call:
+    jnp = jax.numpy
+    put = partial(jax.device_put, device=device)
+    matmul = partial(jnp.matmul, precision=JAX_PRECISIONS[precision])
+    y = put(inputs.y[: case.samples])
+    if case.is_prediction:
+        if case.operation.endswith("l1"):
+            raise Unavailable("the differences of all pairs would take too much memory")
+        train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.n_classes
+        queries = train[: case.samples]
+
+        def nearest_labels(queries: Any, train: Any, labels: Any) -> Any:
+            squares = (train**2).sum(axis=1) - 2 * matmul(queries, train.T)
+            _, nearest = jax.lax.top_k(-squares, N_NEIGHBORS)
+            return jax.nn.one_hot(labels[nearest], n_classes).sum(axis=1).argmax(axis=1)
+
+        compiled = jax.jit(nearest_labels)
+        return lambda: predicted(compiled(queries, train, labels))
+    batches = rotated(inputs.floats[: case.samples], inputs, put)
+
+    def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
+        if case.operation.startswith("two-layer"):
+            hidden = jax.nn.relu(matmul(X, params["W1"]) + params["b1"])
+            scores = matmul(hidden, params["W2"]) + params["b2"]
+            penalty = (params["W1"] ** 2).sum() + (params["W2"] ** 2).sum()
+        else:
+            scores, penalty = matmul(X, params["W"]), (params["W"] ** 2).sum()
+            scores = scores + params["b"] if "b" in params else scores
+        own = jnp.take_along_axis(scores, y[:, None], axis=1)
+        if case.operation.startswith("svm"):
+            margins = jax.nn.relu(scores - own + 1)
+            data_loss = (margins.sum(axis=1) - 1).mean()  # the own class's margin is 1
+        else:
+            data_loss = (jax.nn.logsumexp(scores, axis=1) - own[:, 0]).mean()
+        return data_loss + REG * penalty
+
+    params = {name: put(value) for name, value in _params(case, inputs).items()}
+    if not case.is_training:
+        loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
+
+        def call() -> tuple[Any, Any]:
+            loss, grads = loss_and_gradient(params, next(batches), y)
+            return loss, _result(grads)
+
+        return call
+
+    def step(params: Any, velocity: Any, X: Any, y: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(params, X, y)
+        velocity = jax.tree.map(lambda v, g: MOMENTUM * v - LEARNING_RATE * g, velocity, grads)
+        params = jax.tree.map(
+            lambda w, v, g: w + MOMENTUM * v - LEARNING_RATE * g, params, velocity, grads
+        )
+        return loss, params, velocity
+
+    state = [params, jax.tree.map(jnp.zeros_like, params)]
+    if case.is_epoch:
+        return _jax_epoch(jax, case, inputs, step, state, (next(batches), y))
+    compiled_step = jax.jit(step)
+
+    def call_step() -> tuple[Any, Any]:
+        loss, *state[:] = compiled_step(*state, next(batches), y)
+        return loss, state[0]
+
+    return call_step
+
+
+def _jax_epoch(
+    jax: Any, case: Case, inputs: Inputs, step: Callable[..., Any], state: Any, samples: Any
+) -> Call:
+    """Compile the steps of an epoch into one function."""
+    if case.samples % case.batch_size:
+        raise Unavailable("scan's batches are of one size")
+
+    def epoch(params: Any, velocity: Any, order: Any, X: Any, y: Any) -> Any:
+        def one(carried: Any, rows: Any) -> Any:
+            loss, *carried = step(*carried, X[rows], y[rows])
+            return tuple(carried), loss
+
+        batches = order.reshape(-1, case.batch_size)
+        carried, losses = jax.lax.scan(one, (params, velocity), batches)
+        return losses, *carried
+
+    compiled, orders = jax.jit(epoch), inputs.orders(case.samples)
+
+    def call() -> tuple[Any, Any]:
+        losses, *state[:] = compiled(*state, next(orders), *samples)
+        return losses, state[0]
+
+    return call
+
+
+def wait_for_jax(result: Any) -> None:
+    """Return when JAX, which has a queue of its own, has finished a result."""
+    sys.modules["jax"].block_until_ready(result)
+
+
+def scikit_learn(case: Case, inputs: Inputs) -> Call:
+    """Call scikit-learn: the loss that LogisticRegression minimises, and brute-force neighbours."""
+    if case.is_prediction:
+        from sklearn.neighbors import KNeighborsClassifier
+
+        metric = {"l2": "euclidean", "l1": "manhattan"}[case.operation.split()[1]]
+        classifier = KNeighborsClassifier(N_NEIGHBORS, algorithm="brute", metric=metric)
+        classifier.fit(inputs.float_pixels, inputs.y)
+        queries = inputs.float_pixels[: case.samples]
+        return lambda: predicted(classifier.predict(queries))
+    if case.operation != "softmax loss+gradient" or case.models > 1:
+        raise Unavailable("scikit-learn has no such function")
+    from sklearn._loss import HalfMultinomialLoss
+    from sklearn.linear_model._linear_loss import LinearModelLoss
+
+    from gpuclf.backend import cpu_workers
+
+    X, W, y = inputs.floats[: case.samples], inputs.W, inputs.y[: case.samples]
+    objective = LinearModelLoss(HalfMultinomialLoss(n_classes=W.shape[1]), fit_intercept=False)
+    coefficients, labels = np.asfortranarray(W.T), y.astype(W.dtype)
+    threads = cpu_workers()
+
+    def call() -> tuple[Any, Any]:
+        loss, gradient = objective.loss_gradient(
+            coefficients, X, labels, l2_reg_strength=2 * REG, n_threads=threads
+        )
+        return loss, gradient.T
+
+    return call
+
+
+def _decline(case: Case, precision: str) -> None:
+    decline_tf32_neighbors(case, precision)
+    if case.models > 1:
+        raise Unavailable("written for one model")
+
+
+def _params(case: Case, inputs: Inputs) -> dict[str, Any]:
+    if case.is_training or case.operation.startswith("two-layer"):
+        return inputs.start(case)
+    return {"W": inputs.W}
+
+
+def _result(values: dict[str, Any]) -> Any:
+    """Return what the other implementations return: a dict for the net, else W's array alone."""
+    return values.get("W", values)
+
+
+def _import(name: str, title: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Unavailable(
+            f"{title} is not installed; pip install 'gpuclf[bench]' brings it"
+        ) from None
+
+
+def _torch(name: str, **options: Any) -> Implementation:
+    row = {key: options[key] for key in ("precision", "uploads") if key in options}
+    compiles = options.get("how") == "compiled"
+    prepare = partial(pytorch, **options)
+    return Implementation(name, "torch", "float", prepare, compiles=compiles, **row)
+
+
+def _jax(name: str, precision: str = "float32") -> Implementation:
+    prepare = partial(jax_jit, precision=precision)
+    return Implementation(name, "jax", "float", prepare, precision=precision, wait=wait_for_jax)
+
+
+def _on_gpu(peer: Implementation) -> Implementation:
+    def prepare(case: Case, inputs: Inputs) -> Call:
+        return peer.prepare(case, inputs.on("cuda"))
+
+    return replace(peer, name=f"{peer.name} on GPU", prepare=prepare, device="cuda")
+
+
+PEERS = [
+    Implementation("scikit-learn", "sklearn", "float", scikit_learn),
+    _torch("PyTorch"),
+    _jax("JAX"),
+    _on_gpu(_torch("PyTorch")),
+    _on_gpu(_jax("JAX")),
+]
+
+
+def device_peers(device: str = "cuda") -> list[Implementation]:
+    """Return PyTorch's and JAX's ways on the device of the inputs, each with its precision."""
+    listed = [
+        _torch("PyTorch eager"),
+        _torch("PyTorch eager TF32", precision="tf32"),
+        _torch("PyTorch eager +upload", uploads=True),
+        _torch("PyTorch compiled", how="compiled"),
+        _torch("PyTorch graphed", how="graphed"),
+        _torch("PyTorch graphed TF32", how="graphed", precision="tf32"),
+        _jax("JAX jit"),
+        _jax("JAX jit TF32", precision="tf32"),
+    ]
+    return [replace(peer, device=device) for peer in listed]

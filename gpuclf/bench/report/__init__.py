@@ -1,0 +1,1 @@
+"""What a record is shown as: tables, the page, a comparison of two."""

@@ -1,0 +1,396 @@
+"""The result as one page for a browser: a summary, charts, a table, and the record itself.
+
+The page is built as a tree of elements, which escapes whatever the record says. A template library
+would be one more dependency of the core, and most of the page is charts, which are computed anyway.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections import defaultdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+from gpuclf.bench.measure.cases import SCALING
+from gpuclf.bench.report.page_charts import (
+    COLUMNS,
+    Row,
+    cell,
+    duration,
+    figures,
+    ladder,
+    number,
+    rate,
+    roofline,
+    scaling,
+    tag,
+)
+from gpuclf.bench.report.table import axis_value
+from gpuclf.files import write_whole
+
+__all__ = ["render_page", "write_page"]
+
+TEXTBOOK, LOOPS = "textbook NumPy", "naive loops"
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+OPTIONAL = ("device time", "queued", "difference")
+IN_CHARTS = ("operations a byte", "speed", "size", "median a model")
+
+
+def write_page(record: dict[str, Any], path: Path) -> None:
+    """Write a benchmark's record as a page, whole or not at all.
+
+    Parameters
+    ----------
+    record : dict
+        As ``gpuclf bench --json`` writes it; also of the first version.
+    path : Path
+        Its folder is created if need be.
+    """
+    write_whole(path, render_page(record))
+
+
+def render_page(record: dict[str, Any]) -> str:
+    """Return the page: HTML that needs no network, and scripts only to sort, filter and copy.
+
+    Parameters
+    ----------
+    record : dict
+        As ``gpuclf bench --json`` writes it; also of the first version.
+
+    Returns
+    -------
+    str
+    """
+    cases: dict[str, list[Row]] = {}
+    for row in map(_completed, record["rows"]):
+        cases.setdefault(row["case"], []).append(row)
+    for of_case in cases.values():
+        textbook = _fastest(of_case, TEXTBOOK)
+        for row in of_case:
+            if textbook and row["timed"] and row is not textbook:
+                row["versus"] = textbook["median_s"] / row["median_s"]
+    rows = [row for of_case in cases.values() for row in of_case]
+    ladders = [of_case for of_case in cases.values() if of_case[0]["group"] not in SCALING]
+    styles = {name: i for i, name in enumerate(dict.fromkeys(r["implementation"] for r in rows))}
+    sections = [
+        _ladder_section(ladders, styles),
+        _roofline_section(rows, record, styles),
+        _scaling_section(rows, record.get("break_even") or [], styles),
+        _table_section(rows),
+        _environment_section(record),
+        _reproduce_section(record.get("command")),
+    ]
+    unfinished = record.get("unfinished")
+    plain = json.dumps(record).replace("<", "\\u003c")  # "<" could end the element early
+    content = tag(
+        "body",
+        tag("h1", "gpuclf benchmark"),
+        tag("div", [tag("p", p) for p in _summary(record, ladders, rows)], class_="summary"),
+        tag("p", f"This run was not finished: {unfinished}.", class_="note")
+        if unfinished
+        else None,
+        tag("nav", [tag("a", s[0].text, href=f"#{s.get('id')}") for s in sections]),
+        tag("main", sections),
+        tag("script", plain, type="application/json", id="record"),
+    )
+    style, script = (
+        files("gpuclf.bench").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
+    )
+    content.append(tag("script", script))
+    page = tag("html", _head(style, script), content, lang="en")
+    return f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n"
+
+
+def _head(style: str, script: str) -> Element:
+    policy = (
+        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", "gpuclf benchmark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("style", style),
+    )
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _completed(row: Row) -> Row:
+    """Return a row with all fields that the page shows; older records lack some."""
+    row = defaultdict(lambda: None, row)
+    reason = row["unavailable"]
+    row["status"] = row["status"] or ("timed" if row["median_s"] else "unavailable")
+    row["reason"] = row["reason"] or reason
+    row["case"] = row["case"] or f"{row['operation']}, {row['samples']:,} samples"
+    row["group"] = row["group"] or "ladder"
+    row["n"] = row["n"] or len(row["times_s"] or [])
+    median = row["median_s"]
+    row["timed"] = bool(row["status"] == "timed" and median and math.isfinite(median))
+    if not row["timed"]:
+        row["median_s"] = median = None
+    row["device"] = row["device"] or ("cuda" if row["array_library"] == "cupy" else "cpu")
+    if median and row["operations"] and row["bytes"]:
+        row["intensity"] = row["operations"] / row["bytes"]
+        row["speed"] = row["operations"] / median
+    if row["group"] in SCALING:
+        row["size"] = axis_value(row["group"], row)
+    row["model_s"] = median / row["models"] if median and row["models"] else None
+    row["device_median_s"] = (row["device_s"] or {}).get("median")
+    row["queued_median_s"] = (row["queued_s"] or {}).get("median")
+    row["error"] = max((row["errors"] or {}).values(), default=None)
+    return row
+
+
+def _section(title: str, explanation: str, *content: Any) -> Element:
+    return tag("section", tag("h2", title), tag("p", explanation), *content, id=title.lower())
+
+
+def _list(lines: list[str]) -> Element | None:
+    return tag("ul", [tag("li", line) for line in lines]) if lines else None
+
+
+# ---------------------------------------------------------------------------------- summary
+
+
+def _fastest(rows: list[Row], implementation: str, library: str | None = None) -> Row | None:
+    """Return the fastest row whose implementation begins so."""
+    found = [
+        row
+        for row in rows
+        if row["timed"]
+        and row["implementation"].startswith(implementation)
+        and library in (None, row["array_library"])
+    ]
+    return min(found, key=lambda row: row["median_s"], default=None)
+
+
+def _times(ratio: float) -> str:
+    return f"{number(max(ratio, 1 / ratio))} times {'faster' if ratio >= 1 else 'slower'}"
+
+
+def _summary(record: Row, ladders: list[list[Row]], rows: list[Row]) -> list[Any]:
+    environment, dataset = record.get("environment") or {}, record.get("dataset")
+    gpu = environment.get("gpu") or {}
+    name = dataset.get("name") if isinstance(dataset, dict) else dataset
+    machine = [environment.get("cpu") or "an unknown CPU"]
+    if environment.get("threads"):
+        machine.append(f"{environment['threads']} threads")
+    measured = (
+        f"{sum(row['timed'] for row in rows)} of {len(rows)} rows were timed on "
+        f"{name or 'data that the record does not name'}; {', '.join(machine)}."
+    )
+    reasons = [row["reason"] for row in rows if row["array_library"] == "cupy"]
+    reason = gpu.get("reason") or next(filter(None, reasons), None) or "none was asked for"
+    on_gpu = next(filter(None, map(_gpu_line, ladders)), f"No row ran on a GPU: {reason}.")
+    if gpu.get("name"):
+        on_gpu = f"{gpu['name']}: {on_gpu}"
+    headline = next(filter(None, map(_headline, ladders)), "No row of this library was timed.")
+    return [headline, _range(ladders), on_gpu, measured]
+
+
+def _headline(of_case: list[Row]) -> list[Any]:
+    own = _fastest(of_case, "gpuclf", "numpy")
+    if own is None:
+        return []
+    words: list[Any] = [f"{own['implementation']} does {own['case']}, in "]
+    words.append(tag("strong", duration(own["median_s"])))
+    if own["p20_s"]:
+        words.append(f" (20th to 80th percentile {cell(own, 'p20..p80')[0]}, n = {own['n']})")
+    joint = ": "
+    for name in (TEXTBOOK, LOOPS):
+        if other := _fastest(of_case, name):
+            ratio = tag("strong", _times(other["median_s"] / own["median_s"]))
+            words += [joint, ratio, f" than {name}"]
+            joint = " and "
+            if other["extrapolated"]:
+                words.append(f" (extrapolated from {other['measured_samples']} samples)")
+    if own["floor_s"]:
+        limit = f"'s {own['limited_by']} rate" if own["limited_by"] else ""
+        words.append(f". The machine{limit} could do it in {duration(own['floor_s'])}: ")
+        words += [
+            tag("strong", f"{own['floor_s'] / own['median_s']:.0%}"),
+            " of the speed possible",
+        ]
+    return [*words, "."]
+
+
+def _range(ladders: list[list[Row]]) -> str:
+    fastest = [_fastest(of_case, "gpuclf", "numpy") for of_case in ladders]
+    ratios = [row["versus"] for row in fastest if row and row["versus"]]
+    if len(ratios) < 2:
+        return ""
+    return (
+        f"Over {len(ratios)} cases, its fastest row on the CPU is from {_times(min(ratios))} to "
+        f"{_times(max(ratios))} than {TEXTBOOK}."
+    )
+
+
+def _gpu_line(of_case: list[Row]) -> str:
+    gpu, cpu = (_fastest(of_case, "gpuclf", library) for library in ("cupy", "numpy"))
+    if gpu is None:
+        return ""
+    words = f"{gpu['implementation']} does {gpu['case']}, in {duration(gpu['median_s'])}"
+    if cpu:
+        words += f", {_times(cpu['median_s'] / gpu['median_s'])} than {cpu['implementation']}"
+    return f"{words}."
+
+
+# ----------------------------------------------------------------------------------- charts
+
+
+def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element:
+    reasons: dict[str, dict[str, None]] = {}
+    for row in (row for of_case in ladders for row in of_case if not row["timed"]):
+        words = f"({row['status']}): {row['reason'] or 'the record gives no reason'}"
+        reasons.setdefault(words, {})[row["implementation"]] = None
+    return _section(
+        "Ladder",
+        "Time of a call on a logarithmic scale; shorter is better. A bar ends at the median, its "
+        "whisker spans the 20th to the 80th percentile, and the ratio is to the speed of "
+        f"{TEXTBOOK}. ≈: extrapolated from fewer samples. Floor: the least time that the measured "
+        "rates of memory and arithmetic allow.",
+        figures([ladder(of_case, styles) for of_case in ladders]),
+        _list([f"{'; '.join(names)} {reason}" for reason, names in reasons.items()]),
+    )
+
+
+def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
+    charts, lines = [], []
+    for device, key in (("cpu", "ceilings"), ("cuda", "gpu_ceilings")):
+        ceilings = dict(record.get(key) or {})
+        cached = (ceilings.get("cached") or {}).items()
+        ceilings["cached"] = {f"cache, {rate(int(size), 'B')}": value for size, value in cached}
+        counted = [row for row in rows if row["speed"] and row["device"] == device]
+        for operation in dict.fromkeys(row["operation"] for row in counted):
+            of_one = [row for row in counted if row["operation"] == operation]
+            title = f"{operation}, {DEVICES[device]}"
+            charts.append(roofline(title, of_one, counted, ceilings, styles))
+        for kind, unit in (("bytes_per_s", "B/s"), ("cached", "B/s"), ("operations_per_s", "op/s")):
+            found = (ceilings.get(kind) or {}).items()
+            words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
+            lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
+        left_out = (ceilings.get("left_out") or {}).items()
+        lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
+    words = (
+        "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
+        "led to the fastest of its rows. Under the slope memory is the limit, under the flat roof "
+        "arithmetic; dashed lines are the ceilings of caches and of other kinds of numbers."
+    )
+    if not charts:
+        words = "This record has no counts of bytes and operations."
+    elif not lines:
+        words += " This run did not measure the machine's ceilings."
+    return _section("Roofline", words, figures(charts), _list(lines))
+
+
+def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, int]) -> Element:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["timed"] and row["size"]:
+            groups.setdefault((row["group"], row["operation"]), []).append(row)
+    charts = []
+    for (group, operation), of_chart in groups.items():
+        sizes = [b["samples"] for b in break_even if b["operation"] == operation and b["samples"]]
+        charts.append(scaling(of_chart, styles, sizes if group == "samples" else []))
+    lines = []
+    for found in break_even:
+        slow, fast = found["between"]
+        words = f"{slow} and {fast}, {found['reason'] or 'not among the sizes measured'}"
+        if found["samples"]:
+            words = f"{fast} is faster than {slow} from about {found['samples']:,.0f} samples on"
+            words += f" ({found['reason']})" if found["reason"] else ""
+        lines.append(f"Break-even of {found['operation']}: {words}")
+    words = "Time against size, both logarithmic; vertical lines span the 20th to 80th percentile."
+    words = words if charts else "This run did not vary any size."
+    return _section("Scaling", words, figures(charts), _list(lines))
+
+
+# ------------------------------------------------------------------------------------ table
+
+
+def _table_section(rows: list[Row]) -> Element:
+    columns = [name for name in COLUMNS if name not in IN_CHARTS + OPTIONAL]
+    columns += [name for name in OPTIONAL if any(cell(row, name)[0] for row in rows)]
+    body = []
+    for row in rows:
+        notes = [row["reason"]]
+        if row["extrapolated"]:
+            notes.append(f"extrapolated from {row['measured_samples']} samples")
+        cells = [cell(row, name) for name in columns]
+        line = (
+            tag("td", row["case"]),
+            tag("th", row["implementation"], scope="row"),
+            tag("td", row["status"]),
+            [tag("td", text, class_="number", data_value=value) for text, value in cells],
+            tag("td", "; ".join(filter(None, notes))),
+        )
+        body.append(tag("tr", line))
+    head = (
+        [tag("th", name, scope="col") for name in ("case", "implementation", "status")],
+        [tag("th", name, scope="col", class_="number") for name in columns],
+        tag("th", "note", scope="col"),
+    )
+    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), id="table")
+
+    def choice(key: str) -> Element:
+        names = dict.fromkeys(row[key] for row in rows)
+        options = tag("option", "all", value=""), [tag("option", name) for name in names]
+        return tag("label", key.capitalize(), tag("select", options))
+
+    text = tag("label", "Text", tag("input", type="search"))
+    shown = tag("output", id="shown", role="status")
+    return _section(
+        "Rows",
+        "Everything that was run. Cold start is the first call, with compilation; transfer is what "
+        "handing the arrays to the device takes. Neither is part of the median.",
+        tag(
+            "form", text, choice("case"), choice("implementation"), shown, id="controls", hidden=""
+        ),
+        tag("div", table, class_="box", tabindex=0, role="region", aria_label="All rows"),
+    )
+
+
+# ------------------------------------------------------------------------------ environment
+
+
+def _in_words(value: Any, key: str = "") -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k.replace('_', ' ')} {_in_words(v, k)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_in_words, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "not known"}[value]
+    if key.endswith("_bytes"):
+        return rate(value, "B")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _environment_section(record: dict[str, Any]) -> Element:
+    facts = {key: record[key] for key in ("recorded", "dataset") if record.get(key)}
+    facts |= (record.get("environment") or {}) | (record.get("settings") or {})
+    pairs = [
+        (tag("dt", key.removesuffix("_bytes").replace("_", " ")), tag("dd", _in_words(value, key)))
+        for key, value in facts.items()
+    ]
+    return _section("Environment", "Machine, versions and settings.", tag("dl", pairs))
+
+
+def _reproduce_section(command: str | None) -> Element:
+    return _section(
+        "Reproduce",
+        "The same run again:" if command else "The record does not name its command.",
+        tag("pre", tag("code", command, id="command")) if command else None,
+        tag("button", "Copy", type="button", id="copy", hidden="") if command else None,
+        tag("p", tag("a", "Download the record", id="download", download="bench.json", hidden="")),
+    )

@@ -1,0 +1,1 @@
+"""How machine code is made: by numba on the CPU, by NVRTC for CUDA."""

@@ -1,0 +1,1 @@
+"""Bytes multiplied as bytes, on processors with a matrix unit (AMX)."""

@@ -1,0 +1,140 @@
+"""Bytes multiplied as they are, on processors with a matrix unit for them; needs numba.
+
+The shared bodies make floats of the bytes, four times as many bytes, and multiply those. Here W and
+the gradients become digits of seven bits instead (`byte_products.py` says how), and no digit that
+float32 has is lost.
+
+Declines where there is no such unit (AMX: Intel's server processors since 2023), for little work,
+mini-batches against a large W, float64, several models, and numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuclf.backend import cache_bytes, cpu_workers
+from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
+from gpuclf.samples.walk import map_row_blocks, sum_over_row_blocks
+
+if TYPE_CHECKING:
+    from gpuclf.samples.folding import FoldedSamples, RowBlock
+
+__all__ = [
+    "are_multiplied",
+    "bytes_affine",
+    "bytes_affine_backward",
+    "linear_pass_of_bytes",
+]
+
+MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
+MIN_ROWS = 512  # for W of any size
+MAX_FEATURES = 2**31 // (128 * 127)  # of a byte less 128 and a digit: their sums fit 32 bits
+MIN_STRETCH_ROWS = 512
+MULTIPLICATIONS_FOR_A_THREAD = 50_000_000  # for fewer, waking it takes longer
+
+
+def are_multiplied(X: Any, n_outputs: int, dtype: Any) -> bool:
+    """Tell whether the products below take X."""
+    return bool(
+        X.dtype == np.uint8
+        and dtype == np.float32
+        and X.flags.c_contiguous
+        and X.shape[1] < MAX_FEATURES
+        and X.size * n_outputs >= MIN_MULTIPLICATIONS
+        # Writing W in digits takes as long as multiplying it by some hundred rows, longer if it
+        # does not stay in the cache.
+        and (len(X) >= MIN_ROWS or 4 * X.shape[1] * n_outputs <= cache_bytes() // 2)
+        and matrix_unit_is_usable()
+    )
+
+
+def _takes(samples: FoldedSamples, parameter: Any) -> bool:
+    n_outputs = parameter.shape[-1]
+    return (
+        parameter.ndim == 2
+        and parameter.dtype == np.float32
+        and samples.folds
+        and are_multiplied(samples.stored, n_outputs, parameter.dtype)
+    )
+
+
+def bytes_affine(W: Any, b: Any, block: RowBlock) -> Any:
+    """Compute :func:`gpuclf.samples.folding.block_affine` of bytes."""
+    if not _takes(block.samples, W) or b.ndim != 1:
+        return NotImplemented
+    from gpuclf.kernels.byte_products import loops as byte_products
+
+    if not np.isfinite(b).all():
+        return NotImplemented
+    X, W = block.samples.stored[block.rows], np.ascontiguousarray(W)
+    Y = np.empty((len(X), W.shape[1]), W.dtype)
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, W.shape[1])
+        is_finite, digits = byte_products.pack(W, first, stop)
+        if is_finite:
+            byte_products.affine_of_bytes(X, digits, b, Y, first)
+        return bool(is_finite)
+
+    return Y if all(_in_groups(part, X, W)) else NotImplemented
+
+
+def bytes_affine_backward(dY: Any, block: RowBlock) -> Any:
+    """Compute :func:`gpuclf.samples.folding.block_affine_backward` of bytes."""
+    if not _takes(block.samples, dY):
+        return NotImplemented
+    from gpuclf.kernels.byte_products import loops as byte_products
+
+    X, n_columns = block.samples.stored[block.rows], dY.shape[1]
+    n_panels, n_groups = -(-X.shape[1] // byte_products.PANEL), -(-n_columns // byte_products.GROUP)
+    dW = byte_products.zeros_of_W(n_panels, n_groups)
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, n_columns)
+        return bool(byte_products.gradient_of_bytes(X, dY, dW, first, stop))
+
+    if not all(_in_groups(part, X, dY)):
+        return NotImplemented
+    db = dY.sum(axis=0, dtype=np.float64).astype(dY.dtype)
+    return dW[: X.shape[1], :n_columns], db
+
+
+def _in_groups(part: Callable[[slice], bool], X: Any, columns: Any) -> list[bool]:
+    """Share the groups of columns among threads where each gets enough to multiply."""
+    from gpuclf.kernels.byte_products.loops import GROUP
+
+    n_columns = columns.shape[1]
+    n_groups = -(-n_columns // GROUP)
+    workers = max(1, min(cpu_workers(), X.size * n_columns // MULTIPLICATIONS_FOR_A_THREAD))
+    return map_row_blocks(part, n_groups, -(-n_groups // workers), workers=workers)
+
+
+def linear_pass_of_bytes(
+    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, hinge: bool
+) -> Any:
+    """Compute :func:`gpuclf.models.linear.linear_pass` of bytes, softmax cross-entropy or hinge."""
+    if not _takes(samples, W):
+        return NotImplemented
+    from gpuclf.kernels.byte_products import loops as byte_products
+
+    is_finite, digits = byte_products.pack(np.ascontiguousarray(W), 0, W.shape[1])
+    if not (is_finite and np.isfinite(b).all()):
+        return NotImplemented
+    b, weights = np.ascontiguousarray(b), np.ascontiguousarray(weights)
+    labels = np.ascontiguousarray(y, np.int64)
+
+    def partial(rows: slice) -> tuple[Any, Any, Any]:
+        dW, db = np.zeros(W.shape, W.dtype), np.zeros_like(b)
+        loss = byte_products.linear_pass(
+            samples.stored, digits, b, labels, weights, rows.start, rows.stop, dW, db, hinge
+        )
+        return np.float64(loss), dW, db
+
+    stretch = max(-(-samples.n_samples // cpu_workers()), MIN_STRETCH_ROWS)
+    loss, dW, db = sum_over_row_blocks(partial, samples.n_samples, stretch, parallel=True)
+    return loss, dW, db

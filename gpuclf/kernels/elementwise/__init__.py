@@ -1,0 +1,1 @@
+"""Passes over memory that NumPy makes one operation at a time."""

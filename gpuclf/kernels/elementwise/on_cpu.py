@@ -1,0 +1,140 @@
+"""Passes over memory that NumPy makes one operation at a time, in one go; needs numba.
+
+A mini-batch step moves more memory than it multiplies: standardising a batch of bytes is four
+passes over floats, and updating a parameter with momentum six.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuclf.kernels.building.machine_code import numba_is_usable
+
+__all__ = [
+    "compiled_add_penalty_gradient",
+    "compiled_fold_into",
+    "compiled_momentum_step",
+    "compiled_penalty",
+    "compiled_standardized_rows",
+    "compiled_unfold_from",
+]
+
+MIN_ITEMS = 16_384  # below, NumPy is done before numba is imported for the first time
+
+
+def _are_worth_it(*arrays: Any) -> bool:
+    return (
+        arrays[0].size >= MIN_ITEMS
+        and all(array.flags.c_contiguous for array in arrays)
+        and numba_is_usable()
+    )
+
+
+def compiled_standardized_rows(X: Any, shift: Any, factor: Any) -> Any:
+    """Compute :func:`gpuclf.samples.standardized.standardized_rows` in one pass."""
+    if not _are_worth_it(X, shift, factor):
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    rows = np.empty(X.shape, factor.dtype)
+    elementwise_loops.standardized_rows(X, shift, factor, rows)
+    return rows
+
+
+def compiled_fold_into(W: Any, shift: Any, inverse_scale: Any) -> Any:
+    """Compute :func:`gpuclf.samples.folding.fold_into` in one pass."""
+    if W.ndim != 2 or inverse_scale is None or not _are_worth_it(W, shift, inverse_scale):
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    moved, scaled = np.zeros(W.shape[1]), np.empty_like(W)
+    elementwise_loops.fold_into(W, shift, inverse_scale[:, 0], moved, scaled)
+    return moved.astype(W.dtype), scaled
+
+
+def compiled_unfold_from(dW: Any, db: Any, shift: Any, inverse_scale: Any) -> Any:
+    """Compute :func:`gpuclf.samples.folding.unfold_from` in one pass; dW may have longer rows."""
+    if dW.ndim != 2 or inverse_scale is None or dW.size < MIN_ITEMS or not numba_is_usable():
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    unfolded = np.empty(dW.shape, dW.dtype)
+    elementwise_loops.unfold_from(dW, db, shift, inverse_scale[:, 0], unfolded)
+    return unfolded
+
+
+def compiled_add_penalty_gradient(dW: Any, W: Any, reg: Any) -> Any:
+    """Compute :func:`gpuclf.models.linear.add_penalty_gradient` in one pass."""
+    if dW.dtype != W.dtype or dW.shape != W.shape:
+        return NotImplemented
+    of_columns = np.ndim(reg) > 0
+    if of_columns:
+        columns = _columns_of_models(dW, W)
+    if not (columns if of_columns else _are_worth_it(dW, W)):
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    if of_columns:
+        factors = _for_columns(2 * np.asarray(reg), columns[0])
+        elementwise_loops.add_multiples_of_columns(*columns, factors)
+    else:
+        elementwise_loops.add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
+    return dW
+
+
+def compiled_penalty(W: Any) -> Any:
+    """Compute :func:`gpuclf.models.linear.penalty` of several models in one pass."""
+    columns = _columns_of_models(W) if W.ndim > 2 else []
+    if not columns:
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    sums = np.zeros(columns[0].shape[1])
+    elementwise_loops.sums_of_squares_of_columns(columns[0], sums)
+    return sums.reshape(len(W), -1).sum(axis=1)
+
+
+def compiled_momentum_step(
+    value: Any, gradient: Any, velocity: Any, learning_rate: Any, momentum: Any, nesterov: bool
+) -> Any:
+    """Compute :func:`gpuclf.training.momentum_step` in one pass."""
+    arrays = value, gradient, velocity
+    if not value.dtype == gradient.dtype == velocity.dtype:
+        return NotImplemented
+    of_columns = np.ndim(learning_rate) > 0
+    if of_columns:
+        columns = _columns_of_models(*arrays)
+    if not (columns if of_columns else _are_worth_it(*arrays)):
+        return NotImplemented
+    from gpuclf.kernels.elementwise import loops as elementwise_loops
+
+    if of_columns:
+        factors = (_for_columns(factor, columns[0]) for factor in (learning_rate, momentum))
+        elementwise_loops.momentum_step_of_columns(*columns, *factors, nesterov)
+    else:
+        scalar = value.dtype.type
+        elementwise_loops.momentum_step(
+            *(array.reshape(-1) for array in arrays),
+            scalar(learning_rate),
+            scalar(momentum),
+            nesterov,
+        )
+    return None
+
+
+def _columns_of_models(*stacks: Any) -> list[Any]:
+    """Return views (D, K C) of stacks (K, D, C) that lie side by side; none if one does not."""
+    if any(stack.ndim != 3 or stack.shape != stacks[0].shape for stack in stacks):
+        return []
+    moved = [stack.transpose(1, 0, 2) for stack in stacks]
+    if not _are_worth_it(*moved):
+        return []
+    return [stack.reshape(len(stack), -1) for stack in moved]
+
+
+def _for_columns(factors: Any, columns: Any) -> Any:
+    """Repeat a factor a model, or one for all, for each of the model's columns."""
+    factors = np.asarray(factors, columns.dtype).reshape(-1)
+    return np.repeat(factors, columns.shape[1] // len(factors))

@@ -1,0 +1,1 @@
+"""Whole epochs of SGD, recorded on a CUDA device."""

@@ -1,0 +1,1 @@
+"""The linear models' pass over the samples, forward and backward."""

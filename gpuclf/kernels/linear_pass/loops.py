@@ -1,0 +1,468 @@
+"""The loops of compiled_linear.py, sixteen rows at a time; imported only where numba is installed.
+
+Their innermost parts keep a tile of a thin product in vector registers, by explicit LLVM code. A
+compiler vectorises a loop over one accumulator, or over one row of them; it does not keep a tile
+of rows by classes in registers, and without that every multiplication waits for a load. So the
+tile is spelled out: :func:`dot_tile` for ``X @ W``, :func:`outer_tile` for ``X^T @ dS``. Each loads
+a vector of X once and multiplies it with all classes of the tile.
+
+How many classes a tile has is the length of the tuple that is passed as `tile`, so that numba
+compiles, and caches, one version for each length. The other sizes follow from the processor:
+with 32 vector registers (AVX-512, Arm) tiles hold up to 24 accumulators, with 16 up to 12.
+
+All of it is one file, because numba takes what it compiled before as long as the file of the
+outermost function has not changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gpuclf.kernels.building.machine_code import compiled
+
+__all__ = [
+    "BLOCK_ROWS",
+    "TILE_ROWS",
+    "VECTOR_BYTES",
+    "aligned_zeros",
+    "pass_converted",
+    "pass_in_place",
+    "tiles",
+]
+
+_features = llvmlite.binding.get_host_cpu_features()
+VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
+_MANY_REGISTERS = VECTOR_BYTES == 64 or _features.get("neon", False)
+TILE_ROWS = 4 if _MANY_REGISTERS else 2  # of X in a dot tile
+MAX_DOT_CLASSES = 6
+OUTER_VECTORS = 2 if _MANY_REGISTERS else 1  # of features in an outer tile
+MAX_OUTER_CLASSES = 12
+BLOCK_ROWS = 16
+# FoldedSamples of W that a few tiles of rows use one after another, from L1.
+DOT_FEATURES = 1024
+
+_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class _Rows:
+    """A matrix whose rows are contiguous, in LLVM's terms: addresses and vectors."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
+        array = context.make_array(array_type)(context, builder, value)
+        self.builder = builder
+        self.scalar = context.get_data_type(array_type.dtype)
+        self.item_bytes = context.get_abi_sizeof(self.scalar)
+        self.vector = ir.VectorType(self.scalar, VECTOR_BYTES // self.item_bytes)
+        self.row_bytes = cgutils.unpack_tuple(builder, array.strides)[0]
+        self._data = builder.bitcast(array.data, _i8.as_pointer())
+
+    def at(self, row: Any, column: Any) -> Any:
+        """Return the address of an item."""
+        row, column = (_i64(i) if isinstance(i, int) else i for i in (row, column))
+        start = self.builder.gep(self._data, [self.builder.mul(row, self.row_bytes)])
+        items = self.builder.bitcast(start, self.scalar.as_pointer())
+        return self.builder.gep(items, [column])
+
+    def load(self, address: Any, vector: int = 0) -> Any:
+        """Load the vector that lies `vector` registers behind an address."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        loaded = self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()))
+        loaded.align = self.item_bytes
+        return loaded
+
+    def store(self, value: Any, address: Any, vector: int = 0) -> None:
+        """Store a vector `vector` registers behind an address."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        stored = self.builder.store(value, self.builder.bitcast(address, self.vector.as_pointer()))
+        stored.align = self.item_bytes
+
+    def prefetch(self, address: Any, vector: int, bytes_ahead: Any) -> None:
+        """Ask for the cache line `bytes_ahead` of a vector, into L2."""
+        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
+        ahead = self.builder.gep(self.builder.bitcast(address, _i8.as_pointer()), [bytes_ahead])
+        for_reading, into_l2, data = _i32(0), _i32(2), _i32(1)
+        signature = ir.FunctionType(ir.VoidType(), [_i8.as_pointer(), _i32, _i32, _i32])
+        prefetch = cgutils.get_or_insert_function(
+            self.builder.module, signature, "llvm.prefetch.p0"
+        )
+        self.builder.call(prefetch, [ahead, for_reading, into_l2, data])
+
+
+def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _i32(0))
+    zeros = ir.Constant(ir.VectorType(_i32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
+    contract = ("contract",)  # one rounding where the processor can
+    return builder.fadd(builder.fmul(a, b, flags=contract), total, flags=contract)
+
+
+def _sum(builder: Any, vector: Any) -> Any:
+    kind, scalar = vector.type, vector.type.element
+    bits = 32 if isinstance(scalar, ir.FloatType) else 64
+    reduce = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(scalar, [scalar, kind]),
+        f"llvm.vector.reduce.fadd.v{kind.count}f{bits}",
+    )
+    return builder.call(reduce, [ir.Constant(scalar, 0.0), vector], fastmath=("reassoc",))
+
+
+@intrinsic
+def dot_tile(
+    typing_context: Any,
+    X: Any,
+    W: Any,
+    S: Any,
+    row: Any,
+    first: Any,
+    start: Any,
+    stop: Any,
+    tile: Any,
+) -> Any:
+    """Add ``X[row + r, start:stop] @ W[first + c, start:stop]`` to ``S[row + r, first + c]``.
+
+    For ``TILE_ROWS`` rows r and as many classes c as `tile` is long. ``stop - start`` must be a
+    multiple of the numbers in a vector.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, w, s = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
+        row, first, start, stop = args[3:7]
+        rows, classes = range(TILE_ROWS), range(tile.count)
+        x_rows = [x.at(builder.add(row, _i64(r)), 0) for r in rows]
+        w_rows = [w.at(builder.add(first, _i64(c)), 0) for c in classes]
+        zero = ir.Constant(x.vector, [0.0] * x.vector.count)
+        # LLVM turns these stack slots into registers.
+        sums = [[cgutils.alloca_once(builder, x.vector) for _ in classes] for _ in rows]
+        for r in rows:
+            for c in classes:
+                builder.store(zero, sums[r][c])
+        step = _i64(x.vector.count)
+        with cgutils.for_range_slice(builder, start, stop, step) as (d, _):
+            x_vectors = [x.load(builder.gep(x_rows[r], [d])) for r in rows]
+            for c in classes:
+                w_vector = w.load(builder.gep(w_rows[c], [d]))
+                for r in rows:
+                    total = builder.load(sums[r][c])
+                    total = _multiply_add(builder, x_vectors[r], w_vector, total)
+                    builder.store(total, sums[r][c])
+        for r in rows:
+            for c in classes:
+                address = s.at(builder.add(row, _i64(r)), builder.add(first, _i64(c)))
+                total = _sum(builder, builder.load(sums[r][c]))
+                builder.store(builder.fadd(builder.load(address), total), address)
+        return context.get_dummy_value()
+
+    return types.void(X, W, S, types.int64, types.int64, types.int64, types.int64, tile), code
+
+
+@intrinsic
+def outer_tile(
+    typing_context: Any,
+    X: Any,
+    S: Any,
+    dW: Any,
+    n_rows: Any,
+    first: Any,
+    column: Any,
+    bytes_ahead: Any,
+    tile: Any,
+) -> Any:
+    """Add ``S[:, first + c]^T @ X[:, column + d]`` to ``dW[first + c, column + d]``.
+
+    For as many classes c as `tile` is long, and as many features d as ``OUTER_VECTORS`` vectors
+    hold. On the way, the memory `bytes_ahead` of each row of X is called into the cache: nothing
+    else keeps the memory busy in this phase.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, s, dw = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
+        n_rows, first, column, bytes_ahead = args[3:7]
+        vectors, classes = range(OUTER_VECTORS), range(tile.count)
+        dw_rows = [dw.at(builder.add(first, _i64(c)), column) for c in classes]
+        sums = [[cgutils.alloca_once(builder, x.vector) for _ in vectors] for _ in classes]
+        for c in classes:
+            for v in vectors:
+                builder.store(dw.load(dw_rows[c], v), sums[c][v])
+        with cgutils.for_range(builder, n_rows) as loop:
+            x_row = x.at(loop.index, column)
+            x_vectors = [x.load(x_row, v) for v in vectors]
+            for v in vectors:
+                x.prefetch(x_row, v, bytes_ahead)
+            s_row = s.at(loop.index, first)
+            for c in classes:
+                factor = _splat(builder, builder.load(builder.gep(s_row, [_i64(c)])), x.vector)
+                for v in vectors:
+                    total = builder.load(sums[c][v])
+                    builder.store(_multiply_add(builder, factor, x_vectors[v], total), sums[c][v])
+        for c in classes:
+            for v in vectors:
+                dw.store(builder.load(sums[c][v]), dw_rows[c], v)
+        return context.get_dummy_value()
+
+    return types.void(X, S, dW, types.int64, types.int64, types.int64, types.int64, tile), code
+
+
+@intrinsic
+def widen_bytes(typing_context: Any, X: Any, out: Any, row: Any, out_row: Any, stop: Any) -> Any:
+    """Write ``X[row, :stop] - 128`` to ``out[out_row, :stop]`` as floats, a vector at a time.
+
+    `stop` must be a multiple of the numbers in a vector.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, o = (_Rows(context, builder, signature.args[i], args[i]) for i in range(2))
+        row, out_row, stop = args[2:5]
+        source, target = x.at(row, 0), o.at(out_row, 0)
+        count = o.vector.count
+        pixels = ir.VectorType(_i8, count)
+        top_bits = ir.Constant(pixels, [128] * count)
+        with cgutils.for_range_slice(builder, _i64(0), stop, _i64(count)) as (d, _):
+            address = builder.bitcast(builder.gep(source, [d]), pixels.as_pointer())
+            loaded = builder.load(address)
+            loaded.align = 1
+            # Flipping the top bit and reading the byte as signed is "minus 128".
+            signed = builder.sext(builder.xor(loaded, top_bits), ir.VectorType(_i32, count))
+            o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
+        return context.get_dummy_value()
+
+    return types.void(X, out, types.int64, types.int64, types.int64), code
+
+
+def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cut the classes into equal tiles, for X @ W and for X^T @ dS.
+
+    Returns
+    -------
+    padded : (int, int)
+        Classes with the padding that fills the last tile.
+    tiles : (tuple, tuple)
+        Each as long as the tile is wide.
+    """
+    counts = [-(-n_classes // most) for most in (MAX_DOT_CLASSES, MAX_OUTER_CLASSES)]
+    widths = [-(-n_classes // count) for count in counts]
+    padded = counts[0] * widths[0], counts[1] * widths[1]
+    return padded, ((0,) * widths[0], (0,) * widths[1])
+
+
+@compiled
+def aligned_zeros(n_rows: int, n_columns: int, like: Any) -> Any:
+    """Return zeros of the dtype of `like` that begin where a vector register's worth does.
+
+    Loads that straddle two cache lines take twice as long. Rows after the first are aligned if
+    their length is.
+    """
+    lanes = VECTOR_BYTES // like.itemsize
+    room = np.zeros(n_rows * n_columns + lanes, like.dtype)
+    first = -(room.ctypes.data // like.itemsize) % lanes
+    return room[first : first + n_rows * n_columns].reshape(n_rows, n_columns)
+
+
+@compiled
+def pass_in_place(
+    X: Any,
+    W: Any,
+    b: Any,
+    y: Any,
+    weights: Any,
+    start: int,
+    stop: int,
+    dW: Any,
+    db: Any,
+    tiles: Any,
+    hinge: bool,
+) -> float:
+    """Add the gradients of the rows start:stop to dW and db, and return their loss.
+
+    Parameters
+    ----------
+    X : array of shape (N, D)
+        Of the dtype of W. Its rows are taken as they lie in memory, aligned or not: the order of
+        the sums must not depend on an address.
+    W, dW : array of shape (C, D)
+        With rows of zeros behind the last class, as :func:`tiles` says.
+    b, db : array of shape (C,)
+    y, weights : array of shape (N,)
+    start, stop : int
+    tiles : (tuple, tuple)
+    hinge : bool
+        The loss: else softmax cross-entropy.
+    """
+    work = _workspace(W, dW)
+    loss = 0.0
+    whole = start + (stop - start) // BLOCK_ROWS * BLOCK_ROWS
+    for row in range(start, whole, BLOCK_ROWS):
+        end = row + BLOCK_ROWS
+        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
+    if whole < stop:
+        last = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
+        last[: stop - whole] = X[whole:stop]
+        loss += _block(last, W, b, y[whole:stop], weights[whole:stop], dW, db, work, tiles, hinge)
+    _add_rest(work, dW)
+    return loss
+
+
+@compiled
+def pass_converted(
+    X: Any,
+    centre: Any,
+    W: Any,
+    b: Any,
+    y: Any,
+    weights: Any,
+    start: int,
+    stop: int,
+    dW: Any,
+    db: Any,
+    tiles: Any,
+    hinge: bool,
+) -> float:
+    """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
+    work = _workspace(W, dW)
+    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
+    loss = 0.0
+    for row in range(start, stop, BLOCK_ROWS):
+        end = min(row + BLOCK_ROWS, stop)
+        for r in range(end - row):
+            _convert(X, row + r, centre, x, r)
+        loss += _block(x, W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
+    _add_rest(work, dW)
+    return loss
+
+
+@compiled
+def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
+    if X.itemsize > 1:
+        for d in range(X.shape[1]):
+            x[r, d] = X[row, d] - centre[d]
+        return
+    lanes = VECTOR_BYTES // x.itemsize
+    in_vectors = X.shape[1] // lanes * lanes
+    widen_bytes(X, x, row, r, in_vectors)
+    for d in range(in_vectors, X.shape[1]):
+        x[r, d] = np.int64(X[row, d]) - 128
+
+
+@compiled
+def _workspace(W: Any, dW: Any) -> Any:
+    """Return what the blocks share.
+
+    The features before `stop` fill whole vectors. The rest are gathered into vectors of their own,
+    for X, W and dW.
+    """
+    n_features, step = W.shape[1], VECTOR_BYTES // W.itemsize * OUTER_VECTORS
+    stop = n_features // step * step
+    width = (n_features - stop + step - 1) // step * step
+    S = aligned_zeros(BLOCK_ROWS, max(len(W), len(dW)), W)
+    x_rest = aligned_zeros(BLOCK_ROWS, width, W)
+    W_rest = aligned_zeros(len(W), width, W)
+    dW_rest = aligned_zeros(len(dW), width, W)
+    W_rest[:, : n_features - stop] = W[:, stop:]
+    return S, x_rest, W_rest, dW_rest, stop
+
+
+@compiled
+def _add_rest(work: Any, dW: Any) -> None:
+    _, _, _, dW_rest, stop = work
+    dW[:, stop:] += dW_rest[:, : dW.shape[1] - stop]
+
+
+@compiled
+def _block(
+    x: Any,
+    W: Any,
+    b: Any,
+    y: Any,
+    weights: Any,
+    dW: Any,
+    db: Any,
+    work: Any,
+    tiles: Any,
+    hinge: bool,
+) -> float:
+    S, x_rest, W_rest, dW_rest, stop = work
+    n_classes = len(b)
+    S[:] = 0
+    x_rest[:, : x.shape[1] - stop] = x[:, stop:]
+    _dot(x, W, S, 0, stop, tiles[0])
+    _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tiles[0])
+    S[:, :n_classes] += b  # last: large biases would cost the products digits
+    loss = 0.0
+    for r in range(len(y)):
+        scores = S[r, :n_classes]
+        if not 0 <= y[r] < n_classes:
+            scores[:] = np.nan
+            loss = np.nan
+        elif hinge:
+            loss += _multiclass_hinge(scores, y[r], weights[r])
+        else:
+            loss += _softmax_cross_entropy(scores, y[r], weights[r])
+        for c in range(n_classes):
+            db[c] += S[r, c]
+    _outer(x, S, len(y), dW, 0, stop, BLOCK_ROWS * x.strides[0], tiles[1])
+    _outer(x_rest, S, len(y), dW_rest, 0, x_rest.shape[1], 0, tiles[1])
+    return loss
+
+
+@compiled
+def _dot(x: Any, W: Any, S: Any, start: int, stop: int, tile: Any) -> None:
+    for first_feature in range(start, stop, DOT_FEATURES):
+        last_feature = min(first_feature + DOT_FEATURES, stop)
+        for row in range(0, BLOCK_ROWS, TILE_ROWS):
+            for first in range(0, len(W), len(tile)):
+                dot_tile(x, W, S, row, first, first_feature, last_feature, tile)
+
+
+@compiled
+def _outer(
+    x: Any, S: Any, n_rows: int, dW: Any, start: int, stop: int, bytes_ahead: int, tile: Any
+) -> None:
+    for column in range(start, stop, VECTOR_BYTES // x.itemsize * OUTER_VECTORS):
+        for first in range(0, len(dW), len(tile)):
+            outer_tile(x, S, dW, n_rows, first, column, bytes_ahead, tile)
+
+
+@compiled
+def _softmax_cross_entropy(scores: Any, label: int, weight: Any) -> float:
+    """Return the weighted loss of one sample, and write its gradient over the scores."""
+    highest, own = scores.max(), scores[label]
+    normaliser = scores.dtype.type(0)
+    for c in range(len(scores)):
+        scores[c] = np.exp(scores[c] - highest)
+        normaliser += scores[c]
+    for c in range(len(scores)):
+        scores[c] *= weight / normaliser
+    scores[label] -= weight
+    loss: float = (np.log(normaliser) + (highest - own)) * weight
+    return loss
+
+
+@compiled
+def _multiclass_hinge(scores: Any, label: int, weight: Any) -> float:
+    """Do as :func:`_softmax_cross_entropy`, for the hinge loss."""
+    own, loss = scores[label], 0.0
+    n_violations = 0
+    for c in range(len(scores)):
+        margin = scores[c] - own + 1
+        scores[c] = 0
+        if margin > 0 and c != label:
+            loss += margin
+            scores[c] = weight
+            n_violations += 1
+        elif margin != margin:
+            loss = np.nan
+            scores[c] = np.nan
+    scores[label] = -n_violations * weight
+    weighted: float = loss * weight
+    return weighted

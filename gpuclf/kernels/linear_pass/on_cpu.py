@@ -1,0 +1,91 @@
+"""The whole linear pass in compiled code that reads X from memory once; needs numba.
+
+Sixteen rows at a time: scores, loss and gradient of the scores, and their share of dW, while the
+rows are in a core's L2. Python threads cannot work on pieces this small, for they would meet at
+the interpreter's lock; the compiled loop releases it. Bytes and standardised floats are converted
+into a buffer of sixteen rows.
+
+Declines where the shared body is as good or better: little work, few samples, wide W, several
+models, other losses, samples that are not one contiguous matrix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuclf.backend import cpu_workers
+from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.kernels.byte_products.on_cpu import linear_pass_of_bytes
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.samples.walk import sum_over_row_blocks
+
+if TYPE_CHECKING:
+    from gpuclf.samples.folding import FoldedSamples
+
+__all__ = ["compiled_linear_pass"]
+
+MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
+MIN_FEATURES = 64
+MAX_CLASSES = 48
+# A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
+MAX_STRETCH_ROWS = 4096
+MIN_STRETCH_ROWS = 512
+
+
+def compiled_linear_pass(
+    W: Any,
+    b: Any,
+    samples: FoldedSamples,
+    y: Any,
+    weights: Any,
+    data_loss: Any,
+    precision: str = "float32",
+) -> Any:
+    """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass."""
+    n_samples = samples.n_samples
+    n_features, n_classes = W.shape[-2:]
+    if (
+        data_loss not in (softmax_cross_entropy, multiclass_hinge)
+        or W.ndim != 2
+        or (b is not None and b.ndim != 1)
+        or weights.shape != (n_samples,)
+        or n_features < MIN_FEATURES
+        or n_classes > MAX_CLASSES
+        or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
+        or not samples.stored.flags.c_contiguous
+        or not numba_is_usable()
+    ):
+        return NotImplemented
+    hinge = data_loss is multiclass_hinge
+    of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
+    if of_bytes is not NotImplemented:
+        return of_bytes
+    from gpuclf.kernels.linear_pass import loops
+
+    X, centre = samples.stored, samples.centre
+    if not (samples.folds or samples.are_plain_floats):
+        X = samples.rows(slice(0, n_samples))
+    in_place = X.dtype == W.dtype and centre is None
+    (padded, padded_outer), tiles = loops.tiles(n_classes)
+    WT = loops.aligned_zeros(padded, n_features, W)
+    WT[:n_classes] = W.T
+    bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
+    labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
+    if centre is None:
+        centre = np.zeros(n_features, W.dtype)
+
+    def partial(rows: slice) -> tuple[Any, Any, Any]:
+        dWT = loops.aligned_zeros(padded_outer, n_features, W)
+        db = np.zeros(n_classes, W.dtype)
+        given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
+        if in_place:
+            loss = loops.pass_in_place(X, *given)
+        else:
+            loss = loops.pass_converted(X, centre, *given)
+        return np.float64(loss), dWT, db
+
+    stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
+    loss, dWT, db = sum_over_row_blocks(partial, n_samples, stretch, parallel=True)
+    return loss, np.ascontiguousarray(dWT[:n_classes].T), db

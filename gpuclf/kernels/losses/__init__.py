@@ -1,0 +1,1 @@
+"""The losses: scores to loss and gradient."""

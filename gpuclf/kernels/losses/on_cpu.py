@@ -1,0 +1,81 @@
+"""Losses along the samples: ten classes a row are ten numbers, for which NumPy starts anew.
+
+With the classes as rows, the same operations run along thousands of samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "class_major_multiclass_hinge",
+    "class_major_softmax_cross_entropy",
+]
+
+
+def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
+    """Return the scores (C, K N), and labels and weights for them.
+
+    None if the arguments are out of the ordinary.
+    """
+    n_samples, n_classes = scores.shape[-2:]
+    weights = scores.dtype.type(1 / n_samples) if sample_weight is None else sample_weight
+    fits = (
+        scores.ndim in (2, 3)
+        and labels.shape == (n_samples,)
+        and np.issubdtype(labels.dtype, np.integer)
+        and labels.min() >= 0
+        and labels.max() < n_classes
+        and weights.shape in ((), (n_samples,), scores.shape[:-1])
+        and weights.dtype == scores.dtype
+    )
+    if not fits:
+        return None
+    if scores.ndim == 3:
+        labels = np.tile(labels, len(scores))
+        weights = np.broadcast_to(weights, scores.shape[:-1]).reshape(-1)
+    rows = np.moveaxis(scores, -1, 0).copy().reshape(n_classes, -1)
+    return rows, labels, weights
+
+
+def _of_models(losses: Any, dscores: Any, like: Any) -> Any:
+    """Return the sums of weighted losses, and the gradient in the shape of the scores."""
+    loss = np.sum(losses.reshape(like.shape[:-1]), axis=-1, dtype=np.float64)
+    return loss, np.moveaxis(dscores.reshape(-1, *like.shape[:-1]), 0, -1)
+
+
+def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: Any = None) -> Any:
+    """Compute :func:`gpuclf.losses.softmax_cross_entropy` with the classes as rows."""
+    class_major = _class_major(logits, labels, sample_weight)
+    if class_major is None:
+        return NotImplemented
+    probs, labels, weights = class_major
+    own_class = labels, np.arange(len(labels))
+    probs -= probs.max(axis=0)
+    losses = -probs[own_class]
+    np.exp(probs, out=probs)
+    normaliser = probs.sum(axis=0)
+    losses += np.log(normaliser)
+    probs *= weights / normaliser
+    probs[own_class] -= weights
+    return _of_models(losses * weights, probs, logits)
+
+
+def class_major_multiclass_hinge(
+    scores: Any, labels: Any, sample_weight: Any = None, margin: float = 1.0
+) -> Any:
+    """Compute :func:`gpuclf.losses.multiclass_hinge` with the classes as rows."""
+    class_major = _class_major(scores, labels, sample_weight)
+    if class_major is None:
+        return NotImplemented
+    margins, labels, weights = class_major
+    own_class = labels, np.arange(len(labels))
+    margins -= margins[own_class] - margin
+    margins[own_class] *= 0  # not set to 0: NaN stays NaN
+    dscores = (margins > 0).astype(scores.dtype)
+    dscores[own_class] = -dscores.sum(axis=0)
+    dscores *= weights
+    losses = np.maximum(margins, 0, out=margins).sum(axis=0)
+    return _of_models(losses * weights, dscores, scores)

@@ -1,0 +1,69 @@
+"""What NumPy does faster for neighbours: partial selection, and distances of bytes in machine code.
+
+The compiled distances need numba (the ``fast`` extra) and a processor with the instructions for
+them; numba is imported at the first distance between bytes that they could compute.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.models.neighbors import check_n_neighbors
+
+__all__ = ["compiled_manhattan", "compiled_squared_euclidean", "partitioned_smallest_k"]
+
+WORTH_COMPILED = 1 << 28  # bytes to compare; for less, importing numba would cost more
+
+
+def partitioned_smallest_k(distances: Any, k: int) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.smallest_k` by selecting before sorting.
+
+    ``argpartition`` alone would pick any of the distances that tie with the k-th.
+    """
+    check_n_neighbors(k, distances.shape[1])
+    kth = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
+    chosen = distances <= kth
+    surplus = np.count_nonzero(chosen, axis=1) - k
+    if (surplus < 0).any():
+        return NotImplemented  # NaN
+    tied = np.flatnonzero(surplus)
+    if tied.size:
+        last = distances[tied] == kth[tied]
+        spare = np.count_nonzero(last, axis=1) - surplus[tied]
+        chosen[tied] &= ~last | (np.cumsum(last, axis=1) <= spare[:, None])
+    columns = np.flatnonzero(chosen).reshape(-1, k) % distances.shape[1]
+    order = np.argsort(np.take_along_axis(distances, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes with products of bytes."""
+    if A.shape[1] * 255**2 >= 2**31 or not _worth_compiled(A, B):
+        return NotImplemented
+    compiled = _compiled()
+    return NotImplemented if compiled is None else compiled.squared_euclidean(A, B)
+
+
+def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes with sums of absolute differences."""
+    if A.shape[1] * 255 >= 2**31 or not _worth_compiled(A, B):
+        return NotImplemented
+    compiled = _compiled()
+    return NotImplemented if compiled is None else compiled.manhattan(A, B)
+
+
+def _worth_compiled(A: Any, B: Any) -> bool:
+    return bool(A.dtype == B.dtype == np.uint8) and A.size * len(B) >= WORTH_COMPILED
+
+
+@cache
+def _compiled() -> Any:
+    if not numba_is_usable():
+        return None
+    from gpuclf.kernels.nearest import loops as compiled_distances
+
+    return compiled_distances

@@ -1,0 +1,134 @@
+"""Distances between bytes and the nearest neighbours on a CUDA device.
+
+See neighbors.cu and merge_nearest.cu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpuclf.backend import array_namespace
+from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.building.cuda import ceil_div
+from gpuclf.models.neighbors import PAIR_BYTES
+from gpuclf.samples.walk import row_slices
+
+__all__ = ["manhattan_of_bytes", "nearest_of_bytes", "squared_euclidean_of_bytes"]
+
+FROM_CAPABILITY = 80  # of tensor cores that multiply bytes as neighbors.cu does
+MAX_NEIGHBORS = 128
+MAX_ROWS = 2**31 - 2**10
+MAX_COLUMNS = 1 << 22  # of a tile: the grid's second axis
+DISTANCE_BYTES = 4
+LARGEST = {"l2": 255**2, "l1": 255}  # what one feature adds to a distance
+
+# As in neighbors.cu.
+VECTOR = 16  # bytes
+PRODUCT_TILE = (128, 256)
+PRODUCT_SHARED_BYTES = 4 * (128 + 256) * 64
+PAIR_TILE = (128, 128)
+THREADS = 256
+NORM_ROWS = 8
+MERGE_ROWS, MERGE_THREADS = 4, 128
+
+
+def squared_euclidean_of_bytes(A: Any, B: Any, centre: Any = None) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes in three launches."""
+    return _pairs(A, B, "l2")
+
+
+def manhattan_of_bytes(A: Any, B: Any, block_bytes: int | None = None) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes in one launch."""
+    return _pairs(A, B, "l1")
+
+
+def nearest_of_bytes(
+    A: Any, B: Any, k: int, metric: str, tile_training: int, block_bytes: int,
+    count: Callable[[int], None],
+) -> Any:  # fmt: skip
+    """Compute :func:`gpuclf.models.neighbors.nearest_in_tiles` in two launches a tile, or three."""
+    xp = array_namespace(A=A, B=B)
+    if k > MAX_NEIGHBORS or not _fits(A, B, metric):
+        return NotImplemented
+    (n_queries, _), n_training = A.shape, B.shape[0]
+    # Of the bytes that a pair may take, a distance is all that is kept; unless a tile is copied.
+    per_pair = PAIR_BYTES // DISTANCE_BYTES if _has_vectors(B) else 1
+    step = min(n_training, MAX_COLUMNS, tile_training * per_pair)
+    ranks, indices = (
+        xp.empty((n_queries, k), dtype=xp.int32, device=A.device) for _ in range(2)
+    )  # of the nearest so far
+    A = _padded(A)
+    norms = _norms(A) if metric == "l2" else None
+    memory = xp.empty((n_queries * step,), dtype=xp.int32, device=A.device)
+    for tile in row_slices(n_training, step):
+        n_columns = tile.stop - tile.start
+        distances = xp.reshape(memory[: n_queries * n_columns], (n_queries, n_columns))
+        _write_distances(A, _padded(B[tile, :]), norms, distances)
+        sizes = (np.int32(size) for size in (n_queries, n_columns, tile.start, k))
+        cuda_modules.kernel("merge_nearest.cu", "merge_nearest", SLOTS=ceil_div(k, 32))(
+            ceil_div(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
+        )
+        count(n_columns * n_queries)
+    return ranks, xp.astype(indices, xp.int64)
+
+
+def _pairs(A: Any, B: Any, metric: str) -> Any:
+    xp = array_namespace(A=A, B=B)
+    if not _fits(A, B, metric) or B.shape[0] > MAX_COLUMNS:
+        return NotImplemented
+    distances = xp.empty((A.shape[0], B.shape[0]), dtype=xp.int32, device=A.device)
+    A = _padded(A)
+    _write_distances(A, _padded(B), _norms(A) if metric == "l2" else None, distances)
+    return distances
+
+
+def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
+    """Fill `distances` with squares, or with L1 distances if `norms`, those of A, are None."""
+    sizes = tuple(np.int32(size) for size in (*distances.shape, A.shape[1]))
+    name, tile, shared_bytes = "absolute_distances", PAIR_TILE, 0
+    arrays = (A, B) if norms is None else (A, B, norms, _norms(B))
+    if norms is not None:
+        name = "squared_distances"
+        limits = cuda_modules.device_limits(A)
+        if limits.capability >= FROM_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
+            name, tile, shared_bytes = "multiply_bytes", PRODUCT_TILE, PRODUCT_SHARED_BYTES
+    grid = tuple(map(ceil_div, distances.shape, tile))
+    launch = cuda_modules.kernel("neighbors.cu", name)
+    launch(grid, THREADS, (*arrays, distances, *sizes), shared_bytes=shared_bytes)
+
+
+def _norms(X: Any) -> Any:
+    xp = array_namespace(X)
+    norms = xp.empty((X.shape[0],), dtype=xp.uint32, device=X.device)
+    launch = cuda_modules.kernel("neighbors.cu", "squared_norms")
+    sizes = (np.int32(size) for size in X.shape)
+    launch(ceil_div(X.shape[0], NORM_ROWS), THREADS, (X, norms, *sizes))
+    return norms
+
+
+def _fits(A: Any, B: Any, metric: str) -> bool:
+    return (
+        A.ndim == B.ndim == 2
+        and A.dtype.name == B.dtype.name == "uint8"
+        and 0 not in (*A.shape, *B.shape)
+        and max(A.shape[0], B.shape[0]) <= MAX_ROWS
+        and A.shape[1] * LARGEST[metric] < 2**31
+    )
+
+
+def _has_vectors(X: Any) -> bool:
+    return bool(
+        X.shape[1] % VECTOR == cuda_modules.address(X) % VECTOR == 0 and X.flags.c_contiguous
+    )
+
+
+def _padded(X: Any) -> Any:
+    """Return X, or a copy, with rows of whole vectors at addresses that vectors can have."""
+    if _has_vectors(X):
+        return X
+    xp = array_namespace(X)
+    spare = xp.zeros((X.shape[0], -X.shape[1] % VECTOR), dtype=xp.uint8, device=X.device)
+    return cuda_modules.contiguous(xp.concat([X, spare], axis=1))

@@ -1,0 +1,1 @@
+"""The two-layer net's pass over the samples, forward and backward."""

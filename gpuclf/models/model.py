@@ -1,0 +1,113 @@
+"""A model as a value: all that training, checks, benchmarks and the command line know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gpuclf.backend import Array
+from gpuclf.samples.standardized import Standardized
+
+__all__ = ["DataLoss", "Model", "Params", "Twin"]
+
+Params: TypeAlias = dict[str, Array]
+DataLoss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
+Twin: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters, scores and loss of one kind of classifier.
+
+    A loss of one's own needs no class of its own: it is a :class:`gpuclf.models.LinearModel` or a
+    :class:`gpuclf.models.TwoLayerNet` with another `data_loss` (examples/own_loss.py). Another
+    architecture is a subclass with the three methods below.
+
+    Attributes
+    ----------
+    name : str
+    data_loss : callable
+        ``data_loss(scores, labels, sample_weight) -> (loss, dscores)``, written with the array API
+        for scores (..., N, C), labels (N,) and weights (N,), (..., N) or None (the mean), as in
+        :mod:`gpuclf.losses`.
+    naive, textbook : callable, optional
+        ``(params, X, y, reg) -> (loss, grads)``: the same objective in loops, and vectorised as
+        the course has it. Oracles of checks, and rungs of the benchmark.
+    is_smooth : bool
+        Whether the gradient has no jumps: only then L-BFGS may train it.
+    has_logits : bool
+        Whether a softmax of the scores gives the probabilities of the classes.
+    """
+
+    name: str
+    data_loss: DataLoss
+    naive: Twin | None = None
+    textbook: Twin | None = None
+    is_smooth: bool = True
+    has_logits: bool = False
+
+    def initial_params(
+        self, n_features: int, n_classes: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Return the parameters that training starts from, float64 on the host."""
+        raise NotImplementedError
+
+    def scores(self, params: Params, X: Array | Standardized, *, precision: str) -> Array:
+        """Return the scores, shape (..., N, C); inputs are not checked.
+
+        Parameters
+        ----------
+        params : dict of array
+            With the same leading model axes, or none.
+        X : array of shape (N, D), Standardized or Streamed
+        precision : {"float32", "tf32", "float64"}
+            Whether a GPU may multiply float32 in TF32. The floats are those of the parameters.
+        """
+        raise NotImplementedError
+
+    def objective(
+        self,
+        params: Params,
+        X: Array | Standardized,
+        y: Array,
+        reg: float | Array,
+        sample_weight: Array | None = None,
+        *,
+        precision: str = "float32",
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Array, Params]:
+        """Return penalised loss and gradients; inputs are not checked.
+
+        Parameters
+        ----------
+        params, X, precision
+            As for :meth:`scores`.
+        y : integer array of shape (N,), values in 0..C-1
+        reg : float, or array of shape (...)
+        sample_weight : array of shape (N,) or (..., N), optional
+            The factor of each sample's loss, used as it is; by default 1/N.
+        rng : numpy.random.Generator, optional
+            For what a training step draws (dropout). Without it, nothing is drawn.
+
+        Returns
+        -------
+        loss : float64 array of shape (...)
+        grads : dict of array
+            The keys and shapes of `params`.
+        """
+        raise NotImplementedError
+
+    def sample_gradients(self, params: Params, X: Array, y: Array) -> Array:
+        """Return the gradient of the mean data loss with respect to X, as a layer below needs it.
+
+        Parameters
+        ----------
+        params : dict of array
+            Without model axes.
+        X : array of shape (N, D)
+        y : integer array of shape (N,)
+        """
+        raise NotImplementedError

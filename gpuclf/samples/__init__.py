@@ -1,0 +1,1 @@
+"""Samples as models read them: standardised on the fly, streamed, walked in blocks."""

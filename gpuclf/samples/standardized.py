@@ -1,0 +1,272 @@
+"""Samples that stay in the form they are stored in: floats, or bytes standardised on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuclf.backend import (
+    Array,
+    array_namespace,
+    describe_location,
+    to_device,
+    to_host,
+    values_are_on_host,
+)
+from gpuclf.dispatch import fusable
+from gpuclf.samples.streamed import Streamed
+from gpuclf.samples.walk import block_rows, sum_over_row_blocks
+
+__all__ = [
+    "BYTE_CENTRE",
+    "Standardized",
+    "as_floats",
+    "conversion_advice",
+    "is_streamed",
+    "standardized_rows",
+    "take_rows",
+]
+
+BYTE_CENTRE = 128
+
+
+class Standardized:
+    """Pixels or floats with their standardisation, for models that begin with a product.
+
+    Losses, scores and the classifiers trained by gradients take them as X. What compares or looks
+    at the values themselves (distances, k-NN, image features, naive loops) takes arrays:
+    :meth:`to_array` writes them out.
+
+    Parameters
+    ----------
+    X : array of shape (N, D), uint8, float32 or float64
+        Not copied and never changed.
+    mean, scale : array of shape (D,) or float
+        What is subtracted, and what the difference is divided by. `scale` must be positive.
+
+    Attributes
+    ----------
+    X : array of shape (N, D)
+    mean, scale : array of shape (D,), float64
+        In the library and on the device of X.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a scale is not positive and finite.
+
+    Examples
+    --------
+    >>> import gpuclf
+    >>> X = np.array([[0, 100], [200, 100]], dtype=np.uint8)
+    >>> gpuclf.Standardized.fit(X).to_array()
+    array([[-1.,  0.],
+           [ 1.,  0.]], dtype=float32)
+    """
+
+    def __init__(self, X: Array, mean: Array | float, scale: Array | float) -> None:
+        _refuse_other_dtypes(X)
+        if X.ndim != 2:
+            raise ValueError(f"X must have shape (N, D), got {tuple(X.shape)}")
+        self.X = X
+        self.mean = self._per_feature("mean", mean)
+        self.scale = self._per_feature("scale", scale)
+
+    def _per_feature(self, name: str, value: Array | float) -> Array:
+        n_features = self.X.shape[1]
+        host = np.asarray(to_host(value), dtype=np.float64)
+        if host.shape not in ((), (n_features,)):
+            raise ValueError(
+                f"{name} must be a number or have shape ({n_features},), one value for each "
+                f"feature of X, got {host.shape}"
+            )
+        if not np.all(np.isfinite(host)) or (name == "scale" and not np.all(host > 0)):
+            wanted = "finite and above 0" if name == "scale" else "finite"
+            raise ValueError(
+                f"{name} must be {wanted} everywhere; for a feature that never varies use 1.0"
+            )
+        return to_device(np.broadcast_to(host, (n_features,)).copy(), like=self.X)
+
+    @classmethod
+    def fit(cls, X: Array, sample_weight: Array | None = None) -> Standardized:
+        """Standardise X by its own mean and standard deviation; a constant feature gets scale 1.
+
+        Parameters
+        ----------
+        X : array of shape (N, D)
+            Usually the training set; :meth:`apply` standardises other samples the same way.
+        sample_weight : array of shape (N,), optional
+            Non-negative; a sample of weight 2 counts as two samples.
+        """
+        xp = array_namespace(X=X, sample_weight=sample_weight)
+        if isinstance(X, Streamed):
+            weights = None if sample_weight is None else to_host(sample_weight)
+            on_host = cls.fit(X.host, weights)
+            mean, scale = (to_device(v, like=X) for v in (on_host.mean, on_host.scale))
+            return cls._unchecked(X, mean, scale)
+        _refuse_other_dtypes(X)
+        if X.ndim != 2 or X.shape[0] == 0:
+            raise ValueError(
+                f"X must have shape (N, D) with at least one sample, got {tuple(X.shape)}"
+            )
+        mean, variance = _column_moments(X, sample_weight)
+        if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
+            raise ValueError("X has NaN, infinite or too large values: remove or replace them")
+        deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
+        scale = xp.where(deviation > 0, deviation, xp.ones_like(deviation))
+        return cls._unchecked(X, mean, scale)  # a check would be a look at the device
+
+    @classmethod
+    def _unchecked(cls, X: Array, mean: Array, scale: Array) -> Standardized:
+        standardized = object.__new__(cls)
+        standardized.X, standardized.mean, standardized.scale = X, mean, scale
+        return standardized
+
+    def apply(self, X: Array) -> Standardized:
+        """Return other samples with this mean and scale (a test set, for example)."""
+        return Standardized(X, self.mean, self.scale)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D), as of X."""
+        n_samples, n_features = self.X.shape
+        return int(n_samples), int(n_features)
+
+    ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Array | slice) -> Standardized:
+        if isinstance(rows, int | np.integer):
+            raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
+        if isinstance(rows, list):
+            rows = to_device(np.asarray(rows), like=self.X)
+        return self.with_samples(
+            self.X[rows, :] if isinstance(rows, slice) else take_rows(self.X, rows)
+        )
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("standardising makes a copy; pass copy=None or copy=True")
+        return np.asarray(self.to_array(), dtype=dtype)  # type: ignore[call-overload, no-any-return]
+
+    def __repr__(self) -> str:
+        return f"Standardized({self.X.dtype} {self.shape}, {describe_location(self.X)})"
+
+    def with_samples(self, X: Array) -> Standardized:
+        """Return other samples of the same features, sharing mean and scale, unchecked."""
+        return self._unchecked(X, self.mean, self.scale)
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> Standardized:
+        """Return a copy with `function` applied to X, mean and scale (to move it, for example)."""
+        X = self.X.map_arrays(function) if isinstance(self.X, Streamed) else function(self.X)
+        return self._unchecked(X, function(self.mean), function(self.scale))
+
+    def to_array(self, dtype: object = None) -> Array:
+        """Write the standardised samples out as floats of `dtype` (default float32)."""
+        if isinstance(self.X, Streamed):
+            raise TypeError("the samples are streamed; upload them first, with gpuclf.to_device")
+        xp = array_namespace(self.X)
+        dtype = xp.float32 if dtype is None else dtype
+        shift = self.mean - BYTE_CENTRE if self.X.dtype == xp.uint8 else self.mean
+        return standardized_rows(self.X, xp.astype(shift, dtype), xp.astype(1 / self.scale, dtype))
+
+
+@fusable(numpy="elementwise.on_cpu:compiled_standardized_rows")
+def standardized_rows(X: Array, shift: Array, factor: Array) -> Array:
+    """Return ``(X - shift) * factor`` in the dtype of `factor`; bytes count from 128.
+
+    Parameters
+    ----------
+    X : array of shape (N, D), uint8, float32 or float64
+    shift, factor : array of shape (D,)
+    """
+    return (as_floats(X, factor.dtype) - shift) * factor
+
+
+def _refuse_other_dtypes(X: Array) -> None:
+    xp = array_namespace(X)
+    if X.dtype not in (xp.uint8, xp.float32, xp.float64):
+        raise TypeError(
+            f"X must be uint8, float32 or float64, got {X.dtype}; {conversion_advice('X', X)}"
+        )
+
+
+def conversion_advice(name: str, value: Array) -> str:
+    """Say how an array becomes floats, in the words of its library."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        size = 8 * min(max(value.dtype.itemsize, 4), 8)
+        return f"its bytes are not in this machine's byte order: {name}.astype('float{size}')"
+    root = type(value).__module__.partition(".")[0]
+    if root == "torch":
+        return f"convert it with {name}.to(torch.float32)"
+    if hasattr(value, "astype"):
+        return f"convert it with {name}.astype('float32')"
+    return f"convert it with {root}.astype({name}, {root}.float32)"
+
+
+def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array]:
+    """Means and variances of the columns of X, in float64, in one pass.
+
+    Sums of squares of raw values would lose every digit for features far from zero, so the
+    moments are taken about one of the samples.
+    """
+    xp = array_namespace(X)
+    n_samples, n_features = (int(n) for n in X.shape)
+    # Squared differences of bytes are below 2**16: sums of up to 256 are exact in float32.
+    exact_in_float32 = X.dtype == xp.uint8 and sample_weight is None
+    dtype = xp.float32 if exact_in_float32 else xp.float64
+    if sample_weight is None:
+        weights = xp.ones((n_samples,), dtype=dtype, device=X.device)
+    else:
+        weights = xp.astype(sample_weight, dtype)
+    # A sample of weight 0 may be anything, so it is no origin.
+    first_counted = xp.reshape(xp.argmax(xp.astype(weights > 0, xp.uint8)), (1,))
+    origin = xp.astype(xp.take(X, first_counted, axis=0)[0, :], dtype)
+
+    def moments(rows: slice) -> tuple[Array, Array]:
+        difference = xp.astype(X[rows, :], dtype) - origin
+        first, second = weights[rows] @ difference, weights[rows] @ (difference * difference)
+        return xp.astype(first, xp.float64), xp.astype(second, xp.float64)
+
+    step = min(256, block_rows(weights, n_samples, 2 * n_features, converted=True))
+    first, second = sum_over_row_blocks(moments, n_samples, step, parallel=xp is np)
+    count = xp.sum(weights, dtype=xp.float64)
+    mean = first / count
+    return xp.astype(origin, xp.float64) + mean, second / count - mean * mean
+
+
+def as_floats(X: Array, dtype: object) -> Array:
+    """Return rows as floats of `dtype`; bytes relative to 128."""
+    xp = array_namespace(X)
+    if X.dtype != xp.uint8:
+        return X if X.dtype == dtype else xp.astype(X, dtype)
+    if xp is np:
+        # Flipping the top bit and reading the byte as signed is "minus 128": one pass over bytes
+        # where a subtraction would pass over floats four times as large.
+        return (X ^ np.uint8(BYTE_CENTRE)).view(np.int8).astype(dtype)
+    return xp.astype(X, dtype) - BYTE_CENTRE
+
+
+def is_streamed(X: Array | Standardized) -> bool:
+    """Tell whether the samples, standardised or not, stay on the host."""
+    return isinstance(X.X if isinstance(X, Standardized) else X, Streamed)
+
+
+def take_rows(X: Array, indices: Array) -> Array:
+    """Gather rows of an array, or of Standardized samples, by integer index or boolean mask."""
+    if isinstance(X, Standardized):
+        return X[indices]
+    if isinstance(X, Streamed):
+        return X.take(to_host(indices))
+    xp = array_namespace(X=X, indices=indices)
+    if xp.isdtype(indices.dtype, "bool"):
+        if tuple(indices.shape) != (int(X.shape[0]),):
+            raise IndexError(
+                f"a mask must have shape ({X.shape[0]},), one entry a row, got "
+                f"{tuple(indices.shape)}"
+            )
+        (indices,) = xp.nonzero(indices)
+    return xp.take(X, indices, axis=0)
