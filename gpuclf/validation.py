@@ -8,6 +8,7 @@ range or a NaN makes the loss NaN, and training reports it when it reads the los
 from __future__ import annotations
 
 import math
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_label_count",
     "check_labels",
     "check_parameter",
+    "check_params",
     "check_penalty",
     "check_precision",
     "check_result",
@@ -45,18 +47,79 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
             f"images{', the planes first,' if planes else ''} with "
             f"{name}{planes}.reshape(len({name}), -1)"
         )
-    n_samples, n_features = (int(n) for n in stored.shape)
+    n_samples, n_features = map(int, stored.shape)
     if n_samples == 0 or n_features == 0:
         raise ValueError(
             f"{name} is empty: shape ({n_samples}, {n_features}); at least one sample and one "
             "feature are needed"
         )
-    if stored.dtype not in (xp.uint8, xp.float32, xp.float64):
+    if stored.dtype not in _accepted(xp, "uint8", "float32", "float64"):
         raise TypeError(
             f"{name} must be uint8, float32 or float64, got {stored.dtype}; "
             + conversion_advice(name, stored)
         )
     return xp, n_samples, n_features
+
+
+@cache
+def _accepted(xp: Any, *names: str) -> tuple[Any, ...]:
+    # NumPy compares its dtypes with its types slowly, with other dtypes fast.
+    return tuple(np.dtype(name) if xp is np else getattr(xp, name) for name in names)
+
+
+def check_params(
+    params: dict[str, Array],
+    axes: dict[str, str],
+    X: Array | Standardized,
+    precision: str,
+    optional: tuple[str, ...] = (),
+) -> tuple[dict[str, Array], int]:
+    """Check a model's parameters against the samples and each other.
+
+    Parameters
+    ----------
+    params : dict of array
+    axes : dict of str
+        The trailing axes of each parameter, a letter an axis: D features, C classes; equal letters
+        are equal sizes.
+    X : array or Standardized
+    precision : str
+    optional : tuple of str
+        Parameters that may be missing.
+
+    Returns
+    -------
+    params : dict of array
+        In the one dtype to compute in.
+    n_classes : int
+    """
+    if not isinstance(params, dict):
+        names = f"{', '.join([*axes][:-1])} and {[*axes][-1]}"
+        raise TypeError(f"params must be a dict of {names}, got {type(params).__name__}")
+    missing = [name for name in axes if name not in params and name not in optional]
+    if missing:
+        shapes = [f"{name} ({', '.join(of)}{',' * (len(of) == 1)})" for name, of in axes.items()]
+        raise ValueError(
+            f"params must hold {', '.join(shapes[:-1])} and {shapes[-1]}; missing: "
+            f"{', '.join(missing)}"
+        )
+    xp, _, n_features = check_samples(X)
+    given = {name: params[name] for name in axes if name in params}
+    sizes, dtype, model_axes = {"D": n_features}, None, set()
+    for name, value in given.items():
+        of = axes[name]
+        found = check_parameter(name, value, X, tuple([sizes.get(letter, -1) for letter in of]))
+        dtype = found if dtype is None or dtype == found else xp.result_type(dtype, found)
+        sizes.update(zip(of, value.shape[-len(of) :], strict=True))
+        model_axes.add(tuple(value.shape[: -len(of)]))
+    if len(model_axes) > 1:
+        found = {name: tuple(value.shape) for name, value in given.items()}
+        raise ValueError(f"all parameters must have the same leading model axes, got {found}")
+    dtype = check_precision(precision, dtype, xp)
+    for name, value in given.items():
+        if value.dtype != dtype:
+            given[name] = xp.astype(value, dtype)
+    return given, int(sizes["C"])
 
 
 def check_parameter(
@@ -75,25 +138,26 @@ def check_parameter(
     stored = X.X if isinstance(X, Standardized) else X
     _refuse_none(name, value)
     xp = array_namespace(**{"X": stored, name: value})
-    if value.dtype not in (xp.float32, xp.float64):
+    floats = _accepted(xp, "float32", "float64")
+    if value.dtype not in floats:
         raise TypeError(
             f"{name} must be float32 or float64, got {value.dtype}; "
             + conversion_advice(name, value)
         )
-    found = tuple(int(n) for n in value.shape[-len(shape) :])
-    fits = len(found) == len(shape) and all(
-        (n >= 1) if want == -1 else (n == want) for n, want in zip(found, shape, strict=True)
-    )
+    found = tuple(value.shape[-len(shape) :])
+    fits = len(found) == len(shape) and 0 not in found
+    for n, wanted in zip(found, shape, strict=False):
+        fits = fits and wanted in (-1, n)
     if not fits:
-        wanted = "(" + ", ".join("any" if n == -1 else str(n) for n in shape)
-        wanted += ",)" if len(shape) == 1 else ")"
+        wanted_shape = "(" + ", ".join("any" if n == -1 else str(n) for n in shape)
+        wanted_shape += ",)" if len(shape) == 1 else ")"
         raise ValueError(
-            f"{name} must have shape {wanted} to fit X of shape {tuple(stored.shape)} and the "
-            f"other parameters, got {tuple(value.shape)}{_transposed_hint(name, found, shape)}"
+            f"{name} must have shape {wanted_shape} to fit X of shape {tuple(stored.shape)} and "
+            f"the other parameters, got {tuple(value.shape)}"
+            f"{_transposed_hint(name, found, shape)}"
         )
-    if stored.dtype == xp.uint8:
-        return value.dtype
-    return xp.result_type(stored.dtype, value.dtype)
+    # What float32 and float64 promote to is the wider one; bytes follow the parameter.
+    return stored.dtype if stored.dtype == floats[1] else value.dtype
 
 
 def _transposed_hint(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -120,20 +184,19 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
     _refuse_none("y", y)
     xp = array_namespace(X=stored, y=y)
     check_label_count(y, int(stored.shape[0]))
-    if not xp.isdtype(y.dtype, "integral"):
+    if not (y.dtype.kind in "iu" if xp is np else xp.isdtype(y.dtype, "integral")):
         raise TypeError(
             f"labels must be integers 0..{n_classes - 1}, got {y.dtype}; convert them with "
             "y.astype(int), or number them with numpy.unique(y, return_inverse=True)"
         )
-    if values_are_on_host(y):
+    if values_are_on_host(y) and (y.min() < 0 or y.max() >= n_classes):
         wrong = np.flatnonzero((y < 0) | (y >= n_classes))
-        if wrong.size:
-            raise ValueError(
-                f"labels must be in 0..{n_classes - 1} (W has {n_classes} columns), got "
-                f"y[{wrong[0]}] = {y[wrong[0]]}"
-                + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")
-                + "; number the classes from 0, or give W more columns"
-            )
+        raise ValueError(
+            f"labels must be in 0..{n_classes - 1} (W has {n_classes} columns), got "
+            f"y[{wrong[0]}] = {y[wrong[0]]}"
+            + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")
+            + "; number the classes from 0, or give W more columns"
+        )
     return y
 
 
@@ -203,7 +266,7 @@ def check_result(
     A NaN or an infinity anywhere in the inputs reaches the loss or, where ReLU stops it on the
     way, the gradient of the first layer; looking at those saves a pass over X.
     """
-    if not values_are_on_host(loss) or np.all(np.isfinite(loss + np.sum(gradient))):
+    if not values_are_on_host(loss) or np.isfinite(loss + gradient.sum()).all():
         return
     stored = X.X if isinstance(X, Standardized) else X
     for name, value in {"X": stored, **parameters}.items():

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from gpuclf.backend import Array
 from gpuclf.samples.standardized import Standardized
+from gpuclf.validation import (
+    check_labels,
+    check_params,
+    check_penalty,
+    check_result,
+    check_weights,
+)
 
 __all__ = ["DataLoss", "Model", "Params", "Twin"]
 
@@ -40,6 +47,11 @@ class Model:
         Whether the gradient has no jumps: only then L-BFGS may train it.
     has_logits : bool
         Whether a softmax of the scores gives the probabilities of the classes.
+    axes : dict of str
+        Of the class: the trailing axes of each parameter by letters, D features and C classes;
+        the first parameter multiplies the samples.
+    optional : tuple of str
+        Of the class: parameters that may be missing.
     """
 
     name: str
@@ -48,6 +60,8 @@ class Model:
     textbook: Twin | None = None
     is_smooth: bool = True
     has_logits: bool = False
+    axes: ClassVar[dict[str, str]]
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def initial_params(
         self, n_features: int, n_classes: int, rng: np.random.Generator
@@ -99,6 +113,46 @@ class Model:
             The keys and shapes of `params`.
         """
         raise NotImplementedError
+
+    def loss(
+        self,
+        params: Params,
+        X: Array | Standardized,
+        y: Array,
+        reg: float,
+        sample_weight: Array | None = None,
+        *,
+        precision: str = "float32",
+    ) -> tuple[Array, Params]:
+        """Check everything, then compute :meth:`objective`.
+
+        Parameters
+        ----------
+        params, X, y, reg, precision
+            As for :meth:`objective`.
+        sample_weight : array of shape (N,), optional
+            The data loss is then the weighted mean.
+
+        Returns
+        -------
+        loss : float64 array of shape (...)
+        grads : dict of array
+            The keys and shapes of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :func:`gpuclf.softmax_loss_vectorized`.
+        """
+        params, n_classes = check_params(params, self.axes, X, precision, self.optional)
+        y = check_labels(y, X, n_classes)
+        check_penalty(reg)
+        first = next(iter(params))
+        weights = check_weights(sample_weight, X, params[first].dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # check_result says it better
+            loss, grads = self.objective(params, X, y, reg, weights, precision=precision)
+            check_result(loss, grads[first], X, **params)
+        return loss, grads
 
     def sample_gradients(self, params: Params, X: Array, y: Array) -> Array:
         """Return the gradient of the mean data loss with respect to X, as a layer below needs it.

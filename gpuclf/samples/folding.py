@@ -27,10 +27,8 @@ from gpuclf.samples.streamed import Streamed
 __all__ = [
     "FoldedSamples",
     "RowBlock",
-    "block_affine",
-    "block_affine_backward",
+    "block_type",
     "fold_into",
-    "multiplies_bytes",
     "unfold_from",
 ]
 
@@ -60,6 +58,8 @@ class FoldedSamples:
         X, if it was given so.
     centre : array of shape (D,) or None
         What :meth:`rows` subtracts from stored floats.
+    are_streamed : bool
+        Whether they stay on the host.
     folds : bool
         Whether the standardisation goes into the parameters; :meth:`rows` then gives what is
         stored minus 128 (bytes) or `centre` (floats).
@@ -73,14 +73,13 @@ class FoldedSamples:
         self.n_samples, self.n_features = (int(n) for n in self.stored.shape)
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
+        self.are_streamed = isinstance(self.stored, Streamed)
         self.centre: Array | None = None
-        self._multiplies_bytes = (
-            is_bytes
-            and not isinstance(self.stored, Streamed)
-            and multiplies_bytes(self.stored, n_outputs, dtype)
-        )
+        self._block_type: type[RowBlock] = RowBlock
+        if is_bytes and not self.are_streamed:
+            self._block_type = block_type(self.stored, n_outputs, dtype)
         self.folds = (is_bytes or self.standardized is not None) and (
-            ROWS_TO_FOLD * n_outputs < self.n_samples or self._multiplies_bytes
+            ROWS_TO_FOLD * n_outputs < self.n_samples or self._block_type is not RowBlock
         )
         if self.folds and self.standardized is not None and not is_bytes:
             # Floats may lie anywhere, so their mean is subtracted from the rows.
@@ -106,25 +105,23 @@ class FoldedSamples:
         return xp.astype(1 / self.standardized.scale, self._dtype)[:, None]
 
     def over_uploads(
-        self, work: Callable[[Iterator[tuple[slice, FoldedSamples]]], Result], floats_per_row: int
+        self, work: Callable[[Iterator[tuple[slice, FoldedSamples]]], Result], width: int
     ) -> Result:
-        """Return ``work(parts)``, where parts gives slices of rows and their part of the features.
+        """Return ``work(parts)`` of streamed samples: slices of rows and their part, uploaded.
 
-        Streamed samples come in blocks, each to be used before the next is asked for; others are
-        one part. `floats_per_row` is how many numbers one row occupies while it is worked on.
+        Each part is to be used before the next is asked for. `width` is that of the first product.
         """
-        if not isinstance(self.stored, Streamed):
-            return work(iter([(slice(0, self.n_samples), self)]))
         bits = array_namespace(self.stored).finfo(self._dtype).bits
         # Twice, because a standardised row is written out once more.
-        bytes_per_row = 2 * floats_per_row * bits // 8
-        return self.stored.over_blocks(
+        bytes_per_row = 2 * (self.n_features + 3 * width) * bits // 8
+        found: Result = self.stored.over_blocks(
             lambda blocks: work((rows, self._part(X)) for rows, X in blocks), bytes_per_row
         )
+        return found
 
     def _part(self, X: Array) -> FoldedSamples:
         part = copy.copy(self)
-        part.stored, part.n_samples = X, int(X.shape[0])
+        part.stored, part.n_samples, part.are_streamed = X, int(X.shape[0]), False
         if self.standardized is not None:
             part.standardized = self.standardized.with_samples(X)
         return part
@@ -132,7 +129,7 @@ class FoldedSamples:
     @property
     def are_converted(self) -> bool:
         """Whether products need new floats instead of a view of X."""
-        return not self._multiplies_bytes and (
+        return self._block_type is RowBlock and (
             self.standardized is not None or self.stored.dtype != self._dtype
         )
 
@@ -143,8 +140,8 @@ class FoldedSamples:
         return self.standardized is None and self.stored.dtype != xp.uint8
 
     def block(self, rows: slice) -> RowBlock:
-        """Return a block of samples for :func:`block_affine` and its backward pass."""
-        return RowBlock(self, rows)
+        """Return a block of samples with its two products."""
+        return self._block_type(self, rows)
 
     def rows(self, block: slice) -> Array:
         """Return a block of samples as the floats that the folded parameters act on."""
@@ -175,37 +172,26 @@ class RowBlock:
 
     Attributes
     ----------
-    samples : FoldedSamples
-    rows : slice
     floats : array of shape (n, D)
         :meth:`FoldedSamples.rows`, made once.
     """
 
     def __init__(self, samples: FoldedSamples, rows: slice) -> None:
-        self.samples, self.rows = samples, rows
+        self.floats = samples.rows(rows)
 
-    @cached_property
-    def floats(self) -> Array:  # noqa: D102 - described by the class
-        return self.samples.rows(self.rows)
+    def affine(self, W: Array, b: Array | None) -> Array:
+        """Return ``floats @ W + b``, for folded W and b."""
+        return affine(self.floats, W, b)
 
-
-@fusable(numpy="byte_products.on_cpu:are_multiplied")
-def multiplies_bytes(X: Array, n_outputs: int, dtype: object) -> bool:
-    """Tell whether :func:`block_affine` takes bytes as they are; folding then always pays."""
-    return False
+    def affine_backward(self, dY: Array) -> tuple[Array, Array]:
+        """Return the gradients of :meth:`affine` with respect to W and b."""
+        return affine_backward_params(dY, self.floats)
 
 
-@fusable(numpy="byte_products.on_cpu:bytes_affine")
-def block_affine(W: Array, b: Array | None, block: RowBlock) -> Array:
-    """Return ``block.floats @ W + b``, for folded W and b."""
-    return affine(block.floats, W, b)
-
-
-@fusable(numpy="byte_products.on_cpu:bytes_affine_backward")
-def block_affine_backward(dY: Array, block: RowBlock) -> tuple[Array, Array]:
-    """Return the gradients of :func:`block_affine` with respect to W and b."""
-    dW, db = affine_backward_params(dY, block.floats)
-    return dW, db
+@fusable(numpy="byte_products.on_cpu:blocks_of_bytes")
+def block_type(X: Array, n_outputs: int, dtype: object) -> type[RowBlock]:
+    """Return the kind of block that multiplies X: another one takes bytes as they are."""
+    return RowBlock
 
 
 @fusable(numpy="elementwise.on_cpu:compiled_fold_into")

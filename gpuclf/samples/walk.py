@@ -1,9 +1,11 @@
-"""Walk the samples in blocks of rows, and sum what the blocks give.
+"""The one walk over the samples: uploads, blocks of rows, threads, memory, the order of sums.
 
 A full pass needs the rows of X twice, once for the scores and once for the gradient. In blocks, the
 second time finds what the cache still holds, and no temporary is longer than a block. On a CPU each
 core walks its own stretch of blocks with single-threaded BLAS inside, because BLAS's own threads
-spend more time meeting each other than computing on such tall, thin products.
+spend more time meeting each other than computing on such tall, thin products. Samples that stay on
+the host come upload by upload. A model says what a block gives (:func:`sum_over_samples`,
+:func:`concat_over_samples`); a mini-batch is one block, and the walk returns at once.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -28,14 +30,17 @@ from gpuclf.backend import (
 )
 from gpuclf.uploads import row_slices
 
+if TYPE_CHECKING:
+    from gpuclf.samples.folding import FoldedSamples, RowBlock
+
 __all__ = [
     "block_rows",
+    "concat_over_samples",
     "concat_row_blocks",
-    "concat_rows",
     "map_row_blocks",
     "row_slices",
-    "sum_in_order",
     "sum_over_row_blocks",
+    "sum_over_samples",
     "until_it_fits",
 ]
 
@@ -70,7 +75,8 @@ def block_rows(like: Array, n_rows: int, floats_per_row: int, *, converted: bool
         Whether a block of X is converted before use, or read where it lies.
     """
     xp = array_namespace(like)
-    bytes_per_row: int = floats_per_row * xp.finfo(like.dtype).bits // 8
+    itemsize = like.itemsize if xp is np else xp.finfo(like.dtype).bits // 8
+    bytes_per_row: int = floats_per_row * itemsize
     budget = CPU_BLOCK_BYTES if xp is np else DEVICE_BLOCK_BYTES
     if n_rows * bytes_per_row <= budget:
         return n_rows
@@ -94,19 +100,95 @@ def until_it_fits(work: Callable[[int], Result], rows_per_block: int) -> Result:
     while True:
         try:
             return work(rows_per_block)
-        except _NoRoomError:
-            raise
         except MemoryError as error:
-            if rows_per_block <= MIN_BLOCK_ROWS:
-                free = free_device_bytes()
-                known = "" if free is None else f"; {free:,} bytes are free on the device"
-                raise _NoRoomError(
-                    f"there is no room for blocks of {rows_per_block} rows either "
-                    f"({error}{known}): delete other arrays, end other programs that use the "
-                    "memory, or leave the samples on the host (gpuclf.Streamed)"
-                ) from error
+            fewer = _fewer_rows(rows_per_block, error)
         # Outside the handler, whose error would keep alive what the failed attempt held.
-        rows_per_block = max(MIN_BLOCK_ROWS, rows_per_block // 2)
+        rows_per_block = fewer
+
+
+def _fewer_rows(rows_per_block: int, error: MemoryError) -> int:
+    if isinstance(error, _NoRoomError):
+        raise error
+    if rows_per_block > MIN_BLOCK_ROWS:
+        return max(MIN_BLOCK_ROWS, rows_per_block // 2)
+    free = free_device_bytes()
+    known = "" if free is None else f"; {free:,} bytes are free on the device"
+    raise _NoRoomError(
+        f"there is no room for blocks of {rows_per_block} rows either ({error}{known}): delete "
+        "other arrays, end other programs that use the memory, or leave the samples on the host "
+        "(gpuclf.Streamed)"
+    ) from error
+
+
+def sum_over_samples(
+    of_block: Callable[[RowBlock, slice], Sequence[Array]],
+    samples: FoldedSamples,
+    like: Array,
+    width: int,
+    of_part: Callable[[FoldedSamples, slice], Sequence[Array]] | None = None,
+) -> Sequence[Array]:
+    """Sum what ``of_block(block, rows)`` gives for all blocks of the samples, in a fixed order.
+
+    Parameters
+    ----------
+    of_block : callable
+        Takes a block of samples and the slice of their numbers, returns the arrays to be summed;
+        those of the first block are summed into, so they must be fresh.
+    samples : FoldedSamples
+    like : array
+        Tells the library and dtype that the pass computes in.
+    width : int
+        Columns of the first product.
+    of_part : callable, optional
+        ``of_part(part, rows)`` gives the sums over one upload of streamed samples; by default its
+        blocks are walked.
+
+    Returns
+    -------
+    sequence of array
+        One sum for each array that `of_block` returns.
+    """
+    n_samples, floats_per_row = samples.n_samples, samples.n_features + 3 * width
+    if samples.are_streamed:
+
+        def walked(part: FoldedSamples, rows: slice) -> Sequence[Array]:
+            def of_rows(block: RowBlock, within: slice) -> Sequence[Array]:
+                return of_block(block, slice(rows.start + within.start, rows.start + within.stop))
+
+            return sum_over_samples(of_rows, part, like, width)
+
+        sums = of_part or walked
+        return samples.over_uploads(
+            lambda parts: _sum_in_order(sums(part, rows) for rows, part in parts), width
+        )
+    step = block_rows(like, n_samples, floats_per_row, converted=samples.are_converted)
+    if step >= n_samples:
+        whole = slice(0, n_samples)
+        try:
+            return of_block(samples.block(whole), whole)
+        except MemoryError as error:
+            step = _fewer_rows(step, error)
+    return sum_over_row_blocks(
+        lambda rows: of_block(samples.block(rows), rows),
+        *(n_samples, step),
+        parallel=array_namespace(like) is np,
+    )
+
+
+def concat_over_samples(
+    of_block: Callable[[RowBlock], Array], samples: FoldedSamples, like: Array, width: int
+) -> Array:
+    """Put together what ``of_block(block)`` gives for all blocks, along the second last axis."""
+    if samples.are_streamed:
+        return samples.over_uploads(
+            lambda parts: _concat_rows(
+                [concat_over_samples(of_block, part, like, width) for _, part in parts]
+            ),
+            width,
+        )
+    n_samples, floats_per_row = samples.n_samples, samples.n_features + 3 * width
+    step = block_rows(like, n_samples, floats_per_row, converted=samples.are_converted)
+    return concat_row_blocks(lambda rows: of_block(samples.block(rows)), n_samples, step)
 
 
 def sum_over_row_blocks(
@@ -132,9 +214,9 @@ def sum_over_row_blocks(
     workers = cpu_workers() if parallel else 1
 
     def sums(rows_per_block: int) -> list[Array]:
-        return sum_in_order(
+        return _sum_in_order(
             _in_shares(
-                lambda share: sum_in_order(partial(rows) for rows in share),
+                lambda share: _sum_in_order(partial(rows) for rows in share),
                 *(n_rows, rows_per_block, workers),
             )
         )
@@ -185,16 +267,16 @@ def _in_shares(
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
     """Put together what ``part(rows)`` gives for each block, along the second last axis."""
     return until_it_fits(
-        lambda step: concat_rows([part(rows) for rows in row_slices(n_rows, step)]), rows_per_block
+        lambda step: _concat_rows([part(rows) for rows in row_slices(n_rows, step)]), rows_per_block
     )
 
 
-def concat_rows(parts: Sequence[Array]) -> Array:
+def _concat_rows(parts: Sequence[Array]) -> Array:
     """Put arrays together along the second last axis."""
     return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=-2)
 
 
-def sum_in_order(rounds: Iterable[Sequence[Array]]) -> list[Array]:
+def _sum_in_order(rounds: Iterable[Sequence[Array]]) -> list[Array]:
     """Sum corresponding arrays, into those of the first round."""
     remaining = iter(rounds)
     totals = list(next(remaining))

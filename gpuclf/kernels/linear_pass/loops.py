@@ -1,4 +1,4 @@
-"""The loops of compiled_linear.py, sixteen rows at a time; imported only where numba is installed.
+"""The loops of on_cpu.py, sixteen rows at a time; imported only where numba is installed.
 
 Their innermost parts keep a tile of a thin product in vector registers, by explicit LLVM code. A
 compiler vectorises a loop over one accumulator, or over one row of them; it does not keep a tile
@@ -31,9 +31,11 @@ __all__ = [
     "BLOCK_ROWS",
     "TILE_ROWS",
     "VECTOR_BYTES",
+    "add_gradient_of_rows",
     "aligned_zeros",
     "pass_converted",
     "pass_in_place",
+    "scores_of_rows",
     "tiles",
 ]
 
@@ -45,7 +47,7 @@ MAX_DOT_CLASSES = 6
 OUTER_VECTORS = 2 if _MANY_REGISTERS else 1  # of features in an outer tile
 MAX_OUTER_CLASSES = 12
 BLOCK_ROWS = 16
-# FoldedSamples of W that a few tiles of rows use one after another, from L1.
+# Features of W that a few tiles of rows use one after another, from L1.
 DOT_FEATURES = 1024
 
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -391,13 +393,9 @@ def _block(
     tiles: Any,
     hinge: bool,
 ) -> float:
-    S, x_rest, W_rest, dW_rest, stop = work
+    S = work[0]
     n_classes = len(b)
-    S[:] = 0
-    x_rest[:, : x.shape[1] - stop] = x[:, stop:]
-    _dot(x, W, S, 0, stop, tiles[0])
-    _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tiles[0])
-    S[:, :n_classes] += b  # last: large biases would cost the products digits
+    _write_scores(x, W, b, S, work, tiles[0])
     loss = 0.0
     for r in range(len(y)):
         scores = S[r, :n_classes]
@@ -410,9 +408,70 @@ def _block(
             loss += _softmax_cross_entropy(scores, y[r], weights[r])
         for c in range(n_classes):
             db[c] += S[r, c]
-    _outer(x, S, len(y), dW, 0, stop, BLOCK_ROWS * x.strides[0], tiles[1])
-    _outer(x_rest, S, len(y), dW_rest, 0, x_rest.shape[1], 0, tiles[1])
+    _add_gradient(x, S, len(y), dW, work, tiles[1])
     return loss
+
+
+@compiled
+def _write_scores(x: Any, W: Any, b: Any, S: Any, work: Any, tile: Any) -> None:
+    _, x_rest, W_rest, _, stop = work
+    S[:] = 0
+    x_rest[:, : x.shape[1] - stop] = x[:, stop:]
+    _dot(x, W, S, 0, stop, tile)
+    _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tile)
+    S[:, : len(b)] += b  # last: large biases would cost the products digits
+
+
+@compiled
+def _add_gradient(x: Any, S: Any, n_rows: int, dW: Any, work: Any, tile: Any) -> None:
+    _, x_rest, _, dW_rest, stop = work
+    _outer(x, S, n_rows, dW, 0, stop, BLOCK_ROWS * x.strides[0], tile)
+    _outer(x_rest, S, n_rows, dW_rest, 0, x_rest.shape[1], 0, tile)
+
+
+@compiled
+def scores_of_rows(
+    X: Any, centre: Any, W: Any, b: Any, start: int, stop: int, dW: Any, tiles: Any
+) -> Any:
+    """Return the scores of the rows start:stop, with whole blocks of rows and columns of dW.
+
+    For a loss that is not in machine code; arguments as for :func:`pass_in_place`, and `centre` as
+    for :func:`pass_converted`, or None if X is taken as it is.
+    """
+    work = _workspace(W, dW)
+    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
+    n_blocks = (stop - start + BLOCK_ROWS - 1) // BLOCK_ROWS
+    S = aligned_zeros(n_blocks * BLOCK_ROWS, max(len(W), len(dW)), W)
+    for first in range(0, stop - start, BLOCK_ROWS):
+        _take_rows(X, centre, start + first, min(start + first + BLOCK_ROWS, stop), x)
+        _write_scores(x, W, b, S[first : first + BLOCK_ROWS], work, tiles[0])
+    return S
+
+
+@compiled
+def add_gradient_of_rows(
+    X: Any, centre: Any, S: Any, start: int, stop: int, W: Any, dW: Any, tiles: Any
+) -> None:
+    """Add the gradient of the rows start:stop to dW, where S holds that of their scores."""
+    work = _workspace(W, dW)
+    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
+    for first in range(0, stop - start, BLOCK_ROWS):
+        end = min(start + first + BLOCK_ROWS, stop)
+        n_rows = end - start - first
+        _take_rows(X, centre, start + first, end, x)
+        _, x_rest, _, _, whole = work
+        x_rest[:, : x.shape[1] - whole] = x[:, whole:]
+        _add_gradient(x, S[first : first + BLOCK_ROWS], n_rows, dW, work, tiles[1])
+    _add_rest(work, dW)
+
+
+@compiled
+def _take_rows(X: Any, centre: Any, start: int, stop: int, x: Any) -> None:
+    for r in range(stop - start):
+        if centre is None:
+            x[r] = X[start + r]
+        else:
+            _convert(X, start + r, centre, x, r)
 
 
 @compiled

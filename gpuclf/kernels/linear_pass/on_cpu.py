@@ -1,12 +1,15 @@
-"""The whole linear pass in compiled code that reads X from memory once; needs numba.
+"""The whole linear pass in compiled code; needs numba.
 
 Sixteen rows at a time: scores, loss and gradient of the scores, and their share of dW, while the
-rows are in a core's L2. Python threads cannot work on pieces this small, for they would meet at
-the interpreter's lock; the compiled loop releases it. Bytes and standardised floats are converted
-into a buffer of sixteen rows.
+rows are in a core's L2, so that X is read from memory once. Python threads cannot work on pieces
+this small, for they would meet at the interpreter's lock; the compiled loop releases it. Bytes and
+standardised floats are converted into a buffer of sixteen rows.
 
-Declines where the shared body is as good or better: little work, few samples, wide W, several
-models, other losses, samples that are not one contiguous matrix.
+A data loss that is not in machine code stays in Python: it is called for a stretch of rows between
+the two compiled products, so X is read twice.
+
+Declines where the shared body is as good or better: little work, few features, wide W, several
+models, samples that are not one contiguous matrix.
 """
 
 from __future__ import annotations
@@ -17,8 +20,7 @@ import numpy as np
 
 from gpuclf.backend import cpu_workers
 from gpuclf.kernels.building.machine_code import numba_is_usable
-from gpuclf.kernels.byte_products.on_cpu import linear_pass_of_bytes
-from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ MAX_CLASSES = 48
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 4096
 MIN_STRETCH_ROWS = 512
+OWN_LOSS_ROWS = 256  # of a call of a loss in Python: its rows should still be in a cache after it
 
 
 def compiled_linear_pass(
@@ -42,26 +45,31 @@ def compiled_linear_pass(
     weights: Any,
     data_loss: Any,
     precision: str = "float32",
+    models: tuple[int, ...] = (),
 ) -> Any:
     """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass."""
     n_samples = samples.n_samples
-    n_features, n_classes = W.shape[-2:]
+    n_features, n_classes = W.shape
     if (
-        data_loss not in (softmax_cross_entropy, multiclass_hinge)
-        or W.ndim != 2
-        or (b is not None and b.ndim != 1)
-        or weights.shape != (n_samples,)
+        models
         or n_features < MIN_FEATURES
         or n_classes > MAX_CLASSES
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
+        or samples.are_streamed
+        or (b is not None and b.ndim != 1)
+        or weights.shape != (n_samples,)
         or not samples.stored.flags.c_contiguous
         or not numba_is_usable()
     ):
         return NotImplemented
-    hinge = data_loss is multiclass_hinge
-    of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
-    if of_bytes is not NotImplemented:
-        return of_bytes
+    known = getattr(data_loss, "machine_code", None)
+    hinge = known == "multiclass_hinge"
+    if known is not None:
+        of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
+        if of_bytes is not NotImplemented:
+            return of_bytes
+    elif are_multiplied(samples.stored, n_classes, W.dtype):
+        return NotImplemented  # the shared body's blocks multiply bytes
     from gpuclf.kernels.linear_pass import loops
 
     X, centre = samples.stored, samples.centre
@@ -75,17 +83,34 @@ def compiled_linear_pass(
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
     if centre is None:
         centre = np.zeros(n_features, W.dtype)
+    convert = None if in_place else centre
 
-    def partial(rows: slice) -> tuple[Any, Any, Any]:
+    def of_stretch(rows: slice) -> tuple[Any, Any, Any]:
         dWT = loops.aligned_zeros(padded_outer, n_features, W)
         db = np.zeros(n_classes, W.dtype)
-        given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
-        if in_place:
-            loss = loops.pass_in_place(X, *given)
+        if known is None:
+            loss = own_loss(rows, dWT, db)
         else:
-            loss = loops.pass_converted(X, centre, *given)
+            given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
+            if in_place:
+                loss = loops.pass_in_place(X, *given)
+            else:
+                loss = loops.pass_converted(X, centre, *given)
         return np.float64(loss), dWT, db
 
+    def own_loss(rows: slice, dWT: Any, db: Any) -> Any:
+        total = np.float64(0)
+        for start in range(rows.start, rows.stop, OWN_LOSS_ROWS):
+            some = slice(start, min(start + OWN_LOSS_ROWS, rows.stop))
+            ends = some.start, some.stop
+            scores = loops.scores_of_rows(X, convert, WT, bias, *ends, dWT, tiles)
+            loss, dscores = data_loss(scores[:, :n_classes], y[some], weights[some])
+            scores[: some.stop - start, :n_classes] = dscores
+            db += dscores.sum(axis=0)
+            loops.add_gradient_of_rows(X, convert, scores, *ends, WT, dWT, tiles)
+            total += loss
+        return total
+
     stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
-    loss, dWT, db = sum_over_row_blocks(partial, n_samples, stretch, parallel=True)
+    loss, dWT, db = sum_over_row_blocks(of_stretch, n_samples, stretch, parallel=True)
     return loss, np.ascontiguousarray(dWT[:n_classes].T), db

@@ -20,12 +20,12 @@ def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
 
     None if the arguments are out of the ordinary.
     """
-    n_samples, n_classes = scores.shape[-2:]
+    *models, n_samples, n_classes = scores.shape
     weights = scores.dtype.type(1 / n_samples) if sample_weight is None else sample_weight
     fits = (
-        scores.ndim in (2, 3)
+        len(models) <= 1
         and labels.shape == (n_samples,)
-        and np.issubdtype(labels.dtype, np.integer)
+        and labels.dtype.kind in "iu"
         and labels.min() >= 0
         and labels.max() < n_classes
         and weights.shape in ((), (n_samples,), scores.shape[:-1])
@@ -33,16 +33,18 @@ def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
     )
     if not fits:
         return None
-    if scores.ndim == 3:
-        labels = np.tile(labels, len(scores))
-        weights = np.broadcast_to(weights, scores.shape[:-1]).reshape(-1)
-    rows = np.moveaxis(scores, -1, 0).copy().reshape(n_classes, -1)
-    return rows, labels, weights
+    if not models:
+        return scores.T.copy(), labels, weights
+    labels = np.tile(labels, len(scores))
+    weights = np.broadcast_to(weights, scores.shape[:-1]).reshape(-1)
+    return scores.transpose(2, 0, 1).copy().reshape(n_classes, -1), labels, weights
 
 
 def _of_models(losses: Any, dscores: Any, like: Any) -> Any:
     """Return the sums of weighted losses, and the gradient in the shape of the scores."""
-    loss = np.sum(losses.reshape(like.shape[:-1]), axis=-1, dtype=np.float64)
+    if like.ndim == 2:
+        return losses.sum(dtype=np.float64), dscores.T
+    loss = losses.reshape(like.shape[:-1]).sum(axis=-1, dtype=np.float64)
     return loss, np.moveaxis(dscores.reshape(-1, *like.shape[:-1]), 0, -1)
 
 
