@@ -10,6 +10,7 @@ import pytest
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.kernels.byte_products import on_cpu as compiled_bytes
 from gpuclf.kernels.byte_products.on_cpu import (
+    ByteBlock,
     are_multiplied,
     bytes_affine,
     bytes_affine_backward,
@@ -17,14 +18,9 @@ from gpuclf.kernels.byte_products.on_cpu import (
 )
 from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models import TWO_LAYER
 from gpuclf.models.linear import linear_pass
-from gpuclf.models.two_layer import two_layer_objective
-from gpuclf.samples.folding import (
-    FoldedSamples,
-    block_affine,
-    block_affine_backward,
-    multiplies_bytes,
-)
+from gpuclf.samples.folding import FoldedSamples, RowBlock, block_type
 from gpuclf.samples.standardized import Standardized
 
 pytestmark = pytest.mark.skipif(
@@ -76,11 +72,9 @@ def test_both_products(n, d, m):
     W32, b32, dY32 = (value.astype(np.float32) for value in (W, b, dY))
     W, b, dY = (value.astype(np.float64) for value in (W32, b32, dY32))
     found = bytes_affine(W32, b32, block)
-    assert_no_worse_than_float32(
-        found, block_affine.reference(W32, b32, in_float32), block_affine(W, b, truth)
-    )
-    expected = block_affine_backward(dY, truth)
-    rounded = block_affine_backward.reference(dY32, in_float32)
+    assert_no_worse_than_float32(found, in_float32.affine(W32, b32), truth.affine(W, b))
+    expected = truth.affine_backward(dY)
+    rounded = in_float32.affine_backward(dY32)
     for ours, theirs, exact in zip(
         bytes_affine_backward(dY32, block), rounded, expected, strict=True
     ):
@@ -232,15 +226,14 @@ def test_declines(monkeypatch):
     assert are_multiplied(few, 40, np.dtype(np.float32))
     assert not are_multiplied(few, 50, np.dtype(np.float32))
     assert are_multiplied(many, 50, np.dtype(np.float32))
-    assert not multiplies_bytes.reference(X, 5, np.dtype(np.float32))
+    assert block_type.reference(X, 5, np.dtype(np.float32)) is RowBlock
+    assert block_type(X, 5, np.dtype(np.float32)) is ByteBlock
     block = features(X, 5, np.float32).block(whole)
     assert bytes_affine(np.stack([W, W]), np.stack([b, b]), block) is NotImplemented
     assert bytes_affine(W.astype(float), b.astype(float), block) is NotImplemented
-    floats = FoldedSamples(Standardized(X.astype(np.float32), 120.0, 60.0), 0, np.float32).block(
-        whole
-    )
-    assert bytes_affine(W, b, floats) is NotImplemented
-    assert bytes_affine_backward(dY, floats) is NotImplemented
+    floats = FoldedSamples(Standardized(X.astype(np.float32), 120.0, 60.0), 0, np.float32)
+    assert bytes_affine(W, b, ByteBlock(floats, whole)) is NotImplemented
+    assert bytes_affine_backward(dY, ByteBlock(floats, whole)) is NotImplemented
 
 
 def test_the_compiled_pass_hands_bytes_over(monkeypatch):
@@ -262,8 +255,8 @@ def test_two_layer_net(n):
     shapes = {"W1": (150, 20), "b1": (20,), "W2": (20, 10), "b2": (10,)}
     params = {k: 0.1 * rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
     in_float64 = {key: value.astype(float) for key, value in params.items()}
-    loss, grads = two_layer_objective(params, samples, y, 0.1)
-    expected_loss, expected = two_layer_objective(in_float64, samples, y, 0.1)
+    loss, grads = TWO_LAYER.objective(params, samples, y, 0.1)
+    expected_loss, expected = TWO_LAYER.objective(in_float64, samples, y, 0.1)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
     for name, gradient in expected.items():
         assert grads[name].flags.c_contiguous

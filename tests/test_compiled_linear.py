@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuclf import dispatch
 from gpuclf.kernels.building import machine_code as compilation
 from gpuclf.kernels.linear_pass import on_cpu as compiled_linear
 from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_pass
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import linear_pass
 from gpuclf.samples import walk as row_blocks
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
@@ -226,13 +226,25 @@ def test_the_same_bits_on_every_run():
         assert a.tobytes() == b.tobytes()
 
 
-def other_loss(scores, labels, weights):
-    return np.float64(0), scores
+def squared_hinge(scores, labels, weights):
+    own = scores[np.arange(len(labels)), labels][:, None]
+    margins = np.maximum(scores - own + 1, 0) * (np.arange(scores.shape[1]) != labels[:, None])
+    dscores = 2 * margins
+    dscores[np.arange(len(labels)), labels] -= dscores.sum(axis=1)
+    loss = np.sum((margins**2).sum(axis=1) * weights, dtype=np.float64)
+    return loss, dscores * weights[:, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_loss_of_ones_own_stays_in_python_between_the_compiled_products(dtype, kind, monkeypatch):
+    monkeypatch.setattr(compiled_linear, "OWN_LOSS_ROWS", 40)
+    for n, d, c in ((11, 70, 10), (41, 33, 1), (177, 65, 13), (1100, 70, 10)):
+        assert_agrees(arguments(n, d, c, dtype, kind, squared_hinge), dtype)
 
 
 DECLINED = {
-    "another loss": {"data_loss": other_loss},
-    "several models": {"W": np.zeros((2, 70, 10))},
+    "several models": {"models": (2,)},
     "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES + 1))},
     "rows that do not follow each other": {
         "samples": FoldedSamples(np.zeros((340, 70))[::2], 10, None)
@@ -269,14 +281,14 @@ def test_has_the_signature_of_the_shared_pass():
 
 
 def test_training_uses_it(monkeypatch):
-    assert compiled_linear.__name__ in dispatch.KERNEL_MODULES["numpy"]
+    assert linear_pass.replacements["numpy"] == ("linear_pass.on_cpu:compiled_linear_pass",)
     calls = []
     shared = compiled_linear.sum_over_row_blocks
     monkeypatch.setattr(
         compiled_linear, "sum_over_row_blocks", lambda *a, **k: calls.append(1) or shared(*a, **k)
     )
     X, y = np.ones((20, 30)), np.zeros(20, int)
-    linear_loss(softmax_cross_entropy, {"W": np.zeros((30, 3))}, X, y, 0.0)
+    SOFTMAX.objective({"W": np.zeros((30, 3))}, X, y, 0.0)
     assert calls == [1]
 
 

@@ -3,8 +3,8 @@ import pytest
 
 from gpuclf import to_device, to_host
 from gpuclf.backend import MixedDevicesError
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores, softmax_loss_vectorized
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import linear_scores, softmax_loss_vectorized
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized, take_rows
 
@@ -27,7 +27,7 @@ def make_linear(d, c, *, dtype=np.float64, seed=1):
 def evaluate(lib, params, X, y):
     """Return loss, dW, db and scores as NumPy arrays."""
     params = {name: lib.asarray(value) for name, value in params.items()}
-    loss, grads = linear_loss(softmax_cross_entropy, params, X, lib.asarray(y), REG)
+    loss, grads = SOFTMAX.objective(params, X, lib.asarray(y), REG)
     results = (loss, grads["W"], grads["b"], linear_scores(params, X))
     return tuple(map(lib.to_numpy, results))
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import array_namespace
-from gpuclf.kernels.losses import on_cpu as on_numpy
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores, softmax_loss_vectorized
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import linear_scores, softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive
 from gpuclf.samples.standardized import Standardized
 
@@ -97,7 +96,7 @@ def test_gradients_of_weights_and_bias_are_the_centred_differences(lib, form):
 
     def objective(W, b):
         params = {"W": lib.asarray(W), "b": lib.asarray(b)}
-        return linear_loss(softmax_cross_entropy, params, X, lib.asarray(y), REG)
+        return SOFTMAX.objective(params, X, lib.asarray(y), REG)
 
     _, grads = objective(W, b)
     assert set(grads) == {"W", "b"}
@@ -114,8 +113,8 @@ def test_bias_is_not_penalised(lib):
     W, X, y = make_problem(6, 5, 3)
     params = {"W": lib.asarray(W), "b": lib.asarray(np.array([3.0, -4.0, 5.0]))}
     X, y = lib.asarray(X), lib.asarray(y)
-    without, grads = linear_loss(softmax_cross_entropy, params, X, y, 0.0)
-    loss, penalised = linear_loss(softmax_cross_entropy, params, X, y, 2.0)
+    without, grads = SOFTMAX.objective(params, X, y, 0.0)
+    loss, penalised = SOFTMAX.objective(params, X, y, 2.0)
     difference = lib.to_numpy(loss) - lib.to_numpy(without)
     np.testing.assert_allclose(difference, 2 * np.sum(W * W), rtol=1e-13)
     np.testing.assert_array_equal(lib.to_numpy(grads["b"]), lib.to_numpy(penalised["b"]))
@@ -216,8 +215,7 @@ def test_model_axes_give_what_each_model_gives_alone(lib, form, models):
         np.testing.assert_allclose(scores[k], lib.to_numpy(own_scores), rtol=0, atol=1e-12)
 
 
-def test_small_blocks_give_what_one_block_gives(lib, small_blocks, monkeypatch):
-    monkeypatch.setattr(on_numpy, "_blas_has_small_kernels", lambda: False)
+def test_small_blocks_give_what_one_block_gives(lib, small_blocks):
     for X in (make_problem(45, 4, 3)[1], np.random.default_rng(1).integers(0, 256, (45, 4), "u1")):
         W, _, y = make_problem(45, 4, 3)
         W = W / 50
@@ -242,7 +240,7 @@ def test_sample_weights_scale_each_sample(lib):
     W, X, y = make_problem(6, 4, 3)
     weights = np.array([0.0, 1.0, 2.0, 0.5, 0.25, 3.0])
     args = (lib.asarray(X), lib.asarray(y), 0.0, lib.asarray(weights))
-    loss, grads = linear_loss(softmax_cross_entropy, {"W": lib.asarray(W)}, *args)
+    loss, grads = SOFTMAX.objective({"W": lib.asarray(W)}, *args)
     each = [softmax_loss_naive(W, X[[i]], y[[i]], 0.0) for i in range(6)]
     expected = sum(w * own for w, (own, _) in zip(weights, each, strict=True))
     gradient = sum(w * own for w, (_, own) in zip(weights, each, strict=True))

@@ -3,8 +3,8 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from gpuclf import Standardized
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import linear_scores
 from gpuclf.preprocessing import add_bias_column, mean_image, split_bias, subtract_mean_image
 
 DTYPES = [np.uint8, np.float32, np.float64]
@@ -92,9 +92,8 @@ def test_the_bias_trick_is_the_bias_but_for_its_penalty(lib, models, prepare):
     )
 
     reg = 0.1
-    loss, grads = linear_loss(softmax_cross_entropy, {"W": W, "b": b}, X, y, reg)
-    trick_loss, trick_grads = linear_loss(
-        softmax_cross_entropy, {"W": extended_W}, add_bias_column(X), y, reg
+    loss, grads = SOFTMAX.objective({"W": W, "b": b}, X, y, reg)
+    trick_loss, trick_grads = SOFTMAX.objective({"W": extended_W}, add_bias_column(X), y, reg
     )
     b = lib.to_numpy(b)
     np.testing.assert_allclose(

@@ -1,17 +1,15 @@
 """The spiral, and the case study of Stanford's CS231n that is told with it."""
 
-from functools import partial
 
 import numpy as np
 import pytest
 
 from gpuclf import SoftmaxClassifier, TwoLayerNetClassifier
 from gpuclf.datasets import make_spiral
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores
-from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
+from gpuclf.models import SOFTMAX, TWO_LAYER
+from gpuclf.models.linear import linear_scores
 
-softmax_loss = partial(linear_loss, softmax_cross_entropy)
+softmax_loss = SOFTMAX.objective
 REG = 1e-3 / 2  # the source writes 0.5 * reg * sum(W * W) with reg = 1e-3
 STEP_SIZE = 1.0
 
@@ -106,10 +104,10 @@ def test_case_study_two_layer(seed):
         "b2": np.zeros(3),
     }
     params = {name: value.astype(np.float32) for name, value in params.items()}
-    losses = descend(two_layer_objective, params, X, y, 9001)
+    losses = descend(TWO_LAYER.objective, params, X, y, 9001)
     assert losses[0] == pytest.approx(np.log(3), abs=0.01)
     assert 0.235 <= losses[9000] <= 0.255
-    assert np.mean(two_layer_forward(params, X).argmax(axis=1) == y) >= 0.975
+    assert np.mean(TWO_LAYER.scores(params, X).argmax(axis=1) == y) >= 0.975
 
 
 def test_the_estimators_learn_it():

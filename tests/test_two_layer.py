@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gpuclf.backend import array_namespace
-from gpuclf.models.two_layer import two_layer_loss, two_layer_objective, two_layer_scores
+from gpuclf.models.two_layer import two_layer_loss, two_layer_pass, two_layer_scores
 from gpuclf.naive import two_layer_loss_naive
+from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
 # samples, features, hidden units, classes
@@ -235,15 +236,18 @@ def test_whole_sample_weights_equal_repeated_rows(lib):
 def test_hidden_mask_multiplies_the_units_and_their_gradients(lib, small_blocks):
     params, X, y = make_problem(20, 4, 5, 3)
     mask = np.random.default_rng(8).choice([0.0, 2.0], size=(20, 5))
-    args = (lib.asarray(X), lib.asarray(y), REG, None, lib.asarray(mask))
-    _, grads = two_layer_objective(put(lib, params), *args)
+    samples = FoldedSamples(lib.asarray(X), 5, lib.xp.float64)
+
+    def masked(params):
+        of_names = put(lib, {name: params[name] for name in NAMES}).values()
+        return two_layer_pass(*of_names, samples, lib.asarray(y), None, REG, lib.asarray(mask))
 
     def loss(name, value):
-        return lib.to_numpy(two_layer_objective(put(lib, {**params, name: value}), *args)[0])
+        return lib.to_numpy(masked({**params, name: value})[0])
 
-    for name in NAMES:
+    for name, gradient in zip(NAMES, masked(params)[1:], strict=True):
         expected = differences(lambda v, name=name: loss(name, v), params[name])
-        assert relative_error(lib.to_numpy(grads[name]), expected) < 1e-7
+        assert relative_error(lib.to_numpy(gradient), expected) < 1e-7
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,31 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, to_device
 from gpuclf.gradcheck import GradCheck, grad_check
-from gpuclf.models.model import Model, Params
+from gpuclf.models.model import Model
 
-__all__ = ["RTOL", "check_model"]
+__all__ = ["RTOL", "all_gradients", "check_model"]
 
 SIZES = {"N": 12, "D": 7, "H": 6, "C": 4}
 REG = 0.05
 RTOL = {"float32": 1e-3, "float64": 1e-7}
+
+
+def all_gradients(
+    model: Model, point: dict[str, Array], y: Array, reg: float
+) -> tuple[Array, dict[str, Array]]:
+    """Return a model's loss and gradients, that of X among them.
+
+    Parameters
+    ----------
+    model : Model
+    point : dict of array
+        The parameters, and X of shape (N, D).
+    y : integer array of shape (N,)
+    reg : float
+    """
+    params, X = {name: point[name] for name in model.axes}, point["X"]
+    loss, grads = model.objective(params, X, y, reg)
+    return loss, grads | {"X": model.sample_gradients(params, X, y)}
 
 
 def check_model(
@@ -47,16 +65,13 @@ def check_model(
     shapes = {name: tuple(SIZES[letter] for letter in of) for name, of in axes.items()}
     host = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
     y = to_device(rng.integers(SIZES["C"], size=SIZES["N"]), like=like)
-    point: Params = to_device(host, like=like)
+    point: dict[str, Array] = to_device(host, like=like)
     wide = {k: array_namespace(v).astype(v, array_namespace(v).float64) for k, v in point.items()}
-    params = {name: point[name] for name in model.axes}
-    grads = model.objective(params, point["X"], y, REG)[1]
-    grads["X"] = model.sample_gradients(params, point["X"], y)
+    _, grads = all_gradients(model, point, y, REG)
 
     def check(name: str) -> GradCheck:
         def loss(value: Array) -> Array:
-            *of_model, X = (wide | {name: value}).values()
-            return model.objective(dict(zip(model.axes, of_model, strict=True)), X, y, REG)[0]
+            return all_gradients(model, wide | {name: value}, y, REG)[0]
 
         return grad_check(loss, point[name], grads[name], rtol=RTOL[dtype])
 

@@ -21,7 +21,14 @@ from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.samples.folding import FoldedSamples, RowBlock
 from gpuclf.samples.walk import map_row_blocks, sum_over_row_blocks
 
-__all__ = ["ByteBlock", "are_multiplied", "blocks_of_bytes", "linear_pass_of_bytes"]
+__all__ = [
+    "ByteBlock",
+    "are_multiplied",
+    "blocks_of_bytes",
+    "bytes_affine",
+    "bytes_affine_backward",
+    "linear_pass_of_bytes",
+]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_ROWS = 512  # for W of any size
@@ -61,51 +68,69 @@ def blocks_of_bytes(X: Any, n_outputs: int, dtype: Any) -> Any:
 
 
 class ByteBlock(RowBlock):
-    """A block whose bytes are multiplied as they are; where they cannot be, as floats."""
+    """A block whose bytes are multiplied as they are; where they cannot be, as floats.
+
+    Attributes
+    ----------
+    samples : FoldedSamples
+    rows : slice
+    """
 
     def __init__(self, samples: FoldedSamples, rows: slice) -> None:
-        self._samples, self._rows = samples, rows
+        self.samples, self.rows = samples, rows
 
     @cached_property
     def floats(self) -> Any:  # type: ignore[override]  # noqa: D102 - described by the base class
-        return self._samples.rows(self._rows)
+        return self.samples.rows(self.rows)
 
     def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class
-        if not _takes(self._samples, W) or b.ndim != 1 or not np.isfinite(b).all():
-            return super().affine(W, b)
-        from gpuclf.kernels.byte_products import loops as byte_products
-
-        X, W = self._samples.stored[self._rows], np.ascontiguousarray(W)
-        Y = np.empty((len(X), W.shape[1]), W.dtype)
-
-        def part(groups: slice) -> bool:
-            first = groups.start * byte_products.GROUP
-            stop = min(groups.stop * byte_products.GROUP, W.shape[1])
-            is_finite, digits = byte_products.pack(W, first, stop)
-            if is_finite:
-                byte_products.affine_of_bytes(X, digits, b, Y, first)
-            return bool(is_finite)
-
-        return Y if all(_in_groups(part, X, W)) else super().affine(W, b)
+        found = bytes_affine(W, b, self)
+        return super().affine(W, b) if found is NotImplemented else found
 
     def affine_backward(self, dY: Any) -> tuple[Any, Any]:  # noqa: D102 - as above
-        if not _takes(self._samples, dY):
-            return super().affine_backward(dY)
-        from gpuclf.kernels.byte_products import loops as byte_products
+        found = bytes_affine_backward(dY, self)
+        return super().affine_backward(dY) if found is NotImplemented else found
 
-        X, n_columns = self._samples.stored[self._rows], dY.shape[1]
-        n_panels = -(-X.shape[1] // byte_products.PANEL)
-        dW = byte_products.zeros_of_W(n_panels, -(-n_columns // byte_products.GROUP))
 
-        def part(groups: slice) -> bool:
-            first = groups.start * byte_products.GROUP
-            stop = min(groups.stop * byte_products.GROUP, n_columns)
-            return bool(byte_products.gradient_of_bytes(X, dY, dW, first, stop))
+def bytes_affine(W: Any, b: Any, block: ByteBlock) -> Any:
+    """Compute :meth:`ByteBlock.affine`, or decline."""
+    if not _takes(block.samples, W) or b.ndim != 1 or not np.isfinite(b).all():
+        return NotImplemented
+    from gpuclf.kernels.byte_products import loops as byte_products
 
-        if not all(_in_groups(part, X, dY)):
-            return super().affine_backward(dY)
-        db = dY.sum(axis=0, dtype=np.float64).astype(dY.dtype)
-        return dW[: X.shape[1], :n_columns], db
+    X, W = block.samples.stored[block.rows], np.ascontiguousarray(W)
+    Y = np.empty((len(X), W.shape[1]), W.dtype)
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, W.shape[1])
+        is_finite, digits = byte_products.pack(W, first, stop)
+        if is_finite:
+            byte_products.affine_of_bytes(X, digits, b, Y, first)
+        return bool(is_finite)
+
+    return Y if all(_in_groups(part, X, W)) else NotImplemented
+
+
+def bytes_affine_backward(dY: Any, block: ByteBlock) -> Any:
+    """Compute :meth:`ByteBlock.affine_backward`, or decline."""
+    if not _takes(block.samples, dY):
+        return NotImplemented
+    from gpuclf.kernels.byte_products import loops as byte_products
+
+    X, n_columns = block.samples.stored[block.rows], dY.shape[1]
+    n_panels, n_groups = -(-X.shape[1] // byte_products.PANEL), -(-n_columns // byte_products.GROUP)
+    dW = byte_products.zeros_of_W(n_panels, n_groups)
+
+    def part(groups: slice) -> bool:
+        first = groups.start * byte_products.GROUP
+        stop = min(groups.stop * byte_products.GROUP, n_columns)
+        return bool(byte_products.gradient_of_bytes(X, dY, dW, first, stop))
+
+    if not all(_in_groups(part, X, dY)):
+        return NotImplemented
+    db = dY.sum(axis=0, dtype=np.float64).astype(dY.dtype)
+    return dW[: X.shape[1], :n_columns], db
 
 
 def _in_groups(part: Callable[[slice], bool], X: Any, columns: Any) -> list[bool]:

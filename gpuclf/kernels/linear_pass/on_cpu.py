@@ -104,8 +104,9 @@ def compiled_linear_pass(
             some = slice(start, min(start + OWN_LOSS_ROWS, rows.stop))
             ends = some.start, some.stop
             scores = loops.scores_of_rows(X, convert, WT, bias, *ends, dWT, tiles)
-            loss, dscores = data_loss(scores[:, :n_classes], y[some], weights[some])
-            scores[: some.stop - start, :n_classes] = dscores
+            of_classes = scores[: some.stop - start, :n_classes]
+            loss, dscores = data_loss(of_classes, y[some], weights[some])
+            of_classes[:] = dscores
             db += dscores.sum(axis=0)
             loops.add_gradient_of_rows(X, convert, scores, *ends, WT, dWT, tiles)
             total += loss
