@@ -236,8 +236,8 @@ def _fleet_ensemble(p):
 SGD = {"max_iter": 2, "batch_size": 100, "random_state": 0}
 
 
-
-def _model(model, p):
+def model_run(model, p):
+    """Return losses, gradients and scores of a model."""
     losses = [model.loss(p.params_of(model), X, p.y, 0.1) for X in (p.bytes_, p.X)]
     return losses, model.scores(p.params_of(model), p.X, precision=p.dtype.name)
 
@@ -267,7 +267,7 @@ PUBLIC_RUNS = {
     "LinearSVMClassifier": _classifier("LinearSVMClassifier", **SGD),
     "SoftmaxClassifier": _classifier("SoftmaxClassifier", solver="sgd", **SGD),
     "TwoLayerNetClassifier": _classifier("TwoLayerNetClassifier", hidden_size=20, **SGD),
-} | {f"model {name}": partial(_model, model) for name, model in MODELS.items()}
+} | {f"model {name}": partial(model_run, model) for name, model in MODELS.items()}
 # No arrays, or moving them is what they are for, or loops over NumPy arrays.
 NOT_RUN = {
     "BackendUnavailableError", "MixedDevicesError", "array_namespace", "get_backend", "synchronize",
