@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.acceptance_steps import ROOT, STEPS, Settings
+from benchmarks.acceptance_context import ROOT, Settings
+from benchmarks.acceptance_steps import STEPS
 from gpuclf.backend import probe_cupy
 from gpuclf.files import format_seconds, write_json
 

@@ -5,8 +5,6 @@ A kernel that breaks the device's context, or a library that hangs, ends this pr
 """
 
 import argparse
-import copy
-import gc
 import hashlib
 import importlib
 import json
@@ -20,46 +18,47 @@ import time
 import traceback
 import xml.etree.ElementTree as ET
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import gpuclf
 from benchmarks import parity
+from benchmarks.acceptance_context import (
+    ROOT,
+    Context,
+    Incomplete,
+    Settings,
+    Skipped,
+    Unfit,
+    digest,
+    poison,
+    rehearse_kernels,
+    release,
+    without_copies,
+)
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment as describe_machine
 from gpuclf.backend import to_device
-from gpuclf.bench import (
-    Implementation,
-    Inputs,
-    Reference,
-    Unavailable,
-    device_cases,
-    device_implementations,
-    device_peers,
-    run_case,
-)
+from gpuclf.bench import Implementation, Inputs, Reference, Unavailable, device_cases, run_case
 from gpuclf.bench.measure.cases import REG
-from gpuclf.bench.measure.devices import CudaDevice, HostDevice
+from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.measure.implementations import rotated
 from gpuclf.bench.measure.roofline import measure_ceilings
 from gpuclf.bench.measure.timing import SLACK
-from gpuclf.datasets import make_synthetic
 from gpuclf.kernels.linear_pass.on_gpu import linear_objective_on_tensor_cores
 from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models import MODELS
 from gpuclf.samples.folding import FoldedSamples
 
-ROOT = Path(__file__).resolve().parents[1]
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERROR = 86
 RECORDED_EPOCHS = 3
 LEAST_RUNS = 10  # of a call too slow for as many as are asked for
 TAIL_CHARACTERS = 1500
-LONGEST_S = 3600.0  # of a step that nobody limits
-ANSWER_S = 6.0  # before a step's limit, for its answer: after the limit, all is lost
 # What no test without a GPU can prove comes first.
 KERNEL_TESTS = [
     f"tests/test_{name}.py"
@@ -74,7 +73,8 @@ KERNEL_TESTS = [
     )
 ]
 INTERRUPT_S = 4.0  # for pytest's own report, within the step's limit
-WALKS = ("backwards", "forwards", 8 << 20, 16 << 20, 32 << 20, "once")
+# Of the linear pass: two readings of the samples, the second backwards, or one.
+WALKS = {"backwards": linear_objective_on_tensor_cores, "once": single_pass}
 # Reaches 0.58 on the real images' test set, which the synthetic ones stand in for: the same steps.
 RECIPE = {
     "hidden_size": 512, "max_iter": 12, "batch_size": 256, "learning_rate": 0.05, "reg": 1e-4,
@@ -83,114 +83,6 @@ COLD = ["plain CuPy", "gpuclf uint8", "PyTorch eager", "JAX jit", "PyTorch compi
 # A small CPU's ceilings, from calls of microseconds, are no ceilings: a rehearsal only goes through
 # the judgement.
 SLACK_OF_REHEARSAL = 1e3
-
-
-class Skipped(Exception):  # noqa: N818 - no error
-    """A step that cannot be done here; the message says why."""
-
-
-class Unfit(Exception):  # noqa: N818 - an outcome
-    """What a step found is not good enough; `result` is recorded all the same."""
-
-    def __init__(self, message, result=None):
-        super().__init__(message)
-        self.result = result
-
-
-class Incomplete(Unfit):
-    """There was no time for all of it; what was done is well."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Sizes of a run."""
-
-    dry_run: bool = False
-    samples: int = 50_000
-    runs: int = 100
-    seed: int = 0
-    copied_bytes: int = 1 << 30
-    matrix_side: int = 8192
-    timing_s: float = 8.0
-    prepare_limit_s: float = 40.0
-    compile_limit_s: float = 100.0
-    determinism_s: float = 30.0
-    tests_limit_s: float = 100.0
-    out: str = "."
-    commit: str = ""
-
-    @classmethod
-    def rehearsal(cls, **options):
-        """Return sizes that a small CPU finishes at once."""
-        tiny = {
-            "samples": 240,
-            "runs": 25,
-            "copied_bytes": 1 << 20,
-            "matrix_side": 128,
-            "determinism_s": 5.0,
-        }
-        return cls(**({"dry_run": True, **tiny, "timing_s": 0.3} | options))
-
-
-class Rehearsed(HostDevice):
-    """The CPU, timed in all the ways that a GPU is."""
-
-    queues = True
-
-
-class Context:
-    """What the steps share: sizes, the device, and data made when first needed."""
-
-    def __init__(self, settings, advance=lambda _: None):
-        self.settings, self.advance = settings, advance
-        self.known = {}  # the results of earlier steps, by name
-        self.ends = time.monotonic() + LONGEST_S  # of the step
-
-    def left_s(self):
-        """Return how long the step may go on and still answer in time."""
-        return self.ends - ANSWER_S - time.monotonic()
-
-    @cached_property
-    def device(self):
-        """Return the GPU, or the CPU in its place."""
-        return Rehearsed() if self.settings.dry_run else CudaDevice()
-
-    @cached_property
-    def put(self):
-        """Return what takes an array to the device."""
-        if self.settings.dry_run:
-            return np.array
-        return partial(to_device, backend="cupy")
-
-    @cached_property
-    def images(self):
-        """Make pixels and labels of the size of CIFAR-10's training set."""
-        self.advance("making images")
-        return make_synthetic(self.settings.samples, self.settings.seed)
-
-    @cached_property
-    def inputs(self):
-        """Return the arrays of the cases, in float32."""
-        cache = 1 << 20 if self.settings.dry_run else self.device.cache_bytes
-        kind = "cpu" if self.settings.dry_run else "cuda"
-        return Inputs(*self.images, seed=self.settings.seed, device=kind, cache_bytes=cache)
-
-    @cached_property
-    def inputs_float64(self):
-        """Return the same images for the reference."""
-        return Inputs(*self.images, dtype="float64", seed=self.settings.seed)
-
-    @cached_property
-    def cases(self):
-        """Return what is timed."""
-        cases = device_cases(self.settings.samples, min(200, self.settings.samples))
-        if self.settings.dry_run:
-            return [replace(case, rounds=2, calls_a_turn=2) for case in cases]
-        return cases
-
-    def implementations(self):
-        """Return what is timed of this library and of its peers."""
-        return device_implementations(self.inputs.device) + device_peers(self.inputs.device)
 
 
 # ------------------------------------------------------------------------------------- steps
@@ -220,6 +112,14 @@ def environment(context):
     }
 
 
+def _run(command, **options):
+    """Run a command that gets nothing to read, and return what it printed."""
+    return subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        **options,
+    )  # fmt: skip
+
+
 def _version(package):
     try:
         return importlib.metadata.version(package)
@@ -229,15 +129,7 @@ def _version(package):
 
 def _output(*command):
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
+        done = _run(command, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -257,21 +149,21 @@ def _source_digest():
 
 
 def _precisions():
-    found = {"CuPy": f"float32; CUPY_TF32={os.environ.get('CUPY_TF32', 'unset')}"}
-    try:
-        torch = importlib.import_module("torch")
-        found["PyTorch"] = (
+    said = {
+        "CuPy": lambda _: f"float32; CUPY_TF32={os.environ.get('CUPY_TF32', 'unset')}",
+        "PyTorch": lambda torch: (
             f"float32 matmul precision {torch.get_float32_matmul_precision()!r}, set for each row"
-        )
-    except ImportError:
-        found["PyTorch"] = "not installed"
-    try:
-        jax = importlib.import_module("jax")
-        found["JAX"] = (
+        ),
+        "JAX": lambda jax: (
             f"default {jax.config.jax_default_matmul_precision!r}; each product states its own"
-        )
-    except ImportError:
-        found["JAX"] = "not installed"
+        ),
+    }
+    found = {}
+    for (name, say), module in zip(said.items(), ("numpy", "torch", "jax"), strict=True):
+        try:
+            found[name] = say(importlib.import_module(module))
+        except ImportError:
+            found[name] = "not installed"
     return found
 
 
@@ -362,23 +254,6 @@ def check_parity(context):
     return records
 
 
-def rehearse_kernels():
-    """Let CUDA kernels run on the CPU; return False where there is no compiler."""
-    from gpuclf.kernels.building import cuda as cuda_modules
-
-    if str(ROOT / "tests") not in sys.path:
-        sys.path.append(str(ROOT / "tests"))
-    from cuda_on_cpu import CpuDevice
-    from cuda_on_cpu.compilation import compiler
-
-    if compiler() is None:
-        return False
-    device = CpuDevice()
-    cuda_modules.build = device.build
-    cuda_modules.device_limits = lambda x: device.limits
-    return True
-
-
 def determinism(context):
     """Run everything many times, while there is time, and compare the bits."""
     settings = context.settings
@@ -411,27 +286,6 @@ def determinism(context):
     return found
 
 
-def without_copies(inputs):
-    """Return the same inputs without copies that take turns."""
-    once = copy.copy(inputs)
-    once.cache_bytes = 0
-    return once
-
-
-def poison(device):
-    """Leave NaN in memory that the next call may get, so that reading what is unwritten shows."""
-    for size in (1 << 10, 1 << 18, 1 << 22):
-        device.xp.full(size, np.nan, dtype=np.float32)
-
-
-def digest(result):
-    """Hash the bits of a nested result."""
-    found = hashlib.sha256()
-    for array in parity.arrays_of(result):
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
 def sanitizer(tool, context):
     """Run the kernels small under compute-sanitizer; in a rehearsal, without it."""
     command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--small-run"]
@@ -444,15 +298,7 @@ def sanitizer(tool, context):
         checks = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
         command = [*checks, *command]
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=max(context.left_s(), 0.0),
-        )
+        done = _run(command, timeout=max(context.left_s(), 0.0))
     except subprocess.TimeoutExpired:
         raise Incomplete(f"out of time: {tool} had found nothing until then") from None
     tail = (done.stdout + done.stderr).strip()[-TAIL_CHARACTERS:]
@@ -476,8 +322,8 @@ def small_run(context):
         name: parity.check_kernel(*found, context.put, parity.SMALL_SIZES)
         for name, found in parity.registered("cupy").items()
     }
-    for name in ("softmax_loss_vectorized", "svm_loss_vectorized", "two_layer_loss"):
-        run = parity.PUBLIC_RUNS[name]
+    for name, model in MODELS.items():
+        run = partial(parity.model_run, model)
         runs[name] = parity.check_operation(run, context.put, parity.SMALL_SIZES)
     failed = [name for name, record in runs.items() if not record["passed"]]
     if failed:
@@ -520,6 +366,11 @@ def timed(context, case, inputs, precise, implementations):
             release(context.device)
 
 
+def recorded(case, rows):
+    """Return what the record keeps of a case."""
+    return {"case": case.as_dict(), "rows": [row.as_dict() for row in rows]}
+
+
 def timings(label, context):
     """Check and time one case."""
     if "ceilings" not in context.known:
@@ -527,7 +378,7 @@ def timings(label, context):
     case = next(case for case in context.cases if case.group == label)
     context.advance("float64 reference")
     rows = timed(context, case, context.inputs, context.inputs_float64, context.implementations())
-    result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
+    result = recorded(case, rows)
     failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
     bad = [f"{row.implementation} {row.status} ({row.reason})" for row in failed]
     if any(row.implementation.startswith("gpuclf") or row.status == "rejected" for row in failed):
@@ -541,17 +392,17 @@ def timings(label, context):
 
 
 def linear_walks(context):
-    """Check and time the softmax pass in every order in which its kernels can walk the samples."""
+    """Check and time the softmax pass with two readings of the samples, and with one."""
     if "ceilings" not in context.known:
         raise Skipped("no ceilings were measured, so nothing could be judged")
-    settings, case, inputs = context.settings, context.cases[0], context.inputs
-    walks, truth_inputs, backend = WALKS, context.inputs_float64, "cupy"
-    if settings.dry_run:
+    case, inputs, truth_inputs = context.cases[0], context.inputs, context.inputs_float64
+    backend = "cupy"
+    if context.settings.dry_run:
         if not rehearse_kernels():
             return {"rows": [], "message": "left out: no C++ compiler"}
         X, y = np.ascontiguousarray(context.images[0][:, :96]), context.images[1]
         inputs, truth_inputs = (Inputs(X, y, dtype) for dtype in ("float32", "float64"))
-        walks, backend = ("backwards", "once"), "numpy"
+        backend = "numpy"
 
     def prepare(case, inputs, walk):
         put = partial(to_device, backend=backend)
@@ -559,26 +410,19 @@ def linear_walks(context):
         y, W = put(inputs.y[: case.samples]), put(inputs.W)
 
         def call():
-            features = FoldedSamples(next(batches), int(W.shape[1]), W.dtype)
-            args = W, None, features, y, None, softmax_cross_entropy
-            if walk == "once":  # itself: by the other it may be two walks
-                return single_pass(*args, REG)[:2]
-            return linear_objective_on_tensor_cores(*args, REG, walk=walk)[:2]
+            samples = FoldedSamples(next(batches), int(W.shape[1]), W.dtype)
+            loss, dW, _ = walk(W, None, samples, y, None, softmax_cross_entropy, REG)
+            return loss, {"W": dW}
 
         return call
 
+    device = context.inputs.device
     ways = [
-        Implementation(
-            f"walk {walk}",
-            backend,
-            "uint8",
-            partial(prepare, walk=walk),
-            device=context.inputs.device,
-        )
-        for walk in walks
+        Implementation(f"walk {name}", backend, "uint8", partial(prepare, walk=walk), device=device)
+        for name, walk in WALKS.items()
     ]
     rows = timed(context, case, inputs, truth_inputs, ways)
-    result = {"case": asdict(case), "rows": [row.as_dict() for row in rows]}
+    result = recorded(case, rows)
     bad = [f"{r.implementation} {r.status} ({r.reason})" for r in rows if r.status != "timed"]
     if bad:
         raise Unfit("; ".join(bad), result)
@@ -602,16 +446,6 @@ def training(context):
     return {"recipe": recipe, "samples": len(y), "scored": n_test, "rows": rows}
 
 
-def release(device):
-    """Give memory back, so that the next case finds room."""
-    gc.collect()
-    device.forget()
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.compiler.reset()  # or after a few cases it would silently compile no more
-        if device.name == "cuda":
-            torch.cuda.empty_cache()
-
-
 def cold_starts(context):
     """Time the first call in a fresh process, with empty caches of compiled kernels."""
     rows = []
@@ -622,18 +456,10 @@ def cold_starts(context):
         command += ["--dry-run"] if context.settings.dry_run else []
         # What a compiler leaves running may still write there.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            caches = {"CUPY_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+            of = ("CUPY", "TORCHINDUCTOR", "TRITON")
+            caches = {f"{library}_CACHE_DIR": folder for library in of}
             try:
-                done = subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    env={**os.environ, **caches, "TRITON_CACHE_DIR": folder},
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    timeout=max(context.left_s(), 0.0),
-                )
+                done = _run(command, env=os.environ | caches, timeout=max(context.left_s(), 0.0))
             except subprocess.TimeoutExpired:
                 rows.append({"implementation": name, "unavailable": "out of time"})
                 continue

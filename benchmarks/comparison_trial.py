@@ -18,15 +18,16 @@ import numpy as np
 
 from gpuclf.backend import environment
 from gpuclf.bench import IMPLEMENTATIONS, Case, Inputs, run_case
+from gpuclf.bench.measure.cases import LOSS, NET, SOFTMAX
 from gpuclf.bench.report.comparison import compare_records, read_record, undisturbed
 from gpuclf.files import write_json
 
 KINDS = {"before": 0.0, "same": 0.0, "slower": 0.2}
 N_SAMPLES = 5000
 CASES = [
-    Case("softmax loss+gradient", N_SAMPLES, 16, 20, calls_a_turn=2),
-    Case("softmax loss+gradient", 200, 16, 20, calls_a_turn=10),
-    Case("two-layer loss+gradient", 200, 4, 20, calls_a_turn=10),
+    Case(SOFTMAX, LOSS, N_SAMPLES, 16, 20, calls_a_turn=2),
+    Case(SOFTMAX, LOSS, 200, 16, 20, calls_a_turn=10),
+    Case(NET, LOSS, 200, 4, 20, calls_a_turn=10),
 ]
 
 

@@ -20,6 +20,7 @@ import gpuclf
 from gpuclf.augment import horizontal_flip
 from gpuclf.backend import environment, single_threaded_blas
 from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
+from gpuclf.bench.measure.cases import NET
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.report.table import print_rows
 from gpuclf.datasets import course_split, load_dataset
@@ -27,10 +28,10 @@ from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.kernels.linear_pass import loops as linear_loops
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import add_penalty_gradient, linear_pass, mean_weights
 from gpuclf.models.neighbors import smallest_k, squared_euclidean
-from gpuclf.models.two_layer import two_layer_objective
-from gpuclf.samples.folding import FoldedSamples, block_affine, block_affine_backward
+from gpuclf.samples.folding import FoldedSamples
 from gpuclf.training import momentum_step
 
 console = Console()
@@ -63,7 +64,7 @@ def profile(inputs: Inputs) -> list[dict]:
     """Time the parts of a pass, of a mini-batch step and of a k-NN tile, beside their floors."""
     X, y, W = inputs.floats, inputs.y, inputs.W
     n_samples, n_features = X.shape
-    n_classes, hidden = W.shape[1], 50
+    n_classes, hidden = W.shape[1], NET.hidden_size
     A = np.ones((3000, 3000), inputs.dtype)
     peak = 2 * 3000**3 / median_seconds({"": lambda: A @ A}, 5)[""]
     bandwidth = X.nbytes / median_seconds({"": read_in_parallel(X)}, 7)[""]
@@ -85,7 +86,7 @@ def profile(inputs: Inputs) -> list[dict]:
     )
     WT[:n_classes] = W.T
     cached, half = X[:16].copy(), n_samples // 2
-    weights = mean_weights(None, n_samples, W)
+    weights = mean_weights(None, n_samples, W, ())
 
     def repeat(loop):
         def call():
@@ -108,12 +109,8 @@ def profile(inputs: Inputs) -> list[dict]:
             "the compiled pass": lambda: linear_pass(
                 W, None, FoldedSamples(X, n_classes, W.dtype), y, weights, softmax_cross_entropy
             ),
-            "softmax_loss_vectorized, with checks": lambda: gpuclf.softmax_loss_vectorized(
-                W, X, y, 1e-3
-            ),
-            "the same from uint8": lambda: gpuclf.softmax_loss_vectorized(
-                W, inputs.bytes_, y, 1e-3
-            ),
+            "softmax_loss_vectorized, with checks": lambda: SOFTMAX.loss({"W": W}, X, y, 1e-3),
+            "the same from uint8": lambda: SOFTMAX.loss({"W": W}, inputs.bytes_, y, 1e-3),
         }
     )
     work = {
@@ -128,31 +125,30 @@ def profile(inputs: Inputs) -> list[dict]:
 
     # A mini-batch step of the two-layer net.
     batch = 200
-    x, labels, share = X[:batch].copy(), y[:batch], mean_weights(None, batch, W)
-    params = inputs.params(hidden)
+    x, labels, share = X[:batch].copy(), y[:batch], mean_weights(None, batch, W, ())
+    params = inputs.params(NET)
     velocity = {name: 0 * value for name, value in params.items()}
     H = relu(affine(x, params["W1"], params["b1"]))
     scores = affine(H, params["W2"], params["b2"])
     _, dscores = softmax_cross_entropy(scores, labels, share)
     dH, _, _ = affine_backward(dscores, H, params["W2"])
-    _, grads = two_layer_objective(params, x, labels, 1e-3)
+    _, grads = NET.objective(params, x, labels, 1e-3)
 
     def step(samples):
         def call():
-            _, grads = two_layer_objective(params, samples, labels, 1e-3)
-            for name, value in params.items():
-                momentum_step(value, grads[name], velocity[name], 1e-9, 0.9, True)
+            _, grads = NET.objective(params, samples, labels, 1e-3)
+            update(grads)
 
         return call
 
-    def update():
+    def update(grads):
         for name, value in params.items():
             momentum_step(value, grads[name], velocity[name], 1e-9, 0.9, True)
 
     of_bytes = FoldedSamples(inputs.bytes_[:batch], 0, W.dtype)
     folded = of_bytes.fold(params["W1"], params["b1"])
     block = of_bytes.block(slice(0, batch))
-    gradients = block_affine_backward(dH, block)
+    gradients = block.affine_backward(dH)
 
     gathered = np.random.default_rng(0).permutation(n_samples)[:batch]
     seconds = median_seconds(
@@ -162,8 +158,8 @@ def profile(inputs: Inputs) -> list[dict]:
             "X @ W1": lambda: x @ params["W1"],
             "X^T @ dH": lambda: affine_backward_params(dH, x),
             "fold the standardisation into W1": lambda: of_bytes.fold(params["W1"], params["b1"]),
-            "X @ W1 of bytes": lambda: block_affine(*folded, block),
-            "X^T @ dH of bytes": lambda: block_affine_backward(dH, block),
+            "X @ W1 of bytes": lambda: block.affine(*folded),
+            "X^T @ dH of bytes": lambda: block.affine_backward(dH),
             "unfold it from dW1": lambda: of_bytes.unfold(*gradients),
             "the second layer and softmax": lambda: (
                 relu(H),
@@ -171,7 +167,7 @@ def profile(inputs: Inputs) -> list[dict]:
                 relu_backward(affine_backward(dscores, H, params["W2"])[0], H),
             ),
             "the penalty's gradient": lambda: add_penalty_gradient(grads["W1"], params["W1"], 1e-9),
-            "the update": update,
+            "the update": lambda: update(grads),
             "the whole step, floats": step(x),
             "the whole step, uint8": step(inputs.bytes_[:batch]),
         },
@@ -219,14 +215,14 @@ def profile(inputs: Inputs) -> list[dict]:
 
 def scaling(inputs: Inputs) -> list[dict]:
     """Time and memory of the full pass against the number of rows."""
-    sizes = [n for n in (5000, 10000, 20000, 50000) if n <= len(inputs.y)]
+    W, sizes = inputs.W, [n for n in (5000, 10000, 20000, 50000) if n <= len(inputs.y)]
 
     def calls(n, X):
         """Return as many passes over n rows as make up one over all."""
 
         def repeated():
             for _ in range(sizes[-1] // n):
-                gpuclf.softmax_loss_vectorized(inputs.W, X[:n], inputs.y[:n], 1e-3)
+                SOFTMAX.loss({"W": W}, X[:n], inputs.y[:n], 1e-3)
 
         return repeated
 

@@ -5,7 +5,6 @@ same precision, and a few units in the last place.
 """
 
 import importlib
-import inspect
 import math
 import warnings
 from functools import partial
@@ -14,22 +13,17 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 import gpuclf
-from gpuclf import dispatch
 from gpuclf.augment import horizontal_flip
-from gpuclf.bench.measure.agreement import on_host
+from gpuclf.bench.measure.agreement import on_host, share_of_allowed
+from gpuclf.dispatch import SEAMS
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, mean_weights
+from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER
+from gpuclf.models.linear import mean_weights
 from gpuclf.models.neighbors import k_neighbors, squared_euclidean
-from gpuclf.models.two_layer import two_layer_objective
 from gpuclf.preprocessing import subtract_mean_image
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
-ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
-# In the last place of the largest value. Against float64 itself nothing is measured: other orders
-# of summation must fit in here.
-UNITS_ALLOWED = {"float32": 16, "float64": 4096}
-TRAINING_UNITS_ALLOWED = 2048  # every step of a training adds its own
 SIZES = [(1, 48, 10), (33, 48, 2), (31, 64, 33), (200, 3072, 10), (1000, 3072, 10)]
 SMALL_SIZES = [(70, 64, 3), (33, 48, 10)]  # with few classes the standardisation folds
 
@@ -61,6 +55,8 @@ class Problem:
         self.scores = floats(3 * rng.normal(size=(n, c)) + 1e3 * rng.normal(size=(n, 1)))
         self.images = put(rng.integers(256, size=(min(n, 50), 3072), dtype=np.uint8))
         self.params = {
+            "W": self.W,
+            "b": self.b,
             "W1": floats(0.05 * rng.normal(size=(d, 7))),
             "b1": floats(rng.normal(size=7)),
             "W2": floats(rng.normal(size=(7, c))),
@@ -69,6 +65,10 @@ class Problem:
         self.few_rows = 40 * 3 * d * self.dtype.itemsize  # bytes: several blocks of them
         mean, scale = rng.uniform(90, 160, d), rng.uniform(20, 80, d)
         self.bytes_ = Standardized(self.pixels, mean, scale)
+
+    def params_of(self, model):
+        """Return the parameters of a model."""
+        return {name: self.params[name] for name in model.axes}
 
     def copy(self, x):
         """Return a new array of the same library."""
@@ -90,7 +90,7 @@ def _linear(function, p, **options):
         for data_loss in (softmax_cross_entropy, multiclass_hinge):
             samples = FoldedSamples(X, int(p.W.shape[1]), p.W.dtype)
             W, b = (p.W, p.b) if options else samples.fold(p.W, p.b)
-            weights = mean_weights(None, samples.n_samples, p.W)
+            weights = mean_weights(None, samples.n_samples, p.W, ())
             results.append(function(W, b, samples, p.y, weights, data_loss, **options))
     return results
 
@@ -106,25 +106,27 @@ def _two_layer(function, p):
     return results
 
 
-def _block(p):
-    return FoldedSamples(p.bytes_, 0, p.W.dtype).block(slice(0, p.size[0] - 1))
+def _blocks(function, p):
+    # An answer about the library, which may be the other one: its products tell.
+    samples = FoldedSamples(p.bytes_, 0, p.W.dtype)
+    block = function(p.pixels, 10, p.W.dtype)(samples, slice(0, p.size[0] - 1))
+    return block.affine(p.W, p.b), block.affine_backward((p.scores / 1e3)[:-1])
 
 
 def _epochs(function, p):
     flips = partial(horizontal_flip, image_shape=(1, p.size[1] // 16, 16))
-    softmax = partial(linear_loss, softmax_cross_entropy)
     return [
-        _three_epochs(function, p, p.params, two_layer_objective, None),
-        _three_epochs(function, p, {"W": p.W, "b": p.b}, softmax, flips),
+        _three_epochs(function, p, TWO_LAYER, None),
+        _three_epochs(function, p, SOFTMAX, flips),
     ]
 
 
-def _three_epochs(function, p, start, objective, augment):
-    params = {name: p.copy(value) for name, value in start.items()}
+def _three_epochs(function, p, model, augment):
+    params = {name: p.copy(value) for name, value in p.params_of(model).items()}
     velocity = {name: 0.1 * value for name, value in params.items()}
     run = function(
-        p.y, p.bytes_, params, velocity, objective=objective, batch_size=150, reg=0.1,
-        momentum=0.9, nesterov=True, augment=augment, rng=np.random.default_rng(0),
+        model, params, velocity, p.bytes_, p.y, batch_size=150, reg=0.1, momentum=0.9,
+        nesterov=True, augment=augment, rng=np.random.default_rng(0),
     )  # fmt: skip
     n, losses = p.size[0], []
     for number in range(3):  # launched, recorded and repeated
@@ -134,18 +136,13 @@ def _three_epochs(function, p, start, objective, augment):
 
 
 KERNEL_RUNS = {  # by name, because not every library needs all of them
-    "affine": lambda f, p: f(p.X, p.W, p.b),
-    "affine_backward_params": lambda f, p: f(p.scores / 1e3, p.X),
-    "block_affine": lambda f, p: f(p.W, p.b, _block(p)),
-    "block_affine_backward": lambda f, p: f((p.scores / 1e3)[:-1], _block(p)),
+    "block_type": _blocks,
     "penalty": lambda f, p: f(p.W),
     "fold_into": lambda f, p: f(p.W, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
     "unfold_from": lambda f, p: f(p.W, p.b, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
-    # An answer about the library, which may be the other one.
-    "multiplies_bytes": lambda f, p: np.ones(f(p.pixels, 10, p.W.dtype) in (True, False)),
     "standardized_rows": lambda f, p: f(p.pixels, p.X[0], p.X[0]),
     "add_penalty_gradient": lambda f, p: f(p.copy(p.W), p.W, 0.3),
-    "linear_objective": partial(_linear, reg=0.3),
+    "penalized_linear_pass": partial(_linear, reg=0.3),
     "linear_pass": _linear,
     "two_layer_pass": _two_layer,
     "softmax_cross_entropy": lambda f, p: [f(p.scores, p.y), f(p.scores, p.y, p.weights)],
@@ -178,23 +175,22 @@ class Recorder:
         return result
 
 
+def imported(name):
+    """Return the function that is named for a seam, such as "losses.on_gpu:fused"."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"gpuclf.kernels.{module}"), function)
+
+
 def registered(library):
-    """Return {name: (function, kernel)} of what is registered for a library."""
-    for module in dispatch.KERNEL_MODULES.get(library, ()):
-        importlib.import_module(module)
-    return {
-        f.reference.__name__: (f, f.kernels[library]) for f in fusables() if library in f.kernels
-    }
-
-
-def fusables():
-    """Find every function that kernels can be registered on."""
+    """Return {name: (function, kernel)} of what may replace a function for a library."""
     found = {}
-    for module in gpuclf._MODULES:
-        for value in vars(importlib.import_module(f"gpuclf.{module}")).values():
-            if inspect.isfunction(value) and hasattr(value, "kernels"):
-                found[id(value)] = value
-    return list(found.values())
+    for name, function in SEAMS.items():
+        kernels = function.kernels.get(library)
+        if kernels is None:
+            kernels = [imported(name) for name in function.replacements.get(library, ())]
+        for kernel in kernels:
+            found[name if len(kernels) == 1 else f"{name} {kernel.__name__}"] = function, kernel
+    return found
 
 
 # ------------------------------------------------------------------------- public operations
@@ -238,6 +234,14 @@ def _fleet_ensemble(p):
 
 
 SGD = {"max_iter": 2, "batch_size": 100, "random_state": 0}
+
+
+def model_run(model, p):
+    """Return losses, gradients and scores of a model."""
+    losses = [model.loss(p.params_of(model), X, p.y, 0.1) for X in (p.bytes_, p.X)]
+    return losses, model.scores(p.params_of(model), p.X, precision=p.dtype.name)
+
+
 PUBLIC_RUNS = {
     "Standardized": lambda p: Standardized.fit(p.more).apply(p.pixels).to_array(p.W.dtype),
     "Streamed": lambda p: gpuclf.softmax_loss_vectorized(
@@ -256,16 +260,6 @@ PUBLIC_RUNS = {
         for metric in ("l2", "l1")
     ],
     "k_neighbors": lambda p: k_neighbors(p.pixels, p.more, 4),
-    "softmax_loss_vectorized": lambda p: [
-        gpuclf.softmax_loss_vectorized(p.W, X, p.y, 0.1) for X in (p.bytes_, p.X)
-    ],
-    "svm_loss_vectorized": lambda p: [
-        gpuclf.svm_loss_vectorized(p.W, X, p.y, 0.1) for X in (p.bytes_, p.X)
-    ],
-    "two_layer_loss": lambda p: [
-        gpuclf.two_layer_loss(p.params, X, p.y, 0.1) for X in (p.bytes_, p.X)
-    ],
-    "two_layer_scores": lambda p: gpuclf.two_layer_scores(p.params, p.X),
     "subtract_mean_image": lambda p: subtract_mean_image(p.pixels),
     "FleetEnsemble": _fleet_ensemble,
     "FleetSearchCV": _fleet_search,
@@ -273,53 +267,14 @@ PUBLIC_RUNS = {
     "LinearSVMClassifier": _classifier("LinearSVMClassifier", **SGD),
     "SoftmaxClassifier": _classifier("SoftmaxClassifier", solver="sgd", **SGD),
     "TwoLayerNetClassifier": _classifier("TwoLayerNetClassifier", hidden_size=20, **SGD),
-}
+} | {f"model {name}": partial(model_run, model) for name, model in MODELS.items()}
 # No arrays, or moving them is what they are for, or loops over NumPy arrays.
 NOT_RUN = {
     "BackendUnavailableError", "MixedDevicesError", "array_namespace", "get_backend", "synchronize",
     "to_device", "to_host", "softmax_loss_naive", "svm_loss_naive", "two_layer_loss_naive",
+    # What the models do, which are run themselves.
+    "softmax_loss_vectorized", "svm_loss_vectorized", "two_layer_loss", "two_layer_scores",
 }  # fmt: skip
-
-
-# --------------------------------------------------------------------------------- comparing
-
-
-def arrays_of(result):
-    """Return the arrays of a nested result, in order, as NumPy arrays."""
-    if isinstance(result, dict):
-        result = [result[key] for key in sorted(result)]
-    if isinstance(result, list | tuple):
-        return [array for part in result for array in arrays_of(part)]
-    return [on_host(result)]
-
-
-def compare(found, unfused, truth, trained=False):
-    """Return the worst error as a share of what is allowed, array by array.
-
-    Parameters
-    ----------
-    found, unfused, truth : nested arrays
-        Of the device; of NumPy in the same precision; of NumPy in float64.
-    trained : bool
-        They come from many steps, each of which rounds.
-    """
-    unfused, worst = arrays_of(unfused), 0.0
-    # The loss is float64, but computed from scores in the precision of W.
-    precision = "float32" if any(u.dtype == np.float32 for u in unfused) else "float64"
-    units = TRAINING_UNITS_ALLOWED if trained else UNITS_ALLOWED[precision]
-    for f, u, t in zip(arrays_of(found), unfused, arrays_of(truth), strict=True):
-        if f.shape != t.shape or f.dtype != u.dtype:
-            raise AssertionError(f"{f.dtype}{f.shape} instead of {u.dtype}{t.shape}")
-        if f.dtype.kind != "f":
-            if not np.array_equal(f, u):
-                raise AssertionError(f"{np.mean(f != u):.1%} of the whole numbers differ")
-        elif not np.isfinite(f).all():
-            raise AssertionError("not all values are finite")
-        else:
-            unit = np.finfo(precision).eps * np.max(np.abs(t), initial=1e-30)
-            allowed = ERRORS_ALLOWED * np.max(np.abs(u - t), initial=0) + units * unit
-            worst = max(worst, float(np.max(np.abs(f - t), initial=0) / allowed))
-    return worst
 
 
 def _on_numpy(array):
@@ -334,7 +289,7 @@ def check_operation(run, put, sizes, trained=False):
         for dtype in worst:
             unfused = run(Problem(_on_numpy, dtype, size))
             found = run(Problem(put, dtype, size))
-            worst[dtype] = max(worst[dtype], compare(found, unfused, truth, trained))
+            worst[dtype] = max(worst[dtype], share_of_allowed(found, unfused, truth, trained))
     passed = all(share <= 1 for share in worst.values())
     return {"passed": passed, "error_of_allowed": worst}
 
@@ -351,7 +306,7 @@ def check_kernel(function, kernel, put, sizes):
         for dtype in worst:
             unfused = run(function.reference, Problem(_on_numpy, dtype, size))
             found = run(recorder, Problem(put, dtype, size))
-            worst[dtype] = max(worst[dtype], compare(found, unfused, truth))
+            worst[dtype] = max(worst[dtype], share_of_allowed(found, unfused, truth))
     record = {"error_of_allowed": worst, "taken": recorder.taken, "declined": recorder.declined}
     if recorder.taken == 0:
         return {"passed": False, "message": "the kernel declined everything", **record}

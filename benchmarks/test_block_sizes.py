@@ -3,23 +3,24 @@
 import numpy as np
 import pytest
 
-import gpuclf
-from gpuclf.samples import walk as row_blocks
+from gpuclf.bench.measure.cases import NET
+from gpuclf.samples import walk
 
 
 @pytest.mark.parametrize("block_mib", [3, 6, 12, 24, 48])
 def test_float_blocks(benchmark, bench_inputs, monkeypatch, block_mib):
-    monkeypatch.setattr(row_blocks, "CPU_BLOCK_BYTES", block_mib << 20)
-    X, y, params = bench_inputs.floats, bench_inputs.y, bench_inputs.params(50)
-    benchmark.group = f"two-layer, {len(y):,} float rows, by block size"
-    loss, _ = benchmark(gpuclf.two_layer_loss, params, X, y, 1e-3)
-    assert np.isfinite(loss)
+    monkeypatch.setattr(walk, "CPU_BLOCK_BYTES", block_mib << 20)
+    time_net(benchmark, bench_inputs, bench_inputs.floats, "float rows, by block size")
 
 
 @pytest.mark.parametrize("l2s", [0.75, 1.5, 3, 6, 12])
 def test_byte_blocks(benchmark, bench_inputs, monkeypatch, l2s):
-    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_L2S", l2s)
-    X, y, params = bench_inputs.bytes_, bench_inputs.y, bench_inputs.params(50)
-    benchmark.group = f"two-layer, {len(y):,} uint8 rows, by converted block size in L2s"
-    loss, _ = benchmark(gpuclf.two_layer_loss, params, X, y, 1e-3)
+    monkeypatch.setattr(walk, "CPU_CONVERTED_BLOCK_L2S", l2s)
+    what = "uint8 rows, by converted block size in L2s"
+    time_net(benchmark, bench_inputs, bench_inputs.bytes_, what)
+
+
+def time_net(benchmark, inputs, X, what):
+    benchmark.group = f"two-layer, {len(inputs.y):,} {what}"
+    loss, _ = benchmark(NET.loss, inputs.params(NET), X, inputs.y, 1e-3)
     assert np.isfinite(loss)

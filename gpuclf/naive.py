@@ -1,12 +1,10 @@
-"""The same functions in loops, as the course writes them first.
+"""The same functions in loops, as the course writes them first: the features are one vector.
 
 They are the oracle of the tests and the baseline of the benchmarks: nothing here is shared with
 the vectorised versions, and nothing is optimised. NumPy arrays only.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ Floats = NDArray[np.floating]
 def softmax_loss_naive(
     W: Floats, X: Floats, y: NDArray[np.integer], reg: float
 ) -> tuple[float, Floats]:
-    """Softmax loss and gradient, looping over samples, classes and features.
+    """Softmax loss and gradient, looping over samples and classes.
 
     Parameters
     ----------
@@ -41,9 +39,12 @@ def softmax_loss_naive(
     -------
     loss : float
     dW : array of shape (D, C)
+        In the dtype of W; everything is summed in float64.
 
     Raises
     ------
+    TypeError
+        If X or W is no NumPy array.
     ValueError
         If the shapes do not fit or a label is out of range.
 
@@ -53,51 +54,41 @@ def softmax_loss_naive(
     >>> round(loss, 6)
     0.693147
     """
-    n_samples, n_features, n_classes = _check_sizes(W, X, y, reg)
-    loss = 0.0
-    dW = np.zeros_like(W)
+    n_samples, n_classes = _check_sizes(W, X, y, reg)
+    weights, loss, dW = W.astype(np.float64), 0.0, np.zeros(W.shape)
     for i in range(n_samples):
-        scores = [0.0] * n_classes
-        for c in range(n_classes):
-            for d in range(n_features):
-                scores[c] += float(X[i, d]) * float(W[d, c])
-        largest = max(scores)
-        normaliser = sum(math.exp(score - largest) for score in scores)
-        loss += math.log(normaliser) + largest - scores[y[i]]
-        for c in range(n_classes):
-            dscore = math.exp(scores[c] - largest) / normaliser - (c == y[i])
-            for d in range(n_features):
-                dW[d, c] += dscore * float(X[i, d]) / n_samples
-    loss /= n_samples
-    for d in range(n_features):
-        for c in range(n_classes):
-            loss += reg * float(W[d, c]) ** 2
-            dW[d, c] += 2 * reg * W[d, c]
-    return loss, dW
+        x = X[i].astype(np.float64)
+        scores = x @ weights
+        probabilities, sample_loss = _softmax(scores, y[i])
+        loss += sample_loss
+        for j in range(n_classes):
+            dW[:, j] += (probabilities[j] - (j == y[i])) * x
+    loss = loss / n_samples + reg * float(np.sum(weights * weights))
+    return loss, (dW / n_samples + 2 * reg * weights).astype(W.dtype)
+
+
+def _softmax(scores: Floats, label: int) -> tuple[Floats, float]:
+    """Return the probabilities of the classes and the loss of a sample."""
+    shifted = scores - np.max(scores)  # a large exp would overflow
+    exponentials = np.exp(shifted)
+    normaliser = np.sum(exponentials)
+    return exponentials / normaliser, float(np.log(normaliser) - shifted[label])
 
 
 def svm_loss_naive(
     W: Floats, X: Floats, y: NDArray[np.integer], reg: float
 ) -> tuple[float, Floats]:
-    """Multiclass SVM loss and (sub)gradient, looping over samples, classes and features.
+    """Multiclass SVM loss and (sub)gradient, looping over samples and classes.
 
     Parameters
     ----------
-    W : array of shape (D, C)
-    X : array of shape (N, D)
-    y : integer array of shape (N,), values in 0..C-1
-    reg : float
-        The penalty is ``reg * sum(W * W)``.
+    W, X, y, reg
+        As for :func:`softmax_loss_naive`, and so are results and errors.
 
     Returns
     -------
     loss : float
     dW : array of shape (D, C)
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit or a label is out of range.
 
     Examples
     --------
@@ -105,26 +96,19 @@ def svm_loss_naive(
     >>> loss
     3.0
     """
-    n_samples, n_features, n_classes = _check_sizes(W, X, y, reg)
-    loss = 0.0
-    dW = np.zeros_like(W)
+    n_samples, n_classes = _check_sizes(W, X, y, reg)
+    weights, loss, dW = W.astype(np.float64), 0.0, np.zeros(W.shape)
     for i in range(n_samples):
-        scores = [0.0] * n_classes
-        for c in range(n_classes):
-            for d in range(n_features):
-                scores[c] += float(X[i, d]) * float(W[d, c])
-        for c in range(n_classes):
-            margin = scores[c] - scores[y[i]] + 1
-            if c != y[i] and margin > 0:
-                loss += margin / n_samples
-                for d in range(n_features):
-                    dW[d, c] += float(X[i, d]) / n_samples
-                    dW[d, y[i]] -= float(X[i, d]) / n_samples
-    for d in range(n_features):
-        for c in range(n_classes):
-            loss += reg * float(W[d, c]) ** 2
-            dW[d, c] += 2 * reg * W[d, c]
-    return loss, dW
+        x = X[i].astype(np.float64)
+        scores = x @ weights
+        for j in range(n_classes):
+            margin = scores[j] - scores[y[i]] + 1
+            if j != y[i] and margin > 0:
+                loss += float(margin)
+                dW[:, j] += x
+                dW[:, y[i]] -= x
+    loss = loss / n_samples + reg * float(np.sum(weights * weights))
+    return loss, (dW / n_samples + 2 * reg * weights).astype(W.dtype)
 
 
 def softmax_objective(
@@ -152,61 +136,40 @@ def two_layer_loss_naive(
     ----------
     params : dict
         W1 (D, H), b1 (H,), W2 (H, C), b2 (C,).
-    X : array of shape (N, D)
-    y : integer array of shape (N,), values in 0..C-1
-    reg : float
+    X, y, reg
+        As for :func:`softmax_loss_naive`, and so are the errors.
 
     Returns
     -------
     loss : float
     grads : dict
-        The same keys and shapes as `params`.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit or a label is out of range.
+        The same keys, shapes and dtypes as `params`.
     """
-    W1, b1, W2, b2 = (params[name] for name in ("W1", "b1", "W2", "b2"))
-    n_samples, n_features, n_hidden = X.shape[0], X.shape[1], W1.shape[1]
-    _check_sizes(W1, X, np.zeros(len(X), np.int64), reg)
-    _, _, n_classes = _check_sizes(W2, np.zeros((n_samples, n_hidden)), y, reg)
-    loss = 0.0
-    grads = {name: np.zeros_like(value) for name, value in params.items()}
+    n_samples, n_hidden = X.shape[0], params["W1"].shape[1]
+    _check_sizes(params["W1"], X, np.zeros(len(X), np.int64), reg)
+    _, n_classes = _check_sizes(params["W2"], np.zeros((n_samples, n_hidden)), y, reg)
+    wide = {name: value.astype(np.float64) for name, value in params.items()}
+    W1, b1, W2, b2 = (wide[name] for name in ("W1", "b1", "W2", "b2"))
+    loss, grads = 0.0, {name: np.zeros(value.shape) for name, value in params.items()}
     for i in range(n_samples):
-        x = [float(value) for value in X[i]]
-        hidden = [0.0] * n_hidden
-        for h in range(n_hidden):
-            total = float(b1[h])
-            for d in range(n_features):
-                total += x[d] * float(W1[d, h])
-            hidden[h] = max(total, 0.0)
-        scores = [0.0] * n_classes
+        x = X[i].astype(np.float64)
+        hidden = np.maximum(0, x @ W1 + b1)
+        probabilities, sample_loss = _softmax(hidden @ W2 + b2, y[i])
+        loss += sample_loss / n_samples
+        dhidden = np.zeros(n_hidden)
         for c in range(n_classes):
-            scores[c] = float(b2[c])
-            for h in range(n_hidden):
-                scores[c] += hidden[h] * float(W2[h, c])
-        largest = max(scores)
-        normaliser = sum(math.exp(score - largest) for score in scores)
-        loss += (math.log(normaliser) + largest - scores[y[i]]) / n_samples
-        dhidden = [0.0] * n_hidden
-        for c in range(n_classes):
-            probability = math.exp(scores[c] - largest) / normaliser
-            dscore = (probability - (c == y[i])) / n_samples
+            dscore = (probabilities[c] - (c == y[i])) / n_samples
+            grads["W2"][:, c] += dscore * hidden
             grads["b2"][c] += dscore
-            for h in range(n_hidden):
-                grads["W2"][h, c] += dscore * hidden[h]
-                dhidden[h] += dscore * float(W2[h, c])
+            dhidden += dscore * W2[:, c]
         for h in range(n_hidden):
             if hidden[h] > 0:
+                grads["W1"][:, h] += dhidden[h] * x
                 grads["b1"][h] += dhidden[h]
-                for d in range(n_features):
-                    grads["W1"][d, h] += dhidden[h] * x[d]
     for name in ("W1", "W2"):
-        for value in params[name].flat:
-            loss += reg * float(value) ** 2
-        grads[name] += 2 * reg * params[name]
-    return loss, grads
+        loss += reg * float(np.sum(wide[name] ** 2))
+        grads[name] += 2 * reg * wide[name]
+    return loss, {name: grads[name].astype(value.dtype) for name, value in params.items()}
 
 
 def pairwise_distances_two_loops(A: Floats, B: Floats, metric: str = "l2") -> Floats:
@@ -272,7 +235,8 @@ def _check_pair(A: Floats, B: Floats, metric: str) -> tuple[Floats, Floats]:
     return A, B
 
 
-def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer], reg: float) -> tuple[int, int, int]:
+def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer], reg: float) -> tuple[int, int]:
+    """Return the numbers of samples and classes."""
     for name, value in (("X", X), ("W", W)):
         if not isinstance(value, np.ndarray):
             raise TypeError(
@@ -297,4 +261,4 @@ def _check_sizes(W: Floats, X: Floats, y: NDArray[np.integer], reg: float) -> tu
             f"labels must be in 0..{n_classes - 1}, got {y.min()}..{y.max()}; number the "
             "classes from 0"
         )
-    return len(X), W.shape[0], n_classes
+    return len(X), n_classes

@@ -2,14 +2,13 @@ import io
 import json
 import re
 import sys
-import threading
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_cases import OF_NET, OF_SOFTMAX, OF_SVM, STEPS
 
 from gpuclf.backend import CupyProbe, probe_cupy
 from gpuclf.bench import (
@@ -25,19 +24,20 @@ from gpuclf.bench import (
     run_case,
     scaling_cases,
 )
-from gpuclf.bench.measure import timing
-from gpuclf.bench.measure.cases import SCALING
+from gpuclf.bench.measure import devices, timing
+from gpuclf.bench.measure.cases import EPOCH, LOSS, NET, SCALING, net_of
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.measure.record import break_even, make_record
 from gpuclf.bench.report.table import print_rows
 from gpuclf.files import format_seconds, write_json
+from gpuclf.models import SOFTMAX, SVM, LinearModel
 
-SOFTMAX, TWO_LAYER = "softmax loss+gradient", "two-layer loss+gradient"
-SVM = "svm loss+gradient"
+LOSSES = [OF_SOFTMAX, OF_SVM, OF_NET]
 BY_NAME = {implementation.name: implementation for implementation in IMPLEMENTATIONS}
-NAIVE, TEXTBOOK, FLOATS, BYTES = (
+PYTHON, NAIVE, TEXTBOOK, FLOATS, BYTES = (
     BY_NAME[name]
     for name in (
+        "pure Python loops",
         "naive loops",
         "textbook NumPy",
         "gpuclf on NumPy",
@@ -53,8 +53,8 @@ def make_inputs(dtype="float32", n=40, n_features=12):
     return Inputs(X, np.arange(n) % 10, dtype)
 
 
-def tiny_case(operation=SOFTMAX, samples=40, naive_samples=10, rounds=3):
-    return Case(operation, samples, naive_samples, rounds)
+def tiny_case(of=OF_SOFTMAX, samples=40, naive_samples=10, rounds=3):
+    return Case(*of, samples, naive_samples, rounds)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def clock(monkeypatch):
     return clock
 
 
-def timed(clock, name, seconds, extrapolated=False, calls=None):
+def timed(clock, name, seconds, loops=0, calls=None):
     """Return an implementation whose calls take the given seconds on the replaced clock."""
 
     def prepare(case, inputs):
@@ -89,17 +89,52 @@ def timed(clock, name, seconds, extrapolated=False, calls=None):
 
         return call
 
-    return Implementation(name, "numpy", "float", prepare, extrapolated)
+    return Implementation(name, "numpy", "float", prepare, loops)
 
 
 # ------------------------------------------------------------------------------------- cases
 
 
 def test_the_main_job_has_two_models_on_the_training_set_and_on_a_mini_batch():
-    found = [(case.operation, case.samples) for case in default_cases(50_000)]
-    assert found == [(SOFTMAX, 50_000), (SOFTMAX, 200), (TWO_LAYER, 50_000), (TWO_LAYER, 200)]
+    found = [(case.model, case.samples) for case in default_cases(50_000)]
+    assert found == [(SOFTMAX, 50_000), (SOFTMAX, 200), (NET, 50_000), (NET, 200)]
     assert all(case.naive_samples < 200 for case in default_cases(50_000))
     assert default_cases(50_000)[0].title == "softmax loss+gradient, 50,000 samples"
+
+
+TITLES = {
+    Case(SVM, LOSS, 40, 1, 1): "svm loss+gradient, 40 samples",
+    Case(SOFTMAX, EPOCH, 4000, 1, 1): "softmax epoch, 4,000 samples",
+    Case(*STEPS, 200, 1, 1): "two-layer training step, 200 samples",
+    Case(net_of(100), LOSS, 9, 1, 1): "two-layer loss+gradient, 9 samples, 100 hidden units",
+    Case(SOFTMAX, LOSS, 9, 1, 1, models=8): "softmax loss+gradient, 9 samples, 8 models",
+    Case(SOFTMAX, LOSS, 9, 1, 1, classes=2): "softmax loss+gradient, 9 samples, 2 classes",
+    Case(None, "l1", 20, 1, 1): "k-NN l1, 20 samples",
+}
+
+
+@pytest.mark.parametrize(("case", "title"), TITLES.items(), ids=TITLES.values())
+def test_titles_and_records_name_operations_as_old_records_do(case, title):
+    assert case.title == title
+    found = case.as_dict()
+    assert found["operation"] == title.partition(",")[0]
+    assert json.loads(json.dumps(found)) == found
+    assert found["hidden_units"] == (
+        None if case.model in (SOFTMAX, SVM, None) else case.model.hidden_size
+    )
+
+
+@pytest.mark.parametrize(("model", "kind"), [(SOFTMAX, "nap"), (None, LOSS), (SVM, "l2")])
+def test_a_case_of_which_nothing_is_known_is_refused(model, kind):
+    with pytest.raises(ValueError, match=f"is called '{re.escape(kind)}'; there are"):
+        Case(model, kind, 40, 10, 1)
+
+
+def test_a_model_of_one_s_own_is_timed_where_somebody_has_written_it():
+    own = LinearModel("own", SOFTMAX.data_loss.reference, textbook=SOFTMAX.textbook)
+    rows = run_case(Case(own, LOSS, 40, 10, 1), make_inputs(), [PYTHON, NAIVE, FLOATS, *PEERS[1:3]])
+    assert [row.status for row in rows] == ["unavailable"] * 2 + ["timed"] + ["unavailable"] * 2
+    assert "nobody has written" in rows[0].reason
 
 
 def test_a_mini_batch_is_never_larger_than_the_training_set():
@@ -110,7 +145,9 @@ def test_a_mini_batch_is_never_larger_than_the_training_set():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inputs_are_the_same_numbers_in_every_form(dtype):
     inputs = make_inputs(dtype)
-    assert inputs.floats.dtype == inputs.W.dtype == inputs.params(50)["W1"].dtype == np.dtype(dtype)
+    assert (
+        inputs.floats.dtype == inputs.W.dtype == inputs.params(NET)["W1"].dtype == np.dtype(dtype)
+    )
     X = inputs.bytes_.X.astype(np.float64)
     # The rounding of the dtype, on numbers of size 1.
     atol = 1e-5 if dtype == "float32" else 1e-12
@@ -136,13 +173,13 @@ def test_inputs_longer_than_a_piece_are_written_out_whole():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
+@pytest.mark.parametrize("of", LOSSES, ids=lambda of: of[0].name)
 @pytest.mark.parametrize("samples", [40, 10], ids=["extrapolated", "whole"])
-def test_every_implementation_agrees(no_gpu, operation, dtype, samples):
-    rows = run_case(tiny_case(operation, samples), make_inputs(dtype), IMPLEMENTATIONS)
+def test_every_implementation_agrees(no_gpu, of, dtype, samples):
+    rows = run_case(tiny_case(of, samples), make_inputs(dtype), IMPLEMENTATIONS)
     assert [row.implementation for row in rows] == [i.name for i in IMPLEMENTATIONS]
     for row in rows:
-        assert row.operation == operation
+        assert row.operation == f"{of[0].name} loss+gradient"
         assert row.samples == samples
         assert row.dtype == dtype
         if row.array_library == "cupy":
@@ -155,11 +192,11 @@ def test_every_implementation_agrees(no_gpu, operation, dtype, samples):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
-def test_every_implementation_agrees_on_the_gpu(operation):
+@pytest.mark.parametrize("of", LOSSES, ids=lambda of: of[0].name)
+def test_every_implementation_agrees_on_the_gpu(of):
     if not probe_cupy().usable:
         pytest.skip(probe_cupy().reason)
-    rows = run_case(tiny_case(operation), make_inputs(), IMPLEMENTATIONS)
+    rows = run_case(tiny_case(of), make_inputs(), IMPLEMENTATIONS)
     assert all(row.median_s > 0 and row.status == "timed" for row in rows)
 
 
@@ -168,9 +205,7 @@ def spoil_loss(loss, gradient):
 
 
 def spoil_gradient(loss, gradient):
-    if isinstance(gradient, dict):
-        return loss, {name: value * 1.001 for name, value in gradient.items()}
-    return loss, gradient * 1.001
+    return loss, {name: value * 1.001 for name, value in gradient.items()}
 
 
 def spoil_with_nan(loss, gradient):
@@ -185,14 +220,14 @@ def spoiled(implementation, spoil, name="the wrong one"):
     return replace(implementation, name=name, prepare=prepare)
 
 
-@pytest.mark.parametrize("operation", [SOFTMAX, SVM, TWO_LAYER])
+@pytest.mark.parametrize("of", LOSSES, ids=lambda of: of[0].name)
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [(spoil_loss, "loss"), (spoil_gradient, "gradient"), (spoil_with_nan, "loss")],
 )
-@pytest.mark.parametrize("kind", [FLOATS, BYTES, NAIVE], ids=lambda kind: kind.name)
-def test_a_wrong_implementation_is_refused_and_not_timed(kind, spoil, what, operation):
-    right, wrong = run_case(tiny_case(operation), make_inputs(), [TEXTBOOK, spoiled(kind, spoil)])
+@pytest.mark.parametrize("kind", [FLOATS, BYTES, NAIVE, PYTHON], ids=lambda kind: kind.name)
+def test_a_wrong_implementation_is_refused_and_not_timed(kind, spoil, what, of):
+    right, wrong = run_case(tiny_case(of), make_inputs(), [TEXTBOOK, spoiled(kind, spoil)])
     assert (right.status, wrong.status, wrong.median_s) == ("timed", "wrong", None)
     assert f"the wrong one and the reference disagree on the {what}" in wrong.reason
 
@@ -202,12 +237,14 @@ def test_one_wrong_gradient_among_several_is_found(name):
     def spoil(loss, gradients):
         return loss, gradients | {name: 0 * gradients[name]}
 
-    (row,) = run_case(tiny_case(TWO_LAYER), make_inputs(), [spoiled(FLOATS, spoil)])
+    (row,) = run_case(tiny_case(OF_NET), make_inputs(), [spoiled(FLOATS, spoil)])
     assert row.status == "wrong"
     assert "disagree on the gradient" in row.reason
 
 
-@pytest.mark.parametrize("spoil", [lambda loss, dW: (loss, dW[:, :-1]), lambda loss, dW: (loss, 1)])
+@pytest.mark.parametrize(
+    "spoil", [lambda loss, grads: (loss, grads["W"][:, :-1]), lambda loss, _: (loss, 1)]
+)
 def test_a_gradient_of_another_shape_is_refused(spoil):
     (row,) = run_case(tiny_case(), make_inputs(), [spoiled(FLOATS, spoil)])
     assert row.status == "wrong"
@@ -262,7 +299,7 @@ def test_median_and_percentiles_are_of_the_calls_after_the_warm_up(clock):
 
 def test_extrapolated_times_are_scaled_and_marked(clock):
     whole = timed(clock, "whole", [1.0] * 5)
-    part = timed(clock, "part", [0.25, 0.5, 0.75], extrapolated=True)
+    part = timed(clock, "part", [0.25, 0.5, 0.75], loops=1)
     rows = run_case(tiny_case(rounds=5), make_inputs(), [whole, part], time_budget_s=1e9)
     assert [row.extrapolated for row in rows] == [False, True]
     assert (rows[1].samples, rows[1].measured_samples) == (40, 10)
@@ -273,7 +310,7 @@ def test_extrapolated_times_are_scaled_and_marked(clock):
 
 @pytest.mark.parametrize("samples", [10, 6])
 def test_loops_on_all_samples_are_not_extrapolated(clock, samples):
-    part = timed(clock, "part", [0.5] * 3, extrapolated=True)
+    part = timed(clock, "part", [0.5] * 3, loops=1)
     (row,) = run_case(tiny_case(samples=samples), make_inputs(), [part])
     assert not row.extrapolated
     assert row.measured_samples == row.samples == samples
@@ -333,7 +370,7 @@ def make_row(name="textbook NumPy", median_s=0.25, **changes):
     row = Row(
         case="softmax loss+gradient, 50,000 samples",
         group="ladder",
-        operation=SOFTMAX,
+        operation="softmax loss+gradient",
         implementation=name,
         array_library="numpy",
         device="cpu",
@@ -486,7 +523,7 @@ def test_rows_survive_json(no_gpu, tmp_path):
 
 # ------------------------------------------------------------------------------------- peers
 
-EPOCHS = [Case(f"{model} epoch", 60, 20, 1, batch_size=20) for model in ("softmax", "two-layer")]
+EPOCHS = [Case(model, EPOCH, 60, 20, 1, batch_size=20) for model in (SOFTMAX, NET)]
 SUPPORTED = {
     "scikit-learn": ["softmax loss+gradient", "k-NN l2", "k-NN l1"],
     "PyTorch": [case.operation for case in peer_cases(1000) + EPOCHS],
@@ -532,9 +569,9 @@ def test_an_epoch_on_ragged_batches_is_the_textbook_s(case, ours):
 
 
 def test_a_training_step_moves_the_parameters_by_momentum():
-    case = tiny_case("two-layer training step")
+    case = tiny_case(STEPS)
     step = FLOATS.prepare(case, make_inputs("float64"))
-    before = make_inputs("float64").params(50)["W1"]
+    before = make_inputs("float64").params(NET)["W1"]
     _, params = step()
     first = params["W1"] - before
     after_one = params["W1"].copy()
@@ -552,7 +589,7 @@ def test_other_labels_are_a_disagreement():
         return lambda: (0.0, labels)
 
     (row,) = run_case(
-        tiny_case("k-NN l2"), make_inputs(), [Implementation("x", "numpy", "float", labelled)]
+        tiny_case((None, "l2")), make_inputs(), [Implementation("x", "numpy", "float", labelled)]
     )
     assert row.status == "wrong"
     assert "of the labels" in row.reason
@@ -565,15 +602,21 @@ def test_a_missing_peer_names_the_extra(monkeypatch):
     assert row.reason == "JAX is not installed; pip install 'gpuclf[bench]' brings it"
 
 
-def test_settling_waits_for_threads_that_spin():
-    stop = threading.Event()
-    spinner = threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)])
-    threading.Timer(0.1, stop.set).start()
-    spinner.start()
-    start = time.perf_counter()
+def test_settling_waits_for_threads_that_spin(monkeypatch):
+    """A thread keeps the processor busy for three pauses."""
+    clock = SimpleNamespace(process=0.0, pauses=0)
+
+    def sleep(seconds):
+        clock.pauses += 1
+        clock.process += seconds if clock.pauses <= 3 else seconds / 100
+
+    made_up = SimpleNamespace(sleep=sleep, process_time=lambda: clock.process)
+    monkeypatch.setattr(devices, "time", made_up)
     HostDevice().settle()
-    assert time.perf_counter() - start > 0.08
-    spinner.join()
+    assert clock.pauses == 4
+    clock.pauses = -1000  # a thread that never rests is not waited for
+    HostDevice().settle()
+    assert clock.pauses == -1000 + devices.SETTLE_STEPS
 
 
 def test_peers_on_a_gpu_say_why_there_is_none():
@@ -597,10 +640,10 @@ def test_each_axis_has_sizes_that_no_other_case_has():
 @pytest.mark.parametrize(
     "case",
     [
-        Case(SOFTMAX, 40, 10, 1, models=3, group="models"),
-        Case(SOFTMAX, 40, 10, 1, classes=4, group="classes"),
-        Case(SVM, 40, 10, 1, classes=25),
-        Case(TWO_LAYER, 40, 4, 1, hidden_units=7, group="hidden units"),
+        Case(SOFTMAX, LOSS, 40, 10, 1, models=3, group="models"),
+        Case(SOFTMAX, LOSS, 40, 10, 1, classes=4, group="classes"),
+        Case(SVM, LOSS, 40, 10, 1, classes=25),
+        Case(net_of(7), LOSS, 40, 4, 1, group="hidden units"),
     ],
     ids=lambda case: case.group,
 )
@@ -609,18 +652,18 @@ def test_models_classes_and_hidden_units_are_sizes_too(case):
     assert [row.status for row in rows] == ["timed"] * 3, [row.reason for row in rows]
     assert {row.classes for row in rows} == {case.classes or 10}
     params = 12 * (case.classes or 10) * case.models
-    if case.operation != TWO_LAYER:
+    if case.hidden_units is None:
         assert rows[0].operations == 4 * 40 * params
         assert rows[0].bytes == 40 * (12 * 4 + 8) + 2 * 4 * params
 
 
 def test_a_fleet_is_held_against_each_model_alone():
     def forget_one(losses, gradients):
-        gradients = gradients.copy()
-        gradients[1] = gradients[0]
-        return losses, gradients
+        dW = gradients["W"].copy()
+        dW[1] = dW[0]
+        return losses, {"W": dW}
 
-    case = Case(SOFTMAX, 40, 10, 1, models=3)
+    case = Case(SOFTMAX, LOSS, 40, 10, 1, models=3)
     (row,) = run_case(case, make_inputs(), [spoiled(FLOATS, forget_one)])
     assert row.status == "wrong"
 

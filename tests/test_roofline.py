@@ -2,23 +2,23 @@
 
 import numpy as np
 import pytest
-from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
+from tiny_cases import CEILINGS, OF_SOFTMAX, OF_SVM, STEPS, make_inputs, tiny_case
 
 from gpuclf.bench import Inputs, device_cases
 from gpuclf.bench.measure.roofline import Floor
 
 
 @pytest.mark.parametrize(
-    ("operation", "features", "moved", "operations"),
+    ("of", "features", "moved", "operations"),
     [
-        (SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
-        ("svm loss+gradient", "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),
-        (STEP, "float", 40 * 56 + 4 * 4 * (13 * 50 + 510), 2 * 40 * (2 * 600 + 3 * 500)),
-        ("k-NN l2", "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
+        (OF_SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        (OF_SVM, "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),
+        (STEPS, "float", 40 * 56 + 4 * 4 * (13 * 50 + 510), 2 * 40 * (2 * 600 + 3 * 500)),
+        ((None, "l2"), "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
     ],
 )
-def test_bytes_and_operations_are_counted(operation, features, moved, operations):
-    work = tiny_case(operation).work(make_inputs(), features)
+def test_bytes_and_operations_are_counted(of, features, moved, operations):
+    work = tiny_case(of).work(make_inputs(), features)
     assert (work.bytes, work.operations) == (moved, operations)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tiny_cases import CEILINGS, SOFTMAX, STEP, make_inputs, tiny_case
+from tiny_cases import CEILINGS, OF_NET, OF_SOFTMAX, OF_SVM, STEPS, make_inputs, tiny_case
 
 from gpuclf.bench import (
     Implementation,
@@ -135,17 +135,17 @@ def spoiled(spoil, implementation=FLOATS, name="the wrong one"):
     return replace(implementation, name=name, prepare=prepare)
 
 
-@pytest.mark.parametrize("operation", [SOFTMAX, "svm loss+gradient"])
+@pytest.mark.parametrize("of", [OF_SOFTMAX, OF_SVM], ids=["softmax", "svm"])
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        (lambda loss, dW: (loss * 1.001, dW), "loss"),
-        (lambda loss, dW: (loss, dW * 1.001), "gradient"),
-        (lambda loss, dW: (np.float64(np.nan), dW), "loss"),
+        (lambda loss, grads: (loss * 1.001, grads), "loss"),
+        (lambda loss, grads: (loss, {"W": grads["W"] * 1.001}), "gradient"),
+        (lambda loss, grads: (np.float64(np.nan), grads), "loss"),
     ],
 )
-def test_a_wrong_implementation_is_recorded_and_not_timed(operation, spoil, what):
-    wrong, right = run_case(tiny_case(operation), [spoiled(spoil), FLOATS])
+def test_a_wrong_implementation_is_recorded_and_not_timed(of, spoil, what):
+    wrong, right = run_case(tiny_case(of), [spoiled(spoil), FLOATS])
     assert wrong.status == "wrong"
     assert f"disagree on the {what}" in wrong.reason
     assert wrong.device_s is None
@@ -155,12 +155,12 @@ def test_a_wrong_implementation_is_recorded_and_not_timed(operation, spoil, what
 
 def test_a_step_that_does_not_move_the_parameters_is_wrong():
     def stand_still(case, inputs):
-        loss = gpuclf_floats(replace(case, operation="two-layer loss+gradient"), inputs)
-        params = inputs.params(case.hidden_units)
+        loss = gpuclf_floats(tiny_case(OF_NET), inputs)
+        params = inputs.start(case)
         return lambda: (loss()[0], params)
 
     wrong = Implementation("still", "numpy", "float", stand_still)
-    rows = run_case(tiny_case(STEP), [wrong, FLOATS, TF32, PLAIN, BYTES])
+    rows = run_case(tiny_case(STEPS), [wrong, FLOATS, TF32, PLAIN, BYTES])
     assert [row.status for row in rows] == ["wrong"] + ["timed"] * 4
 
 

@@ -11,7 +11,15 @@ from gpuclf.backend import to_host
 from gpuclf.bench.measure.cases import Case, Inputs
 from gpuclf.bench.measure.implementations import Call, Implementation, gpuclf_bytes, textbook_numpy
 
-__all__ = ["DisagreementError", "Reference", "check_in_float64", "compare", "on_host"]
+__all__ = [
+    "DisagreementError",
+    "Reference",
+    "arrays_of",
+    "check_in_float64",
+    "compare",
+    "on_host",
+    "share_of_allowed",
+]
 
 # Loss and gradient of a full pass in float32 agree with each other to a few 1e-6.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "float64": 1e-10}
@@ -21,6 +29,11 @@ TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "float64": 1e-10}
 KINK_TOLERANCES = {"float32": 2e-2, "tf32": 5e-2, "float64": 1e-10}
 # Of float32 distances, rounding decides between neighbours that are almost equally near.
 OTHER_LABELS = {"float32": 0.01, "float64": 0.0}
+ERRORS_ALLOWED = 2.0  # times that of the shared body in the same precision
+# In the last place of the largest value. Against float64 itself nothing is measured: other orders
+# of summation must fit in here.
+UNITS_ALLOWED = {"float32": 16, "float64": 4096}
+TRAINING_UNITS_ALLOWED = 2048  # every step of a training adds its own
 CHECKED_CALLS = 3  # of a training step, the third has all that momentum brings
 
 
@@ -67,7 +80,7 @@ class Reference:
         DisagreementError
             If a difference is more than rounding.
         """
-        n_samples = self.case.measured_samples(implementation.extrapolated)
+        n_samples = self.case.measured_samples(implementation.loops)
         worst: dict[str, float] = {}
         expected = self.results(n_samples)
         precision = implementation.precision_on(self.inputs)
@@ -82,7 +95,7 @@ class Reference:
         """Compare one more call, after others: of a step, whose parameters have moved, nothing."""
         if self.case.is_training:
             return {}
-        (wanted,) = self.results(self.case.measured_samples(implementation.extrapolated))
+        (wanted,) = self.results(self.case.measured_samples(implementation.loops))
         precision = implementation.precision_on(self.inputs)
         return compare(implementation.name, call(), wanted, precision, self.case)
 
@@ -142,7 +155,7 @@ def compare(name: str, result: Any, reference: Any, precision: str, case: Case) 
     DisagreementError
         If a difference is more than rounding.
     """
-    if case.is_prediction:
+    if case.model is None:
         found, expected = _flat(result[1]), _flat(reference[1])
         others = float(np.mean(found != expected)) if found.shape == expected.shape else 1.0
         if not others <= OTHER_LABELS[precision]:
@@ -155,8 +168,8 @@ def compare(name: str, result: Any, reference: Any, precision: str, case: Case) 
         ("loss", "gradient"), map(_flat, result), map(_flat, reference), strict=True
     ):
         # Rounded to ten bits, many margins of the hinge change sides too.
-        kinks = ("two-layer", "svm") if precision == "tf32" else "two-layer"
-        has_kinks = what == "gradient" and case.operation.startswith(kinks)
+        jumps = precision == "tf32" and not case.model.is_smooth
+        has_kinks = what == "gradient" and (case.hidden_units is not None or jumps)
         tolerance = (KINK_TOLERANCES if has_kinks else TOLERANCES)[precision]
         if found.shape != expected.shape:
             raise DisagreementError(
@@ -175,11 +188,54 @@ def compare(name: str, result: Any, reference: Any, precision: str, case: Case) 
     return errors
 
 
+def share_of_allowed(found: Any, unfused: Any, truth: Any, trained: bool = False) -> float:
+    """Return the worst error as a share of what is allowed, array by array.
+
+    Allowed is twice the error that the shared body makes on NumPy, and a few units in the last
+    place of the largest value.
+
+    Parameters
+    ----------
+    found, unfused, truth : nested arrays
+        Of the device; of NumPy in the same precision; of NumPy in float64.
+    trained : bool
+        They come from many steps, each of which rounds.
+
+    Raises
+    ------
+    DisagreementError
+        If shapes, dtypes or whole numbers differ, or a value is not finite.
+    """
+    of_unfused, worst = arrays_of(unfused), 0.0
+    # The loss is float64, but computed from scores in the precision of W.
+    precision = "float32" if any(u.dtype == np.float32 for u in of_unfused) else "float64"
+    units = TRAINING_UNITS_ALLOWED if trained else UNITS_ALLOWED[precision]
+    for f, u, t in zip(arrays_of(found), of_unfused, arrays_of(truth), strict=True):
+        if f.shape != t.shape or f.dtype != u.dtype:
+            raise DisagreementError(f"{f.dtype}{f.shape} instead of {u.dtype}{t.shape}")
+        if f.dtype.kind != "f":
+            if not np.array_equal(f, u):
+                raise DisagreementError(f"{np.mean(f != u):.1%} of the whole numbers differ")
+        elif not np.isfinite(f).all():
+            raise DisagreementError("not all values are finite")
+        else:
+            unit = np.finfo(precision).eps * np.max(np.abs(t), initial=1e-30)
+            allowed = ERRORS_ALLOWED * np.max(np.abs(u - t), initial=0) + units * unit
+            worst = max(worst, float(np.max(np.abs(f - t), initial=0) / allowed))
+    return worst
+
+
 def _flat(value: Any) -> np.ndarray:
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value)]
-    parts = value if isinstance(value, list) else [value]
-    return np.concatenate([np.ravel(on_host(part)).astype(np.float64) for part in parts])
+    return np.concatenate([np.ravel(part).astype(np.float64) for part in arrays_of(value)])
+
+
+def arrays_of(result: Any) -> list[np.ndarray]:
+    """Return the arrays of a nested result as NumPy arrays, those of a dict by their names."""
+    if isinstance(result, dict):
+        result = [result[key] for key in sorted(result)]
+    if isinstance(result, list | tuple):
+        return [array for part in result for array in arrays_of(part)]
+    return [on_host(result)]
 
 
 def on_host(value: Any) -> np.ndarray:

@@ -6,19 +6,24 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gpuclf.bench.measure.roofline import Work
+from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, Model, TwoLayerNet
 from gpuclf.samples.standardized import Standardized
 
 __all__ = [
+    "EPOCH",
     "LADDER",
+    "LOSS",
+    "NET",
     "PEERS_GROUP",
     "SCALING",
+    "STEP",
     "Case",
     "Inputs",
     "default_cases",
@@ -27,6 +32,12 @@ __all__ = [
     "scaling_cases",
 ]
 
+LOSS, STEP, EPOCH = "loss+gradient", "training step", "epoch"
+# What a model can be timed at, and how often each parameter is read or written: gradients are
+# written, and a step also reads and writes the velocity.
+KINDS = {LOSS: 2, STEP: 4, EPOCH: 4}
+METRICS = ("l2", "l1")
+NET = replace(TWO_LAYER, hidden_size=50)
 REG = 1e-3
 LADDER, PEERS_GROUP = "ladder", "peers"
 SCALING = ("samples", "batch size", "hidden units", "classes", "models")
@@ -43,20 +54,21 @@ class Case:
 
     Attributes
     ----------
-    operation : str
-        "softmax loss+gradient", "svm loss+gradient", "two-layer loss+gradient",
-        "two-layer training step" (with Nesterov momentum), "softmax epoch" and "two-layer epoch"
-        (such steps on all samples, batch by batch), or "k-NN l2" and "k-NN l1" (prediction).
+    model : Model or None
+        None for the prediction by nearest neighbours.
+    kind : str
+        What a call does. Of a model "loss+gradient" (of linear models without bias), "training
+        step" (with Nesterov momentum) or "epoch" (such steps on all samples, batch by batch); of
+        neighbours their metric, "l2" or "l1".
     samples : int
         Rows of the pass; for k-NN, queries against the whole training set.
     naive_samples : int
-        How many of them the loops run on; their time is scaled to `samples`.
+        How many of them pure Python runs on, and the strict comparison in float64; the naive loops
+        run on 16 times as many. Their times are scaled to `samples`.
     rounds : int
         Turns of each implementation, if the time budget allows.
     calls_a_turn : int
         Timed calls in a turn. Short calls are made many in a row, as training makes them.
-    hidden_units : int
-        Of the two-layer net.
     models : int
         Trained at once; of the linear models.
     classes : int or None
@@ -65,47 +77,74 @@ class Case:
         Of an epoch's steps.
     group : str
         "ladder", "peers", the axis of a scaling curve, or the name of an acceptance's case.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
     """
 
-    operation: str
+    model: Model | None
+    kind: str
     samples: int
     naive_samples: int
     rounds: int
     calls_a_turn: int = 1
-    hidden_units: int = 50
     models: int = 1
     classes: int | None = None
     batch_size: int = 200
     group: str = LADDER
 
+    def __post_init__(self) -> None:
+        """Refuse what nothing is known of."""
+        known = METRICS if self.model is None else tuple(KINDS)
+        if self.kind not in known:
+            of = "neighbours" if self.model is None else "a model"
+            raise ValueError(f"no case of {of} is called {self.kind!r}; there are {known}")
+
+    @property
+    def operation(self) -> str:
+        """The name in titles and records, such as "softmax loss+gradient" or "k-NN l2"."""
+        return f"{'k-NN' if self.model is None else self.model.name} {self.kind}"
+
     @property
     def title(self) -> str:
         """A line for people: the operation and its size."""
         title = f"{self.operation}, {self.samples:,} samples"
-        if self.operation.startswith("two-layer") and self.hidden_units != 50:
+        if self.hidden_units not in (None, NET.hidden_size):
             title += f", {self.hidden_units} hidden units"
         if self.classes is not None:
             title += f", {self.classes} classes"
         return title if self.models == 1 else f"{title}, {self.models} models"
 
     @property
+    def hidden_units(self) -> int | None:
+        """Of a net; None for other models."""
+        return getattr(self.model, "hidden_size", None)
+
+    @property
     def is_prediction(self) -> bool:
         """Whether a call returns labels, and no loss."""
-        return self.operation.startswith("k-NN")
+        return self.model is None
 
     @property
     def is_epoch(self) -> bool:
         """Whether a call trains on all samples, batch by batch."""
-        return self.operation.endswith("epoch")
+        return self.kind == EPOCH
 
     @property
     def is_training(self) -> bool:
         """Whether a call moves the parameters."""
-        return self.is_epoch or self.operation.endswith("step")
+        return self.kind in (STEP, EPOCH)
 
-    def measured_samples(self, extrapolated: bool) -> int:
-        """Return how many samples a call runs on."""
-        return min(self.naive_samples, self.samples) if extrapolated else self.samples
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        return {"operation": self.operation, "hidden_units": self.hidden_units} | values
+
+    def measured_samples(self, loops: int) -> int:
+        """Return how many samples a call runs on: see :class:`Implementation`."""
+        return min(loops * self.naive_samples or self.samples, self.samples)
 
     def work(self, inputs: Inputs, features: str = "float") -> Work:
         """Count bytes and operations of one call.
@@ -119,26 +158,22 @@ class Case:
         Examples
         --------
         >>> inputs = Inputs(np.eye(4, 3, dtype=np.uint8), np.array([0, 1, 1, 0]))
-        >>> Case("softmax loss+gradient", 4, 4, 1).work(inputs, "uint8")
+        >>> Case(SOFTMAX, "loss+gradient", 4, 4, 1).work(inputs, "uint8")
         Work(bytes=92, operations=96)
         """
-        width, n_features = inputs.dtype.itemsize, inputs.bytes_.shape[1]
-        n_classes, models = inputs.n_classes, self.models
+        width, n_features = inputs.dtype.itemsize, inputs.n_features
         sample_bytes = n_features * (1 if features == "uint8" else width)
         if self.is_prediction:
             train = len(inputs.y)
             moved = (self.samples + train) * sample_bytes + (train + self.samples) * LABEL_BYTES
             return Work(moved, 2 * self.samples * train * n_features)
-        if self.operation.startswith("two-layer"):
-            hidden = self.hidden_units
-            params = (n_features + 1) * hidden + (hidden + 1) * n_classes
-            # X and the hidden units are multiplied twice, W2 a third time for its input's gradient.
-            products = 2 * n_features * hidden + 3 * hidden * n_classes
-        else:
-            params, products = models * n_features * n_classes, 2 * models * n_features * n_classes
-        # Parameters are read and gradients written; a step also reads and writes the velocity.
-        visits = 4 if self.is_training else 2
-        moved = self.samples * (sample_bytes + LABEL_BYTES) + visits * params * width
+        params = inputs.start(self).values()
+        first, *later = (value.size for value in params if value.ndim > 1)
+        # What a matrix is multiplied by is so twice; the later ones a third time for the gradient
+        # of their input.
+        products = 2 * first + 3 * sum(later)
+        visited = KINDS[self.kind] * sum(value.size for value in params) * width
+        moved = self.samples * (sample_bytes + LABEL_BYTES) + visited
         return Work(moved, 2 * self.samples * products)
 
 
@@ -146,44 +181,39 @@ def default_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     """Return the four cases of the main job: two models, full training set and mini-batch."""
     batch = min(batch_size, n_samples)
     return [
-        Case("softmax loss+gradient", n_samples, 16, 15),
-        Case("softmax loss+gradient", batch, 16, 20, calls_a_turn=20),
-        Case("two-layer loss+gradient", n_samples, 4, 15),
-        Case("two-layer loss+gradient", batch, 4, 20, calls_a_turn=20),
+        Case(SOFTMAX, LOSS, n_samples, 16, 15),
+        Case(SOFTMAX, LOSS, batch, 16, 20, calls_a_turn=20),
+        Case(NET, LOSS, n_samples, 4, 15),
+        Case(NET, LOSS, batch, 4, 20, calls_a_turn=20),
     ]
 
 
 def peer_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     """Return the cases that other libraries are compared on; no loops, which would take hours."""
-    batch = min(batch_size, n_samples)
-    queries = min(1000, n_samples)
-    return [
-        Case("softmax loss+gradient", n_samples, 16, 9, group=PEERS_GROUP),
-        Case("svm loss+gradient", n_samples, 16, 9, group=PEERS_GROUP),
-        Case("softmax loss+gradient", batch, 16, 9, 20, group=PEERS_GROUP),
-        Case("two-layer training step", batch, 4, 9, 20, group=PEERS_GROUP),
-        Case("two-layer epoch", n_samples, 2 * batch, 5, batch_size=batch, group=PEERS_GROUP),
-        Case("softmax epoch", n_samples, 2 * batch, 5, batch_size=batch, group=PEERS_GROUP),
-        Case("two-layer loss+gradient", n_samples, 4, 7, 1, 100, group=PEERS_GROUP),
-        Case("k-NN l2", queries, 16, 5, group=PEERS_GROUP),
-        Case("k-NN l1", min(20, queries), 16, 3, group=PEERS_GROUP),
+    batch, queries = min(batch_size, n_samples), min(1000, n_samples)
+    cases = [
+        Case(SOFTMAX, LOSS, n_samples, 16, 9),
+        Case(SVM, LOSS, n_samples, 16, 9),
+        Case(SOFTMAX, LOSS, batch, 16, 9, 20),
+        Case(NET, STEP, batch, 4, 9, 20),
+        Case(NET, EPOCH, n_samples, 2 * batch, 5, batch_size=batch),
+        Case(SOFTMAX, EPOCH, n_samples, 2 * batch, 5, batch_size=batch),
+        Case(net_of(100), LOSS, n_samples, 4, 7),
+        Case(None, "l2", queries, 16, 5),
+        Case(None, "l1", min(20, queries), 16, 3),
     ]
+    return [replace(case, group=PEERS_GROUP) for case in cases]
 
 
 def scaling_cases(n_samples: int) -> list[Case]:
     """Return the cases of the curves: time against one size at a time."""
-    linear, net, step = (
-        "softmax loss+gradient",
-        "two-layer loss+gradient",
-        "two-layer training step",
-    )
     few, batch = min(2000, n_samples), min(256, n_samples)
     of_axis = {
-        "samples": [Case(linear, n, 16, 5, max(1, 4000 // n)) for n in (500, 4000, 32_000)],
-        "batch size": [Case(step, n, 4, 5, max(1, 1000 // n)) for n in (32, 256, 2048)],
-        "hidden units": [Case(net, few, 4, 5, 1, hidden) for hidden in (16, 64, 256)],
-        "classes": [Case(linear, few, 16, 5, 2, classes=classes) for classes in (2, 10, 100)],
-        "models": [Case(linear, batch, 16, 5, max(1, 8 // k), models=k) for k in (1, 8, 64)],
+        "samples": [Case(SOFTMAX, LOSS, n, 16, 5, max(1, 4000 // n)) for n in (500, 4000, 32_000)],
+        "batch size": [Case(NET, STEP, n, 4, 5, max(1, 1000 // n)) for n in (32, 256, 2048)],
+        "hidden units": [Case(net_of(units), LOSS, few, 4, 5) for units in (16, 64, 256)],
+        "classes": [Case(SOFTMAX, LOSS, few, 16, 5, 2, classes=n) for n in (2, 10, 100)],
+        "models": [Case(SOFTMAX, LOSS, batch, 16, 5, max(1, 8 // k), k) for k in (1, 8, 64)],
     }
     known = {case.title for case in default_cases(n_samples)}
     return [
@@ -199,17 +229,22 @@ def device_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
     batch, queries = min(batch_size, n_samples), min(10_000, n_samples)
     few = 2 * batch  # samples, in float64
     cases = {
-        "softmax": Case("softmax loss+gradient", n_samples, 16, 12, calls_a_turn=5),
-        "net epoch": Case("two-layer epoch", n_samples, few, 8, 3, batch_size=batch),
-        "k-NN l2": Case("k-NN l2", queries, 16, 5),
-        "net step": Case("two-layer training step", batch, 4, 12, calls_a_turn=20),
-        "softmax epoch": Case("softmax epoch", n_samples, few, 8, 3, batch_size=batch),
-        "svm": Case("svm loss+gradient", n_samples, 16, 12, calls_a_turn=5),
-        "net": Case("two-layer loss+gradient", n_samples, 4, 12, 3, hidden_units=100),
-        "softmax batch": Case("softmax loss+gradient", batch, 16, 12, calls_a_turn=20),
-        "k-NN l1": Case("k-NN l1", min(20, n_samples), 16, 5),
+        "softmax": Case(SOFTMAX, LOSS, n_samples, 16, 12, calls_a_turn=5),
+        "net epoch": Case(NET, EPOCH, n_samples, few, 8, 3, batch_size=batch),
+        "k-NN l2": Case(None, "l2", queries, 16, 5),
+        "net step": Case(NET, STEP, batch, 4, 12, calls_a_turn=20),
+        "softmax epoch": Case(SOFTMAX, EPOCH, n_samples, few, 8, 3, batch_size=batch),
+        "svm": Case(SVM, LOSS, n_samples, 16, 12, calls_a_turn=5),
+        "net": Case(net_of(100), LOSS, n_samples, 4, 12, 3),
+        "softmax batch": Case(SOFTMAX, LOSS, batch, 16, 12, calls_a_turn=20),
+        "k-NN l1": Case(None, "l1", min(20, n_samples), 16, 5),
     }
     return [replace(case, group=name) for name, case in cases.items()]
+
+
+def net_of(hidden_units: int) -> TwoLayerNet:
+    """Return the net with so many hidden units."""
+    return replace(NET, hidden_size=hidden_units)
 
 
 class Inputs:
@@ -244,11 +279,7 @@ class Inputs:
         self.device, self.cache_bytes = device, cache_bytes
         self.bytes_ = Standardized.fit(X)
         self._seed, self.n_features = seed, X.shape[1]
-        self._label(y, int(y.max()) + 1 if n_classes is None else n_classes)
-
-    def _label(self, y: Any, n_classes: int) -> None:
-        self.y, self.n_classes = y, n_classes
-        self.W = self._normal(np.random.default_rng(self._seed), self.n_features, n_classes)
+        self.y, self.n_classes = y, int(y.max()) + 1 if n_classes is None else n_classes
 
     def on(self, device: str) -> Inputs:
         """Return the same inputs for another device."""
@@ -268,31 +299,38 @@ class Inputs:
         self.floats  # noqa: B018 - written out once for all
         labelled = copy.copy(self)
         rng = np.random.default_rng([self._seed, n_classes])
-        labelled._label(rng.integers(n_classes, size=len(self.y)), n_classes)
+        labelled.y, labelled.n_classes = rng.integers(n_classes, size=len(self.y)), n_classes
         return labelled
 
-    def fleet(self, n_models: int) -> Any:
-        """Return W of shape (K, D, C), side by side in memory as a fleet keeps them."""
-        rng = np.random.default_rng([self._seed, n_models])
-        wide = self._normal(rng, self.n_features, n_models * self.n_classes)
-        return np.moveaxis(wide.reshape(self.n_features, n_models, self.n_classes), 1, 0)
+    @property
+    def W(self) -> Any:
+        """The weights of a linear model, shape (D, C)."""
+        return self.params(SOFTMAX)["W"]
 
-    def params(self, hidden_units: int) -> dict[str, Any]:
-        """Return the parameters of a two-layer net; always the same numbers, in new arrays."""
-        n_features, n_classes = self.n_features, self.n_classes
-        rng = np.random.default_rng([self._seed, hidden_units])
-        return {
-            "W1": self._normal(rng, n_features, hidden_units),
-            "b1": np.zeros(hidden_units, self.dtype),
-            "W2": self._normal(rng, hidden_units, n_classes) * 10,
-            "b2": np.zeros(n_classes, self.dtype),
-        }
+    def params(self, model: Model) -> dict[str, Any]:
+        """Return where a model begins, but no weights at 0; always the same, in new arrays."""
+        rng = np.random.default_rng(self._seed)
+        params = model.initial_params(self.n_features, self.n_classes, rng)
+        for name, value in params.items():
+            if value.ndim > 1 and not value.any():
+                params[name] = 0.01 * rng.standard_normal(value.shape)
+        return {name: value.astype(self.dtype) for name, value in params.items()}
 
     def start(self, case: Case) -> dict[str, Any]:
-        """Return the parameters that training starts from; always the same, in new arrays."""
-        if case.operation.startswith("two-layer"):
-            return self.params(case.hidden_units)
-        return {"W": self.W.copy(), "b": np.zeros(self.n_classes, self.dtype)}
+        """Return the parameters that a case begins with; always the same, in new arrays.
+
+        Of K models those of linear ones, W of shape (K, D, C): side by side in memory, as a fleet
+        keeps them.
+        """
+        assert case.model is not None
+        if case.models > 1:
+            rng = np.random.default_rng([self._seed, case.models])
+            wide = 0.01 * rng.standard_normal((self.n_features, case.models, self.n_classes))
+            return {"W": np.moveaxis(wide.astype(self.dtype), 1, 0)}
+        params = self.params(case.model)
+        if not case.is_training:
+            params.pop("b", None)  # the course's losses have none
+        return params
 
     def orders(self, n_samples: int) -> Iterator[np.ndarray]:
         """Yield the order of the samples of each epoch: two take turns."""
@@ -302,9 +340,6 @@ class Inputs:
     def copies(self, nbytes: int) -> int:
         """Return how many copies of samples must take turns to fall out of the cache between."""
         return min(1 + math.ceil(2 * self.cache_bytes / nbytes), MAX_COPIES)
-
-    def _normal(self, rng: np.random.Generator, rows: int, columns: int) -> Any:
-        return (0.01 * rng.standard_normal((rows, columns))).astype(self.dtype)
 
     @cached_property
     def floats(self) -> Any:

@@ -18,10 +18,9 @@ import numpy as np
 import gpuclf
 from gpuclf import textbook
 from gpuclf.backend import Backend, get_backend
-from gpuclf.bench.measure.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss
-from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.bench.measure import pure_python
+from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.models import Model
 from gpuclf.samples.walk import row_slices
 from gpuclf.training import epoch_runner, momentum_step
 
@@ -46,8 +45,8 @@ class Implementation:
         What X is stored as.
     prepare : callable
         ``prepare(case, inputs) -> call``.
-    extrapolated : bool
-        The call runs on `case.naive_samples` only.
+    loops : int
+        The call runs on so many times `case.naive_samples`, and its time is scaled; 0: on all.
     precision : {"float32", "tf32"}
         Of the products, where X and W are float32.
     uploads : bool
@@ -64,60 +63,48 @@ class Implementation:
     array_library: str
     features: str
     prepare: Callable[[Case, Inputs], Call]
-    extrapolated: bool = False
+    loops: int = 0
     precision: str = "float32"
     uploads: bool = False
     wait: Callable[[Any], object] | None = None
     compiles: bool = False
     device: str = "cpu"
 
+    @property
+    def extrapolated(self) -> bool:
+        """Whether the call may run on fewer samples than the case has."""
+        return self.loops > 0
+
     def precision_on(self, inputs: Inputs) -> str:
         """Return the precision of the products: that of the inputs, if they are float64."""
         return "float64" if inputs.dtype == np.float64 else self.precision
 
 
-NAIVE: dict[str, Callable[..., Any]] = {
-    "softmax loss+gradient": gpuclf.softmax_loss_naive,
-    "svm loss+gradient": gpuclf.svm_loss_naive,
-    "two-layer loss+gradient": gpuclf.two_layer_loss_naive,
-}
-TEXTBOOK: dict[str, Callable[..., Any]] = {
-    "softmax loss+gradient": textbook.softmax_loss,
-    "svm loss+gradient": textbook.svm_loss,
-    "two-layer loss+gradient": textbook.two_layer_loss,
-}
-TEXTBOOK_STEPS: dict[str, Callable[..., Any]] = {
-    "two-layer training step": textbook.two_layer_loss,
-    "two-layer epoch": textbook.two_layer_loss,
-    "softmax epoch": textbook.biased_softmax_loss,
-}
-GPUCLF_STEPS: dict[str, Callable[..., Any]] = {
-    "two-layer training step": two_layer_objective,
-    "two-layer epoch": two_layer_objective,
-    "softmax epoch": partial(linear_loss, softmax_cross_entropy),
-}
-GPUCLF: dict[str, Callable[..., Any]] = {
-    "softmax loss+gradient": gpuclf.softmax_loss_vectorized,
-    "svm loss+gradient": gpuclf.svm_loss_vectorized,
-    "two-layer loss+gradient": gpuclf.two_layer_loss,
-}
+def naive_twin(model: Model) -> Callable[..., Any]:
+    """Return the course's loops over samples and classes."""
+    if model.naive is None:
+        raise Unavailable("nobody has written its loops")
+    return model.naive
 
 
-def _params(case: Case, inputs: Inputs) -> Any:
-    if case.operation.startswith("two-layer"):
-        return inputs.params(case.hidden_units)
-    return inputs.W if case.models == 1 else inputs.fleet(case.models)
+def pure_python_twin(model: Model) -> Callable[..., Any]:
+    """Return loops over features too, without NumPy."""
+    if model.name not in pure_python.TWINS:
+        raise Unavailable("nobody has written its loops")
+    return pure_python.TWINS[model.name]
 
 
-def naive_loops(case: Case, inputs: Inputs) -> Call:
-    """Call Python loops over samples, classes and features, on a subset."""
-    if case.operation not in NAIVE:
+def loops(
+    twin_of: Callable[[Model], Callable[..., Any]], n_times: int, case: Case, inputs: Inputs
+) -> Call:
+    """Call Python loops on a subset."""
+    if case.model is None or case.kind != LOSS:
         raise Unavailable("the loops would take hours")
     if case.models > 1:
         raise Unavailable("the loops know one model")
-    rows = slice(min(case.naive_samples, case.samples))
-    X, y = inputs.floats[rows], inputs.y[rows]
-    loss, params = NAIVE[case.operation], _params(case, inputs)
+    rows = slice(case.measured_samples(n_times))
+    X, y, params = inputs.floats[rows], inputs.y[rows], inputs.start(case)
+    loss = twin_of(case.model)
     return lambda: loss(params, X, y, REG)
 
 
@@ -125,42 +112,40 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
     """Call the course's vectorised version."""
     backend = get_backend(backend)
     put, xp = partial(gpuclf.to_device, backend=backend), backend.xp
-    if case.is_prediction:
+    if case.model is None:
         train, labels = put(inputs.float_pixels), put(inputs.y)
-        queries, metric = train[: case.samples], case.operation.split()[1]
-        return lambda: predicted(
-            textbook.knn_predict(train, labels, queries, N_NEIGHBORS, metric, xp)
-        )
+        queries, predict = train[: case.samples], textbook.knn_predict
+        return lambda: predicted(predict(train, labels, queries, N_NEIGHBORS, case.kind, xp))
+    if case.model.textbook is None:
+        raise Unavailable("nobody has written its textbook version")
+    objective = partial(case.model.textbook, xp=xp)
     batches = rotated(inputs.floats[: case.samples], inputs, put)
-    y = put(inputs.y[: case.samples])
-    if case.is_training:
-        params = put(inputs.start(case))
-        velocity = {name: xp.zeros_like(value) for name, value in params.items()}
-
-        def step(X: Any, y: Any) -> Any:
-            loss, grads = TEXTBOOK_STEPS[case.operation](params, X, y, REG, xp)
-            textbook.nesterov_step(params, velocity, grads, LEARNING_RATE, MOMENTUM)
-            return loss
-
-        if not case.is_epoch:
-            return lambda: (step(next(batches), y), params)
-        orders = inputs.orders(case.samples)
-
-        def epoch() -> tuple[Any, Any]:
-            order, X = put(next(orders)), next(batches)
-            rows = (order[part] for part in row_slices(case.samples, case.batch_size))
-            return xp.stack([step(X[batch], y[batch]) for batch in rows]), params
-
-        return epoch
-    params = put(_params(case, inputs))
-    loss = TEXTBOOK[case.operation]
+    y, params = put(inputs.y[: case.samples]), put(inputs.start(case))
     if case.models > 1:  # as the textbook has it, one after another
-        return lambda: _stacked([loss(W, X, y, REG, xp) for X in [next(batches)] for W in params])
-    return lambda: loss(params, next(batches), y, REG, xp)
+        return lambda: _of_each(objective, params["W"], next(batches), y)
+    if case.kind == LOSS:
+        return lambda: objective(params, next(batches), y, REG)
+    velocity = {name: xp.zeros_like(value) for name, value in params.items()}
+
+    def step(X: Any, y: Any) -> Any:
+        loss, grads = objective(params, X, y, REG)
+        textbook.nesterov_step(params, velocity, grads, LEARNING_RATE, MOMENTUM)
+        return loss
+
+    if not case.is_epoch:
+        return lambda: (step(next(batches), y), params)
+    orders = inputs.orders(case.samples)
+
+    def epoch() -> tuple[Any, Any]:
+        order, X = put(next(orders)), next(batches)
+        rows = (order[part] for part in row_slices(case.samples, case.batch_size))
+        return xp.stack([step(X[batch], y[batch]) for batch in rows]), params
+
+    return epoch
 
 
-def _stacked(results: list[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    losses, gradients = zip(*results, strict=True)
+def _of_each(objective: Callable[..., Any], models: Any, X: Any, y: Any) -> tuple[Any, Any]:
+    losses, gradients = zip(*(objective({"W": W}, X, y, REG) for W in models), strict=True)
     return list(losses), list(gradients)
 
 
@@ -212,10 +197,11 @@ def _gpuclf_call(
 ) -> Call:
     put = partial(gpuclf.to_device, backend=backend)
     decline_tf32_neighbors(case, precision)
-    if case.is_prediction:
+    model = case.model
+    if model is None:
         # Neighbours are searched among the pixels as they are.
         samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
-        classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.operation.split()[1])
+        classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.kind)
         classifier.fit(put(samples), put(inputs.y))
         queries = put(samples[: case.samples])
         return lambda: predicted(classifier.predict(queries))
@@ -228,32 +214,26 @@ def _gpuclf_call(
         batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
     else:
         batches = rotated(samples, inputs, put)
-    y = put(inputs.y[: case.samples])
-    # In float64, for the strict comparison, there is no other precision.
-    options = {"precision": precision} if inputs.dtype == "float32" else {}
-    if case.is_training:
-        params = put(inputs.start(case))
-        velocity = {name: 0 * value for name, value in params.items()}
-        objective = partial(GPUCLF_STEPS[case.operation], **options)
-        if case.is_epoch:
-            orders = inputs.orders(case.samples)
-            rates = [LEARNING_RATE] * len(row_slices(case.samples, case.batch_size))
-            run = epoch_runner(
-                y, next(batches), params, velocity, objective=objective, reg=REG,
-                batch_size=case.batch_size, momentum=MOMENTUM, nesterov=True,
-            )  # fmt: skip
-            return lambda: (run(next(orders), rates), params)
+    y, params = put(inputs.y[: case.samples]), put(inputs.start(case))
+    if case.kind == LOSS:
+        return lambda: model.loss(params, next(batches), y, REG, precision=precision)
+    velocity = {name: 0 * value for name, value in params.items()}
+    if case.is_epoch:
+        orders = inputs.orders(case.samples)
+        rates = [LEARNING_RATE] * len(row_slices(case.samples, case.batch_size))
+        run = epoch_runner(
+            model, params, velocity, next(batches), y, batch_size=case.batch_size, reg=REG,
+            momentum=MOMENTUM, nesterov=True, precision=precision,
+        )  # fmt: skip
+        return lambda: (run(next(orders), rates), params)
 
-        def step() -> tuple[Any, Any]:
-            loss, grads = objective(params, next(batches), y, REG)
-            for name, value in params.items():
-                momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
-            return loss, params
+    def step() -> tuple[Any, Any]:
+        loss, grads = model.objective(params, next(batches), y, REG, precision=precision)
+        for name, value in params.items():
+            momentum_step(value, grads[name], velocity[name], LEARNING_RATE, MOMENTUM, True)
+        return loss, params
 
-        return step
-    params = put(_params(case, inputs))
-    loss = GPUCLF[case.operation]
-    return lambda: loss(params, next(batches), y, REG, **options)
+    return step
 
 
 def decline_tf32_neighbors(case: Case, precision: str) -> None:
@@ -292,8 +272,13 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
     return [replace(implementation, device=device) for implementation in listed]
 
 
+def _loops(name: str, twin_of: Callable[[Model], Callable[..., Any]], n: int) -> Implementation:
+    return Implementation(name, "python", "float", partial(loops, twin_of, n), loops=n)
+
+
 IMPLEMENTATIONS = [
-    Implementation("naive loops", "python", "float", naive_loops, extrapolated=True),
+    _loops("pure Python loops", pure_python_twin, 1),
+    _loops("naive loops", naive_twin, 16),
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
     Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),

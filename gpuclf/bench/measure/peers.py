@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.bench.measure.cases import LEARNING_RATE, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
 from gpuclf.bench.measure.implementations import (
     Call,
     Implementation,
@@ -27,6 +27,7 @@ from gpuclf.bench.measure.implementations import (
     predicted,
     rotated,
 )
+from gpuclf.models import SOFTMAX
 
 __all__ = ["PEERS", "device_peers"]
 
@@ -60,23 +61,28 @@ def pytorch(
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
     if how == "graphed" and inputs.device == "cpu":
         raise Unavailable("CUDA graphs need a CUDA device")
-    evaluate: Callable[[Any], tuple[Any, Any]]
-    batches: Iterator[Any]
+    call = _torch_call(torch, case, inputs, how, precision, uploads)
+    if precision == "float32":
+        return call
+
+    def in_precision() -> tuple[Any, Any]:
+        with _torch_precision(torch, precision):
+            return call()
+
+    return in_precision
+
+
+def _torch_call(
+    torch: Any, case: Case, inputs: Inputs, how: str, precision: str, uploads: bool
+) -> Call:
+    if case.is_epoch:
+        return _torch_epoch(torch, case, inputs, how)
     state: dict[str, Any] = {}
-    if case.is_prediction:
+    batches: Iterator[Any]
+    if case.model is None:
         evaluate = _torch_neighbors(torch, case, inputs, how)
         queries = inputs.float_pixels[: case.samples]
         batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
-    elif case.is_epoch:
-        epoch = _torch_epoch(torch, case, inputs, how)
-        if precision == "float32":
-            return epoch
-
-        def epoch_in_precision() -> tuple[Any, Any]:
-            with _torch_precision(torch, precision):
-                return epoch()
-
-        return epoch_in_precision
     else:
         evaluate, state = _torch_loss(torch, case, inputs, how)
         put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
@@ -87,14 +93,7 @@ def pytorch(
         return lambda: _replay(*next(graphs))
     if uploads:
         batches = (X.to(inputs.device) for X in batches)
-    if precision == "float32":
-        return lambda: evaluate(next(batches))
-
-    def in_precision() -> tuple[Any, Any]:
-        with _torch_precision(torch, precision):
-            return evaluate(next(batches))
-
-    return in_precision
+    return lambda: evaluate(next(batches))
 
 
 @contextmanager
@@ -141,25 +140,29 @@ def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
 def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     """Return ``evaluate(X, y) -> (loss, result)``, and the parameters and velocities it moves."""
     functional = torch.nn.functional
+    data_loss = _data_loss(
+        case,
+        softmax_cross_entropy=functional.cross_entropy,
+        # Theirs is divided by the number of classes.
+        multiclass_hinge=lambda scores, y: (
+            scores.shape[1] * functional.multi_margin_loss(scores, y)
+        ),
+    )
     labels = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
 
     def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
-        if case.operation.startswith("two-layer"):
+        if "W1" in params:
             hidden = torch.relu(X @ params["W1"] + params["b1"])
             scores = hidden @ params["W2"] + params["b2"]
             penalty = params["W1"].square().sum() + params["W2"].square().sum()
         else:
             scores, penalty = X @ params["W"], params["W"].square().sum()
             scores = scores + params["b"] if "b" in params else scores
-        if case.operation.startswith("svm"):
-            data_loss = functional.multi_margin_loss(scores, y) * scores.shape[1]
-        else:
-            data_loss = functional.cross_entropy(scores, y)
-        return data_loss + REG * penalty
+        return data_loss(scores, y) + REG * penalty
 
     params = {
         name: torch.tensor(value, requires_grad=True, device=inputs.device)
-        for name, value in _params(case, inputs).items()
+        for name, value in inputs.start(case).items()
     }
     optimizer = torch.optim.SGD(params.values(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True)
     objective = _compiled(torch, loss_of, inputs) if how == "compiled" else loss_of
@@ -171,7 +174,7 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
         if case.is_training:
             optimizer.step()
             return loss.detach(), {name: value.detach() for name, value in params.items()}
-        return loss.detach(), _result({name: value.grad for name, value in params.items()})
+        return loss.detach(), {name: value.grad for name, value in params.items()}
 
     return evaluate, {"params": params, "optimizer": optimizer}
 
@@ -179,7 +182,7 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
 def _torch_neighbors(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     train = torch.tensor(inputs.float_pixels, device=inputs.device)
     labels = torch.tensor(inputs.y, dtype=torch.int64, device=inputs.device)
-    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.operation.split()[1]], inputs.n_classes
+    p, n_classes = {"l2": 2.0, "l1": 1.0}[case.kind], inputs.n_classes
 
     def nearest_labels(queries: Any) -> Any:
         distances = torch.cdist(queries, train, p=p)
@@ -275,8 +278,8 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
     put = partial(jax.device_put, device=device)
     matmul = partial(jnp.matmul, precision=JAX_PRECISIONS[precision])
     y = put(inputs.y[: case.samples])
-    if case.is_prediction:
-        if case.operation.endswith("l1"):
+    if case.model is None:
+        if case.kind == "l1":
             raise Unavailable("the differences of all pairs would take too much memory")
         train, labels, n_classes = put(inputs.float_pixels), put(inputs.y), inputs.n_classes
         queries = train[: case.samples]
@@ -289,32 +292,33 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
         compiled = jax.jit(nearest_labels)
         return lambda: predicted(compiled(queries, train, labels))
     batches = rotated(inputs.floats[: case.samples], inputs, put)
+    data_loss = _data_loss(
+        case,
+        softmax_cross_entropy=lambda scores, own: (
+            jax.nn.logsumexp(scores, axis=1) - own[:, 0]
+        ).mean(),
+        multiclass_hinge=lambda scores, own: (
+            (
+                jax.nn.relu(scores - own + 1).sum(axis=1) - 1  # the own class's margin is 1
+            ).mean()
+        ),
+    )
 
     def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
-        if case.operation.startswith("two-layer"):
+        if "W1" in params:
             hidden = jax.nn.relu(matmul(X, params["W1"]) + params["b1"])
             scores = matmul(hidden, params["W2"]) + params["b2"]
             penalty = (params["W1"] ** 2).sum() + (params["W2"] ** 2).sum()
         else:
             scores, penalty = matmul(X, params["W"]), (params["W"] ** 2).sum()
             scores = scores + params["b"] if "b" in params else scores
-        own = jnp.take_along_axis(scores, y[:, None], axis=1)
-        if case.operation.startswith("svm"):
-            margins = jax.nn.relu(scores - own + 1)
-            data_loss = (margins.sum(axis=1) - 1).mean()  # the own class's margin is 1
-        else:
-            data_loss = (jax.nn.logsumexp(scores, axis=1) - own[:, 0]).mean()
-        return data_loss + REG * penalty
+        return data_loss(scores, jnp.take_along_axis(scores, y[:, None], axis=1)) + REG * penalty
 
-    params = {name: put(value) for name, value in _params(case, inputs).items()}
+    params = {name: put(value) for name, value in inputs.start(case).items()}
     if not case.is_training:
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
 
-        def call() -> tuple[Any, Any]:
-            loss, grads = loss_and_gradient(params, next(batches), y)
-            return loss, _result(grads)
-
-        return call
+        return lambda: loss_and_gradient(params, next(batches), y)
 
     def step(params: Any, velocity: Any, X: Any, y: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params, X, y)
@@ -368,15 +372,15 @@ def wait_for_jax(result: Any) -> None:
 
 def scikit_learn(case: Case, inputs: Inputs) -> Call:
     """Call scikit-learn: the loss that LogisticRegression minimises, and brute-force neighbours."""
-    if case.is_prediction:
+    if case.model is None:
         from sklearn.neighbors import KNeighborsClassifier
 
-        metric = {"l2": "euclidean", "l1": "manhattan"}[case.operation.split()[1]]
+        metric = {"l2": "euclidean", "l1": "manhattan"}[case.kind]
         classifier = KNeighborsClassifier(N_NEIGHBORS, algorithm="brute", metric=metric)
         classifier.fit(inputs.float_pixels, inputs.y)
         queries = inputs.float_pixels[: case.samples]
         return lambda: predicted(classifier.predict(queries))
-    if case.operation != "softmax loss+gradient" or case.models > 1:
+    if case.model != SOFTMAX or case.kind != LOSS or case.models > 1:
         raise Unavailable("scikit-learn has no such function")
     from sklearn._loss import HalfMultinomialLoss
     from sklearn.linear_model._linear_loss import LinearModelLoss
@@ -392,7 +396,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
         loss, gradient = objective.loss_gradient(
             coefficients, X, labels, l2_reg_strength=2 * REG, n_threads=threads
         )
-        return loss, gradient.T
+        return loss, {"W": gradient.T}
 
     return call
 
@@ -403,15 +407,12 @@ def _decline(case: Case, precision: str) -> None:
         raise Unavailable("written for one model")
 
 
-def _params(case: Case, inputs: Inputs) -> dict[str, Any]:
-    if case.is_training or case.operation.startswith("two-layer"):
-        return inputs.start(case)
-    return {"W": inputs.W}
-
-
-def _result(values: dict[str, Any]) -> Any:
-    """Return what the other implementations return: a dict for the net, else W's array alone."""
-    return values.get("W", values)
+def _data_loss(case: Case, **losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return the peer's version of a model's data loss."""
+    name = getattr(case.model and case.model.data_loss, "machine_code", None)
+    if name not in losses:
+        raise Unavailable("nobody has written this data loss for it")
+    return losses[name]
 
 
 def _import(name: str, title: str) -> Any:

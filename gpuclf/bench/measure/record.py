@@ -13,6 +13,7 @@ from gpuclf.bench.measure.timing import Row
 __all__ = ["VERSION", "break_even", "make_record"]
 
 VERSION = 2
+OPERATION = "softmax loss+gradient"  # whose break-even is sought
 SIDES = ("gpuclf on NumPy, uint8", "gpuclf on CuPy, uint8")
 
 
@@ -73,7 +74,7 @@ def break_even(rows: list[Row]) -> dict[str, Any]:
         {
             row.samples: row.median_s
             for row in rows
-            if row.operation.startswith("softmax")
+            if row.operation == OPERATION
             and row.models == 1
             and row.classes == 10
             and row.implementation == name
@@ -83,7 +84,7 @@ def break_even(rows: list[Row]) -> dict[str, Any]:
         for name in SIDES
     ]
     found: dict[str, Any] = {
-        "operation": "softmax loss+gradient",
+        "operation": OPERATION,
         "between": list(SIDES),
         "samples": None,
         "reason": None,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpuclf.bench.measure.agreement import DisagreementError, Reference, check_in_float64
-from gpuclf.bench.measure.cases import Case, Inputs
+from gpuclf.bench.measure.cases import LOSS, Case, Inputs
 from gpuclf.bench.measure.devices import Device, HostDevice
 from gpuclf.bench.measure.implementations import Call, Implementation, Unavailable
 from gpuclf.bench.measure.roofline import Floor
@@ -23,9 +23,8 @@ from gpuclf.bench.measure.roofline import Floor
 __all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
 WARM_UPS = 3
-UPLOADED = ("softmax loss+gradient", "svm loss+gradient")
 MIN_ROUNDS, STEADY_ROUNDS = 5, 10
-SLOW_ROUNDS = 3  # of the naive loops: they take seconds, and nobody asks for their third digit
+SLOW_ROUNDS = 3  # of the loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
 # Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
 SLACK = 1.1
@@ -164,8 +163,8 @@ def run_case(
     devices : dict of Device, optional
         By the name that implementations give: "cpu", "cuda". By default the CPU alone.
     ceilings : dict, optional
-        For a device's name the ceilings from :func:`gpuclf.bench.measure.roofline.measure_ceilings`:
-        then floors are known, and what is faster is rejected.
+        For a device's name what :func:`gpuclf.bench.measure.roofline.measure_ceilings` found: then
+        floors are known, and what is faster is rejected.
     reference : Reference, optional
         In float64. By default results are compared with the textbook's in the dtype of the inputs,
         and in float64 on a few samples.
@@ -203,7 +202,7 @@ def run_case(
     runs: dict[str, Run] = {}
     for implementation in sorted(implementations, key=lambda i: i.compiles):
         row = rows[implementation.name]
-        if implementation.uploads and case.operation not in UPLOADED:
+        if implementation.uploads and (case.kind != LOSS or case.hidden_units):
             row.status, row.reason = "unavailable", "uploads are timed with the linear models"
             continue
         advance(f"{case.title}: {implementation.name}")
@@ -303,7 +302,7 @@ def new_row(
 ) -> Row:
     """Return a row without times; with a floor where there are ceilings for its device."""
     work = case.work(inputs, implementation.features)
-    measured = case.measured_samples(implementation.extrapolated)
+    measured = case.measured_samples(implementation.loops)
     row = Row(
         case=case.title,
         group=case.group,
@@ -319,7 +318,7 @@ def new_row(
         extrapolated=measured < case.samples,
         classes=inputs.n_classes,
         models=case.models,
-        hidden_units=case.hidden_units if case.operation.startswith("two-layer") else None,
+        hidden_units=case.hidden_units,
         uploads=implementation.uploads,
         bytes=work.bytes,
         operations=work.operations,
