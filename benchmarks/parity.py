@@ -18,8 +18,9 @@ from gpuclf import dispatch
 from gpuclf.augment import horizontal_flip
 from gpuclf.bench.measure.agreement import on_host
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models.distances import squared_euclidean
 from gpuclf.models.linear import linear_loss, mean_weights
-from gpuclf.models.neighbors import k_neighbors, squared_euclidean
+from gpuclf.models.neighbors import k_neighbors
 from gpuclf.models.two_layer import two_layer_objective
 from gpuclf.preprocessing import subtract_mean_image
 from gpuclf.samples.folding import FoldedSamples

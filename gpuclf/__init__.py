@@ -25,7 +25,7 @@ _HOMES = {
     "grad_check": "gpuclf.gradcheck",
     "numeric_gradient": "gpuclf.gradcheck",
     "knn_vote": "gpuclf.models.neighbors",
-    "pairwise_distances": "gpuclf.models.neighbors",
+    "pairwise_distances": "gpuclf.models.distances",
     "softmax_loss_naive": "gpuclf.naive",
     "softmax_loss_vectorized": "gpuclf.models.linear",
     "svm_loss_naive": "gpuclf.naive",
