@@ -29,8 +29,9 @@ from gpuclf.kernels.linear_pass import loops as linear_loops
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models import SOFTMAX
+from gpuclf.models.distances import squared_euclidean
 from gpuclf.models.linear import add_penalty_gradient, linear_pass, mean_weights
-from gpuclf.models.neighbors import smallest_k, squared_euclidean
+from gpuclf.models.neighbors import smallest_k
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.training import momentum_step
 

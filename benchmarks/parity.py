@@ -18,8 +18,9 @@ from gpuclf.bench.measure.agreement import on_host, share_of_allowed
 from gpuclf.dispatch import SEAMS
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER
+from gpuclf.models.distances import squared_euclidean
 from gpuclf.models.linear import mean_weights
-from gpuclf.models.neighbors import k_neighbors, squared_euclidean
+from gpuclf.models.neighbors import k_neighbors
 from gpuclf.preprocessing import subtract_mean_image
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized

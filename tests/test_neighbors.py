@@ -10,6 +10,7 @@ from gpuclf import KNeighborsClassifier, MixedDevicesError, knn_vote, pairwise_d
 from gpuclf.datasets import load_cifar10
 from gpuclf.kernels.nearest import on_cpu as neighbors_on_numpy
 from gpuclf.models import neighbors
+from gpuclf.models.distances import manhattan, squared_euclidean
 from gpuclf.models.neighbors import cross_validate_k, k_neighbors, smallest_k
 from gpuclf.naive import pairwise_distances_one_loop, pairwise_distances_two_loops
 from gpuclf.samples import walk as row_blocks
@@ -139,8 +140,8 @@ def test_distances_of_floats_survive_a_common_offset(lib, metric, dtype, offset)
 
 
 def test_differences_in_pieces_are_the_same(lib, monkeypatch):
-    monkeypatch.setattr(neighbors, "CPU_DIFFERENCES_BYTES", 200)
-    monkeypatch.setattr(neighbors, "DEVICE_DIFFERENCES_BYTES", 200)
+    monkeypatch.setattr("gpuclf.models.distances.CPU_DIFFERENCES_BYTES", 200)
+    monkeypatch.setattr("gpuclf.models.distances.DEVICE_DIFFERENCES_BYTES", 200)
     A, B = pixels(7, 11, 30)
     for dtype in DTYPES:
         given = lib.asarray(A.astype(dtype)), lib.asarray(B.astype(dtype))
@@ -162,7 +163,7 @@ def test_compiled_distances_are_those_of_the_shared_body(
         pytest.skip("no matrix unit for bytes (AMX)")
     n, m, n_features = shape
     A, B = pixels(n, m, n_features)
-    function = {"l2": neighbors.squared_euclidean, "l1": neighbors.manhattan}[metric]
+    function = {"l2": squared_euclidean, "l1": manhattan}[metric]
     found = getattr(compiled_distances, function.__name__)(A, B)
     if found is NotImplemented:
         pytest.skip("this processor lacks the instruction")
@@ -387,7 +388,7 @@ def test_neighbours_of_tied_fractions_are_those_of_the_loops_on_numpy(metric, di
 
 @every_metric
 def test_progress_counts_every_distance(metric, small_blocks, monkeypatch):
-    monkeypatch.setattr(neighbors, "CPU_DIFFERENCES_BYTES", 100)
+    monkeypatch.setattr("gpuclf.models.distances.CPU_DIFFERENCES_BYTES", 100)
     A, B = pixels(40, 50, 20)
     seen = []
     k_neighbors(A, B, 3, metric, memory_budget=30_000, callback=lambda *done: seen.append(done))

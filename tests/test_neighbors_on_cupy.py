@@ -16,7 +16,8 @@ from gpuclf.kernels.nearest.on_gpu import (
     squared_euclidean_of_bytes,
 )
 from gpuclf.models import neighbors
-from gpuclf.models.neighbors import k_neighbors, manhattan, nearest_in_tiles, squared_euclidean
+from gpuclf.models.distances import manhattan, squared_euclidean
+from gpuclf.models.neighbors import k_neighbors, nearest_in_tiles
 
 DISTANCES = {
     "l2": (with_hidden_arrays(squared_euclidean_of_bytes), squared_euclidean.reference),

@@ -1,23 +1,16 @@
-"""Distances between samples, and the nearest neighbours that they rank.
+"""The nearest neighbours of samples, searched in bounded memory, and their votes.
 
-Bytes are compared in integers: no distance is rounded, so that ties are ties on every machine. The
-squared L2 distance is expanded into norms and a product, and BLAS does the product in float32:
-pixels relative to 128, multiplied and summed over 1,024 features, stay below 2**24, up to where
-float32 holds every integer.
-
-Floats are compared in float64, the expansion relative to the middle of the training samples. What
-the expansion still rounds is put right for the neighbours: a few more candidates than asked for
-are ranked again by their differences, so that equal samples have distance 0 and tie; where the
-rounding could hide a neighbour beyond those candidates, the query is compared with all samples by
-differences. Of fractions, libraries may sum the same differences in another order, so that ties
-are the same everywhere for bytes and for whole numbers only.
+For floats, the distances that L2 ranks by are rounded (:mod:`gpuclf.models.distances`). That is
+put right for the neighbours: a few more candidates than asked for are ranked again by their
+differences, so that equal samples have distance 0 and tie; where the rounding could hide
+a neighbour beyond those candidates, the query is compared with all samples by differences.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
@@ -27,193 +20,35 @@ import numpy as np
 
 from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_host
 from gpuclf.dispatch import fusable
-from gpuclf.samples.standardized import BYTE_CENTRE, Standardized
-from gpuclf.samples.streamed import Streamed
+from gpuclf.models.distances import (
+    EXACT_FEATURES,
+    Expansion,
+    Ranking,
+    check_metric,
+    check_pair,
+    differences_bytes,
+    ranking_by,
+    squared_differences,
+    to_distances,
+)
 from gpuclf.samples.walk import map_row_blocks, row_slices
-from gpuclf.validation import check_finite, check_label_count, check_samples
+from gpuclf.validation import check_label_count
 
 __all__ = [
     "MEMORY_BUDGET",
-    "METRICS",
     "count_votes",
     "cross_validate_k",
     "k_neighbors",
     "knn_vote",
-    "manhattan",
-    "pairwise_distances",
     "smallest_k",
-    "squared_euclidean",
 ]
 
-METRICS = ("l2", "l1")
 MEMORY_BUDGET = 256 << 20
-EXACT_FEATURES = 1024  # 1,024 * 128 * 128 = 2**24
 SPARE_CANDIDATES = 8
-UNIT = 2.0**-8  # whole numbers, quarters, ... are expanded exactly
-CENTRE_SAMPLES = 100
-# L1 has no product that BLAS could do, only differences that are written out and summed. On a CPU
-# they should stay in a core's cache; on a device they should be many.
-CPU_DIFFERENCES_BYTES = 256 << 10
-DEVICE_DIFFERENCES_BYTES = 16 << 20
-DIFFERENCES_AT_ONCE = 4  # as many temporaries of that size
+DIFFERENCES_AT_ONCE = 4  # temporaries of `differences_bytes`
 PAIR_BYTES = 32  # its distance, the products that it is made of, and what the selection needs
 
 Callback = Callable[[int, int], object]  # (distances done, of how many)
-Ranking = Callable[[Array, Array], Array]
-
-
-def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
-    r"""Distances between all samples of A and all samples of B.
-
-    .. math::
-
-        \text{l2}: \sqrt{\sum_d (a_{id} - b_{jd})^2}, \qquad \text{l1}: \sum_d |a_{id} - b_{jd}|
-
-    Parameters
-    ----------
-    A : array of shape (N, D)
-    B : array of shape (M, D)
-        uint8, float32 or float64; other integers are computed as float64.
-    metric : {"l2", "l1"}, default "l2"
-
-    Returns
-    -------
-    array of shape (N, M), float64
-        In the library of A and B. From bytes, and from whole numbers in floats, they are exact
-        (l2 up to the root's rounding). From other floats the l2 squares have an error of about
-        1e-16 times the squared norms of the centred samples: equal samples may come out 1e-8 of
-        their norm apart, and equal distances may differ (:func:`k_neighbors` puts that right).
-
-    Raises
-    ------
-    TypeError
-        If A or B is not an array of real numbers, or they live on different devices.
-    ValueError
-        If shapes or `metric` do not fit, or A or B has NaN (looked for in NumPy arrays only).
-
-    See Also
-    --------
-    gpuclf.naive.pairwise_distances_two_loops, gpuclf.naive.pairwise_distances_one_loop
-    k_neighbors : the nearest ones, without the whole matrix in memory.
-
-    Notes
-    -----
-    Always float64, because rounding distances to float32 would make ties of some that differ.
-    The l1 distances of floats are slow, because their differences are written out; bytes take
-    machine instructions (with numba).
-    Source: Stanford CS231n, assignment 1, k-nearest neighbour exercise ("no loops").
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> A, B = np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [0.0, 1.0]])
-    >>> pairwise_distances(A, B)
-    array([[5., 1.]])
-    >>> pairwise_distances(A, B, metric="l1")
-    array([[7., 1.]])
-    """
-    A, B = _check_pair(A, B)
-    return _to_distances(_ranking(B, metric)(A, B), metric)
-
-
-@fusable(
-    numpy="nearest.on_cpu:compiled_squared_euclidean",
-    cupy="nearest.on_gpu:squared_euclidean_of_bytes",
-)
-def squared_euclidean(A: Array, B: Array, centre: Array | None = None) -> Array:
-    """Squared L2 distances (N, M): integers for bytes, else float64; inputs are not checked.
-
-    Parameters
-    ----------
-    A : array of shape (N, D)
-    B : array of shape (M, D)
-    centre : array of shape (D,), float64, optional
-        Subtracted from A and B first, which changes no distance: the expansion
-        ``a*a + b*b - 2*a*b`` loses the digits that a common offset takes. Not needed by bytes.
-    """
-    xp = array_namespace(A, B)
-    if A.dtype != xp.uint8 or B.dtype != xp.uint8:
-        A, B = xp.astype(A, xp.float64), xp.astype(B, xp.float64)
-        if centre is not None:
-            A -= centre
-            B -= centre
-        squares = A @ B.T
-        squares *= -2
-        squares += xp.vecdot(A, A)[:, None]
-        squares += xp.vecdot(B, B)
-        return xp.maximum(squares, xp.zeros_like(squares[:1, :1]))
-    n_features = int(A.shape[1])
-    integer = xp.int32 if n_features * 255**2 < 2**31 else xp.int64
-    products: Array = 0
-    norms_A: Array = 0
-    norms_B: Array = 0
-    for features in row_slices(n_features, EXACT_FEATURES):
-        a, b = (xp.astype(x[:, features], xp.float32) - BYTE_CENTRE for x in (A, B))
-        products += xp.astype(a @ b.T, integer)
-        norms_A += xp.astype(xp.sum(a * a, axis=1), integer)
-        norms_B += xp.astype(xp.sum(b * b, axis=1), integer)
-    products *= -2
-    products += norms_A[:, None]
-    products += norms_B
-    return products
-
-
-@fusable(numpy="nearest.on_cpu:compiled_manhattan", cupy="nearest.on_gpu:manhattan_of_bytes")
-def manhattan(A: Array, B: Array, block_bytes: int | None = None) -> Array:
-    """L1 distances (N, M): integers for bytes, else float64; inputs are not checked.
-
-    Parameters
-    ----------
-    A : array of shape (N, D)
-    B : array of shape (M, D)
-    block_bytes : int, optional
-        How long the differences may become that are written out at a time.
-    """
-    xp = array_namespace(A, B)
-    exact = A.dtype == xp.uint8 and B.dtype == xp.uint8
-    # Bytes have no negative differences: the larger minus the smaller.
-    dtype, result = (xp.uint8, xp.int64) if exact else (xp.float64, xp.float64)
-    if exact and int(A.shape[1]) * 255 < 2**31:
-        result = xp.int32
-
-    def block(a: Array, b: Array) -> Array:
-        return xp.sum(xp.maximum(a, b) - xp.minimum(a, b), axis=-1, dtype=result)
-
-    return _over_differences(block, A, B, dtype, block_bytes)
-
-
-def squared_differences(A: Array, B: Array, block_bytes: int | None = None) -> Array:
-    """Squared L2 distances (N, M), float64, without expansion; as :func:`manhattan`."""
-    xp = array_namespace(A, B)
-
-    def block(a: Array, b: Array) -> Array:
-        differences = a - b
-        return xp.sum(differences * differences, axis=-1)
-
-    return _over_differences(block, A, B, xp.float64, block_bytes)
-
-
-def _over_differences(
-    block: Callable[[Array, Array], Array], A: Array, B: Array, dtype: Any, block_bytes: int | None
-) -> Array:
-    """Put together what ``block`` gives for a few rows of A (n, 1, D) and of B (1, m, D)."""
-    xp = array_namespace(A, B)
-    row_bytes = int(A.shape[1]) * (1 if dtype == xp.uint8 else 8)
-    block_bytes = block_bytes or _differences_bytes(xp)
-    step_B = max(1, min(block_bytes // row_bytes, int(B.shape[0])))
-    step_A = max(1, block_bytes // (row_bytes * step_B))
-
-    def distances(rows_A: slice, rows_B: slice) -> Array:
-        a, b = xp.astype(A[rows_A, :], dtype), xp.astype(B[rows_B, :], dtype)
-        return block(a[:, None, :], b[None, :, :])
-
-    return xp.concat(
-        [
-            xp.concat([distances(a, b) for a in row_slices(int(A.shape[0]), step_A)], axis=0)
-            for b in row_slices(int(B.shape[0]), step_B)
-        ],
-        axis=1,
-    )
 
 
 @fusable(numpy="nearest.on_cpu:partitioned_smallest_k")
@@ -247,7 +82,7 @@ def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
     Parameters
     ----------
     distances : array of shape (N, M)
-        As :func:`pairwise_distances` gives them.
+        As :func:`gpuclf.pairwise_distances` gives them.
     y_train : integer array of shape (M,)
     k : int
         From 1 to M. Of equal distances, the training sample with the smaller index is nearer.
@@ -312,7 +147,7 @@ def k_neighbors(
     Parameters
     ----------
     A : array of shape (N, D)
-        The queries; dtypes as for :func:`pairwise_distances`.
+        The queries; dtypes as for :func:`gpuclf.pairwise_distances`.
     B : array of shape (M, D)
         The training samples.
     k : int
@@ -337,7 +172,7 @@ def k_neighbors(
     Raises
     ------
     TypeError, ValueError
-        As :func:`pairwise_distances`; also if `k` is out of range or the budget too small.
+        As :func:`gpuclf.pairwise_distances`; also if `k` is out of range or the budget too small.
 
     Examples
     --------
@@ -346,16 +181,16 @@ def k_neighbors(
     >>> k_neighbors(np.array([[0, 0]], dtype=np.uint8), training, k=2)
     (array([[0., 3.]]), array([[0, 2]]))
     """
-    A, B = _check_pair(A, B)
+    A, B = check_pair(A, B)
     xp = array_namespace(A)
     (n_queries, n_features), n_training = (int(n) for n in A.shape), int(B.shape[0])
     check_n_neighbors(k, n_training)
-    _check_metric(metric)
+    check_metric(metric)
     exact = A.dtype == B.dtype == xp.uint8
     expanded = metric == "l2" and not exact
     n_candidates = min(k + SPARE_CANDIDATES, n_training) if expanded else k
     tiles = _tiles(n_queries, n_training, n_features, xp, exact, metric, memory_budget)
-    expansion = _Expansion(B, tiles.n_training) if expanded else None
+    expansion = Expansion(B, tiles.n_training) if expanded else None
     done, lock = 0, threading.Lock()
 
     def count(n_distances: int) -> None:
@@ -374,7 +209,7 @@ def k_neighbors(
             ranks, indices = nearest_in_tiles(
                 queries, B, k, metric, tiles.n_training, tiles.block_bytes, count
             )
-            return _to_distances(ranks, metric), indices
+            return to_distances(ranks, metric), indices
         best = _search(queries, B, n_candidates, expansion.squares, tiles.n_training, count)
         found = _ranked_by_differences(queries, B, best[1], k)
         if n_candidates == n_training:
@@ -411,7 +246,7 @@ def nearest_in_tiles(
     tile_training : int
         How many training samples may be compared at a time, at PAIR_BYTES for each pair.
     block_bytes : int
-        As in :func:`manhattan`.
+        As in :func:`gpuclf.models.distances.manhattan`.
     count : callable
         ``count(n)``, called after each tile with its number of distances.
 
@@ -422,7 +257,7 @@ def nearest_in_tiles(
     indices : integer array
         Ordered by (distance, index).
     """
-    return _search(A, B, k, _ranking(B, metric, block_bytes), tile_training, count)
+    return _search(A, B, k, ranking_by(B, metric, block_bytes), tile_training, count)
 
 
 def _search(
@@ -552,131 +387,6 @@ def check_n_neighbors(k: int, n_training: int) -> None:
         )
 
 
-def _check_pair(A: Array, B: Array) -> tuple[Array, Array]:
-    checked = []
-    for name, X in (("A", A), ("B", B)):
-        if isinstance(X, Standardized):
-            raise TypeError(f"{name} is Standardized; write the samples out: {name}.to_array()")
-        if isinstance(X, Streamed):
-            raise TypeError(f"{name} is Streamed; upload it whole: gpuclf.to_device({name})")
-        xp = array_namespace(X)
-        if xp.isdtype(X.dtype, ("integral", "bool")) and X.dtype != xp.uint8:
-            X = xp.astype(X, xp.float64)
-        check_samples(X, name)
-        if X.dtype != xp.uint8 and not _is_finite(X):
-            check_finite(X, name)
-        checked.append(X)
-    array_namespace(A=A, B=B)
-    if A.shape[1] != B.shape[1]:
-        raise ValueError(
-            f"A and B must have the same number of features, got shapes {tuple(A.shape)} and "
-            f"{tuple(B.shape)}"
-        )
-    return checked[0], checked[1]
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def _is_finite(X: Array) -> bool:
-    """Tell, for NumPy arrays, whether the sum is finite: it needs no temporary."""
-    return not isinstance(X, np.ndarray) or bool(np.isfinite(np.sum(X, dtype=np.float64)))
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric must be 'l2' or 'l1', got {metric!r}")
-
-
-def _ranking(B: Array, metric: str, block_bytes: int | None = None) -> Ranking:
-    """Return the function whose values order the samples as their distances do."""
-    _check_metric(metric)
-    if metric == "l1":
-        return lambda A, B: manhattan(A, B, block_bytes)
-    centre = None if B.dtype == array_namespace(B).uint8 else _centre(B)
-    return lambda A, B: squared_euclidean(A, B, centre)
-
-
-def _differences_bytes(xp: Any) -> int:
-    return CPU_DIFFERENCES_BYTES if xp is np else DEVICE_DIFFERENCES_BYTES
-
-
-def _to_distances(ranks: Array, metric: str) -> Array:
-    xp = array_namespace(ranks)
-    ranks = xp.astype(ranks, xp.float64, copy=False)
-    return xp.sqrt(ranks) if metric == "l2" else ranks
-
-
-def _centre(B: Array, n_samples: int = CENTRE_SAMPLES) -> Array:
-    """Return about the mean, rounded to a power of two near the standard deviation.
-
-    So integers stay integers (or halves, quarters, ...), and their squares exact in float64.
-    """
-    standardized = Standardized.fit(B[:: int(B.shape[0]) // n_samples + 1, :])
-    grid = 2.0 ** math.floor(math.log2(np.max(to_host(standardized.scale))))
-    return array_namespace(B).round(standardized.mean / grid) * grid
-
-
-class _Expansion:
-    """Squared distances to B by expansion, with a bound for what it rounds."""
-
-    def __init__(self, B: Array, n_rows: int) -> None:
-        xp = array_namespace(B)
-        self._B, self._n_rows = B, n_rows
-        self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
-        norms = [xp.max(xp.vecdot(b, b)) for b in map(self._centred, self._pieces())]
-        self._largest_norm = xp.max(xp.stack(norms))
-        self._B_is_exact: bool | None = None
-
-    def squares(self, A: Array, B: Array) -> Array:
-        return squared_euclidean(A, B, self._centre)
-
-    def unsure(self, A: Array, kth_distances: Array, last_squares: Array) -> Array:
-        """Return the rows of A for which a sample beyond the candidates may be as near.
-
-        Parameters
-        ----------
-        A : array of shape (n, D)
-        kth_distances : array of shape (n,)
-            The largest distance that was found, by differences.
-        last_squares : array of shape (n,)
-            The largest of the candidates' squares, by expansion: all other samples have larger
-            ones.
-        """
-        xp = array_namespace(A)
-        A = self._centred(A)
-        sizes = xp.vecdot(A, A) + self._largest_norm
-        # Each of the three products is a sum of D terms; twice what they can round.
-        rounding = 2 * (int(A.shape[1]) + 8) * float(xp.finfo(xp.float64).eps) * sizes
-        unsure = kth_distances * kth_distances + rounding >= last_squares
-        # One look for both: whether there is any, and how large the terms are.
-        found, size = to_host(xp.stack([xp.astype(xp.any(unsure), xp.float64), xp.max(sizes)]))
-        if found and self._is_exact(A, size):
-            unsure = xp.zeros_like(unsure)
-        return xp.nonzero(unsure)[0]
-
-    def _is_exact(self, A: Array, size: float) -> bool:
-        """Tell whether all terms and sums are multiples of UNIT**2 that float64 holds."""
-        if 2 * size / UNIT**2 >= 2**53 or not _is_multiple(A):
-            return False
-        if self._B_is_exact is None:
-            self._B_is_exact = all(_is_multiple(self._centred(b)) for b in self._pieces())
-        return self._B_is_exact
-
-    def _pieces(self) -> Iterator[Array]:
-        # Half a tile: telling whether numbers are multiples takes more temporaries.
-        n_rows = int(self._B.shape[0])
-        return (self._B[rows, :] for rows in row_slices(n_rows, -(-self._n_rows // 2)))
-
-    def _centred(self, X: Array) -> Array:
-        xp = array_namespace(X)
-        return xp.astype(X, xp.float64) - self._centre
-
-
-def _is_multiple(X: Array) -> bool:
-    xp = array_namespace(X)
-    multiples = X / UNIT
-    return bool(to_host(xp.all(multiples == xp.round(multiples))))
-
-
 @dataclass(frozen=True)
 class _Tiles:
     """How many queries are compared with how many training samples at a time, by each worker."""
@@ -718,7 +428,7 @@ def _tiles(
     block_bytes = max(
         differences,
         min(
-            _differences_bytes(xp),
+            differences_bytes(xp),
             (memory - least) // (2 * DIFFERENCES_AT_ONCE),
             n_queries * n_training * differences,
         ),

@@ -197,7 +197,7 @@ def _on_cpu(device: Device, nbytes: int, side: int) -> tuple[Prepared, Prepared,
 def _byte_product(n_threads: int, side: int, by_threads: Any) -> Callable[[], object]:
     """Let each thread multiply bytes by the processor's instructions for them."""
     from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
-    from gpuclf.models.neighbors import squared_euclidean
+    from gpuclf.models.distances import squared_euclidean
 
     if not matrix_unit_is_usable():
         raise RuntimeError("no matrix unit for bytes, or numba is not installed")

@@ -36,12 +36,12 @@ MERGE_ROWS, MERGE_THREADS = 4, 128
 
 
 def squared_euclidean_of_bytes(A: Any, B: Any, centre: Any = None) -> Any:
-    """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes in three launches."""
+    """Compute :func:`gpuclf.models.distances.squared_euclidean` of bytes in three launches."""
     return _pairs(A, B, "l2")
 
 
 def manhattan_of_bytes(A: Any, B: Any, block_bytes: int | None = None) -> Any:
-    """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes in one launch."""
+    """Compute :func:`gpuclf.models.distances.manhattan` of bytes in one launch."""
     return _pairs(A, B, "l1")
 
 
