@@ -46,8 +46,8 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see
     :func:`gpuclf.training.train_sgd`. Those that differ in more than learning rate, its decay and
-    schedule, momentum and penalty (batch size, epochs, hidden units, a solver without mini-batches) form
-    fleets of their own, and the fleets run one after another.
+    schedule, momentum and penalty (batch size, epochs, hidden units, a solver without mini-batches)
+    form fleets of their own, and the fleets run one after another.
 
     Parameters
     ----------
