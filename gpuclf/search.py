@@ -176,8 +176,8 @@ def train_candidates(
 ) -> Iterator[Row]:
     """Train one classifier for each candidate and yield its row, without the round.
 
-    Candidates that see the same mini-batches are trained together (:mod:`gpuclf.fleet`), and their
-    rows come one after another when all of them are trained.
+    Candidates that see the same mini-batches are trained together, in one pass
+    (:func:`gpuclf.training.train_sgd`), and their rows come one after another at its end.
 
     Parameters
     ----------
@@ -196,12 +196,23 @@ def train_candidates(
     dict
         As :class:`SearchResult` describes.
     """
+    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
+
     step = max(1, _length(y_train) // max(1, _length(y_val)))
     candidates = list(candidates)
-    for numbers in _fleets(classifier, candidates, X_train, y_train):
+    together = isinstance(classifier, GradientClassifier)
+    fleets = [[number] for number in range(len(candidates))]
+    if together:
+        fleets = fleets_of(classifier, candidates, X_train, y_train, MEMORY_BUDGET)
+    for numbers in fleets:
         start = time.perf_counter()
         fleet = [classifier.__sklearn_clone__().set_params(**candidates[n]) for n in numbers]
-        errors = _fit(fleet, X_train, y_train, on_epoch)
+        if together:
+            tell = on_epoch and partial(on_epoch, len(fleet))
+            errors = fit_together(fleet, X_train, y_train, callback=tell)
+        else:
+            errors = [_error_of_fit(fleet[0], X_train, y_train)]
         fit_seconds = (time.perf_counter() - start) / len(fleet)
         for number, model, error in zip(numbers, fleet, errors, strict=True):
             start = time.perf_counter()
@@ -223,29 +234,12 @@ def train_candidates(
             }
 
 
-def _fleets(classifier: Any, candidates: list[dict[str, Any]], X: Any, y: Any) -> list[list[int]]:
-    """Return the numbers of the candidates that are trained together."""
-    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fleets_of
-    from gpuclf.estimators.gradient_classifier import GradientClassifier
-
-    if isinstance(classifier, GradientClassifier):
-        return fleets_of(classifier, candidates, X, y, MEMORY_BUDGET)
-    return [[number] for number in range(len(candidates))]
-
-
-def _fit(fleet: list[Any], X: Any, y: Any, on_epoch: OnEpoch | None) -> Sequence[Exception | None]:
-    """Fit the models; return what was wrong with each."""
-    from gpuclf.estimators.fleet_fitting import fit_together
-    from gpuclf.estimators.gradient_classifier import GradientClassifier
-
-    if isinstance(fleet[0], GradientClassifier):
-        callback = None if on_epoch is None else partial(on_epoch, len(fleet))
-        return fit_together(fleet, X, y, callback=callback)
+def _error_of_fit(model: Any, X: Any, y: Any) -> Exception | None:
     try:
-        fleet[0].fit(X, y)
+        model.fit(X, y)
     except (DivergedError, ValueError) as error:
-        return [error]
-    return [None]
+        return error
+    return None
 
 
 def best_row(results: Sequence[Row]) -> Row | None:

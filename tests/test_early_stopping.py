@@ -6,7 +6,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from test_estimators import KINDS, SGD_KINDS, make_data
 
 from gpuclf import FleetSearchCV, Standardized
-from gpuclf.estimators import fleet_fitting
+from gpuclf.estimators import gradient_classifier
 from gpuclf.estimators.fleet_fitting import fit_together
 
 RATES = [1e-3, 1e-2, 0.05, 0.3]
@@ -82,21 +82,22 @@ def test_holds_samples_out_where_none_are_given(lib, kind, form):
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_members_of_a_fleet_stop_as_if_alone(kind, precision, monkeypatch):
     X, y = make_hard()
-    widths, run = [], fleet_fitting.train_fleet
+    widths, run = [], gradient_classifier.train_sgd
 
     def watched(*args, on_epoch, **options):
-        def note(params, numbers, histories):
+        def note(params, numbers):
             widths.append(len(numbers))
-            return on_epoch(params, numbers, histories)
+            return on_epoch(params, numbers)
 
         return run(*args, on_epoch=note, **options)
 
-    monkeypatch.setattr(fleet_fitting, "train_fleet", watched)
     options = EARLY | {"precision": precision}
     options |= {"dropout": 0.2} if kind == "two-layer" else {}
     rates = [*RATES, 1e300]
     models = [KINDS[kind](learning_rate=rate, **options) for rate in rates]
-    errors = fit_together(models, X, y)
+    with monkeypatch.context() as watching:
+        watching.setattr(gradient_classifier, "train_sgd", watched)
+        errors = fit_together(models, X, y)
     assert [error is None for error in errors] == [True] * 4 + [False]
     rtol = 1e-12 if precision == "float64" else 1e-5
     for model, rate in zip(models[:4], rates, strict=False):

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import gpuclf.estimators.two_layer
+import gpuclf.models.two_layer
 from gpuclf import (
     LinearSVMClassifier,
     MixedDevicesError,
@@ -423,7 +423,7 @@ def test_two_layer_predicts_in_the_precision_asked_for():
 
 def test_initial_weights_of_the_net_have_the_standard_deviation_of_he():
     net = TwoLayerNetClassifier(hidden_size=200)
-    params = net._initial_params(500, 10, np.random.default_rng(0))
+    params = net.model.initial_params(500, 10, np.random.default_rng(0))
     assert params["W1"].std() == pytest.approx(np.sqrt(2 / 500), rel=0.01)
     assert params["W2"].std() == pytest.approx(np.sqrt(2 / 200), rel=0.05)
 
@@ -574,13 +574,13 @@ def test_another_random_state_gives_another_model(kind):
 
 def masks_of(monkeypatch, dropout, **options):
     masks = []
-    objective = gpuclf.estimators.two_layer.two_layer_objective
+    objective = gpuclf.models.two_layer.two_layer_objective
 
     def spy(params, X, y, reg, weights, mask=None, **options):
         masks.append(mask)
         return objective(params, X, y, reg, weights, mask, **options)
 
-    monkeypatch.setattr(gpuclf.estimators.two_layer, "two_layer_objective", spy)
+    monkeypatch.setattr(gpuclf.models.two_layer, "two_layer_objective", spy)
     X, y = make_data()
     classifier = KINDS["two-layer"](dropout=dropout, hidden_size=64, **options).fit(X, y)
     return classifier, masks

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_estimators import KINDS, SGD_KINDS, make_pixels
 
 from gpuclf import FleetEnsemble, FleetSearchCV
-from gpuclf.estimators import fleet_fitting
+from gpuclf.estimators import gradient_classifier
 from gpuclf.training import DivergedError
 
 MEMBERS = [{"learning_rate": rate} for rate in (1e-3, 1e-2, 5e-2)] + [{"random_state": 7}]
@@ -57,12 +57,12 @@ def test_votes_are_counted(lib, kind, voting):
 
 
 def test_members_that_see_the_same_mini_batches_are_trained_together(monkeypatch):
-    sizes, train_fleet = [], fleet_fitting.train_fleet
+    sizes, train_sgd = [], gradient_classifier.train_sgd
     monkeypatch.setattr(
-        fleet_fitting,
-        "train_fleet",
-        lambda *args, **options: (
-            sizes.append(len(options["rates"])) or train_fleet(*args, **options)
+        gradient_classifier,
+        "train_sgd",
+        lambda model, members, *args, **options: (
+            sizes.append(len(members)) or train_sgd(model, members, *args, **options)
         ),
     )
     X, y = make_pixels(n=30)

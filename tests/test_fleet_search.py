@@ -18,8 +18,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 import gpuclf
-from gpuclf import FleetSearchCV, Standardized, Streamed, fleet
-from gpuclf.estimators import fleet_fitting
+from gpuclf import FleetSearchCV, Standardized, Streamed
+from gpuclf.estimators import gradient_classifier
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.training import DivergedError
 
@@ -47,13 +47,13 @@ def accuracy_of_predictions(model, X, y, sample_weight=None):
 @pytest.fixture
 def fleets(monkeypatch):
     """Numbers of the models that are trained together."""
-    sizes, train_fleet = [], fleet_fitting.train_fleet
+    sizes, train_sgd = [], gradient_classifier.train_sgd
 
-    def counted(objective, params, *args, **options):
-        sizes.append(len(options["rates"]))
-        return train_fleet(objective, params, *args, **options)
+    def counted(model, members, *args, **options):
+        sizes.append(len(members))
+        return train_sgd(model, members, *args, **options)
 
-    monkeypatch.setattr(fleet_fitting, "train_fleet", counted)
+    monkeypatch.setattr(gradient_classifier, "train_sgd", counted)
     return sizes
 
 

@@ -309,15 +309,15 @@ def test_rows_tell_the_time_to_fit():
 
 
 def test_candidates_that_see_the_same_mini_batches_are_trained_together(monkeypatch):
-    from gpuclf.estimators import fleet_fitting
+    from gpuclf.estimators import gradient_classifier
 
-    sizes, train_fleet = [], fleet_fitting.train_fleet
+    sizes, train_sgd = [], gradient_classifier.train_sgd
 
-    def counted(*args, **options):
-        sizes.append(len(options["rates"]))
-        return train_fleet(*args, **options)
+    def counted(model, members, *args, **options):
+        sizes.append(len(members))
+        return train_sgd(model, members, *args, **options)
 
-    monkeypatch.setattr(fleet_fitting, "train_fleet", counted)
+    monkeypatch.setattr(gradient_classifier, "train_sgd", counted)
     X, y = gpuclf.datasets.make_synthetic(120)
     net = gpuclf.TwoLayerNetClassifier(max_iter=3, random_state=0)
     space = {"learning_rate": [1e-3, 1e300, 1e-2], "hidden_size": [3, 4]}

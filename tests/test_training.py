@@ -6,12 +6,8 @@ import pytest
 from scipy.optimize import minimize
 
 from gpuclf import SoftmaxClassifier, Standardized, to_device
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss
-from gpuclf.models.two_layer import two_layer_objective
-from gpuclf.training import DivergedError, History, minimize_lbfgs, minimize_sgd, one_cycle
-
-softmax_objective = partial(linear_loss, softmax_cross_entropy)
+from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, Model
+from gpuclf.training import DivergedError, History, Member, minimize_lbfgs, one_cycle, train_sgd
 
 N, D, C = 47, 5, 3  # 47 = 4 batches of 10 and one of 7
 BATCH = 10
@@ -39,10 +35,18 @@ def make_two_layer_params(seed=1, hidden=4):
     }
 
 
-OBJECTIVES = {
-    "softmax": (softmax_objective, make_params),
-    "two-layer": (two_layer_objective, make_two_layer_params),
+MODELS = {
+    "softmax": (SOFTMAX, make_params),
+    "two-layer": (TWO_LAYER, make_two_layer_params),
 }
+
+
+class Made(Model):
+    """A model that has nothing but an objective."""
+
+    def __init__(self, objective):
+        super().__init__("made", None)
+        object.__setattr__(self, "objective", objective)
 
 
 def written_out_softmax(W, b, X, y, reg, weights=None):
@@ -56,17 +60,19 @@ def written_out_softmax(W, b, X, y, reg, weights=None):
     return loss, X.T @ dscores + 2 * reg * W, dscores.sum(axis=0)
 
 
-def run_sgd(params, X, y, objective=softmax_objective, seed=7, **options):
-    options = {
-        "rate": lambda step: 0.3,
-        "reg": 0.01,
-        "momentum": 0.9,
-        "nesterov": False,
-        "batch_size": BATCH,
-        "epochs": 3,
-        "rng": np.random.default_rng(seed),
-    } | options
-    return minimize_sgd(objective, params, X, y, **options)
+def run_sgd(params, X, y, model=SOFTMAX, seed=7, on_epoch=None, **options):
+    """Train one model; return its parameters, velocity and history."""
+    own = {"rate": lambda step: 0.3, "reg": 0.01, "momentum": 0.9}
+    own |= {name: options.pop(name) for name in (*own, "velocity", "history") if name in options}
+    common = {"nesterov": False, "batch_size": BATCH, "epochs": 3}
+    common |= {"rng": np.random.default_rng(seed)} | options
+    member = Member(params, **own)
+    if on_epoch is not None:
+        common["on_epoch"] = lambda params, _: {0} if on_epoch(params, member.history) else None
+    train_sgd(model, [member], X, y, **common)
+    if member.error is not None:
+        raise member.error
+    return member.params, member.velocity, member.history
 
 
 # ------------------------------------------------------------------------------ SGD's steps
@@ -130,12 +136,12 @@ def test_every_sample_is_used_once_an_epoch_the_last_smaller_batch_included():
     X = np.arange(N, dtype=np.float64)[:, None]
     seen = []
 
-    def objective(params, X_batch, y_batch, reg, weights):
+    def objective(params, X_batch, y_batch, reg, weights, **_):
         np.testing.assert_array_equal(X_batch[:, 0], y_batch)  # labels move with their samples
         seen.append(X_batch[:, 0].astype(int).tolist())
         return np.float64(1.0), {"w": np.zeros(1)}
 
-    minimize = partial(run_sgd, {"w": np.zeros(1)}, X, np.arange(N), objective)
+    minimize = partial(run_sgd, {"w": np.zeros(1)}, X, np.arange(N), Made(objective))
     minimize(epochs=2)
     assert [len(batch) for batch in seen] == [10, 10, 10, 10, 7] * 2
     first, second = list(chain(*seen[:5])), list(chain(*seen[5:]))
@@ -173,13 +179,13 @@ def test_training_in_two_parts_is_training_at_once():
         np.testing.assert_array_equal(velocity[name], velocity_at_once[name])
 
 
-@pytest.mark.parametrize("model", OBJECTIVES)
-def test_same_seed_gives_the_same_bits_and_another_seed_other_batches(model):
-    objective, make = OBJECTIVES[model]
+@pytest.mark.parametrize("name", MODELS)
+def test_same_seed_gives_the_same_bits_and_another_seed_other_batches(name):
+    model, make = MODELS[name]
     X, y = make_data()
-    first, _, first_history = run_sgd(make(), X, y, objective)
-    again, _, again_history = run_sgd(make(), X, y, objective)
-    _, _, other_history = run_sgd(make(), X, y, objective, seed=8)
+    first, _, first_history = run_sgd(make(), X, y, model)
+    again, _, again_history = run_sgd(make(), X, y, model)
+    _, _, other_history = run_sgd(make(), X, y, model, seed=8)
     assert first_history.loss == again_history.loss
     assert first_history.loss != other_history.loss
     for name in first:
@@ -187,9 +193,9 @@ def test_same_seed_gives_the_same_bits_and_another_seed_other_batches(model):
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("model", OBJECTIVES)
-def test_a_training_run_is_the_same_on_every_array_library(lib, model, weighted):
-    objective, make = OBJECTIVES[model]
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_run_is_the_same_on_every_array_library(lib, name, weighted):
+    model, make = MODELS[name]
     X, y = make_data()
     weights = np.arange(1.0, N + 1) if weighted else None
 
@@ -198,7 +204,7 @@ def test_a_training_run_is_the_same_on_every_array_library(lib, model, weighted)
             {name: place(value) for name, value in make().items()},
             Standardized.fit(place(X)),
             place(y),
-            objective,
+            model,
             nesterov=True,
             sample_weight=None if weights is None else place(weights),
         )
@@ -212,9 +218,9 @@ def test_a_training_run_is_the_same_on_every_array_library(lib, model, weighted)
         np.testing.assert_allclose(lib.to_numpy(value), expected[name], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("model", OBJECTIVES)
-def test_what_the_caller_passes_is_not_changed(lib, model):
-    objective, make = OBJECTIVES[model]
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_caller_passes_is_not_changed(lib, name):
+    model, make = MODELS[name]
     X, y = make_data()
     weights = np.linspace(1, 2, N)
     velocity = {name: 0.1 * np.ones_like(value) for name, value in make().items()}
@@ -227,7 +233,7 @@ def test_what_the_caller_passes_is_not_changed(lib, model):
         given["params"],
         given["data"]["X"],
         given["data"]["y"],
-        objective,
+        model,
         velocity=given["velocity"],
         sample_weight=given["data"]["weights"],
     )
@@ -281,7 +287,7 @@ def train_by(solver, X, y, sample_weight=None):
     if solver == "sgd":
         return run_sgd(make_params(), X, y, batch_size=10_000, sample_weight=sample_weight)[0]
     return minimize_lbfgs(
-        softmax_objective,
+        SOFTMAX,
         make_params(),
         X,
         y,
@@ -396,9 +402,9 @@ def test_one_cycle_schedule_spans_all_steps_of_all_epochs():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("model", OBJECTIVES)
-def test_diverging_names_the_learning_rate_and_the_remedy(lib, model, dtype):
-    objective, make = OBJECTIVES[model]
+@pytest.mark.parametrize("name", MODELS)
+def test_diverging_names_the_learning_rate_and_the_remedy(lib, name, dtype):
+    model, make = MODELS[name]
     X, y = make_data()
     params = {name: lib.asarray(value.astype(dtype)) for name, value in make().items()}
     with pytest.raises(DivergedError) as caught:
@@ -406,7 +412,7 @@ def test_diverging_names_the_learning_rate_and_the_remedy(lib, model, dtype):
             params,
             lib.asarray(X.astype(dtype)),
             lib.asarray(y),
-            objective,
+            model,
             rate=lambda _: 12345.0,
             reg=1e3,
             epochs=60,
@@ -421,22 +427,22 @@ def test_a_loss_that_is_infinite_for_one_batch_only_is_reported():
     X, y = make_data()
     steps = []
 
-    def objective(params, X_batch, y_batch, reg, weights):
+    def objective(params, X_batch, y_batch, reg, weights, **_):
         steps.append(len(steps))
         return np.float64(np.inf if len(steps) == 2 else 1.0), {"w": np.zeros(1)}
 
     with pytest.raises(DivergedError, match="inf"):
-        run_sgd({"w": np.zeros(1)}, X, y, objective, epochs=1)
+        run_sgd({"w": np.zeros(1)}, X, y, Made(objective), epochs=1)
 
 
 def test_lbfgs_reports_a_loss_that_is_not_finite():
     X, y = make_data()
 
-    def objective(params, X, y, reg, weights):
+    def objective(params, X, y, reg, weights, **_):
         return np.float64(np.nan), {"w": np.zeros(1)}
 
     with pytest.raises(DivergedError, match="smaller learning_rate, a smaller reg"):
-        minimize_lbfgs(objective, {"w": np.zeros(1)}, X, y, reg=0.0, max_iter=5, tol=1e-6)
+        minimize_lbfgs(Made(objective), {"w": np.zeros(1)}, X, y, reg=0.0, max_iter=5, tol=1e-6)
 
 
 # ------------------------------------------------------------------------------------ L-BFGS
@@ -445,7 +451,7 @@ def test_lbfgs_reports_a_loss_that_is_not_finite():
 def run_lbfgs(X, y, params=None, **options):
     options = {"reg": 0.01, "max_iter": 500, "tol": 1e-8} | options
     params = make_params() if params is None else params
-    return minimize_lbfgs(softmax_objective, params, X, y, **options)
+    return minimize_lbfgs(SOFTMAX, params, X, y, **options)
 
 
 def test_lbfgs_reaches_the_optimum_of_an_independent_objective(lib):
@@ -517,6 +523,12 @@ def test_lbfgs_on_iteration_sees_the_parameters_and_can_stop():
     assert n_iter == len(seen) == 2
     assert isinstance(history, History)
     np.testing.assert_array_equal(found["W"], seen[-1]["W"])
+
+
+def test_lbfgs_refuses_a_loss_with_kinks():
+    X, y = make_data()
+    with pytest.raises(ValueError, match="the loss of 'svm' does not have: use SGD"):
+        minimize_lbfgs(SVM, make_params(), X, y, reg=0.01, max_iter=5, tol=1e-6)
 
 
 def test_lbfgs_works_where_the_parameters_are(lib):

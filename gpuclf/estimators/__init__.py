@@ -2,9 +2,8 @@
 
 from gpuclf.estimators.fleet_ensemble import FleetEnsemble
 from gpuclf.estimators.fleet_search import FleetSearchCV
+from gpuclf.estimators.linear import LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.estimators.neighbors import KNeighborsClassifier
-from gpuclf.estimators.softmax import SoftmaxClassifier
-from gpuclf.estimators.svm import LinearSVMClassifier
 from gpuclf.estimators.two_layer import TwoLayerNetClassifier
 
 __all__ = [

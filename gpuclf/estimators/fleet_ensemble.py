@@ -11,7 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace
-from gpuclf.estimators.array_classifier import ArrayClassifier
+from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
@@ -179,6 +179,6 @@ class FleetEnsemble(ArrayClassifier):
 
 
 def _choices(model: Any, X: Any) -> Array:
-    scores = model._class_scores(X)
+    scores = model.class_scores(X)
     choices = array_namespace(scores).argmax(scores, axis=-1)
     return one_hot(choices, int(scores.shape[-1]), dtype=scores.dtype)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 
-from gpuclf.backend import Array, array_namespace
-from gpuclf.estimators.array_classifier import on_host
-from gpuclf.estimators.gradient_classifier import GradientClassifier, _generator, _spaced
-from gpuclf.fleet import train_fleet
-from gpuclf.training import History
+from gpuclf.estimators.base import on_host
+from gpuclf.estimators.gradient_classifier import GradientClassifier
 
 __all__ = [
     "MEMORY_BUDGET",
@@ -25,7 +20,6 @@ __all__ = [
     "fit_together",
     "fleets_of",
     "model_with",
-    "stacked",
 ]
 
 # What may differ between the models of a fleet; anything else makes fleets of their own.
@@ -42,7 +36,7 @@ def fit_together(
     sample_weight: Any = None,
     *,
     epochs: int | None = None,
-    callback: Callable[[int], None] | None = None,
+    callback: Callable[[int], bool | None] | None = None,
 ) -> list[Exception | None]:
     """Fit classifiers that see the same mini-batches, each as its own ``fit`` would.
 
@@ -58,7 +52,7 @@ def fit_together(
         Models that this function has left at an earlier epoch go on from there, on the same
         samples, unless they have stopped early. By default, fit from scratch, to the end.
     callback : callable, optional
-        ``callback(epoch)``, called after each epoch; returns nothing.
+        ``callback(epoch)``, called after each epoch; all stop when it returns True.
 
     Returns
     -------
@@ -80,104 +74,19 @@ def fit_together(
     fits = [
         place
         for place, error in enumerate(errors)
-        if error is None and (epochs is None or not models[place]._has_stalled())
+        if error is None and not (epochs is not None and models[place].has_stalled())
     ]
     if not fits:
         return errors
+    fleet = [models[place] for place in fits]
+    on_epoch = callback and (lambda epoch, _: callback(epoch))
     try:
-        if len(fits) == 1 and epochs is None:
-            models[fits[0]].fit(
-                *(X, y, sample_weight),
-                callback=None if callback is None else lambda epoch, _: callback(epoch),
-            )
-            return errors
-        fleet = [models[place] for place in fits]
-        found = _fit_fleet(fleet, X, y, sample_weight, epochs, callback)
+        found = fleet[0].fit_fleet(fleet, X, y, sample_weight, epochs=epochs, callback=on_epoch)
     except Exception as error:  # as in scikit-learn: a fit that fails ends no search
         found = [error] * len(fits)
     for place, outcome in zip(fits, found, strict=True):
         errors[place] = outcome
     return errors
-
-
-def _fit_fleet(
-    models: list[Any],
-    X: Any,
-    y: Any,
-    sample_weight: Any,
-    epochs: int | None,
-    callback: Callable[[int], None] | None,
-) -> list[Exception | None]:
-    first = models[0]
-    goes_on = epochs is not None and hasattr(first, "params_")
-    stops_early = first.n_iter_no_change is not None
-    (features, targets, weights), held_out = first._prepare(
-        X, y, sample_weight, stops_early, reset=not goes_on
-    )
-    learned = {
-        name: first.__dict__[name]
-        for name in ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
-        if name in first.__dict__
-    }
-    velocity = None
-    if goes_on:
-        params, velocity = (
-            stacked([getattr(m, of_model) for m in models]) for of_model in ("params_", "_velocity")
-        )
-        histories = [deepcopy(model.history_) for model in models]
-    else:
-        first._rng = _generator(first.random_state)
-        params = stacked([first._new_params(features)] * len(models))
-        histories = [History() for _ in models]
-    n_samples = int(targets.shape[0])
-    n_steps = math.ceil(n_samples / first.batch_size)
-    if held_out is not None:
-        seen = _spaced(features, targets, int(held_out[1].shape[0]))
-
-    generators: dict[int, np.random.Generator] = {}  # of the models that stop before the others
-
-    def after_epoch(
-        params: dict[str, Array], numbers: list[int], histories: list[History]
-    ) -> list[int]:
-        if callback is not None:
-            callback(len(histories[0].loss) // n_steps)
-        if held_out is None:
-            return []
-        accuracies = first._share_right(params, *held_out), first._share_right(params, *seen)
-        for history, val_accuracy, train_accuracy in zip(histories, *accuracies, strict=True):
-            history.val_accuracy.append(float(val_accuracy))
-            history.train_accuracy.append(float(train_accuracy))
-        stopped = [k for k, h in zip(numbers, histories, strict=True) if models[k]._has_stalled(h)]
-        generators.update((k, deepcopy(first._rng)) for k in stopped)
-        return stopped
-
-    members = train_fleet(
-        partial(first._objective, precision=first._products),
-        params,
-        features,
-        targets,
-        rates=[model._rate(n_samples) for model in models],
-        reg=[model.reg for model in models],
-        momentum=[model.momentum for model in models],
-        nesterov=first.nesterov,
-        batch_size=first.batch_size,
-        epochs=(epochs or first.max_iter) - (first.n_iter_ if goes_on else 0),
-        rng=first._rng,
-        velocity=velocity,
-        sample_weight=weights,
-        augment=first.augment,
-        on_epoch=after_epoch,
-        histories=histories,
-    )
-    shared = first._rng
-    for k, (model, member) in enumerate(zip(models, members, strict=True)):
-        if member.error is None:
-            model.__dict__.update(learned)
-            model.params_, model._velocity = member.params, member.velocity
-            model._rng = generators.get(k) or deepcopy(shared)
-            model.n_iter_ = len(member.history.loss) // n_steps
-            model._record(member.history)
-    return [member.error for member in members]
 
 
 def check_estimator(owner: str, estimator: Any, instead: str) -> None:
@@ -192,14 +101,6 @@ def check_estimator(owner: str, estimator: Any, instead: str) -> None:
 def model_with(estimator: Any, params: Mapping[str, Any]) -> Any:
     """Return a new estimator with other hyper-parameters; nothing that was given is shared."""
     return clone(estimator).set_params(**clone(params, safe=False))
-
-
-def stacked(values: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    """Give the parameters of several models a leading model axis."""
-    return {
-        name: array_namespace(value).stack([params[name] for params in values])
-        for name, value in values[0].items()
-    }
 
 
 def fleets_of(
@@ -292,7 +193,7 @@ def _models_that_fit(model: Any, X: Any, y: Any, budget: float) -> int:
     n_classes = len(np.unique(on_host(y)))
     try:
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
-        shapes = model._initial_params(int(shape[1]), n_classes, np.random.default_rng(0))
+        shapes = model.model.initial_params(int(shape[1]), n_classes, np.random.default_rng(0))
     except (IndexError, TypeError, ValueError, ZeroDivisionError):
         return 1  # no samples, or no such net: fitting says it better
     n_numbers = sum(math.prod(value.shape) for value in shapes.values())

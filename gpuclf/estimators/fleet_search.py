@@ -15,16 +15,16 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.backend import array_namespace, to_host
-from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
+from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
     fit_together,
     fleets_of,
     model_with,
-    stacked,
 )
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.training import stacked
 
 __all__ = ["FleetSearchCV"]
 
@@ -45,9 +45,9 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see
-    :mod:`gpuclf.fleet`. Those that differ in more than learning rate, its decay and schedule,
-    momentum and penalty (batch size, epochs, hidden units, a solver without mini-batches) form
-    fleets of their own, and the fleets run one after another.
+    :func:`gpuclf.training.train_sgd`. Those that differ in more than learning rate, its decay and
+    schedule, momentum and penalty (batch size, epochs, hidden units, a solver without mini-batches)
+    form fleets of their own, and the fleets run one after another.
 
     Parameters
     ----------
@@ -405,9 +405,7 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         self, models: list[Any], X: Any, y: Any, sample_weight: Any
     ) -> list[float | Exception]:
         first = models[0]
-        features = first._features(first._check_samples(X, reset=False))
-        params = stacked([model.params_ for model in models])
-        of_classes = first._scores(params, features)
+        of_classes = first.class_scores(X, stacked([model.params_ for model in models]))
         numbers = to_host(array_namespace(of_classes).argmax(of_classes, axis=-1))
         truth, sample_weight = on_host(y), on_host(sample_weight)
         return [

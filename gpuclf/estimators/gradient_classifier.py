@@ -1,29 +1,31 @@
-"""What the classifiers trained by gradients share: input checks, training loop, prediction."""
+"""What the classifiers trained by gradients share: training, alone or together, and prediction."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace, to_device, to_host
-from gpuclf.estimators.array_classifier import ArrayClassifier, on_host, select_rows
+from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
 from gpuclf.losses import softmax
-from gpuclf.models.linear import linear_scores
+from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
-from gpuclf.training import History, minimize_lbfgs, minimize_sgd, one_cycle
+from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
 from gpuclf.validation import PRECISIONS
 
-__all__ = ["GradientClassifier", "LinearClassifier", "ProbabilisticClassifier"]
+__all__ = ["GradientClassifier"]
+
+LEARNED_FROM_SAMPLES = ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
 Part = tuple[Any, Array, Array | None]  # samples, targets, weights
@@ -32,37 +34,17 @@ Part = tuple[Any, Array, Array | None]  # samples, targets, weights
 class GradientClassifier(ArrayClassifier):
     """Base of the classifiers that are trained by gradients.
 
-    A subclass has the hyper-parameters as attributes and gives the model by `_initial_params`,
-    `_objective` and `_scores`.
+    A subclass has the hyper-parameters as attributes and gives the model.
+
+    Attributes
+    ----------
+    model : Model
+        Scores, loss and first parameters. A loss of one's own is a subclass with another one,
+        ``model = gpuclf.models.LinearModel("mine", my_loss)``.
     """
 
+    model: Model
     solver: str = "sgd"
-
-    # ------------------------------------------------------------------------- the model
-
-    def _initial_params(
-        self, n_features: int, n_classes: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        raise NotImplementedError
-
-    def _objective(
-        self,
-        params: dict[str, Array],
-        X: Any,
-        y: Array,
-        reg: float,
-        weights: Array | None,
-        *,
-        precision: str,
-    ) -> tuple[Array, dict[str, Array]]:
-        raise NotImplementedError
-
-    def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        raise NotImplementedError
-
-    @property
-    def _products(self) -> str:
-        return self.precision or "float32"
 
     # -------------------------------------------------------------------------- training
 
@@ -110,75 +92,114 @@ class GradientClassifier(ArrayClassifier):
         sklearn.exceptions.ConvergenceWarning
             If L-BFGS stopped at `max_iter`.
         """
-        with self._unchanged_if_it_fails():
-            self._fit(X, y, sample_weight, X_val, y_val, callback)
-        return self
-
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any, callback: Callback | None
-    ) -> None:
-        self.check_hyperparameters()
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: pass both, or neither")
-        stops_early = X_val is None and self.n_iter_no_change is not None
-        (features, targets, weights), held_out = self._prepare(X, y, sample_weight, stops_early)
-        self._rng = _generator(self.random_state)
-        params = self._new_params(features)
-        self.n_iter_ = 0
-        self._velocity: dict[str, Array] | None = None
-        if X_val is not None:
-            n_val = y_val.shape[0] if hasattr(y_val, "shape") else len(y_val)
-        elif held_out is not None:
-            n_val = held_out[1].shape[0]
-        validates = X_val is not None or held_out is not None
+        with self._unchanged_if_it_fails():
+            self.check_hyperparameters()
+            (error,) = self.fit_fleet(
+                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=callback
+            )
+            if error is not None:
+                raise error
+        return self
+
+    @staticmethod
+    def fit_fleet(
+        fleet: Sequence[Any],
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        epochs: int | None = None,
+        callback: Callback | None = None,
+    ) -> list[Exception | None]:
+        """Train classifiers that see the same mini-batches in one pass; ``fit`` is a fleet of one.
+
+        Parameters
+        ----------
+        fleet : sequence of classifiers
+            They differ in learning rate, its decay and schedule, momentum and penalty at most; that
+            is not checked (:func:`gpuclf.estimators.fleet_fitting.fit_together` does).
+        X, y, sample_weight : array-like
+            As for :meth:`fit`.
+        X_val, y_val : array-like, optional
+            As for :meth:`fit`; with one classifier only.
+        epochs : int, optional
+            Train on until so many epochs are done, of the `max_iter` that the schedules count with,
+            from where the classifiers are. By default, train from scratch, to the end.
+        callback : callable, optional
+            As for :meth:`fit`, with the history of the first of those that still train. The
+            parameters so far are set for it with one classifier only.
+
+        Returns
+        -------
+        list of Exception or None
+            Why a classifier could not be trained; it gets no parameters then.
+        """
+        first, is_alone = fleet[0], len(fleet) == 1
+        goes_on = epochs is not None and hasattr(first, "params_")
+        validates = X_val is not None or first.n_iter_no_change is not None
+        holds_out = validates and X_val is None
+        part, held_out = first._prepare(X, y, sample_weight, holds_out, reset=not goes_on)
+        features, targets, _ = part
+        n_steps = first._n_steps(targets)
+        if not goes_on:
+            first._rng = _generator(first.random_state)
+            start = first._new_params(features)
+        members = [
+            model._member(targets, model.params_, model._velocity, deepcopy(model.history_))
+            if goes_on
+            else model._member(targets, start, None, History())
+            for model in fleet
+        ]
         if validates:
-            seen = _spaced(features, targets, int(n_val))
+            n_val = _length(y_val) if held_out is None else int(held_out[1].shape[0])
+            seen = _spaced(features, targets, n_val)
+        rng = first._rng
+        generators: dict[int, np.random.Generator] = {}  # of those that stop before the others
 
-        def after_epoch(params: dict[str, Array], history: History) -> bool:
-            # A copy: training goes on in place, and callbacks may keep what they see.
-            self.params_ = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
-            self.n_iter_ += 1
+        def after_epoch(params: Params, numbers: list[int]) -> list[int]:
+            histories = [members[k].history for k in numbers]
+            epoch = len(histories[0].loss) // n_steps
+            if is_alone and (callback is not None or X_val is not None):
+                # A copy: training goes on in place, and callbacks may keep what they see.
+                copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
+                first.params_, first.n_iter_ = copied, epoch
             if validates:
-                history.val_accuracy.append(
-                    self.score(X_val, y_val)
-                    if held_out is None
-                    else float(self._share_right(params, *held_out))
-                )
-                history.train_accuracy.append(float(self._share_right(params, *seen)))
-            stop = callback is not None and callback(self.n_iter_, history)
-            return bool(stop) or self._has_stalled(history)
+                if held_out is None:
+                    of_val = first.score(X_val, y_val)
+                else:
+                    of_val = first._share_right(params, *held_out)
+                of_train = first._share_right(params, *seen)
+                for place, history in enumerate(histories):
+                    history.val_accuracy.append(float(np.atleast_1d(of_val)[place]))
+                    history.train_accuracy.append(float(np.atleast_1d(of_train)[place]))
+            if callback is not None and callback(epoch, histories[0]):
+                return numbers
+            stopped = [k for k in numbers if fleet[k].has_stalled(members[k].history)]
+            if not is_alone:
+                generators.update((k, deepcopy(rng)) for k in stopped)
+            return stopped
 
-        if self.solver == "lbfgs":
-            self.params_, history, self.n_iter_ = minimize_lbfgs(
-                self._training_objective(),
-                params,
-                features,
-                targets,
-                reg=self.reg,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                sample_weight=weights,
-                on_iteration=after_epoch if validates or callback is not None else None,
-            )
-            if history.reached_max_iter:
-                warnings.warn(
-                    f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
-                    "max_iter or tol, or standardise the features",
-                    ConvergenceWarning,
-                    stacklevel=3,
-                )
+        if first.solver == "lbfgs":
+            watches = validates or callback is not None
+            n_iter = first._run_lbfgs(members[0], part, after_epoch if watches else None)
         else:
-            history = self._run_sgd(
-                params,
-                features,
-                targets,
-                weights,
-                History(),
-                self._rate(int(targets.shape[0])),
-                epochs=self.max_iter,
-                on_epoch=after_epoch,
-            )
-        self._record(history)
+            n_epochs = (epochs or first.max_iter) - (first.n_iter_ if goes_on else 0)
+            first._run_sgd(members, part, n_epochs, after_epoch)
+        for k, (model, member) in enumerate(zip(fleet, members, strict=True)):
+            if member.error is None:
+                for name in LEARNED_FROM_SAMPLES:
+                    if hasattr(first, name):
+                        setattr(model, name, getattr(first, name))
+                model._rng = generators.get(k) or (rng if k == 0 else deepcopy(rng))
+                model.n_iter_ = len(member.history.loss) // n_steps
+                model._record(member)
+        if first.solver == "lbfgs":
+            first.n_iter_ = n_iter
+        return [member.error for member in members]
 
     def _prepare(
         self, X: Any, y: Any, sample_weight: Any, hold_out: bool, *, reset: bool = True
@@ -254,60 +275,78 @@ class GradientClassifier(ArrayClassifier):
                 )
             features = self._features(samples)
         rate = self.learning_rate * self.learning_rate_decay**self.n_iter_
-        history = self._run_sgd(
-            self.params_,
-            features,
-            self._targets(labels),
-            weights,
-            deepcopy(self.history_),
-            lambda _: rate,
-            epochs=1,
-        )
+        targets = self._targets(labels)
+        member = self._member(targets, self.params_, self._velocity, deepcopy(self.history_))
+        member.rate = lambda _: rate
+        self._run_sgd([member], (features, targets, weights), 1)
+        if member.error is not None:
+            raise member.error
         self.n_iter_ += 1
-        self._record(history)
+        self._record(member)
+
+    def _member(
+        self, targets: Array, params: Params, velocity: Params | None, history: History
+    ) -> Member:
+        n_steps, base = self._n_steps(targets), self.learning_rate
+
+        def rate(step: int) -> float:
+            if self.schedule == "one_cycle":
+                return float(base * one_cycle(step, n_steps * self.max_iter))
+            return float(base * self.learning_rate_decay ** (step // n_steps))
+
+        params = to_device(params, like=targets)
+        velocity = None if velocity is None else to_device(velocity, like=targets)
+        return Member(params, rate, self.reg, self.momentum, velocity, history)
+
+    def _n_steps(self, targets: Array) -> int:
+        if self.solver == "lbfgs":
+            return 1
+        return math.ceil(int(targets.shape[0]) / self.batch_size)
 
     def _run_sgd(
-        self,
-        params: dict[str, Array],
-        features: Any,
-        targets: Array,
-        weights: Array | None,
-        history: History,
-        rate: Callable[[int], float],
-        epochs: int,
-        on_epoch: Callable[[dict[str, Array], History], bool | None] | None = None,
-    ) -> History:
-        self.params_, self._velocity, history = minimize_sgd(
-            self._training_objective(),
-            to_device(params, like=targets),
+        self, members: Sequence[Member], part: Part, epochs: int, on_epoch: Any = None
+    ) -> None:
+        features, targets, weights = part
+        train_sgd(
+            self.model,
+            members,
             features,
             targets,
-            rate=rate,
-            reg=self.reg,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
             batch_size=self.batch_size,
             epochs=epochs,
+            nesterov=self.nesterov,
             rng=self._rng,
-            velocity=None if self._velocity is None else to_device(self._velocity, like=targets),
+            precision=self._products,
             sample_weight=weights,
             augment=self.augment,
             on_epoch=on_epoch,
-            history=history,
         )
-        return history
 
-    def _training_objective(self) -> Any:
-        return partial(self._objective, precision=self._products)
+    def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> int:
+        features, targets, weights = part
+        member.params, history, n_iter = minimize_lbfgs(
+            self.model,
+            member.params,
+            features,
+            targets,
+            reg=self.reg,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            precision=self._products,
+            sample_weight=weights,
+            on_iteration=on_epoch and (lambda params, _: bool(on_epoch(params, [0]))),
+            history=member.history,
+        )
+        if history.reached_max_iter:
+            warnings.warn(
+                f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
+                "max_iter or tol, or standardise the features",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return n_iter
 
-    def _rate(self, n_samples: int) -> Callable[[int], float]:
-        per_epoch = math.ceil(n_samples / self.batch_size)
-        if self.schedule == "one_cycle":
-            total = per_epoch * self.max_iter
-            return lambda step: self.learning_rate * one_cycle(step, total)
-        return lambda step: self.learning_rate * self.learning_rate_decay ** (step // per_epoch)
-
-    def _has_stalled(self, history: History | None = None) -> bool:
+    def has_stalled(self, history: History | None = None) -> bool:
         """Tell whether the best validation accuracy is `n_iter_no_change` epochs ago."""
         history = getattr(self, "history_", None) if history is None else history
         seen = [] if history is None else history.val_accuracy
@@ -315,8 +354,9 @@ class GradientClassifier(ArrayClassifier):
             return False
         return bool(len(seen) - 1 - seen.index(max(seen)) >= self.n_iter_no_change)
 
-    def _record(self, history: History) -> None:
-        self.history_ = history
+    def _record(self, member: Member) -> None:
+        self.params_, self._velocity = member.params, member.velocity
+        self.history_ = history = member.history
         self.loss_history_ = history.loss
         self.val_accuracy_history_ = history.val_accuracy
         self.train_accuracy_history_ = history.train_accuracy
@@ -365,24 +405,49 @@ class GradientClassifier(ArrayClassifier):
         array of shape (N, C); for two classes (N,), the second score minus the first
             In the array library of X.
         """
-        scores = self._class_scores(X)
+        scores = self.class_scores(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> Array:
         """Return the labels of the highest scores, shape (N,), in the array library of X."""
-        scores = self._class_scores(X)
+        scores = self.class_scores(X)
         xp = array_namespace(scores)
         return self._labels(xp.argmax(scores, axis=-1))
 
-    def _class_scores(self, X: Any) -> Array:
+    def class_scores(self, X: Any, params: Params | None = None) -> Array:
+        """Return one score for each class, also of two, in the array library of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), or Standardized
+        params : dict of array, optional
+            To use instead of `params_`: those of several such classifiers, fitted on the same
+            samples, with a leading model axis (:func:`gpuclf.training.stacked`).
+
+        Returns
+        -------
+        array of shape (N, C), or (K, N, C)
+        """
         check_is_fitted(self, "params_")
-        samples = self._check_samples(X, reset=False)
-        features = self._features(samples)
+        features = self._features(self._check_samples(X, reset=False))
         stored = features.X if isinstance(features, Standardized) else features
-        return self._scores(to_device(self.params_, like=stored), features)
+        params = to_device(self.params_ if params is None else params, like=stored)
+        return self._scores(params, features)
+
+    @available_if(lambda self: self.model.has_logits)
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
+        return softmax(self.class_scores(X))
+
+    def _scores(self, params: Params, features: Any) -> Array:
+        return self.model.scores(params, features, precision=self._products)
+
+    @property
+    def _products(self) -> str:
+        return self.precision or "float32"
 
     def _share_right(
-        self, params: dict[str, Array], features: Any, targets: Array, weights: Array | None = None
+        self, params: Params, features: Any, targets: Array, weights: Array | None = None
     ) -> np.ndarray:
         """Return the accuracy, shape (...): one for each of several models."""
         xp = array_namespace(targets)
@@ -405,37 +470,16 @@ class GradientClassifier(ArrayClassifier):
             return samples
         return Standardized(samples, self.mean_, self.scale_)
 
-    def _new_params(self, features: Any) -> dict[str, Array]:
+    def _new_params(self, features: Any) -> Params:
         stored = features.X if isinstance(features, Standardized) else features
         is_wide = stored.dtype == array_namespace(stored).float64
         wide = self.precision == "float64" or (self.precision is None and is_wide)
         dtype = "float64" if wide else "float32"
-        host = self._initial_params(self.n_features_in_, len(self.classes_), self._rng)
-        params: dict[str, Array] = to_device(
+        host = self.model.initial_params(self.n_features_in_, len(self.classes_), self._rng)
+        params: Params = to_device(
             {name: value.astype(dtype) for name, value in host.items()}, like=stored
         )
         return params
-
-
-class ProbabilisticClassifier(GradientClassifier):
-    """Base of the classifiers whose scores are the logits of a softmax."""
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
-        return softmax(self._class_scores(X))
-
-
-class LinearClassifier(GradientClassifier):
-    """Base of the classifiers with scores ``X @ W + b``, whatever their loss."""
-
-    def _initial_params(
-        self, n_features: int, n_classes: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        # The objective is convex: zero is as good a start as any, and the same on every machine.
-        return {"W": np.zeros((n_features, n_classes)), "b": np.zeros(n_classes)}
-
-    def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return linear_scores(params, X, precision=self._products)
 
 
 def _spaced(features: Any, targets: Array, count: int) -> tuple[Any, Array]:
@@ -443,6 +487,10 @@ def _spaced(features: Any, targets: Array, count: int) -> tuple[Any, Array]:
     rows = slice(None, None, max(1, int(targets.shape[0]) // max(1, count)))
     is_lazy = isinstance(features, Standardized)
     return features[rows] if is_lazy else features[rows, ...], targets[rows]
+
+
+def _length(values: Any) -> int:
+    return int(values.shape[0]) if hasattr(values, "shape") else len(values)
 
 
 def _generator(random_state: Any) -> np.random.Generator:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.backend import Array, array_namespace
-from gpuclf.estimators.array_classifier import ArrayClassifier
+from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.models.distances import METRICS
 from gpuclf.models.neighbors import MEMORY_BUDGET, Callback, count_votes, k_neighbors
 from gpuclf.samples.standardized import Standardized

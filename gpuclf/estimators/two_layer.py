@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-
-from gpuclf.backend import Array, array_namespace, to_device
-from gpuclf.estimators.gradient_classifier import ProbabilisticClassifier
-from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
+from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.models import TWO_LAYER, Model
 
 __all__ = ["TwoLayerNetClassifier"]
 
 
-class TwoLayerNetClassifier(ProbabilisticClassifier):
+class TwoLayerNetClassifier(GradientClassifier):
     r"""A net of affine, ReLU, affine and softmax, on the array library of the samples.
 
     Parameters
@@ -120,6 +117,11 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
         self.n_iter_no_change = n_iter_no_change
         self.validation_fraction = validation_fraction
 
+    @property
+    def model(self) -> Model:  # type: ignore[override]
+        """The net of these hyper-parameters."""
+        return replace(TWO_LAYER, hidden_size=self.hidden_size, dropout=self.dropout)
+
     def check_hyperparameters(self) -> None:  # noqa: D102 - the base class's
         super().check_hyperparameters()
         if not isinstance(self.hidden_size, Integral) or self.hidden_size < 1:
@@ -128,42 +130,3 @@ class TwoLayerNetClassifier(ProbabilisticClassifier):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-
-    def _initial_params(
-        self, n_features: int, n_classes: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        return {
-            "W1": rng.standard_normal((n_features, self.hidden_size)) * np.sqrt(2 / n_features),
-            "b1": np.zeros(self.hidden_size),
-            "W2": rng.standard_normal((self.hidden_size, n_classes))
-            * np.sqrt(2 / self.hidden_size),
-            "b2": np.zeros(n_classes),
-        }
-
-    def _training_objective(self) -> Any:
-        # The function itself, where there is no dropout: a whole epoch of it can run on a device.
-        if self.dropout:
-            return super()._training_objective()
-        return partial(two_layer_objective, precision=self._products)
-
-    def _objective(
-        self,
-        params: dict[str, Array],
-        X: Any,
-        y: Array,
-        reg: float,
-        weights: Array | None,
-        *,
-        precision: str,
-    ) -> tuple[Array, dict[str, Array]]:
-        mask = self._dropout_mask(int(y.shape[0]), params["W2"]) if self.dropout else None
-        return two_layer_objective(params, X, y, reg, weights, mask, precision=precision)
-
-    def _dropout_mask(self, n_samples: int, like: Array) -> Array:
-        xp = array_namespace(like)
-        draws = self._rng.random((n_samples, self.hidden_size), dtype=np.float32)
-        kept = to_device(draws >= self.dropout, like=like)
-        return xp.astype(kept, like.dtype) / (1 - self.dropout)
-
-    def _scores(self, params: dict[str, Array], X: Any) -> Array:
-        return two_layer_forward(params, X, precision=self._products)

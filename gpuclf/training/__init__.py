@@ -1,0 +1,17 @@
+"""Optimisers: mini-batch SGD of one model or of several together, and full-batch L-BFGS."""
+
+from gpuclf.training.history import DivergedError, History, one_cycle
+from gpuclf.training.lbfgs import minimize_lbfgs
+from gpuclf.training.sgd import Member, epoch_runner, momentum_step, stacked, train_sgd
+
+__all__ = [
+    "DivergedError",
+    "History",
+    "Member",
+    "epoch_runner",
+    "minimize_lbfgs",
+    "momentum_step",
+    "one_cycle",
+    "stacked",
+    "train_sgd",
+]

@@ -1,0 +1,96 @@
+"""What training goes through, and how it fails."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpuclf.backend import Array, array_namespace
+from gpuclf.models.model import Params
+
+__all__ = ["DivergedError", "History", "divergence", "normalized_weights", "one_cycle", "quietly"]
+
+
+class DivergedError(FloatingPointError):
+    """The loss or the parameters became NaN or infinite during training."""
+
+
+# Divergence is reported by DivergedError; NumPy's warnings on the way there would say it twice.
+quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
+@dataclass
+class History:
+    """What training went through.
+
+    Attributes
+    ----------
+    loss : list of float
+        One value a step: the loss of the mini-batch (SGD), or of all samples after each iteration
+        and once more at the end (L-BFGS).
+    learning_rate : list of float
+        One value a step (SGD).
+    val_accuracy : list of float
+        One value an epoch, where validation samples were given.
+    train_accuracy : list of float
+        Beside it the accuracy on about as many training samples: the gap shows overfitting.
+    reached_max_iter : bool
+        Whether `max_iter` ended L-BFGS before its tolerance was met.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    reached_max_iter: bool = False
+    train_accuracy: list[float] = field(default_factory=list)
+
+
+def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:
+    """Return the factor of the learning rate: a linear rise from 0 to 1, then a linear fall to 0.
+
+    Source: Smith and Topin, "Super-convergence" (2017), with straight lines.
+
+    Parameters
+    ----------
+    step, total_steps : int
+    warmup : float
+        The share of the steps that rise.
+
+    Examples
+    --------
+    >>> [round(one_cycle(step, 10), 2) for step in (0, 1, 5, 9)]
+    [0.5, 1.0, 0.56, 0.06]
+    """
+    done = (step + 0.5) / total_steps
+    peak = max(warmup, 1e-9)
+    return min(1.0, (step + 1) / (peak * total_steps)) if done < peak else (1 - done) / (1 - peak)
+
+
+def divergence(history: History, n_new: int | None = None) -> DivergedError | None:
+    """Return the error if one of the last `n_new` losses is not finite.
+
+    Without `n_new` it is that of parameters which no later loss could betray.
+    """
+    what = "the parameters became NaN or infinite"
+    if n_new is not None:
+        wrong = [loss for loss in history.loss[-n_new:] if not math.isfinite(loss)]
+        if not wrong:
+            return None
+        what = f"the loss became {wrong[0]}"
+    rate = f" (it was {history.learning_rate[-1]:g})" if history.learning_rate else ""
+    return DivergedError(
+        f"{what} within {len(history.loss)} steps: use a smaller learning_rate{rate}, a smaller "
+        "reg, or standardised features (gpuclf.Standardized.fit), and see that X holds no NaN"
+    )
+
+
+def normalized_weights(sample_weight: Array | None, params: Params) -> Array | None:
+    """Scale weights (..., N) to sum 1, in the dtype that the losses are computed in."""
+    if sample_weight is None:
+        return None
+    xp = array_namespace(sample_weight)
+    dtype = next(iter(params.values())).dtype
+    wide = xp.astype(sample_weight, xp.float64)
+    return xp.astype(wide / xp.sum(wide, axis=-1, keepdims=True), dtype)
