@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.augment import CIFAR_SHAPE
-from gpuclf.backend import Array, array_namespace
 from gpuclf.samples.walk import block_rows, concat_row_blocks
 from gpuclf.validation import check_samples
 

@@ -12,7 +12,7 @@ formulas that have no b. Within this library the bias stays apart: it is not pen
 
 from __future__ import annotations
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.samples.standardized import Standardized
 
 __all__ = ["add_bias_column", "mean_image", "split_bias", "subtract_mean_image"]

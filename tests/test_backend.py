@@ -7,23 +7,26 @@ import types
 import numpy as np
 import pytest
 
-from gpuclf import backend
-from gpuclf.backend import (
-    Backend,
-    BackendUnavailableError,
+from gpuclf import arrays
+from gpuclf.arrays import (
     MixedDevicesError,
     array_namespace,
-    cache_bytes,
-    cpu_workers,
     describe_location,
-    environment,
-    get_backend,
     library_name,
-    probe_cupy,
-    synchronize,
-    to_device,
     to_host,
 )
+from gpuclf.devices import backends
+from gpuclf.devices import cupy as cupy_device
+from gpuclf.devices.backends import (
+    Backend,
+    BackendUnavailableError,
+    get_backend,
+    synchronize,
+    to_device,
+)
+from gpuclf.devices.cpu import cache_bytes, cpu_workers
+from gpuclf.devices.cupy import probe_cupy
+from gpuclf.devices.machine import environment
 from gpuclf.samples.standardized import Standardized
 
 CPU_NAMES = ("numpy", "numpy-readonly")
@@ -32,10 +35,10 @@ CPU_NAMES = ("numpy", "numpy-readonly")
 @pytest.fixture
 def fresh_probe():
     """Probe anew in the test, and again after it."""
-    for cached in (backend.probe_cupy, backend._log_fallback):
+    for cached in (probe_cupy, backends._log_fallback):
         cached.cache_clear()
     yield
-    for cached in (backend.probe_cupy, backend._log_fallback):
+    for cached in (probe_cupy, backends._log_fallback):
         cached.cache_clear()
 
 
@@ -170,7 +173,7 @@ def test_probe_notices_wrong_results(fake_cupy):
 
 
 def test_probe_finds_all_well(fake_cupy):
-    assert probe_cupy() == backend.CupyProbe(True, "CuPy 14.9 on Pretend 100")
+    assert probe_cupy() == cupy_device.CupyProbe(True, "CuPy 14.9 on Pretend 100")
 
 
 class CapturingStream:
@@ -209,7 +212,7 @@ def test_launches_are_captured_on_a_stream_of_their_own(fake_cupy, caplog, fails
         stream.events.append("queue")
 
     with caplog.at_level("DEBUG", logger="gpuclf"):
-        launch = backend.cuda_graph(like, queue)
+        launch = cupy_device.cuda_graph(like, queue)
     assert stream.events == ["begin", "queue", "end"]
     if fails:
         assert launch is None
@@ -277,18 +280,14 @@ def test_a_usable_cupy_is_taken(fake_cupy, caplog, name):
     assert not caplog.records
 
 
-def test_auto_leaves_small_calls_to_numpy_where_that_was_measured(fake_cupy, monkeypatch, tmp_path):
-    path = tmp_path / "new" / "break_even.json"
-    monkeypatch.setattr(backend, "_break_even_file", lambda: path)
-    assert get_backend("auto", nbytes=10).name == "cupy"  # nothing was measured
-    backend.remember_break_even(1000)
-    assert [get_backend("auto", nbytes=n).name for n in (999, 1000)] == ["numpy", "cupy"]
-    assert "break-even at 1,000" in get_backend("auto", nbytes=999).reason
-    assert get_backend("auto").name == get_backend("cupy", nbytes=10).name == "cupy"
-    monkeypatch.setattr(backend, "_machine_id", lambda: "another machine")
-    assert get_backend("auto", nbytes=10).name == "cupy"
-    path.write_text("[")
-    assert get_backend("auto", nbytes=10).name == "cupy"
+def test_auto_leaves_small_calls_to_numpy_where_that_was_measured(fake_cupy):
+    def chosen(name="auto", **sizes):
+        return get_backend(name, **sizes).name
+
+    assert [chosen(nbytes=n, break_even=1000) for n in (999, 1000)] == ["numpy", "cupy"]
+    assert "break-even at 1,000" in get_backend("auto", nbytes=999, break_even=1000).reason
+    assert chosen(nbytes=10) == chosen(break_even=1000) == chosen() == "cupy"
+    assert chosen("cupy", nbytes=10, break_even=1000) == "cupy"
 
 
 @pytest.mark.gpu
@@ -313,6 +312,20 @@ def test_numpy_scalars_count_as_numpy():
     assert array_namespace(np.float64(3)) is np
     assert array_namespace(np.zeros(3), np.float32(1)) is np
     assert describe_location(np.float64(3)) == "numpy on cpu"
+
+
+def test_two_of_one_type_may_stand_for_two_libraries(strict):
+    class Stand:
+        def __init__(self, x):
+            self.device, self.__array_namespace__ = x.device, x.__array_namespace__
+
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    X = Stand(strict.asarray(np.zeros(3)))
+    assert array_namespace(X) is strict.xp
+    Y = Stand(X)
+    Y.__array_namespace__ = lambda api_version=None: torch
+    assert array_namespace(Y) is torch
+    assert (library_name(X), library_name(Y)) == ("array_api_strict", "torch")
 
 
 @pytest.mark.parametrize("value", [[1.0], (1.0,), 1.0, "abc", {"W": 1}], ids=repr)
@@ -356,13 +369,14 @@ def test_scikit_learns_copy_serves_where_array_api_compat_is_missing(monkeypatch
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     monkeypatch.setitem(sys.modules, "array_api_compat", None)
-    backend._array_api_compat.cache_clear()
+    monkeypatch.setattr(arrays, "_libraries", {})
+    arrays._array_api_compat.cache_clear()
     try:
         xp = array_namespace(torch.zeros(3))
         assert xp.__name__ == "sklearn.externals.array_api_compat.torch"
         assert library_name(torch.zeros(3)) == "torch"
     finally:
-        backend._array_api_compat.cache_clear()
+        arrays._array_api_compat.cache_clear()
 
 
 # -------------------------------------------------------------------------- moving arrays
@@ -462,18 +476,18 @@ def test_synchronize_waits_for_the_stream_of_cupy(fake_cupy):
 
 
 def test_free_memory_is_known_where_cupy_is_in_use(fake_cupy):
-    assert backend.free_device_bytes() == 5_000
+    assert cupy_device.free_device_bytes() == 5_000
     fake_cupy.cuda.is_available = lambda: False
-    backend.probe_cupy.cache_clear()
-    assert backend.free_device_bytes() is None
+    probe_cupy.cache_clear()
+    assert cupy_device.free_device_bytes() is None
 
 
 def test_arrays_beside_one_of_cupy_go_there_in_pieces_too(fake_cupy, monkeypatch):
     sent = []
-    monkeypatch.setattr(backend, "_upload_to_cupy", lambda a, cupy: sent.append((a, cupy)))
+    monkeypatch.setattr(cupy_device, "upload", sent.append)
     x = np.zeros(3)
-    backend._put_like(x, types.ModuleType("array_api_compat.cupy"), contextlib.nullcontext())
-    assert sent == [(x, fake_cupy)]
+    backends._put_like(x, types.ModuleType("array_api_compat.cupy"), contextlib.nullcontext())
+    assert sent == [x]
 
 
 # ------------------------------------------------------------------------------- the machine

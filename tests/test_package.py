@@ -1,15 +1,23 @@
 import ast
+import graphlib
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import gpuclf
 
 PACKAGE = Path(gpuclf.__file__).parent
-SOURCES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+# What the maths stands on, and what is built on it.
+LOWER = (
+    "arrays", "devices", "dispatch", "files", "validation", "samples", "augment", "preprocessing",
+    "image_features", "losses", "layers", "kernels", "models", "naive", "textbook",
+)  # fmt: skip
+UPPER = ("training", "search", "datasets", "plots", "estimators", "bench", "cli")
 
 
 def run_python(script):
@@ -24,13 +32,23 @@ def run_python(script):
     return run.stdout.strip()
 
 
-def imported_modules(path):
-    """Return the names of all modules that a file imports, also within functions and by name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def statements(node, *, at_import):
+    """Yield what is within a node; with `at_import` only what runs when a module is imported."""
+    for child in ast.iter_child_nodes(node):
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not (at_import and (later or for_types)):
+            yield child
+            yield from statements(child, at_import=at_import)
+
+
+def imported_modules(path, *, at_import=False):
+    """Return the names that a file imports, by any form: modules, or what is taken from one."""
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), at_import=at_import):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif (
             isinstance(node, ast.Call)
             and getattr(node.func, "attr", getattr(node.func, "id", None))
@@ -38,6 +56,23 @@ def imported_modules(path):
             and isinstance(node.args[0], ast.Constant)
         ):
             yield node.args[0].value
+
+
+def own_imports(at_import):
+    """Return for each module of the package which of the package's modules it imports."""
+    modules = {
+        "gpuclf." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path
+        for name, path in SOURCES.items()
+        if name != "__init__.py"
+    }
+    return {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for name in imported_modules(path, at_import=at_import)
+        }
+        & modules.keys() - {module}
+        for module, path in modules.items()
+    }
 
 
 def importers_of(package):
@@ -85,9 +120,22 @@ def test_every_public_name_resolves():
         assert getattr(gpuclf, name) is not None
 
 
-def test_public_names_are_the_same_objects_as_at_home():
-    for name, home in gpuclf._HOMES.items():
-        assert getattr(gpuclf, name) is getattr(sys.modules[home], name)
+@pytest.mark.slow
+def test_type_checkers_know_the_names(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import gpuclf\nreveal_type(gpuclf.SoftmaxClassifier())\n"
+        "reveal_type(gpuclf.models.SOFTMAX.name)\ngpuclf.typo\n",
+        encoding="utf-8",
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", script], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    classifier, name, typo, _ = run.stdout.splitlines()
+    assert 'Revealed type is "gpuclf.estimators.softmax.SoftmaxClassifier"' in classifier
+    assert 'Revealed type is "str"' in name.replace("builtins.", "")
+    assert 'error: Module has no attribute "typo"' in typo
 
 
 def test_star_import_gives_the_public_names():
@@ -97,7 +145,7 @@ def test_star_import_gives_the_public_names():
 
 
 def test_an_unknown_name_raises_attribute_error():
-    with pytest.raises(AttributeError, match="module 'gpuclf' has no attribute 'nonesuch'"):
+    with pytest.raises(AttributeError, match="No gpuclf attribute nonesuch"):
         _ = gpuclf.nonesuch
     assert not hasattr(gpuclf, "softmax_loss")
 
@@ -107,29 +155,33 @@ def test_dir_lists_the_names_before_they_are_loaded():
     assert set(gpuclf.__all__) <= set(listed)
 
 
-def test_every_module_s_all_resolves():
-    for name in ("backend", "features", "layers", "losses", "linear", "two_layer", "validation"):
-        module = __import__(f"gpuclf.{name}", fromlist=["*"])
-        for public in module.__all__:
-            assert hasattr(module, public), f"gpuclf.{name}.{public}"
+def test_every_public_module_s_all_resolves():
+    modules = [
+        value for name in gpuclf.__all__ if isinstance(value := getattr(gpuclf, name), ModuleType)
+    ]
+    assert gpuclf.arrays in modules
+    for module in modules:
+        for public in getattr(module, "__all__", ()):
+            assert hasattr(module, public), f"{module.__name__}.{public}"
 
 
 def test_the_scan_of_imports_sees_all_forms(tmp_path):
     path = tmp_path / "sample.py"
     path.write_text(
-        "import a.b\nfrom c.d import e\nfrom . import f\n"
-        "def g():\n    import h\n    importlib.import_module('i')\n    __import__('j')\n",
+        "import a.b\nfrom c.d import e\nfrom . import f\nif TYPE_CHECKING:\n    import g\n"
+        "def h():\n    import i\n    importlib.import_module('j')\n    __import__('k')\n",
         encoding="utf-8",
     )
-    assert set(imported_modules(path)) == {"a.b", "c.d", "h", "i", "j"}
+    assert set(imported_modules(path)) == {"a.b", "c.d.e", "g", "i", "j", "k"}
+    assert set(imported_modules(path, at_import=True)) == {"a.b", "c.d.e"}
 
 
-def test_only_backend_imports_cupy():
-    assert importers_of("cupy") == {"backend.py"}
+def test_one_module_imports_cupy():
+    assert importers_of("cupy") == {"devices/cupy.py"}
 
 
 def test_only_the_estimators_and_the_benchmark_import_scikit_learn():
-    allowed = {"sklearn.externals.array_api_compat"}  # backend.py, where there is no other copy
+    allowed = {"sklearn.externals.array_api_compat"}  # arrays.py, where there is no other copy
     places = {
         Path(name).parts[0]
         for name, path in SOURCES.items()
@@ -137,11 +189,19 @@ def test_only_the_estimators_and_the_benchmark_import_scikit_learn():
         if module.partition(".")[0] == "sklearn" and module not in allowed
     }
     assert "estimators" in places
-    assert places <= {"estimators", "benchmark"}
+    assert places <= {"estimators", "bench"}
 
 
-@pytest.mark.parametrize("module", ["losses.py", "layers.py", "linear.py", "two_layer.py"])
-def test_the_maths_knows_nothing_of_what_is_built_on_it(module):
-    above = ("estimators", "cli", "training", "benchmark", "datasets", "plots")
-    for imported in imported_modules(SOURCES[module]):
-        assert not imported.startswith(tuple(f"gpuclf.{name}" for name in above))
+def test_no_import_goes_round_in_a_circle():
+    graph = own_imports(at_import=True)
+    assert "gpuclf.arrays" in graph["gpuclf.devices.backends"]
+    list(graphlib.TopologicalSorter(graph).static_order())  # or a CycleError with the circle
+
+
+def test_the_maths_knows_nothing_of_what_is_built_on_it():
+    for module, imported in own_imports(at_import=False).items():
+        rooms = {name.split(".")[1] for name in imported}
+        if (room := module.split(".")[1]) in LOWER:
+            assert not rooms & set(UPPER), module
+        assert room != "arrays" or not rooms
+        assert room != "devices" or rooms <= {"arrays", "devices"}, module

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from pretend_device import PretendDevice
 
-from gpuclf import backend
-from gpuclf.backend import CupyTransfers, to_device
-from gpuclf.uploads import upload_in_pieces, uploaded_blocks
+from gpuclf.devices import backends
+from gpuclf.devices import cupy as cupy_device
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import CupyTransfers
+from gpuclf.devices.uploads import upload_in_pieces, uploaded_blocks
 
 
 def rows_of(n, d=3, dtype=np.uint8):
@@ -161,7 +163,7 @@ def cuda(monkeypatch):
 
 def test_cuda_is_asked_in_the_right_order(cuda):
     X = rows_of(20)
-    found = [block.copy() for _, block in uploaded_blocks(X, 8, CupyTransfers(cuda))]
+    found = [block.copy() for _, block in uploaded_blocks(X, 8, CupyTransfers())]
     np.testing.assert_array_equal(np.concatenate(found), X)
     start = ["upload waits", "copy in upload", "upload records"]
     use = ["compute waits", "compute records"]
@@ -178,7 +180,7 @@ def test_ordinary_memory_serves_where_none_can_be_locked(cuda):
 
     sys.modules["cupyx"].empty_pinned = fail
     X = rows_of(20)
-    np.testing.assert_array_equal(upload_in_pieces(X, CupyTransfers(cuda), 40), X)
+    np.testing.assert_array_equal(upload_in_pieces(X, CupyTransfers(), 40), X)
 
 
 @pytest.fixture
@@ -195,11 +197,11 @@ def cupy_on_pretend_device(cuda, monkeypatch):
 
         device.empty = checked_empty
         cuda.asarray = np.asarray
-        monkeypatch.setattr(backend, "CupyTransfers", lambda cupy: device)
+        monkeypatch.setattr(cupy_device, "CupyTransfers", lambda: device)
         monkeypatch.setattr(
-            backend, "get_backend", lambda name: backend.Backend("cupy", cuda, "pretended")
+            backends, "get_backend", lambda name: backends.Backend("cupy", cuda, "pretended")
         )
-        monkeypatch.setattr(backend, "PIECE_BYTES", 100)
+        monkeypatch.setattr(cupy_device, "PIECE_BYTES", 100)
         return device
 
     return install
@@ -224,8 +226,8 @@ def test_an_array_without_room_is_refused_with_the_bytes_and_what_helps(cupy_on_
 
 @pytest.mark.gpu
 def test_a_gpu_gets_what_was_sent():
-    if not backend.probe_cupy().usable:
-        pytest.skip(backend.probe_cupy().reason)
+    if not cupy_device.probe_cupy().usable:
+        pytest.skip(cupy_device.probe_cupy().reason)
     X = np.random.default_rng(0).integers(0, 256, (100_000, 1024)).astype(np.uint8)
     there = to_device(X, "cupy")
     np.testing.assert_array_equal(there.get(), X)
@@ -234,7 +236,7 @@ def test_a_gpu_gets_what_was_sent():
     for n_rows in (1_000, 7_777):
         sums = [
             block.astype("int64").sum(axis=0)  # queued, and read only at the end
-            for _, block in uploaded_blocks(X, n_rows, backend.transfers(like))
+            for _, block in uploaded_blocks(X, n_rows, cupy_device.transfers(like))
         ]
         expected = [X[i : i + n_rows].sum(axis=0) for i in range(0, len(X), n_rows)]
         np.testing.assert_array_equal([found.get() for found in sums], expected)

@@ -6,7 +6,8 @@ fills the other, and the device computes with what came before. Locking memory i
 buffers are short and used again.
 
 Whether the results are right depends on who waits for whom. That order is kept here, apart from
-the CUDA calls (:class:`gpuclf.backend.CupyTransfers`), so that a test can stand in for the device.
+the CUDA calls (:class:`gpuclf.devices.cupy.CupyTransfers`), so that a test can stand in for the
+device.
 """
 
 from __future__ import annotations

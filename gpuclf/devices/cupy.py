@@ -1,0 +1,326 @@
+"""CuPy: is it usable here, and what is asked of the GPU through it. The only import of CuPy."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuclf.arrays import Array, library_name
+from gpuclf.devices.uploads import PIECE_BYTES, upload_in_pieces
+
+__all__ = [
+    "CupyProbe",
+    "CupyTransfers",
+    "cuda_device_limits",
+    "cuda_graph",
+    "cuda_launcher",
+    "describe_gpu",
+    "free_device_bytes",
+    "in_use",
+    "probe_cupy",
+    "product_precision",
+    "transfers",
+    "upload",
+]
+
+logger = logging.getLogger("gpuclf")
+
+INSTALL_HINT = (
+    "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
+    "both bring CuPy with the compiler and libraries that it needs"
+)
+DRIVER_HINT = (
+    "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "
+    "does not hide it"
+)
+
+
+@dataclass(frozen=True)
+class CupyProbe:
+    """What the three-step probe of CuPy found: importable, a device, and usable.
+
+    Attributes
+    ----------
+    usable : bool
+        A kernel was compiled and launched, a matrix product ran, and the result came back right.
+    reason : str
+        One sentence: the device where usable, otherwise the first step that failed and why.
+    remedy : str
+        What would make it usable, where it is not.
+    """
+
+    usable: bool
+    reason: str
+    remedy: str = f"install it with {INSTALL_HINT}"
+
+
+@functools.cache
+def probe_cupy() -> CupyProbe:
+    """Find out, once per process, whether CuPy works here.
+
+    "Installed" is not "usable": a missing compiler or driver shows only at the first kernel.
+    """
+    try:
+        import cupy
+    except Exception as error:  # a broken install can raise anything while it loads libraries
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return CupyProbe(False, "CuPy is not installed")
+        return CupyProbe(False, f"CuPy is installed but fails to import ({_one_line(error)})")
+    version = f"CuPy {cupy.__version__}"
+    try:
+        if not cupy.cuda.is_available():
+            reason = f"{version} is installed but sees no CUDA device{_why_no_device(cupy)}"
+            return CupyProbe(False, reason, DRIVER_HINT)
+        device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    except Exception as error:
+        reason = f"{version} cannot ask the CUDA driver ({_one_line(error)})"
+        return CupyProbe(False, reason, DRIVER_HINT)
+    try:
+        doubled = cupy.empty(4, dtype=cupy.float32)
+        kernel = cupy.RawKernel(
+            'extern "C" __global__ void probe(float* x) { x[threadIdx.x] = 2.0f * threadIdx.x; }',
+            "probe",
+        )
+        kernel((1,), (4,), (doubled,))
+        square = doubled.reshape(2, 2)
+        found = cupy.asnumpy(square @ square)
+    except Exception as error:
+        step = f"{version} sees {device} but a first kernel fails ({_one_line(error)})"
+        return CupyProbe(False, step)
+    if not np.array_equal(found, [[8.0, 12.0], [24.0, 44.0]]):
+        return CupyProbe(False, f"{version} on {device} computes wrong results: {found.tolist()}")
+    return CupyProbe(True, f"{version} on {device}")
+
+
+def _why_no_device(cupy: ModuleType) -> str:
+    try:
+        if cupy.cuda.runtime.driverGetVersion() == 0:
+            return " (no CUDA driver)"
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f" ({_one_line(error)})"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def in_use() -> bool:
+    """Tell whether this process has imported CuPy, and it works."""
+    return "cupy" in sys.modules and probe_cupy().usable
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Describe the GPU in plain values: what the probe says and, where usable, its properties."""
+    probe = probe_cupy()
+    if not probe.usable:
+        return {"usable": False, "reason": probe.reason, "remedy": probe.remedy}
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    free, total = cupy.cuda.runtime.memGetInfo()
+    return {
+        "usable": True,
+        "reason": probe.reason,
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "memory_bytes": total,
+        "memory_free_bytes": free,
+        "l2_bytes": properties["l2CacheSize"],
+        "cuda_driver": cupy.cuda.runtime.driverGetVersion(),
+        "cuda_runtime": cupy.cuda.runtime.runtimeGetVersion(),
+    }
+
+
+def upload(a: Array) -> Array:
+    """Copy an array to CuPy's current device; long ones in pieces, through page-locked memory."""
+    import cupy
+
+    try:
+        if isinstance(a, np.ndarray) and a.ndim and a.nbytes > PIECE_BYTES and a.dtype.isnative:
+            return upload_in_pieces(a, CupyTransfers())
+        return cupy.asarray(a)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, total = cupy.cuda.runtime.memGetInfo()
+        raise MemoryError(
+            f"the array of shape {a.shape} needs {a.nbytes:,} bytes on the device, which has "
+            f"{free:,} of {total:,} free; pass fewer rows, keep pixels as uint8, or leave the "
+            "samples on the host and stream them in blocks: gpuclf.Streamed(X)"
+        ) from error
+
+
+class CupyTransfers:
+    """What uploads ask of CUDA (:class:`~gpuclf.devices.uploads.Transfers`)."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self._uploads = cupy.cuda.Stream(non_blocking=True)
+
+    def page_locked(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:  # noqa: D102
+        import cupyx
+
+        try:
+            locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
+        except (MemoryError, RuntimeError) as error:
+            logger.debug("no page-locked memory (%s): uploads will be slower", _one_line(error))
+            return np.empty(shape, dtype)
+        return locked
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
+        return self._cupy.empty(shape, dtype)
+
+    def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
+        target.set(source, stream=self._uploads)
+        return self._uploads.record()
+
+    def computed_so_far(self) -> Any:  # noqa: D102
+        return self._cupy.cuda.get_current_stream().record()
+
+    def uploads_wait(self, event: Any) -> None:  # noqa: D102
+        self._uploads.wait_event(event)
+
+    def computation_waits(self, event: Any) -> None:  # noqa: D102
+        self._cupy.cuda.get_current_stream().wait_event(event)
+
+    def host_waits(self, event: Any) -> None:  # noqa: D102
+        event.synchronize()
+
+
+def free_device_bytes() -> int | None:
+    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
+    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0]) if in_use() else None
+
+
+def transfers(like: Array) -> CupyTransfers | None:
+    """Return the calls that queue uploads to where `like` lives; None for libraries without."""
+    return CupyTransfers() if library_name(like) == "cupy" else None
+
+
+CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
+_UNCHANGED = nullcontext()
+
+
+def product_precision(like: Array, precision: str) -> AbstractContextManager[None]:
+    """Let CuPy's float32 products use TF32 units inside the block, or keep them from it.
+
+    Parameters
+    ----------
+    like : array
+        Of the library that computes; others than CuPy are left as they are.
+    precision : {"float32", "tf32", "float64"}
+        Only "tf32" allows TF32 (10 bits behind the point); GPUs without it compute in float32.
+
+    Notes
+    -----
+    CuPy's one public switch is the environment variable CUPY_TF32, which it reads once. The private
+    one holds for the process; what was set comes back after the block.
+    """
+    core = getattr(sys.modules["cupy"], "_core", None) if library_name(like) == "cupy" else None
+    if not hasattr(core, "set_compute_type"):
+        return _UNCHANGED
+    allowed = precision == "tf32" and int(like.device.compute_capability) >= 80
+    return _compute_type(core, CUPY_TF32 if allowed else CUPY_DEFAULT)
+
+
+@contextmanager
+def _compute_type(core: Any, wanted: int) -> Iterator[None]:
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, wanted)
+    try:
+        yield
+    finally:
+        core.set_compute_type(np.float32, before)
+
+
+def cuda_device_limits(x: Array) -> tuple[int, int, int]:
+    """Return a CuPy array's device: compute capability, multiprocessors, shared bytes a block."""
+    attributes = x.device.attributes
+    return (
+        int(x.device.compute_capability),
+        attributes["MultiProcessorCount"],
+        attributes["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+@functools.cache
+def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[..., None]:
+    """Return a function that launches a kernel, compiled at its first launch on a device.
+
+    Kernels of the same source and options share what is compiled.
+
+    Parameters
+    ----------
+    source : str
+        CUDA C++ for NVRTC, with ``extern "C"`` kernels.
+    name : str
+    options : tuple of str
+        The compiler's, without the target.
+
+    Returns
+    -------
+    callable
+        ``launch(grid, block, args, shared_bytes)`` queues it on the device of the first array.
+    """
+    import cupy
+
+    kernel = cupy.RawKernel(source, name, options)
+
+    def launch(
+        grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
+    ) -> None:
+        with next(x.device for x in args if isinstance(x, cupy.ndarray)):
+            if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                kernel.max_dynamic_shared_size_bytes = shared_bytes
+            kernel(grid, block, args, shared_mem=shared_bytes)
+
+    return launch
+
+
+def cuda_graph(like: Array, queue: Callable[[], None]) -> Callable[[], None] | None:
+    """Capture the kernels that `queue` launches as a CUDA graph; None if that fails.
+
+    Parameters
+    ----------
+    like : array
+        A CuPy array on the device to launch on.
+    queue : callable
+        Launches kernels that have been compiled, with arrays that stay where they are. Nothing else
+        may be queued by it: CuPy's pool would hand out again what a graph still uses.
+
+    Returns
+    -------
+    callable
+        Queues the whole graph on CuPy's current stream.
+    """
+    import cupy
+
+    with like.device:
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+        try:
+            with stream:
+                stream.begin_capture()
+                try:
+                    queue()
+                finally:
+                    graph = stream.end_capture()
+        except (RuntimeError, NotImplementedError) as error:
+            logger.warning("launches are not recorded (%s)", _one_line(error))
+            return None
+
+    def launch() -> None:
+        with like.device:
+            graph.launch(stream=cupy.cuda.get_current_stream())
+
+    return launch
