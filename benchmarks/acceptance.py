@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.acceptance_context import ROOT, Settings
 from benchmarks.acceptance_steps import STEPS
-from gpuclf.backend import probe_cupy
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.files import format_seconds, write_json
 
 RECORD = "acceptance.json"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuclf.backend import to_device
 from gpuclf.bench import Inputs, device_cases, device_implementations, device_peers
 from gpuclf.bench.measure.agreement import arrays_of
 from gpuclf.bench.measure.devices import CudaDevice, HostDevice
 from gpuclf.datasets import make_synthetic
+from gpuclf.devices.backends import to_device
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 3600.0  # of a step that nobody limits

@@ -40,14 +40,14 @@ from benchmarks.acceptance_context import (
     without_copies,
 )
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import environment as describe_machine
-from gpuclf.backend import to_device
 from gpuclf.bench import Implementation, Inputs, Reference, Unavailable, device_cases, run_case
 from gpuclf.bench.measure.cases import REG
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.measure.implementations import rotated
 from gpuclf.bench.measure.roofline import measure_ceilings
 from gpuclf.bench.measure.timing import SLACK
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.machine import environment as describe_machine
 from gpuclf.kernels.linear_pass.on_gpu import linear_objective_on_tensor_cores
 from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
 from gpuclf.losses import softmax_cross_entropy

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuclf.backend import environment
 from gpuclf.bench import IMPLEMENTATIONS, Case, Inputs, run_case
 from gpuclf.bench.measure.cases import LOSS, NET, SOFTMAX
 from gpuclf.bench.report.comparison import compare_records, read_record, undisturbed
+from gpuclf.devices.machine import environment
 from gpuclf.files import write_json
 
 KINDS = {"before": 0.0, "same": 0.0, "slower": 0.2}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gpuclf.backend import environment
 from gpuclf.bench import Inputs
 from gpuclf.datasets import load_dataset
+from gpuclf.devices.machine import environment
 
 ALL_SAMPLES = 50_000  # of CIFAR-10's training set, and of the synthetic one
 

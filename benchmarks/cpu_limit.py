@@ -18,12 +18,13 @@ from rich.console import Console
 
 import gpuclf
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import environment, single_threaded_blas
 from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, peer_cases, run_case
 from gpuclf.bench.measure.cases import NET
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.report.table import print_rows
 from gpuclf.datasets import course_split, load_dataset
+from gpuclf.devices.cpu import single_threaded_blas
+from gpuclf.devices.machine import environment
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.kernels.linear_pass import loops as linear_loops
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward

@@ -31,9 +31,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gpuclf import FleetSearchCV, SoftmaxClassifier, Standardized, TwoLayerNetClassifier
-from gpuclf.backend import environment
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.datasets import load_dataset
+from gpuclf.devices.machine import environment
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.files import write_json
 from gpuclf.search import coarse_to_fine

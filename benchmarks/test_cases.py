@@ -2,7 +2,6 @@
 
 import pytest
 
-from gpuclf.backend import synchronize
 from gpuclf.bench import (
     IMPLEMENTATIONS,
     PEERS,
@@ -13,6 +12,7 @@ from gpuclf.bench import (
     scaling_cases,
 )
 from gpuclf.bench.measure.timing import SLOW_ROUNDS, new_row
+from gpuclf.devices.backends import synchronize
 
 
 def pytest_generate_tests(metafunc):

@@ -13,10 +13,11 @@ from functools import partial
 
 import numpy as np
 
+from gpuclf.models import SOFTMAX
 from gpuclf import Standardized
 from gpuclf.datasets import load_cifar10, make_synthetic
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_loss_only
+from gpuclf.models.linear import linear_loss_only
 from gpuclf.optimizers import minimize_gd, random_local_search, random_search
 from gpuclf.plots import import_pyplot
 from gpuclf.training import minimize_lbfgs, minimize_sgd
@@ -29,7 +30,7 @@ SGD = {  # learning rate, its factor from pass to pass, momentum, Nesterov's
     "SGD, momentum": (0.001, 0.95, 0.9, False),
     "SGD, Nesterov": (0.001, 0.95, 0.9, True),
 }
-softmax = partial(linear_loss, softmax_cross_entropy)
+softmax = SOFTMAX.objective
 softmax_only = partial(linear_loss_only, softmax_cross_entropy)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from gpuclf import Standardized, array_namespace, grad_check
 from gpuclf.datasets import load_cifar10, make_synthetic
 from gpuclf.losses import one_hot, softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores
+from gpuclf.models.linear import linear_scores
 from gpuclf.optimizers import minimize_gd
 from gpuclf.plots import import_pyplot
 

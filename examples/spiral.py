@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gpuclf.models import SOFTMAX
 from gpuclf.datasets import make_spiral
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_scores
-from gpuclf.models.two_layer import two_layer_forward, two_layer_objective
+from gpuclf.models.linear import linear_scores
+
 from gpuclf.plots import import_pyplot, plot_decision_boundary
 
 REG = 1e-3 / 2  # the source's penalty is 0.5 * reg * sum(W * W) with reg = 1e-3
@@ -59,7 +60,7 @@ def main():
     for name, objective, scores, params, n_steps, ax in (
         (
             "softmax",
-            partial(linear_loss, softmax_cross_entropy),
+            SOFTMAX.objective,
             linear_scores,
             softmax,
             200,

@@ -28,10 +28,9 @@ __all__ = [
 ]
 
 Array: TypeAlias = Any  # an array of any library: NumPy, CuPy, PyTorch, array-api-strict, ...
-# By the type of an array, filled as types are met: several questions are asked in each mini-batch.
 _NUMPY = (np.ndarray, np.generic)
-_libraries: dict[type, ModuleType] = {}
-_names: dict[type, str] = {}
+# By type, filled as types are met: within each mini-batch several questions are asked.
+_libraries: dict[type, tuple[ModuleType, str]] = {}
 
 
 class MixedDevicesError(TypeError):
@@ -40,19 +39,33 @@ class MixedDevicesError(TypeError):
 
 def library_of(x: Array) -> ModuleType:
     """Return the array library of one array; a TypeError says what `x` is if it is none."""
+    return (_libraries.get(type(x)) or _ask(x))[0]
+
+
+def library_name(x: Array) -> str:
+    """Return the name of the library of an array, such as "numpy" or "cupy"."""
+    try:
+        return _libraries[type(x)][1]
+    except KeyError:
+        return _ask(x)[1]
+
+
+def _ask(x: Array) -> tuple[ModuleType, str]:
     kind = type(x)
-    if kind not in _libraries:
-        if values_are_on_host(x):
-            _libraries[kind] = np  # NumPy 2 is the array API; wrapping it would only slow it down
-        else:
-            try:
-                _libraries[kind] = _array_api_compat().array_namespace(x)
-            except TypeError:
-                raise TypeError(
-                    "expected an array (NumPy, CuPy or another array API library), got "
-                    f"{kind.__name__}; convert it with numpy.asarray first"
-                ) from None
-    return _libraries[kind]
+    if values_are_on_host(x):
+        xp: ModuleType = np  # NumPy 2 is the array API; wrapping it would only slow it down
+    else:
+        try:
+            xp = _array_api_compat().array_namespace(x)
+        except TypeError:
+            raise TypeError(
+                "expected an array (NumPy, CuPy or another array API library), got "
+                f"{kind.__name__}; convert it with numpy.asarray first"
+            ) from None
+    found = xp, xp.__name__.rpartition(".")[2]
+    if kind.__module__.partition(".")[0] == found[1]:  # others, as Streamed, stand for any library
+        _libraries[kind] = found
+    return found
 
 
 @functools.cache
@@ -61,14 +74,6 @@ def _array_api_compat() -> ModuleType:
         return importlib.import_module("array_api_compat")
     except ImportError:  # scikit-learn carries a copy
         return importlib.import_module("sklearn.externals.array_api_compat")
-
-
-def library_name(x: Array) -> str:
-    """Return the name of the library of an array, such as "numpy" or "cupy"."""
-    try:
-        return _names[type(x)]
-    except KeyError:
-        return _names.setdefault(type(x), library_of(x).__name__.rpartition(".")[2])
 
 
 def device_of(x: Array) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import array_namespace, to_device
+from gpuclf.arrays import array_namespace
+from gpuclf.devices.backends import to_device
 from gpuclf.samples.standardized import Standardized
 
 __all__ = ["draw_flips", "horizontal_flip"]

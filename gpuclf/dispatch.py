@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from gpuclf.backend import library_name
+from gpuclf.arrays import library_name
 
 __all__ = ["SEAMS", "Fusable", "fusable"]
 

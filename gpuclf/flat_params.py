@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from gpuclf.backend import Array, to_device, to_host
+from gpuclf.arrays import Array, to_host
+from gpuclf.devices.backends import to_device
 
 __all__ = ["flatten_params", "unflatten_params"]
 

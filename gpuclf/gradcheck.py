@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.flat_params import flatten_params, unflatten_params
 
 __all__ = ["GradCheck", "grad_check", "numeric_gradient"]

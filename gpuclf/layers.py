@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 
 __all__ = ["affine", "affine_backward", "apart", "relu", "relu_backward", "side_by_side"]
 

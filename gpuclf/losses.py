@@ -6,7 +6,7 @@ is scored against the same N labels.
 
 from __future__ import annotations
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.dispatch import fusable
 
 __all__ = ["multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]

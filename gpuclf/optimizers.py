@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import to_host
+from gpuclf.arrays import to_host
 
 __all__ = [
     "cross_entropy",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, values_are_on_host
+from gpuclf.arrays import Array, array_namespace, values_are_on_host
 from gpuclf.samples.standardized import Standardized, conversion_advice
 
 __all__ = [

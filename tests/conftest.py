@@ -12,8 +12,8 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import backend, dispatch
-from gpuclf.backend import probe_cupy
+from gpuclf import arrays, dispatch
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples import walk as row_blocks
 
@@ -56,7 +56,7 @@ def strict_library(device="device1"):
 
 def array_api_compat(library):
     """Return a library's wrapper: array-api-compat's, or that of scikit-learn's copy."""
-    return importlib.import_module(f"{backend._array_api_compat().__name__}.{library}")
+    return importlib.import_module(f"{arrays._array_api_compat().__name__}.{library}")
 
 
 def opaque_library():

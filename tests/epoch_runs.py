@@ -5,9 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden
-
-from gpuclf.backend import probe_cupy, to_device, to_host
 from gpuclf.fleet import _laid_out
+
+from gpuclf.arrays import to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import epoch_runner

@@ -1,6 +1,6 @@
 """A device that does everything as late as the waits allow, and notices a wait that is missing.
 
-Stands in for gpuclf.backend.CupyTransfers. Arrays on it are NumPy arrays and computation happens
+Stands in for gpuclf.devices.cupy.CupyTransfers. Arrays on it are NumPy arrays and computation happens
 at once; an upload happens only when something waits for it, and until then its target holds
 garbage. Memory has a history: an upload into memory that earlier computation may still use must
 have been told to wait for that computation.
@@ -28,7 +28,7 @@ class PretendDevice:
         self._used = []  # (first byte, last byte, when computation used them)
         self._unseen = []  # uploads that the host has not waited for: it must not refill them
 
-    # ------------------------------------------------------------- gpuclf.uploads.Transfers
+    # ------------------------------------------------------------- gpuclf.devices.uploads.Transfers
 
     def page_locked(self, shape, dtype):
         return _garbage(shape, dtype)

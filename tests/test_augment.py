@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from gpuclf.arrays import array_namespace
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import array_namespace
 from gpuclf.samples.standardized import Standardized
 
 SHAPE = (3, 2, 4)

@@ -314,6 +314,20 @@ def test_numpy_scalars_count_as_numpy():
     assert describe_location(np.float64(3)) == "numpy on cpu"
 
 
+def test_two_of_one_type_may_stand_for_two_libraries(strict):
+    class Stand:
+        def __init__(self, x):
+            self.device, self.__array_namespace__ = x.device, x.__array_namespace__
+
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    X = Stand(strict.asarray(np.zeros(3)))
+    assert array_namespace(X) is strict.xp
+    Y = Stand(X)
+    Y.__array_namespace__ = lambda api_version=None: torch
+    assert array_namespace(Y) is torch
+    assert (library_name(X), library_name(Y)) == ("array_api_strict", "torch")
+
+
 @pytest.mark.parametrize("value", [[1.0], (1.0,), 1.0, "abc", {"W": 1}], ids=repr)
 def test_what_is_no_array_is_refused_with_the_remedy(value):
     with pytest.raises(TypeError, match=rf"got {type(value).__name__}; convert it with numpy\.as"):
@@ -355,8 +369,7 @@ def test_scikit_learns_copy_serves_where_array_api_compat_is_missing(monkeypatch
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     monkeypatch.setitem(sys.modules, "array_api_compat", None)
-    for types_met in ("_libraries", "_names"):
-        monkeypatch.setattr(arrays, types_met, {})
+    monkeypatch.setattr(arrays, "_libraries", {})
     arrays._array_api_compat.cache_clear()
     try:
         xp = array_namespace(torch.zeros(3))

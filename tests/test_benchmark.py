@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 from tiny_cases import OF_NET, OF_SOFTMAX, OF_SVM, STEPS
 
-from gpuclf.backend import CupyProbe, probe_cupy
 from gpuclf.bench import (
     IMPLEMENTATIONS,
     PEERS,
@@ -29,6 +28,7 @@ from gpuclf.bench.measure.cases import EPOCH, LOSS, NET, SCALING, net_of
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.measure.record import break_even, make_record
 from gpuclf.bench.report.table import print_rows
+from gpuclf.devices.cupy import CupyProbe, probe_cupy
 from gpuclf.files import format_seconds, write_json
 from gpuclf.models import SOFTMAX, SVM, LinearModel
 
@@ -59,7 +59,9 @@ def tiny_case(of=OF_SOFTMAX, samples=40, naive_samples=10, rounds=3):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr("gpuclf.backend.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests"))
+    monkeypatch.setattr(
+        "gpuclf.devices.cupy.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests")
+    )
 
 
 @pytest.fixture

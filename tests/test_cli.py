@@ -16,11 +16,11 @@ import gpuclf
 import gpuclf.cli.output
 import gpuclf.datasets
 from gpuclf.augment import horizontal_flip
-from gpuclf.backend import CupyProbe
 from gpuclf.bench import IMPLEMENTATIONS, Implementation, default_cases, run_case, scaling_cases
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.cli import app
 from gpuclf.datasets import ImageDataset, make_synthetic
+from gpuclf.devices.cupy import CupyProbe
 from gpuclf.preprocessing import subtract_mean_image
 
 N_TRAIN, N_TEST, N_VALIDATION = 1400, 120, 1000
@@ -29,7 +29,9 @@ PRECISE = "float64"
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    monkeypatch.setattr("gpuclf.backend.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests"))
+    monkeypatch.setattr(
+        "gpuclf.devices.cupy.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import gpuclf.cli.output
-from gpuclf.backend import CupyProbe
 from gpuclf.cli import app
+from gpuclf.devices.cupy import CupyProbe
 from gpuclf.models import gradients as model_gradients
 from gpuclf.models.gradients import MODELS
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    monkeypatch.setattr("gpuclf.backend.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests"))
+    monkeypatch.setattr(
+        "gpuclf.devices.cupy.probe_cupy", lambda: CupyProbe(False, "no CuPy in tests")
+    )
 
 
 def run(*arguments):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gpuclf import to_device
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.datasets import CourseSplit, ImageDataset, course_split
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuclf.backend import cuda_launcher, probe_cupy
+from gpuclf.devices.cupy import cuda_launcher, probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.building.cuda import contiguous, device_limits, kernel
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gpuclf import to_device, to_host
-from gpuclf.backend import MixedDevicesError
+from gpuclf.arrays import MixedDevicesError
 from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import linear_scores, softmax_loss_vectorized
 from gpuclf.samples.folding import FoldedSamples

@@ -8,7 +8,7 @@ from gpuclf import (
     softmax_loss_vectorized,
     two_layer_loss,
 )
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER
 from gpuclf.models import gradients as gradients_module
 from gpuclf.models.gradients import all_gradients, check_model

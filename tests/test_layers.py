@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gpuclf.backend import MixedDevicesError
+from gpuclf.arrays import MixedDevicesError
 from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
 from gpuclf.losses import softmax_cross_entropy
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import linear_scores, softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive

@@ -7,6 +7,7 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together, compiler
 
+from gpuclf.models import SOFTMAX
 from gpuclf import dispatch
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
@@ -16,13 +17,7 @@ from gpuclf.kernels.linear_pass.on_gpu import (
 )
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import linear
-from gpuclf.models.linear import (
-    linear_loss,
-    linear_objective,
-    linear_pass,
-    softmax_loss_vectorized,
-    svm_loss_vectorized,
-)
+from gpuclf.models.linear import linear_objective, linear_pass, softmax_loss_vectorized, svm_loss_vectorized
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -366,7 +361,7 @@ def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
         params = {"W": given["W"] * 20, "b": given["b"]}
         wide = {key: value.astype(np.float64) for key, value in params.items()}
         rest = samples, y, 0.01, weights
-        found = linear_loss(softmax_cross_entropy, params, *rest)
+        found = SOFTMAX.objective(params, *rest)
         shared = reference(linear_loss, softmax_cross_entropy, params, *rest)
         truth = reference(linear_loss, softmax_cross_entropy, wide, *rest)
         for loss, grads in (found, shared):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from test_linear_pass_on_cupy import arguments, assert_as_exact_as_float32, in_float64
 
-from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.arrays import to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.linear_pass.on_gpu import linear_pass_on_tensor_cores
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.samples.folding import FoldedSamples

@@ -16,6 +16,7 @@ from epoch_runs import (
     train,
 )
 
+from gpuclf.models import SOFTMAX, SVM
 from gpuclf import FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.augment import horizontal_flip
 from gpuclf.fleet import train_fleet
@@ -24,7 +25,7 @@ from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
 from gpuclf.kernels.epochs.linear_on_gpu import linear_epochs
 from gpuclf.layers import apart
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models.linear import linear_loss
+
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.training import epoch_runner, minimize_sgd
@@ -267,7 +268,7 @@ def test_train_fleet_gives_what_it_gives_without_kernels(cuda_on_cpu, monkeypatc
         if not use:
             epoch_runner.kernels["numpy"] = lambda *args, **kwargs: NotImplemented
         found.append(train_fleet(
-            partial(linear_loss, softmax_cross_entropy), given["params"], given["X"], given["y"],
+            SOFTMAX.objective, given["params"], given["X"], given["y"],
             rates=rates, reg=[0.1, 0.2, 0.0], momentum=[0.9] * 3, nesterov=True,
             batch_size=BATCH, epochs=3, rng=np.random.default_rng(1), augment=FLIPS,
             on_epoch=lambda params, numbers, histories: [2] if len(histories[0].loss) == 12 else [],
@@ -368,13 +369,13 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     given = problem(n=60)
     X, params = given["X"], given["params"]
     assert not declined()
-    assert not declined(objective=partial(linear_loss, multiclass_hinge))
+    assert not declined(objective=SVM.objective)
     assert not declined({"X": X.X})
     assert declined(objective=partial(linear_loss, multiclass_hinge, precision="float64"))
     assert declined(objective=partial(linear_loss, partial(multiclass_hinge, margin=2.0)))
     assert declined(objective=partial(linear_loss, data_loss=multiclass_hinge))
     assert declined(objective=linear_loss)
-    assert declined(objective=lambda *args: linear_loss(multiclass_hinge, *args))
+    assert declined(objective=lambda *args: SVM.objective(*args))
     assert declined(shares=np.ones(60) / 60)
     assert declined({"X": X.X.astype(np.float32)})
     assert declined({"X": X.with_samples(Streamed(X.X, like=X.X))})

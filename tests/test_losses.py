@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuclf.backend import MixedDevicesError, array_namespace
+from gpuclf.arrays import MixedDevicesError, array_namespace
 from gpuclf.losses import one_hot, softmax, softmax_cross_entropy
 
 

@@ -7,7 +7,9 @@ import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
 
 from gpuclf import dispatch
-from gpuclf.backend import MixedDevicesError, probe_cupy, to_device, to_host
+from gpuclf.arrays import MixedDevicesError, to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.losses import on_gpu as losses_on_cupy
 from gpuclf.kernels.losses.on_gpu import fused_multiclass_hinge, fused_softmax_cross_entropy
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy

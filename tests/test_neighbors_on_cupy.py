@@ -6,7 +6,9 @@ from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together
 
 from gpuclf import KNeighborsClassifier, dispatch
-from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.arrays import to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.nearest import on_gpu as neighbors_on_cupy
 from gpuclf.kernels.nearest.on_gpu import (

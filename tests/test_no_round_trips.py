@@ -9,7 +9,7 @@ import opaque_arrays
 import pytest
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
-from gpuclf import KNeighborsClassifier, backend
+from gpuclf import KNeighborsClassifier, arrays
 
 SOURCES = {"floats": make_data, "pixels": make_pixels}
 
@@ -21,14 +21,14 @@ def on_device(values):
 @pytest.fixture
 def downloads(monkeypatch):
     """Shapes of what goes through to_host, the one way out."""
-    shapes, array_to_host = [], backend._array_to_host
+    shapes, array_to_host = [], arrays._array_to_host
 
     def recorded(array):
         if isinstance(array, opaque_arrays.OpaqueArray):
             shapes.append(array.shape)
         return array_to_host(array)
 
-    monkeypatch.setattr(backend, "_array_to_host", recorded)
+    monkeypatch.setattr(arrays, "_array_to_host", recorded)
     return shapes
 
 

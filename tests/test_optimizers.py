@@ -4,16 +4,17 @@ from functools import partial
 import numpy as np
 import pytest
 
+from gpuclf.models import SOFTMAX, TWO_LAYER
 from gpuclf import Standardized, optimizers
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_loss_only, linear_scores
-from gpuclf.models.two_layer import two_layer_objective
+from gpuclf.models.linear import linear_loss_only, linear_scores
+
 from gpuclf.optimizers import minimize_gd, random_local_search, random_search
 from gpuclf.training import DivergedError, minimize_lbfgs, minimize_sgd
 
 N, D, C, K = 47, 5, 3, 6
 
-softmax = partial(linear_loss, softmax_cross_entropy)
+softmax = SOFTMAX.objective
 softmax_only = partial(linear_loss_only, softmax_cross_entropy)
 
 
@@ -42,7 +43,7 @@ def make_two_layer_params(seed=1, hidden=4):
 OBJECTIVES = {
     "softmax": (softmax, make_params),
     "softmax, loss only": (softmax_only, make_params),
-    "two-layer": (two_layer_objective, make_two_layer_params),
+    "two-layer": (TWO_LAYER.objective, make_two_layer_params),
 }
 every_objective = pytest.mark.parametrize("model", OBJECTIVES)
 

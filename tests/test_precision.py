@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_estimators import KINDS, make_data, make_pixels
 
-from gpuclf import backend
-from gpuclf.backend import product_precision
+from gpuclf.devices import cupy as cupy_device
+from gpuclf.devices.cupy import product_precision
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models import linear, two_layer
-from gpuclf.models.linear import linear_loss, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.models import SOFTMAX, linear, two_layer
+from gpuclf.models.linear import softmax_loss_vectorized, svm_loss_vectorized
 from gpuclf.models.two_layer import two_layer_loss, two_layer_scores
 
 N, D, H, C = 40, 6, 5, 3
@@ -92,7 +92,7 @@ def test_other_precisions_are_refused_with_the_choices(lib, precision):
 class PretendCupy:
     """CuPy's private switch, as a process-wide value that tests can read."""
 
-    def __init__(self, compute_capability="90", compute_type=backend.CUPY_DEFAULT):
+    def __init__(self, compute_capability="90", compute_type=cupy_device.CUPY_DEFAULT):
         self.compute_type = compute_type
         self._core = SimpleNamespace(get_compute_type=self._get, set_compute_type=self._set)
         device = SimpleNamespace(compute_capability=compute_capability)
@@ -112,22 +112,22 @@ def pretend(monkeypatch):
     def install(**options):
         cupy = PretendCupy(**options)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setattr(backend, "library_name", lambda x: "cupy")
+        monkeypatch.setattr(cupy_device, "library_name", lambda x: "cupy")
         return cupy
 
     return install
 
 
-@pytest.mark.parametrize("before", [backend.CUPY_DEFAULT, backend.CUPY_TF32])
+@pytest.mark.parametrize("before", [cupy_device.CUPY_DEFAULT, cupy_device.CUPY_TF32])
 @pytest.mark.parametrize(
     ("precision", "capability", "expected"),
     [
-        ("float32", "90", backend.CUPY_DEFAULT),  # also if CUPY_TF32=1 has switched it on
-        ("float64", "90", backend.CUPY_DEFAULT),
-        ("tf32", "90", backend.CUPY_TF32),
-        ("tf32", "80", backend.CUPY_TF32),
-        ("tf32", "120", backend.CUPY_TF32),
-        ("tf32", "75", backend.CUPY_DEFAULT),
+        ("float32", "90", cupy_device.CUPY_DEFAULT),  # also if CUPY_TF32=1 has switched it on
+        ("float64", "90", cupy_device.CUPY_DEFAULT),
+        ("tf32", "90", cupy_device.CUPY_TF32),
+        ("tf32", "80", cupy_device.CUPY_TF32),
+        ("tf32", "120", cupy_device.CUPY_TF32),
+        ("tf32", "75", cupy_device.CUPY_DEFAULT),
     ],
 )
 def test_the_switch_is_set_inside_and_restored(pretend, before, precision, capability, expected):
@@ -138,10 +138,10 @@ def test_the_switch_is_set_inside_and_restored(pretend, before, precision, capab
 
 
 def test_the_switch_is_restored_after_an_error(pretend):
-    cupy = pretend(compute_type=backend.CUPY_TF32)
+    cupy = pretend(compute_type=cupy_device.CUPY_TF32)
     with pytest.raises(ZeroDivisionError), product_precision(cupy.array, "float32"):
         raise ZeroDivisionError
-    assert cupy.compute_type == backend.CUPY_TF32
+    assert cupy.compute_type == cupy_device.CUPY_TF32
 
 
 def test_a_cupy_without_the_private_switch_is_left_alone(pretend):
@@ -160,7 +160,7 @@ def test_other_libraries_are_left_alone(lib, monkeypatch):
     if lib.name != "cupy":
         monkeypatch.setitem(sys.modules, "cupy", cupy)
     with product_precision(lib.asarray(np.zeros(1)), "tf32"):
-        assert cupy.compute_type == backend.CUPY_DEFAULT
+        assert cupy.compute_type == cupy_device.CUPY_DEFAULT
 
 
 def test_the_installed_cupy_has_the_private_switch():
@@ -168,8 +168,8 @@ def test_the_installed_cupy_has_the_private_switch():
     from cupy._core import _routines_linalg as numbers
 
     core.set_compute_type(np.float32, numbers.COMPUTE_TYPE_DEFAULT)
-    assert core.get_compute_type(np.float32) == backend.CUPY_DEFAULT
-    assert numbers.COMPUTE_TYPE_TF32 == backend.CUPY_TF32
+    assert core.get_compute_type(np.float32) == cupy_device.CUPY_DEFAULT
+    assert numbers.COMPUTE_TYPE_TF32 == cupy_device.CUPY_TF32
 
 
 @pytest.fixture
@@ -210,5 +210,5 @@ def test_estimators_train_and_predict_in_their_precision(seen, kind, precision, 
 
 def test_the_unchecked_objective_hands_the_precision_on(seen):
     X, y = make_data()
-    linear_loss(softmax_cross_entropy, {"W": np.zeros((D, C))}, X, y, 0.0, precision="tf32")
+    SOFTMAX.objective({"W": np.zeros((D, C))}, X, y, 0.0, precision="tf32")
     assert seen.passes == seen.products == ["tf32"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpuclf.backend import cpu_workers, single_threaded_blas
+from gpuclf.devices.cpu import cpu_workers, single_threaded_blas
 from gpuclf.models.linear import softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive
 from gpuclf.samples import walk as row_blocks

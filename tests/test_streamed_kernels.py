@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from pretend_device import PretendDevice
 
+from gpuclf.models import LinearModel
 from gpuclf.kernels.linear_pass.on_gpu import linear_pass_on_tensor_cores
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import linear
-from gpuclf.models.linear import linear_loss
+
 from gpuclf.samples import streamed as streaming
 from gpuclf.samples.standardized import Standardized
 
@@ -27,11 +28,11 @@ def test_each_block_is_one_fused_pass(cuda_on_cpu, monkeypatch, loss):
     params = {"W": (rng.standard_normal((96, 10)) / 96).astype(np.float32)}
     params["b"] = rng.standard_normal(10).astype(np.float32)
     wide = {name: value.astype(np.float64) for name, value in params.items()}
-    truth, exact = linear_loss(loss, wide, Standardized.fit(X), y, 0.1)
+    truth, exact = LinearModel("any", loss).objective(wide, Standardized.fit(X), y, 0.1)
     monkeypatch.setattr(linear, "linear_pass", fused)
     monkeypatch.setattr(streaming, "transfers", lambda like: device)
     samples = Standardized.fit(streaming.Streamed(X, "numpy", memory_budget=160_000))
-    found, grads = linear_loss(loss, params, samples, y, 0.1)
+    found, grads = LinearModel("any", loss).objective(params, samples, y, 0.1)
     assert rows == [128, 128, 128, 16]
     assert float(found) == pytest.approx(float(truth), rel=1e-6)
     for name, expected in exact.items():

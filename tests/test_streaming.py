@@ -19,9 +19,10 @@ from gpuclf import (
     two_layer_loss,
     two_layer_scores,
 )
-from gpuclf.backend import array_namespace, describe_location
+from gpuclf.arrays import array_namespace, describe_location
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, linear_loss_only, linear_scores
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import linear_loss_only, linear_scores
 from gpuclf.samples import streamed as streaming
 from gpuclf.samples import walk as row_blocks
 from gpuclf.training import minimize_lbfgs
@@ -142,7 +143,7 @@ def test_lbfgs_streams_each_evaluation(lib, uploads):
     _, passing, y = streamed(lib, "standardized bytes")
     params = make_params(lib, hidden=False)
     uploads.clear()
-    objective = partial(linear_loss, softmax_cross_entropy)
+    objective = SOFTMAX.objective
     minimize_lbfgs(objective, params, passing, y, reg=0.01, max_iter=3, tol=1e-9)
     an_evaluation = -(-N // max(uploads))
     assert an_evaluation > 1

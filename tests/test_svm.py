@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from gpuclf.backend import MixedDevicesError, array_namespace
+from gpuclf.arrays import MixedDevicesError, array_namespace
 from gpuclf.kernels.losses.on_cpu import class_major_multiclass_hinge
 from gpuclf.losses import multiclass_hinge
-from gpuclf.models.linear import linear_loss, svm_loss_vectorized
+from gpuclf.models import SVM
+from gpuclf.models.linear import svm_loss_vectorized
 from gpuclf.naive import svm_loss_naive
 from gpuclf.samples.standardized import Standardized
 
@@ -80,7 +81,7 @@ def test_gradients_away_from_kinks_are_the_centred_differences(lib):
 
     def loss_and_grads(params):
         params = {name: lib.asarray(value) for name, value in params.items()}
-        return linear_loss(multiclass_hinge, params, *arguments)
+        return SVM.objective(params, *arguments)
 
     params = {"W": W, "b": b}
     _, grads = loss_and_grads(params)

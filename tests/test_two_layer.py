@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.models.two_layer import two_layer_loss, two_layer_pass, two_layer_scores
 from gpuclf.naive import two_layer_loss_naive
 from gpuclf.samples.folding import FoldedSamples

@@ -8,7 +8,7 @@ from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together
 
 from gpuclf import to_device, to_host
-from gpuclf.backend import probe_cupy
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.two_layer_pass import on_gpu as two_layer_pass_on_cupy
 from gpuclf.kernels.two_layer_pass.on_gpu import two_layer_pass_on_tensor_cores

@@ -15,6 +15,7 @@ from epoch_runs import (
     train,
 )
 
+from gpuclf.models import TWO_LAYER
 from gpuclf import TwoLayerNetClassifier
 from gpuclf.augment import horizontal_flip
 from gpuclf.kernels.building import cuda as cuda_modules
@@ -25,7 +26,7 @@ from gpuclf.kernels.epochs import (
     two_layer_on_gpu as two_layer_step_on_cupy,
 )
 from gpuclf.kernels.epochs.two_layer_on_gpu import two_layer_epochs
-from gpuclf.models.two_layer import two_layer_objective
+
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.training import DivergedError, epoch_runner, minimize_sgd
@@ -58,7 +59,7 @@ def problem(n=N, d=96, h=20, c=5, seed=0, standardized=True):
 
 
 def options(**changes):
-    given = {"objective": two_layer_objective, "batch_size": BATCH, "reg": 0.02}
+    given = {"objective": TWO_LAYER.objective, "batch_size": BATCH, "reg": 0.02}
     return given | {"momentum": 0.8, "nesterov": True} | changes
 
 
@@ -326,10 +327,10 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     given = problem(n=60)
     X = given["X"]
     assert not declined()
-    assert not declined(objective=partial(two_layer_objective, precision="float32"))
-    assert declined(objective=partial(two_layer_objective, precision="float64"))
-    assert declined(objective=partial(two_layer_objective, hidden_mask=np.ones((60, 20))))
-    assert declined(objective=lambda *args: two_layer_objective(*args))
+    assert not declined(objective=partial(TWO_LAYER.objective, precision="float32"))
+    assert declined(objective=partial(TWO_LAYER.objective, precision="float64"))
+    assert declined(objective=partial(TWO_LAYER.objective, hidden_mask=np.ones((60, 20))))
+    assert declined(objective=lambda *args: TWO_LAYER.objective(*args))
     assert declined(shares=np.ones(60) / 60)
     assert declined(augment=lambda X, rng: X)
     assert declined(augment=horizontal_flip)  # of images with more columns

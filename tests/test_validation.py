@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpuclf import extract_features
-from gpuclf.backend import MixedDevicesError
+from gpuclf.arrays import MixedDevicesError
 from gpuclf.models.linear import softmax_loss_vectorized
 from gpuclf.models.two_layer import two_layer_loss, two_layer_scores
 from gpuclf.samples.standardized import Standardized

@@ -58,7 +58,7 @@ for command in (bench, train, search, check, info):
 
 def main() -> None:
     """Run the command line; expected errors end in one line, not in a traceback."""
-    from gpuclf.backend import BackendUnavailableError
+    from gpuclf.devices.backends import BackendUnavailableError
 
     # Why there is no GPU stands in the output; the library's log line would say it twice.
     logging.getLogger("gpuclf").setLevel(logging.ERROR)

@@ -95,12 +95,14 @@ def bench(
     ] = 0.1,
 ) -> None:
     """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
-    from gpuclf.backend import environment, get_backend, remember_break_even
     from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
+    from gpuclf.bench.measure.break_even import remember_break_even
     from gpuclf.bench.measure.cases import SCALING
     from gpuclf.bench.measure.record import make_record
     from gpuclf.bench.report.comparison import is_overloaded
     from gpuclf.bench.report.table import print_rows
+    from gpuclf.devices.backends import get_backend
+    from gpuclf.devices.machine import environment
 
     for path in (json, html, markdown):
         output.prepare(path)
@@ -256,9 +258,9 @@ def _chosen(
 
 def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the devices by name, and their ceilings."""
-    from gpuclf.backend import probe_cupy
     from gpuclf.bench.measure.devices import CudaDevice, Device, HostDevice
     from gpuclf.bench.measure.roofline import measure_ceilings
+    from gpuclf.devices.cupy import probe_cupy
 
     devices: dict[str, Device] = {"cpu": HostDevice()}
     ceilings = {"cpu": measure_ceilings(devices["cpu"], CEILING_BYTES, CEILING_SIDE)}

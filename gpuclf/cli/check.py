@@ -52,7 +52,8 @@ def check(
     json: JsonOption = None,
 ) -> None:
     """Check every gradient, that of X included, against centred differences in float64."""
-    from gpuclf.backend import describe_location, environment
+    from gpuclf.arrays import describe_location
+    from gpuclf.devices.machine import environment
     from gpuclf.files import write_json
     from gpuclf.models.gradients import MODELS, RTOL, check_model
 
@@ -93,7 +94,7 @@ def _array_of(name: str) -> Any:
     """Return an array of the library that the options name."""
     import numpy as np
 
-    from gpuclf.backend import BackendUnavailableError, get_backend, to_device
+    from gpuclf.devices.backends import BackendUnavailableError, get_backend, to_device
 
     if name in ("torch", "array-api-strict"):
         try:

@@ -27,7 +27,8 @@ def train_knn(
     json: Path | None,
 ) -> None:
     """Classify the test images by their nearest training images and report the accuracy."""
-    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.devices.backends import get_backend, synchronize, to_device
+    from gpuclf.devices.machine import environment
     from gpuclf.estimators import KNeighborsClassifier
     from gpuclf.files import write_json
 

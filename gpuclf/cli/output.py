@@ -86,7 +86,7 @@ def describe(dataset: Any) -> dict[str, Any]:
 
 
 def machine_line(found: dict[str, Any]) -> str:
-    """Return the machine in one line, given :func:`gpuclf.backend.environment`."""
+    """Return the machine in one line, given :func:`gpuclf.devices.machine.environment`."""
     blas = found["blas"][0]["library"] if found["blas"] else "no BLAS found"
     return f"{found['cpu']}, {found['threads']} threads ({blas}); {found['gpu']['reason']}"
 

@@ -123,7 +123,8 @@ def search(
 ) -> None:
     """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
     import gpuclf
-    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.devices.backends import get_backend, synchronize, to_device
+    from gpuclf.devices.machine import environment
     from gpuclf.files import format_seconds, write_json
     from gpuclf.preprocessing import subtract_mean_image
     from gpuclf.samples.standardized import Standardized

@@ -81,7 +81,9 @@ def train(
 ) -> None:
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     from gpuclf.augment import horizontal_flip
-    from gpuclf.backend import environment, get_backend, synchronize, to_device
+    from gpuclf.bench.measure.break_even import measured_break_even
+    from gpuclf.devices.backends import get_backend, synchronize, to_device
+    from gpuclf.devices.machine import environment
     from gpuclf.estimators import LinearSVMClassifier, SoftmaxClassifier, TwoLayerNetClassifier
     from gpuclf.estimators.gradient_classifier import GradientClassifier
     from gpuclf.files import write_json
@@ -116,7 +118,11 @@ def train(
         get_backend("cupy")  # better refused before the data are loaded
     dataset = output.load(data, data_dir, seed)
     per_call = None if classifier.solver != "sgd" else classifier.batch_size
-    where = get_backend(backend, nbytes=dataset.X_train[:per_call].nbytes)
+    where = get_backend(
+        backend,
+        nbytes=dataset.X_train[:per_call].nbytes,
+        break_even=measured_break_even() if backend == "auto" else None,
+    )
     output.say(f"data: {dataset.source}")
     output.say(f"on: {where.name} ({where.reason})")
     n_train = len(dataset.X_train) - output.N_VALIDATION

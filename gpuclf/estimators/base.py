@@ -13,7 +13,8 @@ from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
 from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights

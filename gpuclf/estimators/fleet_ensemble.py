@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 
-from gpuclf.backend import array_namespace, to_host
+from gpuclf.arrays import array_namespace, to_host
 from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,

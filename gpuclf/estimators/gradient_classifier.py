@@ -15,7 +15,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
 from gpuclf.losses import softmax
 from gpuclf.models.model import Model, Params

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.models.distances import METRICS
 from gpuclf.models.neighbors import MEMORY_BUDGET, Callback, count_votes, k_neighbors

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.dispatch import fusable
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized
 from gpuclf.samples.streamed import Streamed

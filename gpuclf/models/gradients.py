@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_device
+from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.backends import to_device
 from gpuclf.gradcheck import GradCheck, grad_check
 from gpuclf.models.model import Model
 

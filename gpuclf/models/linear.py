@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from gpuclf import naive, textbook
-from gpuclf.backend import Array, array_namespace, product_precision
+from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import product_precision
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine_backward, apart, side_by_side
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from gpuclf.backend import Array
+from gpuclf.arrays import Array
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import (
     check_labels,

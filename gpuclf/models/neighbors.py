@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, cpu_workers, to_device, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cpu import cpu_workers
 from gpuclf.dispatch import fusable
 from gpuclf.models.distances import (
     EXACT_FEATURES,

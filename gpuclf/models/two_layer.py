@@ -9,7 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from gpuclf import naive, textbook
-from gpuclf.backend import Array, array_namespace, product_precision, to_device
+from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import product_precision
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward, apart, relu, relu_backward, side_by_side
 from gpuclf.losses import softmax_cross_entropy

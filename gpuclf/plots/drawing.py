@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.backend import to_host
+from gpuclf.arrays import to_host
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TypeVar
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats

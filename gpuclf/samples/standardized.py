@@ -6,14 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuclf.backend import (
-    Array,
-    array_namespace,
-    describe_location,
-    to_device,
-    to_host,
-    values_are_on_host,
-)
+from gpuclf.arrays import Array, array_namespace, describe_location, to_host, values_are_on_host
+from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
 from gpuclf.samples.streamed import Streamed
 from gpuclf.samples.walk import block_rows, sum_over_row_blocks

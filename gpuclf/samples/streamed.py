@@ -9,17 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpuclf.backend import (
-    Array,
-    Backend,
-    array_namespace,
-    describe_location,
-    get_backend,
-    to_device,
-    transfers,
-)
+from gpuclf.arrays import Array, array_namespace, describe_location
+from gpuclf.devices.backends import Backend, get_backend, to_device
+from gpuclf.devices.cupy import transfers
+from gpuclf.devices.uploads import uploaded_blocks
 from gpuclf.samples.walk import MIN_BLOCK_ROWS, row_slices, until_it_fits
-from gpuclf.uploads import uploaded_blocks
 
 __all__ = ["STREAM_BYTES", "Streamed"]
 

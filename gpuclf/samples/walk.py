@@ -20,15 +20,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gpuclf.backend import (
-    Array,
-    array_namespace,
-    cache_bytes,
-    cpu_workers,
-    free_device_bytes,
-    single_threaded_blas,
-)
-from gpuclf.uploads import row_slices
+from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cpu import cache_bytes, cpu_workers, single_threaded_blas
+from gpuclf.devices.cupy import free_device_bytes
+from gpuclf.devices.uploads import row_slices
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples, RowBlock

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace
 from gpuclf.models.model import Params
 
 __all__ = ["DivergedError", "History", "divergence", "normalized_weights", "one_cycle", "quietly"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import Array, array_namespace, to_device, to_host
+from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
 from gpuclf.layers import apart, side_by_side
 from gpuclf.models.model import Model, Params

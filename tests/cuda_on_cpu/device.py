@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda as cuda_modules
 
 from .compilation import library, whole_source
@@ -245,7 +245,7 @@ class CpuDevice:
         return launch
 
     def array_namespace(self, *arrays, **named) -> SimpleNamespace:
-        """Stand in for :func:`gpuclf.backend.array_namespace`: NumPy with this device's memory.
+        """Stand in for :func:`gpuclf.arrays.array_namespace`: NumPy with this device's memory.
 
         Replacing numpy.empty itself would break Numba, which looks functions up in NumPy.
         """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import to_host
+from gpuclf.arrays import to_host
 from gpuclf.bench.measure.cases import Case, Inputs
 from gpuclf.bench.measure.implementations import Call, Implementation, gpuclf_bytes, textbook_numpy
 

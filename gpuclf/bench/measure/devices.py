@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpuclf.backend import cache_bytes, get_backend
+from gpuclf.devices.backends import get_backend
+from gpuclf.devices.cpu import cache_bytes
 
 __all__ = ["CudaDevice", "Device", "HostDevice"]
 

@@ -17,9 +17,9 @@ import numpy as np
 
 import gpuclf
 from gpuclf import textbook
-from gpuclf.backend import Backend, get_backend
 from gpuclf.bench.measure import pure_python
 from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.devices.backends import Backend, get_backend
 from gpuclf.models import Model
 from gpuclf.samples.walk import row_slices
 from gpuclf.training import epoch_runner, momentum_step

@@ -385,7 +385,7 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
     from sklearn._loss import HalfMultinomialLoss
     from sklearn.linear_model._linear_loss import LinearModelLoss
 
-    from gpuclf.backend import cpu_workers
+    from gpuclf.devices.cpu import cpu_workers
 
     X, W, y = inputs.floats[: case.samples], inputs.W, inputs.y[: case.samples]
     objective = LinearModelLoss(HalfMultinomialLoss(n_classes=W.shape[1]), fit_intercept=False)

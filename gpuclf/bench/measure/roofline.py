@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import cpu_workers
 from gpuclf.bench.measure.devices import Device
+from gpuclf.devices.cpu import cpu_workers
 
 __all__ = ["Floor", "Work", "measure_ceilings"]
 

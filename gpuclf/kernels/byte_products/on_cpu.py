@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import cache_bytes, cpu_workers
+from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.samples.folding import FoldedSamples, RowBlock
 from gpuclf.samples.walk import map_row_blocks, sum_over_row_blocks

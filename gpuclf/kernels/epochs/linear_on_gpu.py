@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building.cuda import address, ceil_div
 from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
 from gpuclf.kernels.epochs.on_gpu import (
@@ -16,7 +16,7 @@ from gpuclf.kernels.epochs.on_gpu import (
     is_objective,
 )
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models.linear import linear_loss, wide_parameters
+from gpuclf.models.linear import wide_parameters
 
 __all__ = ["LinearEpochs", "linear_epochs"]
 

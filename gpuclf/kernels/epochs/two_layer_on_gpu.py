@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building.cuda import ceil_div
 from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
 from gpuclf.kernels.epochs.on_gpu import (
@@ -15,7 +15,6 @@ from gpuclf.kernels.epochs.on_gpu import (
     are_bytes_for_epochs,
     is_objective,
 )
-from gpuclf.models.two_layer import two_layer_objective
 
 __all__ = ["TwoLayerEpochs", "two_layer_epochs"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.backend import cpu_workers
+from gpuclf.devices.cpu import cpu_workers
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
 from gpuclf.samples.walk import sum_over_row_blocks

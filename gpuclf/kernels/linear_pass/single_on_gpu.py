@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.building.cuda import ceil_div
 from gpuclf.losses import multiclass_hinge
