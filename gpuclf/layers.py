@@ -6,6 +6,7 @@ Every function takes leading model axes: X (N, D) or (..., N, D), W (..., D, M),
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gpuclf.arrays import Array, array_namespace
 
@@ -68,7 +69,7 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     """
     xp = array_namespace(dY=dY, X=X, W=W)
     dW, db = affine_backward_params(dY, X)
-    return dY @ xp.matrix_transpose(W), dW, db
+    return dY @ _transposed(W, xp), dW, db
 
 
 def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
@@ -85,7 +86,11 @@ def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
     db : array of shape (..., M)
     """
     xp = array_namespace(dY=dY, X=X)
-    return xp.matrix_transpose(X) @ dY, xp.sum(dY, axis=-2)
+    return _transposed(X, xp) @ dY, xp.sum(dY, axis=-2)
+
+
+def _transposed(X: Array, xp: Any) -> Array:
+    return X.T if X.ndim == 2 else xp.matrix_transpose(X)
 
 
 def relu(Z: Array) -> Array:

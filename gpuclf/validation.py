@@ -108,7 +108,7 @@ def check_params(
     sizes, dtype, model_axes = {"D": n_features}, None, set()
     for name, value in given.items():
         of = axes[name]
-        found = check_parameter(name, value, X, tuple([sizes.get(letter, -1) for letter in of]))
+        found = check_parameter(name, value, X, tuple(map(sizes.get, of, [-1] * len(of))))
         dtype = found if dtype is None or dtype == found else xp.result_type(dtype, found)
         sizes.update(zip(of, value.shape[-len(of) :], strict=True))
         model_axes.add(tuple(value.shape[: -len(of)]))
@@ -136,7 +136,8 @@ def check_parameter(
         Expected trailing shape; -1 stands for any size of at least 1.
     """
     stored = X.X if isinstance(X, Standardized) else X
-    _refuse_none(name, value)
+    if value is None:
+        _refuse_none(name, value)
     xp = array_namespace(**{"X": stored, name: value})
     floats = _accepted(xp, "float32", "float64")
     if value.dtype not in floats:

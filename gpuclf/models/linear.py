@@ -176,13 +176,19 @@ def mean_weights(
     return xp.full((n_samples,), 1 / n_samples, dtype=like.dtype, device=like.device)
 
 
-@fusable(numpy="elementwise.on_cpu:compiled_penalty")
 def penalty(W: Array) -> Array:
     """Return the sum of squares of W over its last two axes, shape (...)."""
+    if W.ndim > 2:
+        return penalties_of_models(W)
     xp = array_namespace(W)
-    if W.ndim == 2:
-        flat = xp.reshape(W, (-1,))
-        return xp.astype(flat @ flat, xp.float64)
+    flat = xp.reshape(W, (-1,))
+    return xp.astype(flat @ flat, xp.float64)
+
+
+@fusable(numpy="elementwise.on_cpu:compiled_penalties_of_models")
+def penalties_of_models(W: Array) -> Array:
+    """Compute :func:`penalty` of a stack (..., D, C), in one pass over the models side by side."""
+    xp = array_namespace(W)
     wide = side_by_side(W)
     of_columns = xp.sum(wide * wide, axis=0, dtype=xp.float64)
     return xp.sum(xp.reshape(of_columns, (*W.shape[:-2], -1)), axis=-1)

@@ -144,7 +144,7 @@ class TwoLayerNet(Model):
         W1 = params["W1"]
         samples = FoldedSamples(X, math.prod(W1.shape[:-2]) * int(W1.shape[-1]), W1.dtype)
         loss, *gradients = two_layer_pass(
-            *(params[name] for name in self.axes), samples, y, sample_weight, reg, mask, precision,
+            *map(params.__getitem__, self.axes), samples, y, sample_weight, reg, mask, precision,
             self.data_loss,
         )  # fmt: skip
         return loss, dict(zip(self.axes, gradients, strict=True))

@@ -150,8 +150,8 @@ class FoldedSamples:
             return rows if self.centre is None else rows - self.centre
         if self.standardized is not None:
             return self.standardized[block].to_array(self._dtype)
-        xp = array_namespace(self.stored)
-        return xp.astype(self.stored[block, :], self._dtype, copy=False)
+        rows, dtype = self.stored[block, :], self._dtype
+        return rows if rows.dtype == dtype else array_namespace(rows).astype(rows, dtype)
 
     def fold(self, W: Array, b: Array | None) -> tuple[Array, Array | None]:
         """Return W', b' with ``rows @ W' + b' == features @ W + b``."""

@@ -16,7 +16,7 @@ __all__ = [
     "compiled_add_penalty_gradient",
     "compiled_fold_into",
     "compiled_momentum_step",
-    "compiled_penalty",
+    "compiled_penalties_of_models",
     "compiled_standardized_rows",
     "compiled_unfold_from",
 ]
@@ -69,7 +69,7 @@ def compiled_add_penalty_gradient(dW: Any, W: Any, reg: Any) -> Any:
     """Compute :func:`gpuclf.models.linear.add_penalty_gradient` in one pass."""
     if dW.dtype != W.dtype or dW.shape != W.shape:
         return NotImplemented
-    of_columns = np.ndim(reg) > 0
+    of_columns = getattr(reg, "ndim", 0) > 0
     if of_columns:
         columns = _columns_of_models(dW, W)
     if not (columns if of_columns else _are_worth_it(dW, W)):
@@ -84,9 +84,9 @@ def compiled_add_penalty_gradient(dW: Any, W: Any, reg: Any) -> Any:
     return dW
 
 
-def compiled_penalty(W: Any) -> Any:
-    """Compute :func:`gpuclf.models.linear.penalty` of several models in one pass."""
-    columns = _columns_of_models(W) if W.ndim > 2 else []
+def compiled_penalties_of_models(W: Any) -> Any:
+    """Compute :func:`gpuclf.models.linear.penalties_of_models` in one pass."""
+    columns = _columns_of_models(W)
     if not columns:
         return NotImplemented
     from gpuclf.kernels.elementwise import loops as elementwise_loops
@@ -103,7 +103,7 @@ def compiled_momentum_step(
     arrays = value, gradient, velocity
     if not value.dtype == gradient.dtype == velocity.dtype:
         return NotImplemented
-    of_columns = np.ndim(learning_rate) > 0
+    of_columns = getattr(learning_rate, "ndim", 0) > 0
     if of_columns:
         columns = _columns_of_models(*arrays)
     if not (columns if of_columns else _are_worth_it(*arrays)):
