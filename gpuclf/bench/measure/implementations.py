@@ -160,7 +160,7 @@ def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator
     return itertools.cycle([put(samples) for _ in range(inputs.copies(nbytes))])
 
 
-def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
+def _on_cupy(prepare: Callable[..., Call]) -> Callable[..., Call]:
     """Let a preparation put its arrays on the GPU, or tell why there is none."""
 
     def prepare_on_cupy(case: Case, inputs: Inputs, **options: Any) -> Call:
