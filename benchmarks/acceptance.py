@@ -27,7 +27,6 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.acceptance_context import ROOT, Settings
@@ -165,7 +164,7 @@ def signals_raise():
             signal.signal(number, handler)
 
 
-def run(settings, folder, worker, names, time_budget_s, console):
+def run(settings, folder, worker, names, time_budget_s):
     """Run the steps in order and keep the record; return it with the exit code."""
     record = {
         "dry_run": settings.dry_run,
@@ -178,7 +177,7 @@ def run(settings, folder, worker, names, time_budget_s, console):
     write_json(path, record)
     known = {}
     try:
-        with signals_raise(), progress(console, len(STEPS)) as say:
+        with signals_raise():
             for step in record["steps"]:
                 name = step["name"]
                 if not any(fnmatch.fnmatch(name, pattern) for pattern in names):
@@ -188,7 +187,7 @@ def run(settings, folder, worker, names, time_budget_s, console):
                 if left < LEAST_S:
                     code = TIME_SPENT
                     break
-                say(name, None)
+                say(name, "begun")
                 step["status"] = "running"
                 limit = min(LIMITS_S.get(name, TIMINGS_LIMIT_S), left)
                 step |= worker.ask(name, known, limit, lambda what, name=name: say(name, what))
@@ -213,36 +212,13 @@ def run(settings, folder, worker, names, time_budget_s, console):
     return record, code
 
 
-@contextmanager
-def progress(console, n_steps):
-    """Give a function ``say(step, what)``: a bar on a terminal, a line a step elsewhere."""
-    if not console.is_terminal:
-
-        def say_line(name, what):
-            if isinstance(what, dict):
-                detail = f": {what['message'][:200]}" if what.get("message") else ""
-                line = f"{name}: {what['status']} after {what['seconds']:.1f} s{detail}"
-                print(line, flush=True)
-
-        yield say_line
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=n_steps)
-
-        def say(name, what):
-            if isinstance(what, dict):
-                bar.advance(task)
-            else:
-                bar.update(task, description=f"{name}: {what}" if what else name)
-
-        yield say
+def say(name, what):
+    """Print what became of a step; what it does next only on a terminal."""
+    if isinstance(what, dict):
+        detail = f": {what['message'][:200]}" if what.get("message") else ""
+        print(f"{name}: {what['status']} after {what['seconds']:.1f} s{detail}", flush=True)
+    elif sys.stdout.isatty():
+        print(f"{name}: {what}", flush=True)
 
 
 # ------------------------------------------------------------------------------------- report
@@ -387,7 +363,7 @@ def main(argv=None):
     console = Console(width=None if sys.stdout.isatty() else 150)
     with (folder / "acceptance.log").open("w") as log:
         worker = Worker(settings, log)
-        record, code = run(settings, folder, worker, arguments.only, arguments.time_budget, console)
+        record, code = run(settings, folder, worker, arguments.only, arguments.time_budget)
     print_record(record, console)
     print(f"record: {arguments.out / RECORD}", flush=True)
     return code

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from gpuclf.bench.measure import pure_python
+from gpuclf.models import MODELS
 from gpuclf.naive import softmax_loss_naive, svm_loss_naive, two_layer_loss_naive
 
 
@@ -138,3 +140,29 @@ def test_labels_may_be_a_list(name):
         LOSSES[name](W, X, [0.0, 1.0], 0.1)
     with pytest.raises(ValueError, match="y must hold 2 integers"):
         LOSSES[name](W, X, None, 0.1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_pure_python_and_the_vectorised_loss_agree(name):
+    rng = np.random.default_rng(4)
+    X, y, model = rng.normal(size=(50, 31)), rng.integers(0, 10, 50), MODELS[name]
+    params = model.initial_params(31, 10, rng)
+    params = {"W": rng.normal(size=(31, 10))} if "W" in params else params
+    loss, grads = model.naive(params, X, y, 0.3)
+    for other in (pure_python.TWINS[name], model.objective):
+        other_loss, other_grads = other(params, X, y, 0.3)
+        assert loss == pytest.approx(float(other_loss), rel=1e-12)
+        assert grads.keys() == other_grads.keys()
+        for key, gradient in grads.items():
+            assert relative_error(gradient, other_grads[key]) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["softmax", "svm"])
+def test_floats_are_summed_in_float64(name):
+    rng = np.random.default_rng(5)
+    W, X = (rng.normal(size=shape).astype(np.float32) for shape in ((31, 10), (50, 31)))
+    y = rng.integers(0, 10, 50)
+    loss, dW = LOSSES[name](W, X, y, 0.3)
+    expected, gradient = LOSSES[name](W.astype(np.float64), X.astype(np.float64), y, 0.3)
+    assert loss == expected
+    np.testing.assert_array_equal(dW, gradient.astype(np.float32))

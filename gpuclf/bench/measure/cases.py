@@ -41,7 +41,7 @@ NET = replace(TWO_LAYER, hidden_size=50)
 REG = 1e-3
 LADDER, PEERS_GROUP = "ladder", "peers"
 SCALING = ("samples", "batch size", "hidden units", "classes", "models")
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 1e-3  # smaller, and the parameters' rounding shows in what a step adds to them
 MOMENTUM = 0.9
 N_NEIGHBORS = 5
 MAX_COPIES = 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,8 +15,8 @@ __all__ = ["CudaDevice", "Device", "HostDevice"]
 SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
 
 
-class Device(Protocol):
-    """Where calls run, and its clock.
+class HostDevice:
+    """The CPU: calls return when they are done, and marks are clock readings.
 
     Attributes
     ----------
@@ -28,36 +28,6 @@ class Device(Protocol):
         Calls return before they are done.
     """
 
-    name: str
-    xp: Any
-    cache_bytes: int
-    queues: bool
-
-    def synchronize(self) -> None:
-        """Wait until everything that was queued has been done."""
-
-    def mark(self) -> Any:
-        """Put a mark into the queue."""
-
-    def seconds_between(self, start: Any, end: Any) -> float:
-        """Return the device's time between two marks; both must have been reached."""
-
-    def empty_pinned(self, nbytes: int) -> np.ndarray:
-        """Return bytes of host memory that the device can copy from directly."""
-
-    def forget(self) -> None:
-        """Give memory that nobody uses back to the device, for other libraries."""
-
-    def settle(self) -> None:
-        """Wait until nothing of an earlier call is busy any more."""
-
-    def transfer_seconds(self, samples: np.ndarray) -> float | None:
-        """Return how long it takes to hand samples over; None where they are there already."""
-
-
-class HostDevice:
-    """The CPU: calls return when they are done, and marks are clock readings."""
-
     name = "cpu"
     xp: Any = np
     queues = False
@@ -66,22 +36,22 @@ class HostDevice:
         self.cache_bytes = cache_bytes()
 
     def synchronize(self) -> None:
-        """Return at once."""
+        """Wait until everything that was queued has been done."""
 
-    def mark(self) -> float:
-        """Read the clock."""
+    def mark(self) -> Any:
+        """Put a mark into the queue."""
         return time.perf_counter()
 
-    def seconds_between(self, start: float, end: float) -> float:
-        """Subtract."""
-        return end - start
+    def seconds_between(self, start: Any, end: Any) -> float:
+        """Return the device's time between two marks; both must have been reached."""
+        return float(end - start)
 
     def empty_pinned(self, nbytes: int) -> np.ndarray:
-        """Return ordinary memory."""
+        """Return bytes of host memory that the device can copy from directly."""
         return np.empty(nbytes, np.uint8)
 
     def forget(self) -> None:
-        """Return at once."""
+        """Give memory that nobody uses back to the device, for other libraries."""
 
     def settle(self) -> None:
         """Wait until no thread of this process is busy.
@@ -96,10 +66,10 @@ class HostDevice:
                 return
 
     def transfer_seconds(self, samples: np.ndarray) -> float | None:
-        """Return None."""
+        """Return how long it takes to hand samples over; None where they are there already."""
 
 
-class CudaDevice:
+class CudaDevice(HostDevice):
     """CuPy's current device, timed by CUDA events on the default stream.
 
     PyTorch queues its work on the same stream. JAX does not: its calls must be waited for before
@@ -110,7 +80,7 @@ class CudaDevice:
     queues = True
 
     def __init__(self) -> None:
-        self.xp: Any = get_backend("cupy").xp
+        self.xp = get_backend("cupy").xp
         self.cache_bytes = int(self.xp.cuda.Device().attributes["L2CacheSize"])
 
     def synchronize(self) -> None:
@@ -148,3 +118,6 @@ class CudaDevice:
         self.xp.asarray(samples)
         self.synchronize()
         return time.perf_counter() - began
+
+
+Device: TypeAlias = HostDevice

@@ -160,21 +160,7 @@ def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator
     return itertools.cycle([put(samples) for _ in range(inputs.copies(nbytes))])
 
 
-def gpuclf_floats(
-    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
-) -> Call:
-    """Call this library on samples written out as floats."""
-    return _gpuclf_call(case, inputs, inputs.floats, backend, **options)
-
-
-def gpuclf_bytes(
-    case: Case, inputs: Inputs, backend: str | Backend = "numpy", **options: Any
-) -> Call:
-    """Call this library on uint8 pixels that are standardised on the fly."""
-    return _gpuclf_call(case, inputs, inputs.bytes_, backend, **options)
-
-
-def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
+def _on_cupy(prepare: Callable[..., Call]) -> Callable[..., Call]:
     """Let a preparation put its arrays on the GPU, or tell why there is none."""
 
     def prepare_on_cupy(case: Case, inputs: Inputs, **options: Any) -> Call:
@@ -190,22 +176,24 @@ def _on_cupy(prepare: Callable[..., Call]) -> Callable[[Case, Inputs], Call]:
 def _gpuclf_call(
     case: Case,
     inputs: Inputs,
-    samples: Any,
-    backend: str | Backend,
+    backend: str | Backend = "numpy",
+    *,
+    stored: str,
     precision: str = "float32",
     uploads: str = "",
 ) -> Call:
+    """Call this library on floats, or on uint8 pixels that are standardised on the fly."""
     put = partial(gpuclf.to_device, backend=backend)
     decline_tf32_neighbors(case, precision)
     model = case.model
     if model is None:
         # Neighbours are searched among the pixels as they are.
-        samples = inputs.bytes_.X if samples is inputs.bytes_ else inputs.float_pixels
+        samples = inputs.bytes_.X if stored == "uint8" else inputs.float_pixels
         classifier = gpuclf.KNeighborsClassifier(N_NEIGHBORS, metric=case.kind)
         classifier.fit(put(samples), put(inputs.y))
         queries = put(samples[: case.samples])
         return lambda: predicted(classifier.predict(queries))
-    samples = samples[: case.samples]
+    samples = (inputs.bytes_ if stored == "uint8" else inputs.floats)[: case.samples]
     batches: Iterator[Any]
     if uploads == "before":
         batches = map(put, itertools.repeat(samples))
@@ -236,6 +224,10 @@ def _gpuclf_call(
     return step
 
 
+gpuclf_floats = partial(_gpuclf_call, stored="float")
+gpuclf_bytes = partial(_gpuclf_call, stored="uint8")
+
+
 def decline_tf32_neighbors(case: Case, precision: str) -> None:
     """Raise `Unavailable` for distances in TF32."""
     if precision == "tf32" and case.is_prediction:
@@ -251,8 +243,8 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
         "cpu" puts NumPy in CuPy's place: for a rehearsal without a GPU.
     """
     library = {"cuda": "cupy", "cpu": "numpy"}[device]
-    place = _on_cupy if device == "cuda" else (lambda prepare: prepare)
-    textbook_, floats, bytes_ = map(place, (textbook_numpy, gpuclf_floats, gpuclf_bytes))
+    prepared: list[Callable[..., Call]] = [textbook_numpy, gpuclf_floats, gpuclf_bytes]
+    textbook_, floats, bytes_ = map(_on_cupy, prepared) if device == "cuda" else prepared
     before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
     listed = [
         Implementation("plain CuPy", library, "float", textbook_),

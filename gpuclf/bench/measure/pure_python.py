@@ -6,7 +6,7 @@ Lists and floats only, as somebody writes them who has no arrays; nothing is che
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,14 +46,11 @@ def two_layer_loss(params: Params, X: Any, y: Any, reg: float) -> tuple[float, P
         loss += added / len(y)
         dscores = [value / len(y) for value in dscores]
         _add_outer(dW2, hidden, dscores)
-        dhidden = [0.0] * len(hidden)
-        for h in range(len(hidden)):
-            for c in range(len(dscores)):
-                dhidden[h] += dscores[c] * W2[h][c] * (hidden[h] > 0)
+        dhidden = _affine(dscores, list(zip(*W2, strict=True)), [0.0] * len(hidden))
+        dhidden = [value * (unit > 0) for value, unit in zip(dhidden, hidden, strict=True)]
         _add_outer(dW1, x, dhidden)
-        for db, added_to_it in ((db1, dhidden), (db2, dscores)):
-            for unit in range(len(db)):
-                db[unit] += added_to_it[unit]
+        _add_outer([db1], [1.0], dhidden)
+        _add_outer([db2], [1.0], dscores)
     loss += _add_penalty(dW1, W1, reg) + _add_penalty(dW2, W2, reg)
     grads = {"W1": dW1, "b1": db1, "W2": dW2, "b2": db2}
     return loss, {name: np.array(value) for name, value in grads.items()}
@@ -81,7 +78,7 @@ def hinge(scores: Vector, label: int) -> tuple[float, Vector]:
     return loss, dscores
 
 
-def _affine(x: Vector, W: list[Vector], b: Vector) -> Vector:
+def _affine(x: Vector, W: Sequence[Sequence[float]], b: Vector) -> Vector:
     scores = list(b)
     for c in range(len(b)):
         for d in range(len(x)):
