@@ -150,23 +150,18 @@ def _not_found_message(root: Path) -> str:
 
 def _read_dataset(version: "_Version", folder: Path) -> ImageDataset:
     rows = _ROWS_PER_BATCH
-    n_train = len(version.batches) - 1
-    X_train = np.empty((n_train * rows, _PIXELS), np.uint8)
-    y_train = np.empty(n_train * rows, np.int64)
-    X_test = np.empty((rows, _PIXELS), np.uint8)
-    y_test = np.empty(rows, np.int64)
-    *train_files, test_file = (folder / name for name in version.batches)
-    for i, path in enumerate(train_files):
+    n_train = (len(version.batches) - 1) * rows
+    X = np.empty((n_train + rows, _PIXELS), np.uint8)
+    y = np.empty(n_train + rows, np.int64)
+    for i, name in enumerate(version.batches):
         batch = slice(i * rows, (i + 1) * rows)
-        version.read_batch(path, X_train[batch], y_train[batch])
-    version.read_batch(test_file, X_test, y_test)
-
+        version.read_batch(folder / name, X[batch], y[batch])
     names_file = folder / version.class_names
     class_names = version.read_class_names(names_file) if names_file.is_file() else _CLASS_NAMES
     if len(class_names) != N_CLASSES:
         damaged(names_file, f"{N_CLASSES} class names", f"{len(class_names)}")
     return ImageDataset(
-        *(X_train, y_train, X_test, y_test),
+        *(X[:n_train], y[:n_train], X[n_train:], y[n_train:]),
         name="CIFAR-10",
         class_names=class_names,
         source=f"CIFAR-10, {version.name} version, {folder}",

@@ -34,13 +34,18 @@ def download(url: str, md5: str, root: Path) -> None:
         f"Or download {url} by other means, put it into {root} and load again; or pass a "
         "folder that has CIFAR-10 as data_dir=."
     )
+
+    def collect(url: str, output_file: str, pooch: object) -> None:
+        _fetch_patiently(url, part)
+        part.replace(output_file)  # pooch checks it
+
     try:
         pooch.retrieve(
             url,
             known_hash=f"md5:{md5}",
             fname=archive,
             path=root,
-            downloader=_ResumingDownloader(part),
+            downloader=collect,
         )
     except requests.RequestException as error:
         kept = ""
@@ -61,58 +66,45 @@ def download(url: str, md5: str, root: Path) -> None:
         ) from error
 
 
-class _ResumingDownloader:
-    """Downloader for pooch that goes on where an earlier attempt stopped.
+def _fetch_patiently(url: str, part: Path) -> None:
+    import requests
 
-    Parameters
-    ----------
-    part : Path
-        File that collects what arrived. It outlives a failure and is given up to pooch, which
-        checks it, when complete.
-    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _fetch(url, part)
+        except requests.RequestException as error:
+            answer = error.response
+            refused = answer is not None and 400 <= answer.status_code < 500
+            if refused or attempt == _ATTEMPTS:
+                raise
+            time.sleep(attempt * _RETRY_WAIT_S)
 
-    def __init__(self, part: Path) -> None:
-        self.part = part
 
-    def __call__(self, url: str, output_file: str, pooch: object) -> None:
-        import requests
+def _fetch(url: str, part: Path) -> None:
+    """Append what is missing to the part that is there."""
+    import requests
 
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._fetch(url)
-                break
-            except requests.RequestException as error:
-                answer = error.response
-                refused = answer is not None and 400 <= answer.status_code < 500
-                if refused or attempt == _ATTEMPTS:
-                    raise
-                time.sleep(attempt * _RETRY_WAIT_S)
-        self.part.replace(output_file)
-
-    def _fetch(self, url: str) -> None:
-        import requests
-
-        start = self.part.stat().st_size if self.part.exists() else 0
-        # Compressed on the way, the byte counts of server and file would not be the same.
-        headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
-            sent_range = answer.headers.get("Content-Range", "")
-            if start and answer.status_code == requests.codes.requested_range_not_satisfiable:
-                if sent_range == f"bytes */{start}":
-                    return
-                self.part.unlink()
-                raise requests.ConnectionError("the partial file did not fit and was removed")
-            answer.raise_for_status()
-            # A server without byte ranges answers 200 and sends the whole file.
-            resumed = sent_range.startswith(f"bytes {start}-") and answer.status_code == 206
-            if not resumed:
-                start = 0
-            length = answer.headers.get("Content-Length")
-            total = start + int(length) if length is not None else None
-            with self.part.open("ab" if resumed else "wb") as file:
-                _copy_with_progress(answer.iter_content(_CHUNK_BYTES), file.write, start, total)
+    start = part.stat().st_size if part.exists() else 0
+    # Compressed on the way, the byte counts of server and file would not be the same.
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+        sent_range = answer.headers.get("Content-Range", "")
+        if start and answer.status_code == requests.codes.requested_range_not_satisfiable:
+            if sent_range == f"bytes */{start}":
+                return
+            part.unlink()
+            raise requests.ConnectionError("the partial file did not fit and was removed")
+        answer.raise_for_status()
+        # A server without byte ranges answers 200 and sends the whole file.
+        resumed = sent_range.startswith(f"bytes {start}-") and answer.status_code == 206
+        if not resumed:
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        with part.open("ab" if resumed else "wb") as file:
+            _copy_with_progress(answer.iter_content(_CHUNK_BYTES), file.write, start, total)
 
 
 def _copy_with_progress(
