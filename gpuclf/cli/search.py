@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["search"]
 
-
 N_LEADERS = 8
+Range = Annotated[
+    tuple[float, float] | None, typer.Option(help="Range to search.", metavar="LOW HIGH")
+]
 
 
 def search(
@@ -49,12 +51,8 @@ def search(
         int | None,
         typer.Option(min=1, help="Train the candidates on this many images; default all."),
     ] = None,
-    learning_rate: Annotated[
-        tuple[float, float] | None, typer.Option(help="Range to search.", metavar="LOW HIGH")
-    ] = None,
-    reg: Annotated[
-        tuple[float, float] | None, typer.Option(help="Range to search.", metavar="LOW HIGH")
-    ] = None,
+    learning_rate: Range = None,
+    reg: Range = None,
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 100.")
     ] = None,
@@ -234,19 +232,17 @@ class _Leaders:
     def show_epoch(self, count: int, epoch: int) -> None:
         """Say how far the candidates are that are trained together."""
         trained = count * epoch / (self._n_epochs or epoch)
-        left = self._left(self._n_rows + 0.9 * trained)  # they are still to be scored
         together = f"{count} candidates together" if count > 1 else "1 candidate"
-        line = f"{together}: epoch {epoch} of {self._n_epochs}, {left}"
-        self._progress.update(self._task, completed=self._done, description=line)
+        line = f"{together}: epoch {epoch} of {self._n_epochs}, "
+        line += self._left(self._n_rows + 0.9 * trained, line)  # they are still to be scored
         if not output.console.is_terminal:
             output.say(line)
 
     def show(self, results: list[dict[str, Any]]) -> None:
         """Bring the view up to date; where there is no terminal, print a line."""
         self._n_rows = len(results)
-        left = self._left(self._n_rows)
-        line = f"{self._n_rows} of {self._n_planned}, {left}"
-        self._progress.update(self._task, completed=self._done, description=line)
+        done = f"{self._n_rows} of {self._n_planned}"
+        left = self._left(self._n_rows, f"{done}, ")
         if output.console.is_terminal:
             self._live.update(self._view(results), refresh=True)
             return
@@ -254,14 +250,17 @@ class _Leaders:
         params = ", ".join(f"{name} {value:g}" for name, value in row["params"].items())
         failure = "diverged" if row["diverged"] else row["error"] and f"failed: {row['error']}"
         accuracy = failure or f"validation accuracy {row['val_accuracy']}"
-        output.say(f"{self._n_rows} of {self._n_planned}: {params}: {accuracy} ({left})")
+        output.say(f"{done}: {params}: {accuracy} ({left})")
 
-    def _left(self, done: float) -> str:
+    def _left(self, done: float, what: str) -> str:
+        """Return the time that is left, and show it below the table."""
         # The rows of candidates that were trained together come when all of them are done.
         self._done = max(self._done, done)
         of_one = (time.perf_counter() - self._start) / self._done
         seconds = of_one * (self._n_planned - self._done)
-        return f"about {format_seconds(seconds)} of searching left" if seconds else "searched"
+        left = f"about {format_seconds(seconds)} of searching left" if seconds else "searched"
+        self._progress.update(self._task, completed=self._done, description=what + left)
+        return left
 
     def _view(self, results: list[dict[str, Any]]) -> Group:
         return Group(_leaders(results, self._names), self._progress)
