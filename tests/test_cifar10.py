@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuclf.datasets import DatasetError, DatasetNotFoundError, ImageDataset, cifar10, load_cifar10
+from gpuclf.datasets import (
+    DatasetError,
+    DatasetNotFoundError,
+    ImageDataset,
+    cifar10,
+    download,
+    load_cifar10,
+)
 
 ROWS = 20
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -530,7 +537,7 @@ def test_archive_that_cannot_be_unpacked_leaves_nothing(tmp_path, monkeypatch, d
 
 
 def test_members_of_absurd_size_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "_LARGEST_FILE_BYTES", 1000)
+    monkeypatch.setattr(cifar10, "LARGEST_FILE_BYTES", 1000)
     with pytest.raises(DatasetError, match="would take"):
         unpack(tmp_path, monkeypatch, archive_of("python"))
 
@@ -628,9 +635,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(cifar10, "_RETRY_WAIT_S", 0.0)
+    monkeypatch.setattr(download, "_RETRY_WAIT_S", 0.0)
     # What arrived of a chunk that broke off is lost, so these divide the tests' breaking points.
-    monkeypatch.setattr(cifar10, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(download, "_CHUNK_BYTES", 500)
     with Server() as server:
         server.content = archive_of("python")
         trust(monkeypatch, server.content, url=server.url)

@@ -10,52 +10,33 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from gpuclf.cli import output
-from gpuclf.cli.options import (
-    BackendName,
-    BackendOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    SeedOption,
-)
+from gpuclf.cli import options, output
 
 __all__ = ["check"]
 
 
-class CheckedModel(StrEnum):
-    """What `gpuclf check` can check."""
-
-    all = "all"
-    softmax = "softmax"
-    svm = "svm"
-    two_layer = "two-layer"
-
-
-class LibraryName(StrEnum):
-    """Values of --library."""
-
-    numpy = "numpy"
-    cupy = "cupy"
-    torch = "torch"
-    array_api_strict = "array-api-strict"
+CheckedModel = StrEnum(
+    "CheckedModel", {"all": "all", "softmax": "softmax", "svm": "svm", "two_layer": "two-layer"}
+)
+LibraryName = StrEnum(
+    "LibraryName",
+    {"numpy": "numpy", "cupy": "cupy", "torch": "torch", "array_api_strict": "array-api-strict"},
+)
 
 
 def check(
     model: Annotated[CheckedModel, typer.Argument(help="What to check.")] = CheckedModel.all,
-    backend: BackendOption = BackendName.auto,
+    backend: options.BackendOption = options.BackendName.auto,
     library: Annotated[
         LibraryName | None, typer.Option(help="Array library to use instead of --backend's.")
     ] = None,
-    dtype: DtypeOption = DtypeName.float64,
-    seed: SeedOption = 0,
-    json: JsonOption = None,
+    dtype: options.DtypeOption = options.DtypeName.float64,
+    seed: options.SeedOption = 0,
+    json: options.JsonOption = None,
 ) -> None:
     """Check every gradient, that of X included, against centred differences in float64."""
-    from gpuclf.arrays import describe_location
-    from gpuclf.devices.machine import environment
-    from gpuclf.files import write_json
-    from gpuclf.models.gradients import MODELS, RTOL, check_model
+    from gpuclf.backend import describe_location
+    from gpuclf.models import MODELS, gradients
 
     output.prepare(json)
     if library is not None and backend not in ("auto", library):
@@ -67,25 +48,22 @@ def check(
         found = {}
         for name in names:
             progress.update(task, description=f"checking {name}")
-            found[name] = check_model(MODELS[name], like=like, dtype=str(dtype), seed=seed)
+            found[name] = gradients.check_model(
+                gradients.MODELS[name], like=like, dtype=str(dtype), seed=seed
+            )
             progress.advance(task)
     passed = all(result.passed for of_model in found.values() for result in of_model.values())
 
     where = describe_location(like)
-    output.say(f"analytic gradients in {dtype} on {where}, tolerance {RTOL[dtype]:.0e}")
+    output.say(f"analytic gradients in {dtype} on {where}, tolerance {gradients.RTOL[dtype]:.0e}")
     output.console.print(_table(found))
-    if json is not None:
-        rows = [
-            {"model": name, "gradient": parameter, "passed": result.passed, **asdict(result)}
-            for name, of_model in found.items()
-            for parameter, result in of_model.items()
-        ]
-        settings = {"library": where, "dtype": dtype, "seed": seed}
-        write_json(
-            json,
-            {"passed": passed, "settings": settings, "environment": environment(), "rows": rows},
-        )
-        output.say(f"written to {json}")
+    rows = [
+        {"model": name, "gradient": parameter, "passed": result.passed, **asdict(result)}
+        for name, of_model in found.items()
+        for parameter, result in of_model.items()
+    ]
+    settings = {"library": where, "dtype": dtype, "seed": seed}
+    output.write(json, {"passed": passed, "settings": settings, "rows": rows})
     if not passed:
         raise typer.Exit(1)
 
@@ -94,7 +72,7 @@ def _array_of(name: str) -> Any:
     """Return an array of the library that the options name."""
     import numpy as np
 
-    from gpuclf.devices.backends import BackendUnavailableError, get_backend, to_device
+    from gpuclf.backend import BackendUnavailableError, get_backend, to_device
 
     if name in ("torch", "array-api-strict"):
         try:
@@ -109,23 +87,17 @@ def _array_of(name: str) -> Any:
 
 
 def _table(found: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="gradient checks", title_justify="left", title_style="bold")
-    for column in ("model", "gradient of", "worst at"):
-        table.add_column(column, no_wrap=True)
-    for column in ("relative error", "checked", "at kinks"):
-        table.add_column(column, justify="right")
-    table.add_column("result")
+    columns = ("relative error", "checked", "at kinks", "result")
+    table = output.table("gradient checks", *columns, left=("model", "gradient of", "worst at"))
     for name, of_model in found.items():
         for parameter, result in of_model.items():
             index = list(result.worst[1]) if result.worst is not None else "-"
-            table.add_row(
-                name,
-                parameter,
-                str(index),
+            passed = "[green]passed[/]" if result.passed else "[red]failed[/]"
+            values = (
                 f"{result.max_relative_error:.1e}",
                 f"{result.n_checked}",
                 f"{result.n_kinks}",
-                "[green]passed[/]" if result.passed else "[red]failed[/]",
             )
+            table.add_row(name, parameter, str(index), *values, passed)
         table.add_section()
     return table

@@ -13,8 +13,7 @@ __all__ = ["info"]
 
 def info(json: JsonOption = None) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
-    from gpuclf.devices.machine import environment
-    from gpuclf.files import write_json
+    from gpuclf.backend import environment
 
     output.prepare(json)
     found = environment()
@@ -42,6 +41,4 @@ def info(json: JsonOption = None) -> None:
     else:
         table.add_row("", escape(f"to use one, {gpu['remedy']}"))
     output.console.print(table)
-    if json is not None:
-        write_json(json, found)
-        output.say(f"written to {json}")
+    output.write(json, found, names_machine=True)

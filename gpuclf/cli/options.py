@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,48 +21,16 @@ __all__ = [
     "ModelName",
     "PlotOption",
     "SeedOption",
-    "refuse_foreign",
 ]
 
 
-class BackendName(StrEnum):
-    """Values of --backend."""
-
-    auto = "auto"
-    numpy = "numpy"
-    cupy = "cupy"
-
-
-class DtypeName(StrEnum):
-    """Values of --dtype."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
-class DataName(StrEnum):
-    """Values of --data."""
-
-    auto = "auto"
-    cifar10 = "cifar10"
-    synthetic = "synthetic"
-
-
-class ModelName(StrEnum):
-    """What can be trained and searched for."""
-
-    softmax = "softmax"
-    svm = "svm"
-    two_layer = "two-layer"
-    knn = "knn"
-
-
-class MetricName(StrEnum):
-    """Values of --metric."""
-
-    l2 = "l2"
-    l1 = "l1"
-
+BackendName = StrEnum("BackendName", ["auto", "numpy", "cupy"])
+DtypeName = StrEnum("DtypeName", ["float32", "float64"])
+DataName = StrEnum("DataName", ["auto", "cifar10", "synthetic"])
+ModelName = StrEnum(
+    "ModelName", {"softmax": "softmax", "svm": "svm", "two_layer": "two-layer", "knn": "knn"}
+)
+MetricName = StrEnum("MetricName", ["l2", "l1"])
 
 BackendOption = Annotated[
     BackendName, typer.Option("--backend", help="Array library to compute with.")
@@ -90,11 +57,4 @@ PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", dir_okay=False, writable=True, help="Draw the result to this file."),
 ]
-
-
-def refuse_foreign(model: ModelName, given: Iterable[str], allowed: Container[str]) -> None:
-    """Raise for the first hyper-parameter that was given but does not apply to the model."""
-    for name in given:
-        if name not in allowed:
-            option = "epochs" if name == "max_iter" else name.replace("_", "-")
-            raise typer.BadParameter(f"--{option} does not apply to {model}")
+MetricOption = Annotated[MetricName | None, typer.Option(help="knn only; default l2.")]

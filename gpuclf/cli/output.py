@@ -14,19 +14,25 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
-from gpuclf.cli.options import DataName
+from gpuclf.cli.options import BackendName, DataName
 
 __all__ = [
     "N_VALIDATION",
     "console",
     "describe",
     "load",
+    "load_for",
     "machine_line",
+    "parts",
     "prepare",
     "prepare_picture",
     "progress",
+    "report",
     "say",
+    "table",
+    "write",
 ]
 
 console = Console()
@@ -75,6 +81,38 @@ def load(data: DataName, data_dir: Path | None, seed: int) -> Any:
     return load_dataset(str(data), data_dir, seed)
 
 
+def load_for(
+    backend: BackendName, data: DataName, data_dir: Path | None, seed: int, per_call: int | None
+) -> tuple[Any, Any]:
+    """Load the data set, say which it is and what computes; return it and the backend.
+
+    So many training images are seen by one call: "auto" leaves few of them to the CPU. All if 0;
+    where it is None, the GPU is always better.
+    """
+    from gpuclf.backend import get_backend
+
+    where = get_backend(backend)  # better refused before the data are loaded
+    dataset = load(data, data_dir, seed)
+    if per_call is not None:
+        where = get_backend(backend, nbytes=dataset.X_train[: per_call or None].nbytes)
+    say(f"data: {dataset.source}")
+    say(f"on: {where.name} ({where.reason})")
+    return dataset, where
+
+
+def parts(dataset: Any, where: Any) -> dict[str, tuple[Any, Any]]:
+    """Return images and labels to train on, to validate on and to test on, on the backend."""
+    from gpuclf.backend import to_device
+
+    n_train = len(dataset.X_train) - N_VALIDATION
+    cut = {
+        "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
+        "val": (dataset.X_train[n_train:], dataset.y_train[n_train:]),
+        "test": (dataset.X_test, dataset.y_test),
+    }
+    return {name: (to_device(X, where), to_device(y, where)) for name, (X, y) in cut.items()}
+
+
 def describe(dataset: Any) -> dict[str, Any]:
     """Return what the JSON says of a data set."""
     return {
@@ -94,6 +132,45 @@ def machine_line(found: dict[str, Any]) -> str:
 def say(line: str) -> None:
     """Print a line as it is: paths and install commands hold brackets, no markup."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+    """Return an empty table of right-aligned columns, after those that are left-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in left:
+        table.add_column(column, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def report(
+    title: str, accuracy: dict[str, float], seconds: dict[str, float], **settings: object
+) -> dict[str, float]:
+    """Print a table of one row, and return its accuracies and times as the JSON names them."""
+    row = {name: str(value) for name, value in settings.items()}
+    row |= {f"{name} accuracy": f"{value:.4f}" for name, value in accuracy.items()}
+    row |= {f"time to {name}": f"{value:.1f} s" for name, value in seconds.items()}
+    one = table(title, *(name.replace("val ", "validation ") for name in row))
+    one.add_row(*row.values())
+    console.print(one)
+    return {f"{name}_accuracy": value for name, value in accuracy.items()} | {
+        f"{name}_seconds": value for name, value in seconds.items()
+    }
+
+
+def write(json: Path | None, content: dict[str, Any], *, names_machine: bool = False) -> None:
+    """Write the result to the file, if one was asked for, and say so.
+
+    The machine is added, unless the content names it.
+    """
+    if json is None:
+        return
+    from gpuclf.backend import environment
+    from gpuclf.files import write_json
+
+    write_json(json, content if names_machine else content | {"environment": environment()})
+    say(f"written to {json}")
 
 
 def progress(*columns: ProgressColumn) -> Progress:

@@ -2,8 +2,9 @@
 
 import os
 
-from gpuclf.datasets.cifar10 import DatasetError, DatasetNotFoundError, ImageDataset, load_cifar10
+from gpuclf.datasets.cifar10 import load_cifar10
 from gpuclf.datasets.course_split import CourseSplit, course_split
+from gpuclf.datasets.image_dataset import DatasetError, DatasetNotFoundError, ImageDataset
 from gpuclf.datasets.spiral import make_spiral
 from gpuclf.datasets.synthetic import make_synthetic
 
@@ -86,10 +87,7 @@ def _synthetic_dataset(seed: int, remark: str = "") -> ImageDataset:
     # Cut from one draw, the two parts cannot share a sample whatever the seed is.
     X, y = make_synthetic(n_train + n_test, seed)
     return ImageDataset(
-        X[:n_train],
-        y[:n_train],
-        X[n_train:],
-        y[n_train:],
+        *(X[:n_train], y[:n_train], X[n_train:], y[n_train:]),
         name="synthetic (CIFAR-shaped)",
         class_names=tuple(f"class {label}" for label in range(10)),
         source=f"synthetic, seed {seed}{remark}",

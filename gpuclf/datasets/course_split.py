@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuclf.datasets.cifar10 import ImageDataset
+from gpuclf.datasets.image_dataset import ImageDataset
 
 __all__ = ["CourseSplit", "course_split"]
 

@@ -1,0 +1,121 @@
+"""Downloads that go on where they stopped."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpuclf.datasets.image_dataset import DatasetError, file_size
+
+__all__ = ["download"]
+
+_ATTEMPTS = 4
+_RETRY_WAIT_S = 1.0
+_TIMEOUT_S = 30.0
+_CHUNK_BYTES = 1 << 18
+
+
+def download(url: str, md5: str, root: Path) -> None:
+    """Fetch an archive into `root`; it is there afterwards only if it is right.
+
+    What arrived before a failure is kept, and the next call goes on from there.
+
+    Raises
+    ------
+    DatasetError
+        With the remedy.
+    """
+    import pooch  # type: ignore[import-untyped]
+    import requests
+
+    archive = url.rpartition("/")[2]
+    part = root / f"{archive}.part"
+    by_hand = (
+        f"Or download {url} by other means, put it into {root} and load again; or pass a "
+        "folder that has CIFAR-10 as data_dir=."
+    )
+
+    def collect(url: str, output_file: str, pooch: object) -> None:
+        _fetch_patiently(url, part)
+        part.replace(output_file)  # pooch checks it
+
+    try:
+        pooch.retrieve(
+            url,
+            known_hash=f"md5:{md5}",
+            fname=archive,
+            path=root,
+            downloader=collect,
+        )
+    except requests.RequestException as error:
+        kept = ""
+        if part.is_file():
+            kept = f" The {file_size(part):,} bytes that arrived are kept; load again to go on."
+        raise DatasetError(
+            f"CIFAR-10 could not be downloaded from {url}: {error}.{kept} {by_hand}"
+        ) from error
+    except ValueError as error:
+        raise DatasetError(
+            f"What {url} sent is not CIFAR-10: {error} Load again to start afresh. {by_hand}"
+        ) from error
+    except OSError as error:
+        raise DatasetError(
+            f"The download of {url} could not be written to {root} ({error}). Pass "
+            "a folder that is writable and has 400 MB free as data_dir=, or set the environment "
+            f"variable GPUCLF_DATA to one."
+        ) from error
+
+
+def _fetch_patiently(url: str, part: Path) -> None:
+    import requests
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _fetch(url, part)
+        except requests.RequestException as error:
+            answer = error.response
+            refused = answer is not None and 400 <= answer.status_code < 500
+            if refused or attempt == _ATTEMPTS:
+                raise
+            time.sleep(attempt * _RETRY_WAIT_S)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Append what is missing to the part that is there."""
+    import requests
+
+    start = part.stat().st_size if part.exists() else 0
+    # Compressed on the way, the byte counts of server and file would not be the same.
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+        sent_range = answer.headers.get("Content-Range", "")
+        if start and answer.status_code == requests.codes.requested_range_not_satisfiable:
+            if sent_range == f"bytes */{start}":
+                return
+            part.unlink()
+            raise requests.ConnectionError("the partial file did not fit and was removed")
+        answer.raise_for_status()
+        # A server without byte ranges answers 200 and sends the whole file.
+        resumed = sent_range.startswith(f"bytes {start}-") and answer.status_code == 206
+        if not resumed:
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        with part.open("ab" if resumed else "wb") as file:
+            _copy_with_progress(answer.iter_content(_CHUNK_BYTES), file.write, start, total)
+
+
+def _copy_with_progress(
+    chunks: Any, write: Callable[[bytes], object], start: int, total: int | None
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("CIFAR-10", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("download", total=total, completed=start)
+        for chunk in chunks:
+            write(chunk)
+            progress.advance(task, len(chunk))
