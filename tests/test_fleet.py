@@ -298,9 +298,7 @@ def test_parameters_that_blow_up_in_the_last_step_are_noticed(lib, epochs):
     start = {name: lib.asarray(value) for name, value in stacked_start(make_params).items()}
     rates = [lambda _: 0.1] * 3 + [lambda step: 1e300 if step == 4 else 0.1] + [lambda _: 0.1]
     options = {"rate": rates, "epochs": epochs, "reg": [0.0] * 3 + [1e10, 0.0]}
-    members = train(
-        SOFTMAX, start, X, y, on_epoch=lambda _, left, __: {3} & set(left), **options
-    )
+    members = train(SOFTMAX, start, X, y, on_epoch=lambda _, left, __: {3} & set(left), **options)
     assert [member.error is None for member in members] == [True, True, True, False, True]
     assert "the parameters became NaN or infinite" in str(members[3].error)
     assert members[3].velocity is None  # it keeps what it came with

@@ -460,4 +460,3 @@ def test_nothing_warns_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FleetSearchCV(KINDS["svm"](), GRID, cv=2).fit(X, y)
-    assert fleet.Member().error is None
