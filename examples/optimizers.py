@@ -9,18 +9,14 @@ over them, which is what each of these methods pays with. Run it by
 
 import argparse
 import math
-from functools import partial
 
 import numpy as np
 
-from gpuclf.models import SOFTMAX
 from gpuclf import Standardized
 from gpuclf.datasets import load_cifar10, make_synthetic
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_loss_only
-from gpuclf.optimizers import minimize_gd, random_local_search, random_search
+from gpuclf.models import SOFTMAX, LinearModel
 from gpuclf.plots import import_pyplot
-from gpuclf.training import minimize_lbfgs, minimize_sgd
+from gpuclf.training import Member, minimize_lbfgs, train_sgd
 
 REG = 1e-3
 BATCH_SIZE = 200
@@ -30,8 +26,47 @@ SGD = {  # learning rate, its factor from pass to pass, momentum, Nesterov's
     "SGD, momentum": (0.001, 0.95, 0.9, False),
     "SGD, Nesterov": (0.001, 0.95, 0.9, True),
 }
-softmax = SOFTMAX.objective
-softmax_only = partial(linear_loss_only, softmax_cross_entropy)
+
+
+def losses_of(params, X, y):
+    """Return the loss, without gradients: of many models, (K, ...) each, one product gives all."""
+    loss, _ = SOFTMAX.data_loss(SOFTMAX.scores(params, X, precision="float32"), y, None)
+    return loss + REG * np.sum(params["W"] ** 2, axis=(-2, -1))
+
+
+def moved(params, scale, rng, models=()):
+    """Return parameters at a random distance, with leading model axes if wanted."""
+    steps = {name: rng.standard_normal((*models, *v.shape)) for name, v in params.items()}
+    return {name: (v + scale * steps[name]).astype(v.dtype) for name, v in params.items()}
+
+
+def random_search(start, X, y, n_candidates, scale, rng):
+    """Draw candidates around the start; return the best, and the lowest loss after each."""
+    candidates = moved(start, scale, rng, (n_candidates,))
+    losses = losses_of(candidates, X, y)
+    best = {name: value[np.argmin(losses)] for name, value in candidates.items()}
+    return best, np.minimum.accumulate(losses)
+
+
+def random_local_search(params, X, y, n_steps, scale, rng):
+    """Take the random steps that lead down; return the end, and the loss at the start and after."""
+    losses = [float(losses_of(params, X, y))]
+    for _ in range(n_steps):
+        there = moved(params, scale, rng)
+        loss = float(losses_of(there, X, y))
+        params = there if loss < losses[-1] else params
+        losses.append(min(loss, losses[-1]))
+    return params, losses
+
+
+def gradient_descent(params, X, y, n_steps, rate):
+    """Go down the gradient of all samples; return the end, and the loss before each step."""
+    losses = []
+    for _ in range(n_steps):
+        loss, grads = SOFTMAX.objective(params, X, y, REG)
+        params = {name: value - rate * grads[name] for name, value in params.items()}
+        losses.append(float(loss))
+    return params, losses
 
 
 def main():
@@ -62,44 +97,42 @@ def race(X, y, n_passes):
     curves = {}
 
     # A candidate costs one product with X, a gradient two; either counts as a pass.
-    searching = {"reg": REG, "scale": 1e-3, "rng": np.random.default_rng(0)}
-    _, history = random_search(softmax_only, start, X, y, n_candidates=n_passes, **searching)
-    curves["random search"] = np.arange(1, n_passes + 1), history.loss
-    _, history = random_local_search(softmax_only, start, X, y, max_iter=n_passes, **searching)
-    curves["random local search"] = np.arange(n_passes + 1), history.loss
-
-    _, history = minimize_gd(
-        softmax, start, X, y, rate=lambda step: 0.01, reg=REG, max_iter=n_passes
-    )
-    curves["gradient descent"] = np.arange(n_passes), history.loss
+    rng = np.random.default_rng(0)
+    _, losses = random_search(start, X, y, n_passes, 1e-3, rng)
+    curves["random search"] = np.arange(1, n_passes + 1), losses
+    _, losses = random_local_search(start, X, y, n_passes, 1e-3, rng)
+    curves["random local search"] = np.arange(n_passes + 1), losses
+    _, losses = gradient_descent(start, X, y, n_passes, 0.01)
+    curves["gradient descent"] = np.arange(n_passes), losses
 
     steps_per_pass = math.ceil(n_samples / BATCH_SIZE)
     for name, (rate, decay, momentum, nesterov) in SGD.items():
-        losses = [float(softmax(start, X, y, REG)[0])]
-
-        def measure(params, history, losses=losses):
-            losses.append(float(softmax(params, X, y, REG)[0]))
-
-        minimize_sgd(
-            *(softmax, start, X, y),
-            rate=lambda step, rate=rate, decay=decay: rate * decay ** (step // steps_per_pass),
-            reg=REG,
-            momentum=momentum,
-            nesterov=nesterov,
+        losses = [float(losses_of(start, X, y))]
+        member = Member(
+            start,
+            lambda step, rate=rate, decay=decay: rate * decay ** (step // steps_per_pass),
+            REG,
+            momentum,
+        )
+        train_sgd(
+            *(SOFTMAX, [member], X, y),
             batch_size=BATCH_SIZE,
             epochs=n_passes,
+            nesterov=nesterov,
             rng=np.random.default_rng(0),
-            on_epoch=measure,
+            on_epoch=lambda params, _, losses=losses: losses.append(float(losses_of(params, X, y))),
         )
         curves[name] = np.arange(n_passes + 1), losses
 
     evaluations = []
 
-    def counted(*args):
-        loss, grads = softmax(*args)
-        evaluations.append(float(loss))
-        return loss, grads
+    class Counted(LinearModel):
+        def objective(self, *args, **options):
+            loss, grads = super().objective(*args, **options)
+            evaluations.append(float(loss))
+            return loss, grads
 
+    counted = Counted("softmax", SOFTMAX.data_loss)
     minimize_lbfgs(counted, start, X, y, reg=REG, max_iter=n_passes, tol=1e-6)
     curves["L-BFGS"] = np.arange(len(evaluations)), np.minimum.accumulate(evaluations)
     return curves

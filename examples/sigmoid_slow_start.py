@@ -10,15 +10,13 @@ Networks and Deep Learning", chapter 3. Run it by
 """
 
 import argparse
-from functools import partial
 
 import numpy as np
 
 from gpuclf import Standardized, array_namespace, grad_check
 from gpuclf.datasets import load_cifar10, make_synthetic
 from gpuclf.losses import one_hot, softmax_cross_entropy
-from gpuclf.models.linear import linear_scores
-from gpuclf.optimizers import minimize_gd
+from gpuclf.models import LinearModel
 from gpuclf.plots import import_pyplot
 
 
@@ -91,21 +89,16 @@ def classifiers(X, y, n_steps):
     X = Standardized.fit(X)
     n_features = X.shape[1]
     W = np.random.default_rng(0).normal(0, 10 / np.sqrt(n_features), (n_features, 10))
-    start = {"W": W.astype(np.float32), "b": np.zeros(10, np.float32)}
     accuracies = {}
     for name, loss in LOSSES.items():
-        curve = accuracies[name] = []
-
-        def measure(params, history, curve=curve):
-            curve.append(float(np.mean(linear_scores(params, X).argmax(axis=1) == y)))
-
-        minimize_gd(
-            *(partial(linear_loss, loss), start, X, y),
-            rate=lambda _: 0.02,
-            reg=0.0,
-            max_iter=n_steps,
-            on_iteration=measure,
-        )
+        model, curve = LinearModel(name, loss), []
+        params = {"W": W.astype(np.float32), "b": np.zeros(10, np.float32)}
+        for _ in range(n_steps):
+            _, grads = model.objective(params, X, y, reg=0.0)
+            params = {name: value - 0.02 * grads[name] for name, value in params.items()}
+            scores = model.scores(params, X, precision="float32")
+            curve.append(float(np.mean(scores.argmax(axis=1) == y)))
+        accuracies[name] = curve
     return accuracies
 
 

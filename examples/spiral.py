@@ -9,27 +9,23 @@ gradient descent, with the formulas of gpuclf and nothing else.
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from gpuclf.models import SOFTMAX
 from gpuclf.datasets import make_spiral
-from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models.linear import linear_scores
-
+from gpuclf.models import SOFTMAX, TWO_LAYER
 from gpuclf.plots import import_pyplot, plot_decision_boundary
 
 REG = 1e-3 / 2  # the source's penalty is 0.5 * reg * sum(W * W) with reg = 1e-3
 STEP_SIZE = 1.0
 
 
-def descend(objective, params, X, y, n_steps):
+def descend(model, params, X, y, n_steps):
     """Full-batch gradient descent, from `params` and in them."""
     start = time.perf_counter()
     for step in range(n_steps):
-        loss, grads = objective(params, X, y, REG)
+        loss, grads = model.objective(params, X, y, REG)
         if step % (n_steps // 10) == 0:
             print(f"step {step:5,}: loss {loss:.6f}")
         for name, gradient in grads.items():
@@ -57,22 +53,15 @@ def main():
         "b2": np.zeros(3),
     }
     _, panels = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    for name, objective, scores, params, n_steps, ax in (
-        (
-            "softmax",
-            SOFTMAX.objective,
-            linear_scores,
-            softmax,
-            200,
-            panels[0],
-        ),
-        ("two-layer net", two_layer_objective, two_layer_forward, net, 10_000, panels[1]),
+    for name, model, params, n_steps, ax in (
+        ("softmax", SOFTMAX, softmax, 200, panels[0]),
+        ("two-layer net", TWO_LAYER, net, 10_000, panels[1]),
     ):
         print(name)
-        descend(objective, params, X, y, min(n_steps, 300) if arguments.quick else n_steps)
+        descend(model, params, X, y, min(n_steps, 300) if arguments.quick else n_steps)
 
-        def predict(points, scores=scores, params=params):
-            return scores(params, points).argmax(axis=1)
+        def predict(points, model=model, params=params):
+            return model.scores(params, points, precision="float32").argmax(axis=1)
 
         print(f"{np.mean(predict(X) == y):.1%} of the training points are right\n")
         plot_decision_boundary(predict, X, y, ax=ax)

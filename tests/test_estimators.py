@@ -903,3 +903,69 @@ def test_other_numbers_are_converted_in_every_library(lib, dtype):
     expected = SoftmaxClassifier(max_iter=2, random_state=0).fit(X.astype(float), y)
     scores = lib.to_numpy(classifier.decision_function(lib.asarray(X)))
     np.testing.assert_allclose(scores, expected.decision_function(X.astype(float)), atol=1e-15)
+
+
+# ------------------------------------------------------------------------- losses of one's own
+
+
+def squared_error(scores, labels, sample_weight=None):
+    """Half the squared distance of the scores from one-hot labels."""
+    xp = gpuclf.array_namespace(scores)
+    errors = scores - gpuclf.losses.one_hot(labels, int(scores.shape[-1]), dtype=scores.dtype)
+    weights = 1 / scores.shape[-2] if sample_weight is None else sample_weight[..., None]
+    loss = xp.sum(weights * errors * errors, axis=(-2, -1), dtype=xp.float64) / 2
+    return loss, weights * errors
+
+
+class LeastSquares(SoftmaxClassifier):
+    model = gpuclf.models.LinearModel("least squares", squared_error)
+
+
+def least_squares(X, y, reg):
+    """Return W and b of the minimum, by the normal equations."""
+    ones = np.c_[X, np.ones(len(X))]
+    penalty = 2 * reg * np.diag([1.0] * X.shape[1] + [0.0])
+    return np.linalg.solve(ones.T @ ones / len(X) + penalty, ones.T @ np.eye(C)[y] / len(X))
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_a_loss_of_one_s_own_trains_by_both_solvers(lib, solver):
+    X, y = make_data()
+    options = {"max_iter": 300, "learning_rate": 0.1, "reg": 0.01, "tol": 1e-9}
+    model = LeastSquares(solver=solver, batch_size=N, standardize=False, **options)
+    model.fit(lib.asarray(X), lib.asarray(y))
+    found = np.r_[lib.to_numpy(model.params_["W"]), lib.to_numpy(model.params_["b"])[None]]
+    np.testing.assert_allclose(found, least_squares(X, y, 0.01), rtol=0, atol=1e-3)
+    assert not hasattr(model, "predict_proba")  # its scores are not logits
+
+
+def test_a_loss_of_one_s_own_trains_in_parts_and_in_fleets():
+    X, y = make_pixels()
+    options = {"random_state": 0, "max_iter": 3, "batch_size": 20}
+    rates = [1e-3, 1e-2, 3e-2]
+    in_parts = LeastSquares(schedule="exponential", **options)
+    for _ in range(3):
+        in_parts.partial_fit(X, y, classes=np.arange(C))
+    at_once = LeastSquares(schedule="exponential", **options).fit(X, y)
+    for name, value in at_once.params_.items():
+        np.testing.assert_allclose(in_parts.params_[name], value, rtol=0, atol=1e-6)
+    alone = [LeastSquares(learning_rate=rate, **options).fit(X, y) for rate in rates]
+    members = [{"learning_rate": rate} for rate in rates]
+    ensemble = gpuclf.FleetEnsemble(LeastSquares(**options), members).fit(X, y)
+    for member, expected in zip(ensemble.estimators_, alone, strict=True):
+        for name, value in expected.params_.items():
+            np.testing.assert_allclose(member.params_[name], value, rtol=0, atol=1e-5)
+    search = {"param_grid": {"learning_rate": rates}, "cv": 2}
+    found = gpuclf.FleetSearchCV(LeastSquares(**options), **search).fit(X, y)
+    expected = GridSearchCV(LeastSquares(**options), **search).fit(X, y)
+    np.testing.assert_allclose(
+        found.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"]
+    )
+
+
+def test_lbfgs_refuses_a_loss_of_one_s_own_that_has_kinks():
+    class Kinked(SoftmaxClassifier):
+        model = gpuclf.models.SVM
+
+    with pytest.raises(ValueError, match="use SGD"):
+        Kinked(solver="lbfgs").fit(*make_data())

@@ -1,5 +1,4 @@
 import gc
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,10 +18,9 @@ from gpuclf import (
     two_layer_loss,
     two_layer_scores,
 )
-from gpuclf.arrays import array_namespace, describe_location
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.backend import array_namespace, describe_location
 from gpuclf.models import SOFTMAX
-from gpuclf.models.linear import linear_loss_only, linear_scores
+from gpuclf.models.linear import linear_scores
 from gpuclf.samples import streamed as streaming
 from gpuclf.samples import walk as row_blocks
 from gpuclf.training import minimize_lbfgs
@@ -114,9 +112,7 @@ def test_the_wide_product_of_many_models_is_streamed_too(lib, form, n_models):
     rng = np.random.default_rng(2)
     shapes = {"W": (n_models, D, C), "b": (n_models, C)}
     params = {name: lib.asarray(rng.standard_normal(s)) for name, s in shapes.items()}
-    found, expected = (
-        linear_loss_only(softmax_cross_entropy, params, X, y, 0.1)[0] for X in (passing, there)
-    )
+    found, expected = (SOFTMAX.objective(params, X, y, 0.1)[0] for X in (passing, there))
     np.testing.assert_allclose(lib.to_numpy(found), lib.to_numpy(expected), rtol=1e-12)
 
 
@@ -143,8 +139,7 @@ def test_lbfgs_streams_each_evaluation(lib, uploads):
     _, passing, y = streamed(lib, "standardized bytes")
     params = make_params(lib, hidden=False)
     uploads.clear()
-    objective = SOFTMAX.objective
-    minimize_lbfgs(objective, params, passing, y, reg=0.01, max_iter=3, tol=1e-9)
+    minimize_lbfgs(SOFTMAX, params, passing, y, reg=0.01, max_iter=3, tol=1e-9)
     an_evaluation = -(-N // max(uploads))
     assert an_evaluation > 1
     assert len(uploads) % an_evaluation == 0

@@ -79,7 +79,7 @@ def fit_together(
     if not fits:
         return errors
     fleet = [models[place] for place in fits]
-    on_epoch = callback and (lambda epoch, _: callback(epoch))
+    on_epoch = None if callback is None else lambda epoch, _: callback(epoch)
     try:
         found = fleet[0].fit_fleet(fleet, X, y, sample_weight, epochs=epochs, callback=on_epoch)
     except Exception as error:  # as in scikit-learn: a fit that fails ends no search

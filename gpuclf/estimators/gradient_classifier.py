@@ -266,7 +266,8 @@ class GradientClassifier(ArrayClassifier):
             self._number_classes(classes if hasattr(classes, "dtype") else np.asarray(classes))
             features = self._learn_standardization(samples, weights)
             self._rng = _generator(self.random_state)
-            self.params_, self._velocity = self._new_params(features), None
+            self.params_ = self._new_params(features)
+            self._velocity: Params | None = None
             self.n_iter_, self.history_ = 0, History()
         else:
             if classes is not None and not np.array_equal(np.unique(classes), self.classes_):
@@ -300,44 +301,26 @@ class GradientClassifier(ArrayClassifier):
         return Member(params, rate, self.reg, self.momentum, velocity, history)
 
     def _n_steps(self, targets: Array) -> int:
-        if self.solver == "lbfgs":
-            return 1
-        return math.ceil(int(targets.shape[0]) / self.batch_size)
+        n_samples = int(targets.shape[0])
+        return 1 if self.solver == "lbfgs" else math.ceil(n_samples / int(self.batch_size))
 
     def _run_sgd(
         self, members: Sequence[Member], part: Part, epochs: int, on_epoch: Any = None
     ) -> None:
         features, targets, weights = part
         train_sgd(
-            self.model,
-            members,
-            features,
-            targets,
-            batch_size=self.batch_size,
-            epochs=epochs,
-            nesterov=self.nesterov,
-            rng=self._rng,
-            precision=self._products,
-            sample_weight=weights,
-            augment=self.augment,
-            on_epoch=on_epoch,
-        )
+            self.model, members, features, targets, batch_size=self.batch_size, epochs=epochs,
+            nesterov=self.nesterov, rng=self._rng, precision=self._products, sample_weight=weights,
+            augment=self.augment, on_epoch=on_epoch,
+        )  # fmt: skip
 
     def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> int:
         features, targets, weights = part
         member.params, history, n_iter = minimize_lbfgs(
-            self.model,
-            member.params,
-            features,
-            targets,
-            reg=self.reg,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            precision=self._products,
-            sample_weight=weights,
+            self.model, member.params, features, targets, reg=self.reg, max_iter=self.max_iter,
+            tol=self.tol, precision=self._products, sample_weight=weights, history=member.history,
             on_iteration=on_epoch and (lambda params, _: bool(on_epoch(params, [0]))),
-            history=member.history,
-        )
+        )  # fmt: skip
         if history.reached_max_iter:
             warnings.warn(
                 f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
@@ -435,7 +418,7 @@ class GradientClassifier(ArrayClassifier):
         params = to_device(self.params_ if params is None else params, like=stored)
         return self._scores(params, features)
 
-    @available_if(lambda self: self.model.has_logits)
+    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes, shape (N, C), in the array library of X."""
         return softmax(self.class_scores(X))
