@@ -1,6 +1,7 @@
-"""The array libraries that every shared function is tested on."""
+"""What is left out and what is said of it; the array libraries that shared functions run on."""
 
 import importlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,26 @@ from gpuclf import backend, dispatch
 from gpuclf.backend import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples import walk as row_blocks
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a CUDA device where there is none: hundreds of tests on one reason."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu and not probe_cupy().usable:
+        config.hook.pytest_deselected(items=for_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count the skipped tests, a line for each reason."""
+    if not probe_cupy().usable:
+        terminalreporter.line(f"\nTests marked gpu are left out: {probe_cupy().reason}")
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5} {reason}")
 
 
 @dataclass(frozen=True)
