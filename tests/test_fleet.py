@@ -81,6 +81,7 @@ def assert_is_the_model_alone(lib, member, expected, rtol):
     np.testing.assert_allclose(member.history.learning_rate, history.learning_rate, rtol=1e-12)
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("model", MODELS)
 def test_members_are_the_models_trained_alone(lib, model, dtype):
@@ -95,6 +96,7 @@ def test_members_are_the_models_trained_alone(lib, model, dtype):
         assert_is_the_model_alone(lib, members[k], expected, RTOL[dtype])
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes", "standardized floats", "streamed"])
 @pytest.mark.parametrize("model", MODELS)
 def test_whatever_form_the_samples_have(lib, model, form):
@@ -140,6 +142,7 @@ def test_samples_of_weight_zero_do_not_train():
     assert_same(other.params, found.params, 1e-12)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_member_that_diverges_is_set_aside_and_harms_nobody(lib, model, dtype):
@@ -187,6 +190,7 @@ def test_losers_leave_and_the_others_go_on_in_fewer_columns():
         assert_same(members[k].params, expected[0], 1e-12)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_fleet_goes_on_with_as_few_as_are_left(lib, model, dtype):
@@ -254,6 +258,7 @@ def test_settings_that_are_missing_are_named(name):
 # ------------------------------------------------------------------- at the size of images
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("form", ["bytes", "float32", "float64"])
 @pytest.mark.parametrize("loss", ["softmax", "svm"])
