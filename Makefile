@@ -1,10 +1,13 @@
-.PHONY: check test lint bench picture
+.PHONY: check test test-all lint bench picture
 
 check:  ## everything that CI runs
 	bash .ci/run
 
-test:
-	python -m pytest
+test:  ## the essential tests
+	python -m pytest -n auto
+
+test-all:  ## the slow ones too
+	python -m pytest -n auto -m ""
 
 lint:
 	ruff check .

@@ -1,6 +1,7 @@
-"""The array libraries that every shared function is tested on."""
+"""What is left out and what is said of it; the array libraries that shared functions run on."""
 
 import importlib
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,43 @@ from gpuclf import arrays, dispatch
 from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples import walk as row_blocks
+
+
+def pytest_configure(config):
+    """Run what is asked for by its full name, slow or not."""
+    if config.option.markexpr == "not slow" and any("::" in name for name in config.args):
+        config.option.markexpr = ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a CUDA device where there is none, and mark repetitions as slow."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu and not probe_cupy().usable:
+        config.hook.pytest_deselected(items=for_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("essential_cases"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for alike in cases.values():
+        (n,) = alike[0].get_closest_marker("essential_cases").args
+        kept = {i * len(alike) // n for i in range(n)}  # spread evenly
+        for i, item in enumerate(alike):
+            if i not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count the skipped tests, a line for each reason."""
+    if not probe_cupy().usable:
+        terminalreporter.line(f"\nTests marked gpu are left out: {probe_cupy().reason}")
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5} {reason}")
 
 
 @dataclass(frozen=True)

@@ -327,6 +327,7 @@ def load(folder):
     return json.loads((folder / acceptance.RECORD).read_text())
 
 
+@pytest.mark.slow
 def test_the_dry_run_goes_through_every_step(quick, tmp_path, capsys):
     assert acceptance.main(["--out", str(tmp_path / "new"), "--dry-run"]) == 0
     record = load(tmp_path / "new")
@@ -425,6 +426,7 @@ def test_a_spent_time_budget_keeps_what_is_done(quick, tmp_path):
     assert {step["status"] for step in record["steps"]} == {"not reached"}
 
 
+@pytest.mark.slow
 def test_where_a_compiler_is_required_kernels_are_not_left_out(quick, monkeypatch):
     context = steps.Context(steps.Settings.rehearsal())
     assert steps.run_step(context, "parity")["result"]["kernels"]["message"].startswith("left out")
@@ -489,6 +491,7 @@ def test_gpu_tests_that_take_too_long_keep_their_counts(
     assert "SIGINT after 1.5 s" in answer["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "status"), [("pass", "incomplete"), ("assert 0", "failed")])
 def test_a_time_out_after_tests_that_passed_is_no_failure(
     tmp_path, monkeypatch, limit_in_the_last_test, body, status
@@ -555,6 +558,7 @@ def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monk
     assert (statuses[0], statuses[-1]) == ("timed", "failed")
 
 
+@pytest.mark.slow
 def test_the_small_run_and_a_cold_start_print_what_they_found(
     quick, cuda_on_cpu, capsys, monkeypatch
 ):
@@ -591,6 +595,7 @@ def test_what_compute_sanitizer_finds_fails_the_step(quick, monkeypatch):
     assert commands[0][1:3] == ["--tool", "racecheck"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, monkeypatch):
     monkeypatch.setattr(roofline, "TORCH_PRODUCTS", ())
@@ -614,6 +619,7 @@ def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, mon
 # ---------------------------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
     with (
         (tmp_path / "log").open("w") as log,
@@ -632,6 +638,7 @@ def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
         assert "died with code -9" in dead["message"]
 
 
+@pytest.mark.slow
 def test_a_grandchild_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path, monkeypatch):
     """It has left the group that is killed, as a daemon does."""
     code = (
@@ -661,6 +668,7 @@ def test_a_grandchild_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path, mon
     assert not worker._reader.is_alive()
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_middle_keeps_what_is_done(tmp_path):
     code = """
 import signal, sys

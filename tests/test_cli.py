@@ -94,6 +94,7 @@ def in_a_new_process(code):
 # ---------------------------------------------------------------------------------- --help
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["search", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     code = f"""
@@ -148,6 +149,7 @@ def test_info_writes_json(tmp_path):
 BENCH = ("bench", "--data", "synthetic", "--time-budget", 0)
 
 
+@pytest.mark.slow
 def test_bench_writes_what_was_measured(narrow, tmp_path):
     path = tmp_path / "new folder" / "bench.json"
     output = run(*BENCH, "--samples", 600, "--seed", 5, "--json", path)
@@ -309,6 +311,7 @@ def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, 
 # ----------------------------------------------------------------------------------- train
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [

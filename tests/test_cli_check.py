@@ -60,6 +60,7 @@ def test_a_wrong_gradient_ends_with_1_and_shows_where(monkeypatch, tmp_path):
     assert [(row["model"], row["gradient"]) for row in failed] == [("softmax", "b")]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("library", ["numpy", "torch", "array-api-strict"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_other_libraries_and_floats(library, dtype):

@@ -90,6 +90,7 @@ def test_a_margin_of_exactly_zero_has_no_gradient():
     assert_agrees(given, np.float64)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("c", [1, 2, 3, 7, 13, 25])
 def test_tiles_that_the_classes_do_not_fill(c):
     assert_agrees(arguments(37, 40, c, np.float32), np.float32)
@@ -292,6 +293,7 @@ def test_training_uses_it(monkeypatch):
     assert calls == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extensions", [{"avx"}, {"neon"}, set()])
 def test_processors_with_shorter_vectors(tmp_path, extensions):
     program = f"""

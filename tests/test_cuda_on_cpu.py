@@ -104,6 +104,7 @@ def test_exchange_through_shared_memory_needs_syncwarp(launch, order):
     assert not np.array_equal(out, (np.arange(32) + 1) % 32)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -131,6 +132,7 @@ def test_a_device_works_on_after_an_error(launch):
     test_reduction_with_barriers(launch, "forward")
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("index", [-1, -100_000, 64, 64 + 4096, 250_000])
 def test_writes_beyond_an_array_are_seen(launch, index, order):
@@ -139,6 +141,7 @@ def test_writes_beyond_an_array_are_seen(launch, index, order):
         launch(body(f"out[{index}] = 1;"), 1, 1, np.empty(64, np.float32), order=order)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("index", "order"), [(-1, "reversed"), (64, "forward"), (9000, "reversed")]
 )
@@ -149,6 +152,7 @@ def test_reads_beyond_an_array_are_seen(launch, index, order):
         launch(source, 1, 1, np.ones(64, np.float32), np.empty(1, np.float32), order=order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "is_inside"), [(-1, False), (0, True), (8, True), (9, False)])
 def test_asynchronous_copies_from_beyond_an_array_are_seen(launch, index, is_inside):
     code = f"""
@@ -168,6 +172,7 @@ def test_asynchronous_copies_from_beyond_an_array_are_seen(launch, index, is_ins
             launch(source, 1, 1, x, out, shared_bytes=4)
 
 
+@pytest.mark.slow
 def test_memory_that_nobody_wrote_is_garbage(launch, cuda_on_cpu):
     code = """
     __shared__ float box[2];
@@ -189,12 +194,14 @@ def test_memory_that_nobody_wrote_is_garbage(launch, cuda_on_cpu):
         np.testing.assert_array_equal(cuda_on_cpu.empty(3, np.float32), np.float32(garbage))
 
 
+@pytest.mark.slow
 def test_static_shared_memory_has_a_limit(launch):
     code = "__shared__ float box[12289]; box[threadIdx.x] = 1;"
     with pytest.raises(CudaOnCpuError, match="bytes of shared memory"):
         launch(body(code), 1, 1, np.empty(1, np.float32))
 
 
+@pytest.mark.slow
 def test_dynamic_shared_memory_ends_where_the_launch_said(launch):
     code = "extern __shared__ float box[]; box[threadIdx.x] = 1;"
     launch(body(code), 1, 64, np.empty(1, np.float32), shared_bytes=256)
@@ -202,6 +209,7 @@ def test_dynamic_shared_memory_ends_where_the_launch_said(launch):
         launch(body(code), 1, 64, np.empty(1, np.float32), shared_bytes=252)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "block", "shared_bytes"),
     [(0, 1, 0), ((1, 65536), 1, 0), (1, 1025, 0), (1, (1, 1, 65), 0), (1, 1, 228 << 10)],
@@ -233,6 +241,7 @@ def test_arguments_must_fit_the_parameters(launch, argument):
         launch(body(""), 1, 1, argument)
 
 
+@pytest.mark.slow
 def test_a_read_only_array_fits_only_a_pointer_to_const(launch):
     x = np.zeros(3, np.float32)
     x.flags.writeable = False
@@ -252,6 +261,7 @@ def test_numbers_need_a_type_and_none_is_a_null_pointer(launch):
         launch(source, 1, 1, out, None, np.int32(7))
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("order", ORDERS)
 def test_shuffles_and_votes(launch, order):
     code = """
@@ -279,6 +289,7 @@ def test_shuffles_and_votes(launch, order):
     np.testing.assert_array_equal(out[7], np.where(lane < 16, lane ^ 1, 20))
 
 
+@pytest.mark.slow
 def test_atomics_on_integers_count_and_floats_have_none(launch):
     counts = np.zeros(2, np.uint64)
     code = "atomicAdd(out, 1ull); atomicMax(out + 1, (unsigned long long)threadIdx.x);"
@@ -288,6 +299,7 @@ def test_atomics_on_integers_count_and_floats_have_none(launch):
         launch(body("atomicAdd(out, 1.0f);"), 1, 1, np.zeros(1, np.float32))
 
 
+@pytest.mark.slow
 def test_integer_intrinsics(launch):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 2**32, 100, dtype=np.uint32) for _ in range(2))
@@ -351,6 +363,7 @@ def test_mma_of_halves_is_the_matrix_product(launch, order):
     np.testing.assert_array_equal(D, expected)
 
 
+@pytest.mark.slow
 def test_mma_of_bfloats_is_the_matrix_product(launch):
     A, B = (ASYMMETRIC.integers(-20, 21, s).astype(np.float32) for s in ((16, 16), (16, 8)))
     D = np.ones((16, 8), np.float32)
@@ -359,6 +372,7 @@ def test_mma_of_bfloats_is_the_matrix_product(launch):
     np.testing.assert_array_equal(D, A @ B + 1)
 
 
+@pytest.mark.slow
 def test_mma_of_bytes_is_the_matrix_product(launch):
     A, B = (ASYMMETRIC.integers(-128, 128, s).astype(np.int8) for s in ((16, 32), (32, 8)))
     D = np.full((16, 8), 7, np.int32)
@@ -372,6 +386,7 @@ def test_mma_by_part_of_a_warp_is_an_error(launch):
         launch(body(code, before=HEADER), 1, 32, np.empty(1, np.float32))
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_ldmatrix_gives_fragments(launch, transposed):
     name = "load_matrices_transposed" if transposed else "load_matrices"
@@ -391,6 +406,7 @@ def test_ldmatrix_gives_fragments(launch, transposed):
     np.testing.assert_array_equal(out.view(np.uint16).reshape(4, 8, 8), matrices)
 
 
+@pytest.mark.slow
 def test_conversions_round_like_numpy(launch):
     corners = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99, 65520, 2**-24, 2**-25]
     corners += [2**-25 * 1.0001, 2**-14, 6.1e-5, 1 + 2**-11, 1 + 3 * 2**-11, 1e-8, -1e30]
@@ -432,6 +448,7 @@ def test_a_split_float_keeps_22_bits(launch):
     np.testing.assert_allclose(total, x, rtol=2**-22, atol=2**-25)
 
 
+@pytest.mark.slow
 def test_every_byte_becomes_the_half_128_below(launch):
     x = np.arange(256, dtype=np.uint8)
     code = "halves_from_bytes(x[threadIdx.x], out[2 * threadIdx.x], out[2 * threadIdx.x + 1]);"

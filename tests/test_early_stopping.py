@@ -51,6 +51,7 @@ def test_stops_after_epochs_without_a_new_best(kind, patience):
             np.testing.assert_array_equal(found.params_[name], value)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("kind", SGD_KINDS)
 @pytest.mark.parametrize("form", ["array", "standardized"])
 def test_holds_samples_out_where_none_are_given(lib, kind, form):
@@ -78,6 +79,7 @@ def test_holds_samples_out_where_none_are_given(lib, kind, form):
         np.testing.assert_allclose(lib.to_numpy(found.params_[name]), value, atol=1e-9)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_members_of_a_fleet_stop_as_if_alone(kind, precision, monkeypatch):

@@ -62,6 +62,7 @@ def assert_same_params(found, expected):
 
 
 # scikit-learn's own checks that need pandas or polars skip themselves with a SkipTestWarning.
+@pytest.mark.essential_cases(40)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
     [
@@ -78,6 +79,7 @@ def test_scikit_learn_contract(estimator, check):
 # --------------------------------------------------------------- answers in the input's library
 
 
+@pytest.mark.essential_cases(8)
 @every_kind
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_answers_come_in_the_library_of_the_samples(lib, kind, n_classes):
@@ -104,6 +106,7 @@ def test_answers_come_in_the_library_of_the_samples(lib, kind, n_classes):
     np.testing.assert_array_equal(lib.to_numpy(given), X)
 
 
+@pytest.mark.essential_cases(4)
 @every_kind
 def test_a_model_fitted_on_numpy_predicts_elsewhere_and_the_other_way_round(lib, kind):
     X, y = make_data()
@@ -449,6 +452,7 @@ def test_lists_are_accepted():
     np.testing.assert_array_equal(classifier.predict(X.tolist()), classifier.predict(X))
 
 
+@pytest.mark.essential_cases(6)
 @every_kind
 @pytest.mark.parametrize(
     ("dtype", "precision", "expected"),
@@ -700,6 +704,7 @@ def test_grid_search_of_the_svm_in_a_pipeline():
     assert clone(search.best_estimator_).get_params()["linearsvmclassifier__max_iter"] == 5
 
 
+@pytest.mark.slow
 def test_grid_search_finds_the_better_penalty():
     X, y = make_data(n=150)
     kept = (y == 0) | (np.arange(150) < 60)  # at 1e4 the free bias alone decides: class 0
@@ -768,6 +773,7 @@ def test_other_numbers_of_samples_and_labels_raise(lib, kind):
         KINDS[kind]().fit(lib.asarray(X), lib.asarray(y[:-1]))
 
 
+@pytest.mark.essential_cases(7)
 @pytest.mark.parametrize("standardize", [False, True])
 @every_kind
 def test_nan_in_the_samples_raises(lib, kind, standardize):
@@ -797,6 +803,7 @@ def test_nan_in_standardized_samples_raises(value):
         KINDS["softmax"]().fit(Standardized(X, 0.0, 1.0), y)
 
 
+@pytest.mark.essential_cases(4)
 @every_kind
 def test_another_number_of_features_raises(lib, kind):
     X, y = make_data()

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_runs_and_saves_its_picture(path, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -33,6 +34,7 @@ def test_the_example_runs_and_saves_its_picture(path, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]  # and nothing else
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("path", EXAMPLES[::3], ids=lambda path: path.stem)
 def test_without_matplotlib_the_example_says_so_at_once(path, tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError('none in tests')")

@@ -142,6 +142,7 @@ def our_scores_and_gradient(lib, W, X, y, mean, scale):
     return lib.to_numpy(scores), lib.to_numpy(dW)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("low", "high", "mean", "scale"),
     [(0, 256, 120.0, 65.0), (125, 132, 128.0, 1.5), (120, 137, 128.3, 1.5)],

@@ -88,6 +88,7 @@ def assert_is_the_model_alone(lib, member, expected, rtol):
     np.testing.assert_allclose(member.history.learning_rate, history.learning_rate, rtol=1e-12)
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_members_are_the_models_trained_alone(lib, name, dtype):
@@ -102,6 +103,7 @@ def test_members_are_the_models_trained_alone(lib, name, dtype):
         assert_is_the_model_alone(lib, members[k], expected, RTOL[dtype])
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes", "standardized floats", "streamed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_whatever_form_the_samples_have(lib, name, form):
@@ -147,6 +149,7 @@ def test_samples_of_weight_zero_do_not_train():
     assert_same(other.params, found.params, 1e-12)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_member_that_diverges_is_set_aside_and_harms_nobody(lib, name, dtype):
@@ -197,6 +200,7 @@ def test_losers_leave_and_the_others_go_on_in_fewer_columns():
         assert_same(members[k].params, expected[0], 1e-12)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fleet_goes_on_with_as_few_as_are_left(lib, name, dtype):
@@ -255,6 +259,7 @@ def test_augmented_batches_are_the_same_for_all():
 # ------------------------------------------------------------------- at the size of images
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("form", ["bytes", "float32", "float64"])
 @pytest.mark.parametrize("loss", ["softmax", "svm"])

@@ -82,6 +82,7 @@ def assert_same_search(found, expected, atol=1e-12):
     assert found.n_splits_ == expected.n_splits_
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("make", "grid"), [(make_data, SMALL), (make_pixels, MIXED)], ids=["grid", "mixed"]
 )
@@ -101,6 +102,7 @@ def test_finds_what_grid_search_finds(kind, grid, make):
     assert found.classes_.tolist() == ["bird", "cat", "dog"]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("scoring", ["accuracy", "f1_macro", "neg_log_loss"])
 @pytest.mark.parametrize("cv", [KFold(4, shuffle=True, random_state=3), GroupKFold(3)])
 def test_splitters_and_scorers(cv, scoring):
@@ -219,6 +221,7 @@ def test_a_model_that_blows_up_in_its_last_step_does_not_win():
         softmax.set_params(learning_rate=1e39).fit(X, y)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("form", ["array", "standardized"])
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_searches_where_the_samples_are(lib, kind, form):
@@ -236,6 +239,7 @@ def test_searches_where_the_samples_are(lib, kind, form):
         assert type(value) is type(given[1])
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("standardized", [True, False])
 def test_streamed_folds_stay_on_the_host(lib, standardized, monkeypatch):
     X, y = make_pixels()
@@ -311,6 +315,7 @@ def test_a_net_that_cannot_be_is_reported_as_a_failed_candidate(size):
         FleetSearchCV(KINDS["two-layer"](), grid, cv=2).fit(X, y)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.filterwarnings("ignore:One or more of the (test|train) scores are non-finite")
 @pytest.mark.parametrize("scoring", ["accuracy", "own"])
 def test_a_score_that_fails_ends_no_search(scoring, monkeypatch):
@@ -347,6 +352,7 @@ def test_a_score_that_fails_ends_no_search(scoring, monkeypatch):
         search.set_params(error_score="raise").fit(X, y)
 
 
+@pytest.mark.slow
 def test_the_score_of_a_subclass_is_used():
     class Reversed(gpuclf.SoftmaxClassifier):
         def score(self, X, y, sample_weight=None):
@@ -388,6 +394,7 @@ def test_lengths_must_be_the_same(wrong, message):
             search.fit(samples, **{"y": y} | wrong)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("budget", [0, -1e9, "1 GiB", None, np.nan, np.inf, True])
 def test_a_memory_budget_is_a_number_of_bytes(budget):
     X, y = make_data(n=30)
@@ -400,6 +407,7 @@ def test_a_memory_budget_is_a_number_of_bytes(budget):
 # --------------------------------------------------------------------------- fit_together
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_models_fitted_together_are_as_if_fitted_alone(kind):
     X, y = make_pixels()
@@ -456,6 +464,7 @@ def test_a_fit_that_is_impossible_for_all_says_so_for_each():
     assert ["NaN" in str(error) for error in errors] == [True, True]
 
 
+@pytest.mark.slow
 def test_nothing_warns_on_the_way():
     X, y = make_data()
     with warnings.catch_warnings():

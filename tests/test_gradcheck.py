@@ -297,6 +297,7 @@ def test_a_gradient_that_does_not_fit_x_is_refused():
 # ------------------------------------------------------------------------ the library's models
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_the_gradients_of_its_parameters_and_of_x(lib, model):
     like = lib.asarray(np.zeros(1))
@@ -306,6 +307,7 @@ def test_every_model_has_the_gradients_of_its_parameters_and_of_x(lib, model):
         assert found.n_checked > 3 * found.n_kinks
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_agrees_to_1e_7_without_any_allowance_for_rounding(lib, model):
     # Of each gradient as a whole: single values near 0 have fewer digits in the difference.
@@ -326,6 +328,7 @@ def test_every_model_agrees_to_1e_7_without_any_allowance_for_rounding(lib, mode
         np.testing.assert_allclose(a, n, rtol=0, atol=1e-7 * np.abs(n).max())
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_its_gradients_in_float32(lib, model):
     for name, found in check_model(
@@ -334,6 +337,7 @@ def test_every_model_has_its_gradients_in_float32(lib, model):
         assert found.passed, f"{name}: {found}"
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_with_a_wrong_gradient_fails(model, monkeypatch):
     for broken in (*MODELS[model].axes, "X"):
@@ -371,6 +375,7 @@ def test_the_public_losses_pass(lib, mode):
     assert found.passed, found
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("n_samples", [3, 40], ids=["rows standardised", "folded"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
 def test_gradients_through_lazy_standardisation_pass(lib, dtype, n_samples):

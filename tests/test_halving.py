@@ -25,6 +25,7 @@ def by_iteration_and_params(search, names):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "two-layer"])
 def test_finds_what_scikit_learn_s_halving_finds(kind):
     X, y = make_data(n=60)

@@ -68,6 +68,7 @@ def test_hog_is_that_of_the_loops(lib):
     np.testing.assert_allclose(lib.to_numpy(found), expected, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.essential_cases(2)
 def test_hue_histogram_is_that_of_the_loops(lib):
     found = hue_histogram(lib.asarray(ROWS))
     assert found.dtype == lib.xp.float32

@@ -87,6 +87,7 @@ def run(given, **options):
 # Rows around a fragment (16), a group (64) and a block; columns around a chunk (64) and a strip
 # (128), in copies of 16, 8 and 4 bytes; classes around tiles of 8 and 16, with and without tails
 # beside heads; more strips than a block takes.
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("d", "c", "loss", "rows"),
     [
@@ -118,6 +119,7 @@ def limit(monkeypatch, **constants):
         monkeypatch.setattr(linear_pass_on_cupy, name, value)
 
 
+@pytest.mark.slow
 def test_rows_of_several_blocks_and_shares(monkeypatch):
     limit(monkeypatch, MIN_SCORE_BLOCKS=0, MAX_GRADIENT_BLOCKS=3)  # blocks of 192 rows
     for n in (193, 800):
@@ -136,6 +138,7 @@ def assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk):
     assert cuda_on_cpu.launches == [LAUNCHES[0], *LAUNCHES[1:3] * WALKS[walk], LAUNCHES[3]]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("walk", WALKS)
 def test_walks_in_either_direction_and_in_blocks(cuda_on_cpu, monkeypatch, walk):
     assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
@@ -148,6 +151,7 @@ BROKEN_WALKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_WALKS)
 def test_broken_walks_are_caught(cuda_on_cpu, monkeypatch, name):
     walk, *change = BROKEN_WALKS[name]
@@ -167,6 +171,7 @@ def test_the_same_bits_in_any_order(cuda_on_cpu, order):
         assert [value.tobytes() for value in run(given)] == expected
 
 
+@pytest.mark.slow
 def test_tf32_has_eleven_bits():
     given = arguments()
     found, truth = run(given, precision="tf32"), in_float64(given)
@@ -187,6 +192,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
 # ------------------------------------------------------------------------- difficult numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 def test_scores_far_apart_and_far_from_zero(loss):
     given = arguments(loss=loss)
@@ -423,6 +429,7 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert cuda_on_cpu.launches == []
 
 
+@pytest.mark.slow
 def test_devices_with_less_shared_memory(cuda_on_cpu):
     given = arguments(161, 3072)
     expected = run(given)
@@ -486,6 +493,7 @@ BROKEN_FOLDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_FOLDING)
 def test_broken_folding_is_caught(cuda_on_cpu, name):
     with (
@@ -512,6 +520,7 @@ BROKEN_SCALES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_SCALES)
 def test_broken_scales_are_caught(cuda_on_cpu, name):
     with (
@@ -531,6 +540,7 @@ def compiled():
     compile_together("linear_pass.cu", BROKEN.values(), constants)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):

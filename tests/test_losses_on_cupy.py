@@ -65,6 +65,7 @@ def check(device, name, scores, labels, weights=None, orders=ORDERS):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.essential_cases(20)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("c", SIZES)
@@ -83,6 +84,7 @@ def test_ordinary_scores_where_no_outlier_hides_an_error(cuda_on_cpu, name, c, d
     check(cuda_on_cpu, name, scores + dtype(1e3), rng.integers(0, c, 100))
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("c", [2, 3, 5, 10, 17])
 def test_rows_shared_by_few_lanes(cuda_on_cpu, name, c):
     check(cuda_on_cpu, name, *make(77, c, seed=c))
@@ -101,6 +103,7 @@ def test_more_rows_than_the_grid_takes_at_once(cuda_on_cpu, monkeypatch, name):
     check(cuda_on_cpu, name, scores, labels, weights)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     "dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 )
@@ -257,6 +260,7 @@ def variants(name):
     return {**BROKEN["both"], **BROKEN[name]}
 
 
+@pytest.mark.slow
 def test_broken_variants_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(losses_on_cupy, "MAX_BLOCKS", 3)
     # Two models with weights of their own, rows that fill no block, one row past the last warp.

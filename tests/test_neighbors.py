@@ -310,6 +310,7 @@ def test_labels_that_do_not_fit_are_refused(lib):
 # ------------------------------------------------------------------------------ neighbours
 
 
+@pytest.mark.essential_cases(12)
 @every_metric
 @every_dtype
 @pytest.mark.parametrize("tile", [(5, 1), (4, 3), (100, 5), (3, 100)])
@@ -406,6 +407,7 @@ def peak_bytes(*args, **options):
         tracemalloc.stop()
 
 
+@pytest.mark.essential_cases(2)
 @every_metric
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("budget", [6 << 20, 12 << 20])
@@ -420,6 +422,7 @@ def test_memory_stays_within_the_budget(metric, dtype, budget, monkeypatch):
     assert peak <= budget
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(("metric", "dtype"), [("l1", np.uint8), ("l1", float), ("l2", float)])
 @pytest.mark.parametrize("budget", [400_000, 1_600_000])
 def test_a_budget_below_that_of_the_differences_is_kept_too(metric, dtype, budget, monkeypatch):
@@ -432,6 +435,7 @@ def test_a_budget_below_that_of_the_differences_is_kept_too(metric, dtype, budge
     assert peak <= budget
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(("metric", "dtype"), [("l1", np.uint8), ("l1", float), ("l2", float)])
 def test_the_least_budget_of_long_samples_is_kept(metric, dtype, monkeypatch):
     monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)

@@ -131,6 +131,7 @@ def test_the_largest_distances_of_cifar_images(cuda_on_cpu, metric):
     check_distances(cuda_on_cpu, metric, A, B, orders=["forward"])
 
 
+@pytest.mark.slow
 def test_norms_beyond_31_bits_cancel(cuda_on_cpu):
     # 33,000 * 255**2 is just below 2**31, so both norms together are beyond an int32.
     A, B = extremes(2, 3, 33_000)
@@ -326,6 +327,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", BROKEN)
 def test_broken_variants_are_caught(cuda_on_cpu, kernel):
     if kernel == "squared_distances":

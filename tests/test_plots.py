@@ -391,6 +391,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
 def test_a_picture_is_drawn_where_it_is_told(draw, tmp_path):
     figure, (left, right) = pyplot.subplots(1, 2)

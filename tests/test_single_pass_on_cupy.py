@@ -81,6 +81,7 @@ def test_as_exact_as_the_shared_pass(cuda_on_cpu):
     assert same(run(given | {"b": None}), run(given | {"b": np.zeros(11, np.float32)}))
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_any_order_and_with_any_ring(cuda_on_cpu):
     given = arguments(200, WIDE)
     expected = run(given)
@@ -190,11 +191,13 @@ BROKEN = {
 BROKEN_DB = ("static_cast<float>(number) * scaling.unit", "values[i]")  # of G before its digits
 
 
+@pytest.mark.slow
 def test_db_of_other_numbers_than_dW_is_caught(cuda_on_cpu):
     with cuda_on_cpu.broken("single_pass.cu", BROKEN_DB), pytest.raises(AssertionError):
         assert_objective_is_exact(cuda_on_cpu, standardized=True)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):
     given = arguments(200, WIDE)

@@ -91,6 +91,7 @@ def test_case_study_softmax(seed):
     assert 0.48 <= np.mean(linear_scores(params, X).argmax(axis=1) == y) <= 0.55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_case_study_two_layer(seed):
     """The source printed a loss of 0.245292 at step 9,000, and 98 % in the end."""

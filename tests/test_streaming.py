@@ -116,6 +116,7 @@ def test_the_wide_product_of_many_models_is_streamed_too(lib, form, n_models):
     np.testing.assert_allclose(lib.to_numpy(found), lib.to_numpy(expected), rtol=1e-12)
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes"])
 def test_classifiers_learn_and_predict_what_they_do_on_the_device(lib, kind, form):

@@ -92,6 +92,7 @@ def test_gradients_are_the_centred_differences_away_from_kinks(lib, name):
     assert relative_error(grads[name], expected) < 1e-7
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_through_standardised_bytes_are_the_centred_differences(lib, name):
     params, _, y = make_problem(12, 4, 5, 3)
@@ -233,6 +234,7 @@ def test_whole_sample_weights_equal_repeated_rows(lib):
             assert relative_error(grads[name], gradients[name]) < 1e-12
 
 
+@pytest.mark.essential_cases(2)
 def test_hidden_mask_multiplies_the_units_and_their_gradients(lib, small_blocks):
     params, X, y = make_problem(20, 4, 5, 3)
     mask = np.random.default_rng(8).choice([0.0, 2.0], size=(20, 5))

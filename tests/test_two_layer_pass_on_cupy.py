@@ -84,6 +84,7 @@ def run(given, **options):
 # Hidden units below a tile (8) and beyond a block (64), in blocks of unequal tiles; rows around a
 # group (64) and within a fragment (16); columns around a chunk and a strip (64), in copies of 16, 8
 # and 4 bytes, in more strips than a block takes.
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("n", "d", "h", "c"),
     [(130, 96, 20, 5), (66, 68, 65, 5), (49, 552, 9, 32)],
@@ -105,6 +106,7 @@ def limit(monkeypatch, **constants):
         monkeypatch.setattr(two_layer_pass_on_cupy, name, value)
 
 
+@pytest.mark.slow
 def test_blocks_of_many_rows_and_the_same_bits_in_any_order(cuda_on_cpu, monkeypatch):
     limit(monkeypatch, MIN_ROW_BLOCKS=0, MAX_GRADIENT_BLOCKS=2)  # blocks of 192 rows
     given, bits = arguments(330, 40, 1, 1), set()
@@ -116,6 +118,7 @@ def test_blocks_of_many_rows_and_the_same_bits_in_any_order(cuda_on_cpu, monkeyp
     assert_as_exact_as_float32(given, found)
 
 
+@pytest.mark.slow
 def test_tf32_has_eleven_bits(cuda_on_cpu):
     given = arguments()
     found, truth = run(given, precision="tf32"), in_float64(given)
@@ -324,6 +327,7 @@ def caught(device, given):
     return False
 
 
+@pytest.mark.slow
 def test_broken_kernels_are_caught(cuda_on_cpu):
     given = arguments(**SIZES)
     assert not caught(cuda_on_cpu, given)
