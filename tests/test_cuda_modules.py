@@ -69,8 +69,8 @@ def test_a_kernel_is_made_once_and_launched_on_its_arrays_device(fake_cupy):
         kernel("losses.cu", "add_partials", REAL="float32", LANES=32)(7, (8, 4), (np.int32(1), x))
     (made,) = fake_cupy
     assert made.name == "add_partials"
-    assert made.code == (cuda_modules.FOLDER / "losses.cu").read_text()
-    assert {"-DREAL=float32", "-DLANES=32", f"-I{cuda_modules.FOLDER}"} < set(made.options)
+    assert made.code == (cuda_modules.FOLDER / "losses" / "losses.cu").read_text()
+    assert {"-DREAL=float32", "-DLANES=32", f"-I{cuda_modules.FOLDER / 'building'}"} < set(made.options)
     assert made.calls == [((7,), (8, 4), (np.int32(1), x), 0, 1)] * 2
     kernel("losses.cu", "add_partials", REAL="float64", LANES=32)(1, 1, (x,))
     assert len(fake_cupy) == 2

@@ -485,7 +485,7 @@ def test_what_is_made_beside_hidden_arrays_is_hidden(cuda_on_cpu):
 
 def test_of_a_broken_file_only_what_is_broken_is_compiled():
     file = "two_layer_pass.cu"
-    source = (cuda_modules.FOLDER / file).read_text()
+    source = cuda_modules.source_path(file).read_text()
     assert Library(file, source, ()).changed == {}
     in_one = source.replace("share = 0; share < n_shares", "share = 1; share < n_shares")
     assert Library(file, in_one, ()).changed.keys() == {"sum_partials"}

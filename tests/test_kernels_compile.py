@@ -21,7 +21,8 @@ LEFT_OUT = "left out for minutes: GPUCLF_REQUIRE_COMPILERS=1 compiles everything
 NVCC_TARGETS = [75, 80, 120]  # where CuPy's own compiler does all
 COMPILERS = {"nvcc": find_nvcc, "nvrtc": find_nvrtc}
 CHECK = re.compile(r"^// check: registers<=(\d+)(?: from=(\d+))?((?: \w+=\w+)*)$", re.MULTILINE)
-SOURCES = {path.name: path.read_text() for path in sorted(cuda_modules.FOLDER.glob("*.cu"))}
+PATHS = {path.name: path for path in sorted(cuda_modules.FOLDER.rglob("*.cu"))}
+SOURCES = {name: path.read_text() for name, path in PATHS.items()}
 
 
 def checks():
@@ -76,7 +77,9 @@ def checks_from_later_targets():
 
 @pytest.mark.parametrize(("file", "smallest", "constants"), list(checks_from_later_targets()))
 def test_older_devices_get_nothing_and_are_declined(cuda_compiler, file, smallest, constants):
-    wrapper = importlib.import_module(f"gpuclf.kernels.{file.removesuffix('.cu')}_on_cupy")
+    beside = PATHS[file].parent
+    (name,) = (x.stem for x in beside.glob("*on_gpu.py") if f'"{file}"' in x.read_text())
+    wrapper = importlib.import_module(f"gpuclf.kernels.{beside.name}.{name}")
     assert smallest == wrapper.MIN_CAPABILITY
     older = [target for target in TARGETS if target < smallest]
     assert older

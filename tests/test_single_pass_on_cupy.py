@@ -53,7 +53,7 @@ def compiled():
     """Compile what the tests need side by side: one after another would be most of the time."""
     if compiler() is None:
         return
-    source = (cuda_modules.FOLDER / "single_pass.cu").read_text()
+    source = cuda_modules.source_path("single_pass.cu").read_text()
     wide = {"FEATURES": WIDE, "CLASSES": 10, "HINGE": 0}
     wanted = [(source, wide | {"RING": ring}) for ring in (3, 4)]
     narrow = {"FEATURES": 96, "CLASSES": 11, "HINGE": 1, "RING": 2}
