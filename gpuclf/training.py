@@ -173,7 +173,7 @@ def minimize_sgd(
     history = History() if history is None else history
     n_samples = int(y.shape[0])
     run_epoch = epoch_runner(
-        y, X, params, velocity, objective=objective, batch_size=batch_size, reg=reg,
+        _Objective(objective), params, velocity, X, y, batch_size=batch_size, reg=reg,
         momentum=momentum, nesterov=nesterov, shares=normalized_weights(sample_weight, params),
         augment=augment, rng=rng,
     )  # fmt: skip
@@ -192,18 +192,29 @@ def minimize_sgd(
     return params, velocity, history
 
 
-@fusable(cupy=("epochs.linear_on_gpu:linear_epochs", "epochs.two_layer_on_gpu:two_layer_epochs"))
+class _Objective:
+    def __init__(self, objective: Any) -> None:
+        self._objective, self.data_loss = objective, None
+
+    def objective(self, *args: Any, **_: Any) -> Any:
+        return self._objective(*args)
+
+
+@fusable(
+    by="y", cupy=("epochs.linear_on_gpu:linear_epochs", "epochs.two_layer_on_gpu:two_layer_epochs")
+)
 def epoch_runner(
-    y: Array,
-    X: Array | Standardized,
+    model: Any,
     params: Params,
     velocity: Params,
+    X: Array | Standardized,
+    y: Array,
     *,
-    objective: Objective,
     batch_size: int,
     reg: float | Array,
     momentum: float | Array,
     nesterov: bool,
+    precision: str = "float32",
     shares: Array | None = None,
     augment: Callable[[Any, Any], Any] | None = None,
     rng: np.random.Generator | None = None,
@@ -248,7 +259,9 @@ def epoch_runner(
             if shares is not None:
                 weights = xp.take(shares, batch, axis=-1) * (n_samples / int(batch.shape[0]))
             learning_rate = rates[step] if isinstance(rates, list) else rates[step, :]
-            loss, grads = objective(params, X_batch, xp.take(y, batch), reg, weights)
+            loss, grads = model.objective(
+                params, X_batch, xp.take(y, batch), reg, weights, precision=precision, rng=rng
+            )
             for name, value in params.items():
                 factors = (_for_models(factor, value) for factor in (learning_rate, momentum))
                 momentum_step(value, grads[name], velocity[name], *factors, nesterov)

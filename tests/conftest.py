@@ -12,7 +12,7 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import backend, dispatch
+from gpuclf import backend
 from gpuclf.backend import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples import walk as row_blocks
@@ -135,7 +135,8 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    for path in cuda_modules.FOLDER.glob("*/*on_gpu.py"):
-        wrapper = importlib.import_module(f"gpuclf.kernels.{path.parent.name}.{path.stem}")
-        monkeypatch.setattr(wrapper, "array_namespace", device.array_namespace, raising=False)
+    paths = cuda_modules.FOLDER.glob("*/*on_gpu.py")
+    wrappers = (importlib.import_module(f"gpuclf.kernels.{p.parent.name}.{p.stem}") for p in paths)
+    for module in (cuda_modules, *wrappers):
+        monkeypatch.setattr(module, "array_namespace", device.array_namespace, raising=False)
     return device

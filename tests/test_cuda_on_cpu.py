@@ -6,7 +6,6 @@ from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import Library
 
 from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.building.cuda import Launch
 
 REDUCTION = """
 extern "C" __global__ void __launch_bounds__(256) sum(const float* x, float* out, int n) {
@@ -34,7 +33,7 @@ def launch(cuda_on_cpu):
         cuda_on_cpu.add_source("test.cu", source)
         cuda_on_cpu.order = options.pop("order", "forward")
         name = "sum" if " sum(" in source else "test"
-        Launch("test.cu", name)(grid, block, args, **options)
+        cuda_modules.launch("test.cu", {}, name, grid, block, *args, **options)
 
     return call
 
@@ -71,8 +70,7 @@ def test_reduction_with_barriers(launch, order):
 def test_fibers_of_the_c_library_do_the_same(cuda_on_cpu):
     cuda_on_cpu.add_source("test.cu", REDUCTION)
     x, out = np.arange(1000, dtype=np.float32), np.empty(1, np.float32)
-    launch = Launch("test.cu", "sum", (("PORTABLE_FIBERS", 1),))
-    launch(1, 256, (x, out, np.int32(1000)))
+    cuda_modules.launch("test.cu", {"PORTABLE_FIBERS": 1}, "sum", 1, 256, x, out, 1000)
     assert out[0] == x.sum()
 
 

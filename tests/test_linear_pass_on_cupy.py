@@ -1,13 +1,13 @@
 """The linear pass on tensor cores, run on the CPU: wrapper and kernels, against float64."""
 
 from copy import copy
+from functools import partial
 
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together, compiler
 
-from gpuclf import dispatch
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
 from gpuclf.kernels.linear_pass.on_gpu import (
@@ -15,11 +15,10 @@ from gpuclf.kernels.linear_pass.on_gpu import (
     linear_pass_on_tensor_cores,
 )
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models import linear
+from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import (
-    linear_loss,
-    linear_objective,
     linear_pass,
+    penalized_linear_pass,
     softmax_loss_vectorized,
     svm_loss_vectorized,
 )
@@ -130,37 +129,13 @@ def test_rows_of_several_blocks_and_shares(monkeypatch):
         assert_as_exact_as_float32(given, run(given))
 
 
-# Blocks of 192 and 384 rows, the last one shorter than the groups that its shares are for.
-WALKS = {"forwards": 1, "backwards": 1, 96 * 192: 3, 96 * 500: 2}
-
-
-def assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk):
-    limit(monkeypatch, MAX_GRADIENT_BLOCKS=4)
-    given = arguments(450)
-    assert_as_exact_as_float32(given, run(given, walk=walk))
-    assert cuda_on_cpu.launches == [LAUNCHES[0], *LAUNCHES[1:3] * WALKS[walk], LAUNCHES[3]]
-
-
-@pytest.mark.parametrize("walk", WALKS)
-def test_walks_in_either_direction_and_in_blocks(cuda_on_cpu, monkeypatch, walk):
-    assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
-
-
-BROKEN_WALKS = {
-    "from the last group": ("forwards", "BACKWARDS ? (n_own", "true ? (n_own"),
-    "not added to the block before": (96 * 192, "adds ? partials[i * 32]", "false ? partials[0]"),
-    "added to what was there": (96 * 500, "adds ? partials", "true ? partials"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_WALKS)
-def test_broken_walks_are_caught(cuda_on_cpu, monkeypatch, name):
-    walk, *change = BROKEN_WALKS[name]
+def test_a_second_walk_from_another_group_is_caught(cuda_on_cpu, monkeypatch):
+    change = "share + (n_own_groups - 1) * n_shares;", "share;"
     with (
         cuda_on_cpu.broken("linear_pass.cu", change),
         pytest.raises((AssertionError, CudaOnCpuError)),
     ):
-        assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
+        test_rows_of_several_blocks_and_shares(monkeypatch)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -312,34 +287,30 @@ def test_samples_at_addresses_of_any_alignment():
 
 
 KERNELS = {
-    "linear_pass": linear_pass_on_tensor_cores,
-    "linear_objective": linear_objective_on_tensor_cores,
+    linear_pass: linear_pass_on_tensor_cores,
+    penalized_linear_pass: linear_objective_on_tensor_cores,
 }
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=KERNELS, ids=lambda seam: seam.__name__)
 def as_if_cupy(monkeypatch, request):
     calls = []
-    dispatch._load_kernels("numpy")  # before what they register for is replaced
 
     def on_tensor_cores(*args, **kwargs):
-        calls.append(request.param)
         found = KERNELS[request.param](*args, **kwargs)
         assert found is not NotImplemented
+        calls.append(request.param)
         return found
 
-    monkeypatch.setattr(linear, request.param, on_tensor_cores)
+    monkeypatch.setitem(request.param.kernels, "numpy", (on_tensor_cores,))
     return calls
-
-
-FUSABLE = {"linear_pass": linear_pass, "linear_objective": linear_objective}
 
 
 def reference(function, *args):
     """Call a public function with the shared bodies."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in KERNELS:
-            patch.setattr(linear, name, FUSABLE[name].reference)
+        for seam in KERNELS:
+            patch.setitem(seam.kernels, "numpy", ())
         return function(*args)
 
 
@@ -366,9 +337,9 @@ def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
         params = {"W": given["W"] * 20, "b": given["b"]}
         wide = {key: value.astype(np.float64) for key, value in params.items()}
         rest = samples, y, 0.01, weights
-        found = linear_loss(softmax_cross_entropy, params, *rest)
-        shared = reference(linear_loss, softmax_cross_entropy, params, *rest)
-        truth = reference(linear_loss, softmax_cross_entropy, wide, *rest)
+        found = SOFTMAX.objective(params, *rest)
+        shared = reference(SOFTMAX.objective, params, *rest)
+        truth = reference(SOFTMAX.objective, wide, *rest)
         for loss, grads in (found, shared):
             differences = [loss - truth[0], *(grads[key] - truth[1][key] for key in ("W", "b"))]
             errors.append([np.linalg.norm(difference) for difference in differences])
@@ -388,7 +359,7 @@ def assert_objective_is_exact(cuda_on_cpu, data_loss):
             found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, samples, *rest)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
-            truth = linear_objective.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
+            truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
             for ours, exact in zip(found, truth, strict=True):
                 assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 
@@ -418,6 +389,8 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined(lambda g: {"weights": g["weights"].astype(np.float64)})
     assert declined(lambda g: {"b": g["b"][::-1]})
     assert declined(lambda g: {"data_loss": lambda *_: None})
+    assert declined(lambda g: {"data_loss": partial(multiclass_hinge, margin=2.0)})
+    assert declined(lambda g: {"models": (2,)})
     assert declined(lambda g: {"samples": FoldedSamples(floats, 10, np.float32)})
     assert declined(lambda g: {"samples": FoldedSamples(columns, 10, np.float32)})
     assert declined(n=160)  # not folded: too few rows
@@ -531,7 +504,7 @@ def compiled():
     """Compile the broken kernels together: one after another would be half of the time."""
     if compiler() is None:
         return
-    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, False, 8, True, 227 << 10)
+    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, 0, 8, 227 << 10)
     constants = tuple(sorted(plan.constants.items()))
     compile_together("linear_pass.cu", BROKEN.values(), constants)
 

@@ -14,18 +14,14 @@ from test_linear_pass_on_cupy import (
 )
 
 from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.linear_pass import (
-    on_gpu as linear_pass_on_cupy,
-)
-from gpuclf.kernels.linear_pass import (
-    single_on_gpu as single_pass_on_cupy,
-)
+from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
+from gpuclf.kernels.linear_pass import single_on_gpu as single_pass_on_cupy
 from gpuclf.kernels.linear_pass.on_gpu import (
     linear_objective_on_tensor_cores,
     linear_pass_on_tensor_cores,
 )
 from gpuclf.losses import multiclass_hinge
-from gpuclf.models.linear import linear_objective
+from gpuclf.models.linear import penalized_linear_pass
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -147,7 +143,7 @@ def assert_objective_is_exact(cuda_on_cpu, standardized):
     found = objective(given["W"] * 5, given["b"], samples, *rest, walk="once")
     assert cuda_on_cpu.launches == LAUNCHES
     wide = (given["W"].astype(np.float64) * 5, given["b"].astype(np.float64))
-    truth = linear_objective.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
+    truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
     for ours, exact in zip(found, truth, strict=True):
         assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 

@@ -38,9 +38,9 @@ __all__ = [
     "add_penalty_gradient",
     "linear_loss",
     "linear_loss_only",
-    "linear_objective",
     "linear_pass",
     "linear_scores",
+    "penalized_linear_pass",
     "softmax_loss_vectorized",
     "svm_loss_vectorized",
 ]
@@ -118,12 +118,12 @@ def linear_loss(
     """
     W, b = params["W"], params.get("b")
     samples = FoldedSamples(X, math.prod(W.shape[:-2]) * int(W.shape[-1]), W.dtype)
-    loss, dW, db = linear_objective(W, b, samples, y, sample_weight, data_loss, reg, precision)
+    loss, dW, db = penalized_linear_pass(W, b, samples, y, sample_weight, data_loss, reg, precision)
     return loss, {"W": dW} if b is None else {"W": dW, "b": db}
 
 
 @fusable(cupy="linear_pass.on_gpu:linear_objective_on_tensor_cores")
-def linear_objective(
+def penalized_linear_pass(
     W: Array,
     b: Array | None,
     samples: FoldedSamples,

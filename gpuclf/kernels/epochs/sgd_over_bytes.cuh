@@ -38,13 +38,16 @@
 
 constexpr int CHUNK = 64;  // columns of a product that tensor cores add up
 constexpr int GROUP = 64;  // rows of the same
+constexpr int PROJECTION_ROWS = 64;  // of a block of project_batch
 constexpr int MAX_BATCH = 1024;
+constexpr int MAX_CLASSES = 32;
+constexpr int MAX_TILES = 8;
 constexpr int CHUNKS = (FEATURES + CHUNK - 1) / CHUNK;
 constexpr int UNITS = 8 * TILES;                // outputs of a block
 constexpr int UNIT_WARPS = (TILES + 1) / 2;     // of update_first_layer, for 16 outputs each
 constexpr int ROW_WARPS = 4 / UNIT_WARPS;       // of the same that share the rows
 constexpr int UPDATE_WARPS = UNIT_WARPS * ROW_WARPS;
-static_assert(FEATURES % 16 == 0 && CLASSES <= 32 && TILES <= 8 && WIDTH % 4 == 0);
+static_assert(FEATURES % 16 == 0 && CLASSES <= MAX_CLASSES && TILES <= MAX_TILES && WIDTH % 4 == 0);
 
 // Outputs in a row of shares.
 __device__ __forceinline__ int pitch_of(int n_outputs) { return (n_outputs + 7) / 8 * 8; }
@@ -102,7 +105,7 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
     const int first_unit = blockIdx.z * UNITS;
-    const int first_row = blockIdx.y * 64 + warp * 16;
+    const int first_row = blockIdx.y * PROJECTION_ROWS + warp * 16;
     const unsigned char* images[2];
     bool is_mirrored[2];
 #pragma unroll

@@ -43,7 +43,7 @@
 // where a block waits for its first tile, adds up its last and meets at barriers, 8 for the other
 // launches.
 //
-// Declined by single_pass_on_cupy.py: what linear_pass.cu declines; rows that are not a multiple of
+// Declined by single_on_gpu.py: what linear_pass.cu declines; rows that are not a multiple of
 // 16 bytes; more than 12 classes or 3,072 columns, whose sums registers do not hold; devices with
 // too little shared memory (3,072 columns need 205 KB: sm_90, sm_100). Does not help: few rows,
 // where each block has less to do than to copy W'; devices with more multiprocessors than blocks,
@@ -59,13 +59,16 @@
 #include <reductions.cuh>
 #include <tensor_core.cuh>
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
 constexpr int ROWS = 32;  // of a tile
 constexpr int CHUNK = 64;  // columns
 constexpr int CHUNKS = (FEATURES + WARPS * CHUNK - 1) / (WARPS * CHUNK);  // of a strip
 constexpr int STRIP = CHUNK * CHUNKS;  // columns of a warp
-static_assert(STRIP <= 384, "dW' fits registers; sums of digits, times 256, fit 32 bits");
-static_assert(CLASSES <= 12, "dW' fits registers");
+// What registers hold of dW'; of columns also what sums of digits, times 256, fit into 32 bits.
+constexpr int MAX_STRIP = 384;
+constexpr int MAX_CLASSES = 12;
+static_assert(STRIP <= MAX_STRIP && CLASSES <= MAX_CLASSES);
 static_assert(RING >= CHUNKS, "a tile fits the ring");
 
 // Where digits go: see digit_column.

@@ -45,7 +45,7 @@
 // At 50 units, 2 x 34 GFLOP of products of halves for 50,000 x 3,072: compute, not bytes, is the
 // limit from some 20 units on.
 //
-// Declined by two_layer_pass_on_cupy.py: samples other than bytes on the device (floats, streamed),
+// Declined by on_gpu.py: samples other than bytes on the device (floats, streamed),
 // parameters other than float32, several models, factors of hidden units (dropout), more than 512
 // units or 32 classes, rows that are not a multiple of 4 bytes, few rows (fewer than 16 a unit),
 // devices before sm_80 (where this file is empty). Does not help: few rows, where a block walks all
@@ -71,9 +71,10 @@ constexpr int STRIP = 64;  // columns of a warp of multiply_gradients
 constexpr int GRADIENT_STAGES = 3;
 constexpr int ROW_TILES = 2;  // of 16 rows for each warp of project_rows
 constexpr int PARTS = SPLIT ? 2 : 1;
-constexpr int ALL_TILES = (HIDDEN + 7) / 8;  // of 8 hidden units
+constexpr int MAX_TILES = 8;  // of 8 hidden units, of a block
+constexpr int ALL_TILES = (HIDDEN + 7) / 8;
 constexpr int PITCH = 8 * ALL_TILES;         // of a row of H and of a row of dW1'
-constexpr int UNIT_BLOCKS = (HIDDEN + 63) / 64;
+constexpr int UNIT_BLOCKS = (ALL_TILES + MAX_TILES - 1) / MAX_TILES;
 constexpr int TILES = (ALL_TILES + UNIT_BLOCKS - 1) / UNIT_BLOCKS;
 constexpr int UNITS = 8 * TILES;  // of a block
 constexpr int CHUNKS = (FEATURES + CHUNK - 1) / CHUNK;
@@ -82,7 +83,8 @@ constexpr int VECTORS = PARTS * TILES * 64 + 1;
 constexpr int CLASS_PITCH = CLASSES | 1;                // odd: fewer conflicts
 constexpr int UNIT_PITCH = (UNITS + 23) / 32 * 32 + 8;  // 8 more than the banks: none
 constexpr int SMALL_SUMS = HIDDEN * CLASSES + HIDDEN + CLASSES;  // dW2, db1, db2
-static_assert(CLASSES <= 32);
+constexpr int MAX_CLASSES = 32;
+static_assert(CLASSES <= MAX_CLASSES);
 // Blocks of project_rows that a multiprocessor holds: of 100 KB of shared memory, one needs most.
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int ROW_BLOCKS = 1;
