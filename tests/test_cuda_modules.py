@@ -71,7 +71,8 @@ def test_a_kernel_is_made_once_and_launched_on_its_arrays_device(fake_cupy):
     (made,) = fake_cupy
     assert made.name == "add_partials"
     assert made.code == (cuda_modules.FOLDER / "losses" / "losses.cu").read_text()
-    assert {"-DREAL=float32", "-DLANES=32", f"-I{cuda_modules.FOLDER / 'building'}"} < set(made.options)
+    headers = [f"-I{folder}" for folder in cuda_modules.HEADER_FOLDERS]
+    assert {"-DREAL=float32", "-DLANES=32", *headers} < set(made.options)
     assert made.calls == [((7,), (8, 4), (np.int8(1), x), 0, 1)] * 2
     launch("losses.cu", constants | {"REAL": "float64"}, "add_partials", 1, 1, x)
     assert len(fake_cupy) == 2
