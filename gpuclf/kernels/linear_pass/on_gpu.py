@@ -35,7 +35,7 @@ def linear_pass_on_tensor_cores(
     W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any,
     precision: str = "float32", models: tuple[int, ...] = (), walk: str = "backwards",
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.linear.linear_pass` with scores and gradients in two walks over X.
+    """Compute :func:`gpuclf.models.linear.linear_pass` in two walks: scores, then gradients.
 
     At "tf32", scores and dW are products of factors with 11 bits: relative errors of some 2e-4,
     where "float32" has some 3e-7.

@@ -78,13 +78,14 @@ def _pairs(A: Any, B: Any, metric: str) -> Any:
 
 def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
     """Fill `distances` with squares, or with L1 distances if `norms`, those of A, are None."""
-    name, tile, shared_bytes = "absolute_distances", (SIDE, SIDE), 0
+    name, *tile, shared_bytes = "absolute_distances", SIDE, SIDE, 0
     arrays = (A, B) if norms is None else (A, B, norms, _norms(B))
     if norms is not None:
         name = "squared_distances"
         limits = cuda.device_limits(A)
         if limits.capability >= cuda.MIN_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
-            name, tile, shared_bytes = "multiply_bytes", (BLOCK_ROWS, BLOCK_COLUMNS), PRODUCT_SHARED_BYTES
+            name, shared_bytes = "multiply_bytes", PRODUCT_SHARED_BYTES
+            tile = [BLOCK_ROWS, BLOCK_COLUMNS]
     cuda.launch(
         "neighbors.cu", {}, name, tuple(map(ceil_div, distances.shape, tile)), THREADS, *arrays,
         distances, *distances.shape, A.shape[1], shared_bytes=shared_bytes,

@@ -35,7 +35,7 @@ def two_layer_pass_on_tensor_cores(
     reg: float, hidden_mask: Any = None, precision: str = "float32",
     data_loss: Any = softmax_cross_entropy,
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.two_layer.two_layer_pass` in six launches, with two walks over X.
+    """Compute :func:`gpuclf.models.two_layer.two_layer_pass` in six launches, two of them walks.
 
     At "tf32", the products with X are those of factors with 11 bits: relative errors of some 2e-4,
     where "float32" has some 3e-7.
