@@ -29,7 +29,7 @@ from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.training import epoch_runner
 
-LOSSES = [SOFTMAX, SVM]
+LINEAR = [SOFTMAX, SVM]
 STEP = ["project_batch", "score_losses", "update_parameters"]
 N, BATCH = 205, 37  # six steps, the last of 20 rows
 SHARES = np.random.default_rng(2).dirichlet(np.ones(N))
@@ -137,7 +137,7 @@ def assert_each_kernel_right(given, model=SOFTMAX, allowed=7e-7):
 
 # Classes around a tile (8, 16) and a warp; columns around a chunk (64).
 @pytest.mark.parametrize(
-    ("d", "c", "loss"),
+    ("d", "c", "model"),
     [
         (96, 5, SOFTMAX),
         (16, 2, SVM),
@@ -168,7 +168,7 @@ def test_shares_of_several_columns(cuda_on_cpu, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", LINEAR)
 def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
     cuda_on_cpu.order = order
     given = problem()
@@ -181,13 +181,13 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
 
 
 @pytest.mark.parametrize(
-    ("loss", "changes"),
+    ("model", "changes"),
     [
         (SVM, {"nesterov": False, "augment": FLIPS}),
         (SOFTMAX, {"momentum": 0.0, "reg": 0.0}),
         (SVM, {"augment": partial(horizontal_flip, image_shape=(1, 3, 32))}),
         (SOFTMAX, {"batch_size": 9999, "augment": FLIPS}),
-        *((model, {"shares": SHARES, "augment": FLIPS}) for model in LOSSES),
+        *((model, {"shares": SHARES, "augment": FLIPS}) for model in LINEAR),
     ],
 )
 def test_three_epochs_with_other_options(cuda_on_cpu, model, changes):
@@ -212,7 +212,7 @@ def test_the_same_bits_in_any_order(cuda_on_cpu):
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", LINEAR)
 def test_what_is_wrong_is_not_lost(cuda_on_cpu, model):
     given = problem()
     given["y"][77] = 2**32 + 1
@@ -234,7 +234,7 @@ def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("models", "c", "loss", "shares"),
+    ("models", "c", "model", "shares"),
     [
         (1, 5, SOFTMAX, SHARES),
         (3, 5, SOFTMAX, np.random.default_rng(2).dirichlet(np.ones(N), 3)),
@@ -458,7 +458,7 @@ def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", LINEAR)
 @pytest.mark.parametrize(
     ("n", "d", "c", "batch", "models"),
     [(205, 96, 5, 37, None), (1000, 3072, 10, 200, None), (1000, 3072, 10, 200, 9)],
