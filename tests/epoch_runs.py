@@ -186,7 +186,8 @@ def assert_a_gpu_learns_the_same(kernel, given, options, monkeypatch):
         rng, losses = np.random.default_rng(5), []
         epoch = kernel(**on_device, **options, rng=rng)
         for _ in range(3):
-            rates, order = list(0.02 * np.linspace(0.2, 1, n_steps)), rng.permutation(len(given["y"]))
+            rates = list(0.02 * np.linspace(0.2, 1, n_steps))
+            order = rng.permutation(len(given["y"]))
             losses.append(np.array(to_host(epoch(order, rates))))
         found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
         runs.append(b"".join(value.tobytes() for value in found.values()))

@@ -423,7 +423,7 @@ BROKEN = {
         "wait_for_copies<SCORE_STAGES - 2>();\n        __syncthreads();",
         "wait_for_copies<SCORE_STAGES - 2>();",
     ),
-    "scores: wrong row maximum": ("largest = row_max(largest);", "largest = values[0];"),
+    "scores: wrong row maximum": ("largest = row_max<LANES>(largest);", "largest = values[0];"),
     "scores: rows of a fragment swapped": ("a[0][i / 2][i % 2],", "a[0][i / 2][1 - i % 2],"),
     "scores: tails beside heads not added": (
         "score += __shfl_xor_sync(~0u, score, 2);",

@@ -131,7 +131,7 @@ def one_step(given, model):
 def assert_each_kernel_right(given, model=SOFTMAX, allowed=7e-7):
     found, truth = one_step(given, model)
     for name, exact in truth.items():
-        # A model that is zero everywhere, as the hinge of one class, has to be exactly that.
+        # A loss that is zero everywhere, as the hinge of one class, has to be exactly that.
         assert np.linalg.norm(found[name] - exact) <= allowed * np.linalg.norm(exact), name
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from gpuclf.kernels.building import cuda as cuda_modules
 
 INCLUDE = Path(__file__).parent / "include"
+STAND_INS = {path.name for path in INCLUDE.glob("*.cuh")}
 # Bounds and alignment are checked by code that the compiler adds; what it calls is in our header.
 CHECKS = "-fsanitize=bounds,alignment"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
@@ -63,12 +64,13 @@ def host_source(file: str, source: str) -> str:
 
 
 def whole_source(file: str) -> str:
-    """Return the text of a file as it is compiled, with the headers in it that have kernels."""
+    """Return the text of a file as it is compiled, with all headers in it that have no stand-in."""
     text = cuda_modules.source_path(file).read_text()
-    for name in re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE):
-        header = cuda_modules.source_path(name).read_text()
-        if "__global__" in header:
-            text = text.replace(f"#include <{name}>", header)
+    while names := set(re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE)) - STAND_INS:
+        for name in names:
+            first, *others = text.split(f"#include <{name}>\n")
+            header = cuda_modules.source_path(name).read_text()
+            text = first + header.replace("#pragma once\n", "") + "".join(others)
     return text
 
 

@@ -98,6 +98,6 @@ class LinearEpochs(EpochsOverBytes):
 
 def _wide(params: Any) -> list[Any] | None:
     """Return W (D, K C) and b (K C,) of all models side by side, or None if that takes a copy."""
-    W, b, _ = wide_parameters(params["W"], params["b"])
-    in_place = address(W) == address(params["W"]) and address(b) == address(params["b"])
-    return [W, b] if in_place and all(x.flags.c_contiguous for x in (W, b)) else None
+    wide: tuple[Any, ...] = wide_parameters(params["W"], params["b"])[:2]
+    in_place = all(address(x) == address(params[name]) for x, name in zip(wide, "Wb", strict=True))
+    return [*wide] if in_place and all(x.flags.c_contiguous for x in wide) else None

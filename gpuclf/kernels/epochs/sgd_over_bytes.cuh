@@ -12,16 +12,13 @@
 // K models (a fleet) are one product with the outputs of all side by side; each model has a
 // learning rate, a penalty and a momentum of its own.
 //
-// Precision. A byte less 128 is exact as a half; W' and dZ are split into two halves each after a
-// scaling by a power of two, chosen for each output and 64 columns of W' or 64 rows of dZ: a model
-// that diverges does not take its neighbours' digits. Tensor cores cut sums off, so they add up 64
-// columns or rows and ordinary additions the rest. b' comes from float64 sums over 64 columns. All
-// sums have one order, whatever the device.
+// Precision. As in linear_pass.cu, with a scale for each output and 64 columns of W' or 64 rows of
+// dZ: a model that diverges does not take its neighbours' digits. Tensor cores add up 64 columns or
+// rows. b' comes from float64 sums over 64 columns. All sums have one order, whatever the device.
 //
-// project_batch. Block: 64 rows (a warp for 16), 8 TILES outputs, a share of the columns. Bytes are
-// the A operand: lane 4 g + t takes the 16 bytes at column 16 t of rows g and g + 8, which are its
-// fragments of four products, because W' is packed in the same order of columns. It is packed by
-// the block itself: 64 columns of W make up to 16 KB of fragments in shared memory.
+// project_batch. Block: 64 rows (a warp for 16), 8 TILES outputs, a share of the columns. Fragments
+// are those of score_rows in linear_pass.cu, but W' is packed by the block itself: 64 columns of W
+// make up to 16 KB of fragments in shared memory.
 //
 // update_first_layer. Block: 64 columns of W (8 bytes of a row a lane) and 8 TILES outputs, a warp
 // for 16; where that leaves warps of four, they share the rows. dZ^T is the A operand and each warp
@@ -78,16 +75,6 @@ __device__ __forceinline__ void load_pixels(unsigned (&pixels)[WORDS], const uns
         const uint2 vector = *reinterpret_cast<const uint2*>(image + column);
         pixels[0] = vector.x, pixels[1] = vector.y;
     }
-}
-
-// The sum or the largest over the four lanes of a group.
-template <class T> __device__ __forceinline__ T group_sum(T x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-__device__ __forceinline__ float group_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 
 // partials (shares, rows_of_partials, pitch) gets sums over a share of the columns, and squares
@@ -147,8 +134,8 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
         }
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
-            const float largest_of_group = group_max(largest[i]);
-            const double sum = group_sum(sums_moved[i]), squared = group_sum(sums_squared[i]);
+            const float largest_of_group = row_max<4>(largest[i]);
+            const double sum = row_sum<4>(sums_moved[i]), squared = row_sum<4>(sums_squared[i]);
             if (member == 0) {
                 maxima[warp][8 * i + group] = largest_of_group;
                 moved[warp][8 * i + group] = sum;
@@ -312,7 +299,7 @@ __device__ __forceinline__ void update_first_layer(
         float scales[2], unscales[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int exponent = scale_exponent(group_max(largest[i]));
+            const int exponent = scale_exponent(row_max<4>(largest[i]));
             scales[i] = scalbnf(1.0f, exponent), unscales[i] = scalbnf(1.0f, -exponent);
         }
         float sums[8][4] = {};
@@ -353,7 +340,7 @@ __device__ __forceinline__ void update_first_layer(
         float(&of_unit)[17][32] = shares[row_warp][unit_warp][i];
 #pragma unroll
         for (int k = 0; k < 16; ++k) of_unit[k][lane] = totals[k % 8][2 * i + k / 8];
-        of_unit[16][lane] = group_sum(db[i]);
+        of_unit[16][lane] = row_sum<4>(db[i]);
     }
     __syncthreads();  // the shares of the rows are there
     auto total_of = [&](int i, int k) {

@@ -60,8 +60,7 @@
 // check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-#include <async_copy.cuh>
-#include <reductions.cuh>
+#include <byte_tiles.cuh>
 #include <tensor_core.cuh>
 
 constexpr int CHUNK = 64;  // columns of a stage of score_rows, and of a common scale of W'
@@ -86,27 +85,6 @@ constexpr int PITCH = 16 * CLASS_TILES + 8;  // floats of a row of G in shared m
 
 extern __shared__ uint4 shared_memory[];
 
-// Four lanes share a row of scores.
-__device__ __forceinline__ float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// Start to copy 16 bytes of a row, or as many as the row has left where it may end before.
-template <bool MAY_END>
-__device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* from,
-                                            int n_columns_left) {
-#pragma unroll
-    for (int i = 0; i < 16; i += COPY_BYTES)
-        if (!MAY_END || i < n_columns_left)
-            copy_async<COPY_BYTES>(to + i, from + i);
-}
-
 // W (D, CLASSES) as B fragments. A block packs a chunk; its vectors go by step / 2, slot and lane,
 // and hold the fragments of two steps.
 //
@@ -124,14 +102,9 @@ pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
     const int first = blockIdx.x * CHUNK;
     const int n_columns = min(CHUNK, FEATURES - first);
     const float* rows = W + static_cast<long long>(first) * CLASSES;
-    if (threadIdx.x < n_columns) {
-        const double divisor = scale ? scale[first + threadIdx.x] : 1.0;
-        factors[threadIdx.x] = static_cast<float>(1.0 / divisor);
-        shifts[threadIdx.x] = ((mean ? mean[first + threadIdx.x] : 0.0) - 128.0) / divisor;
-        if (folding)
-            folding[first + threadIdx.x] =
-                make_float2(factors[threadIdx.x], static_cast<float>(shifts[threadIdx.x]));
-    }
+    if (threadIdx.x < n_columns)
+        fold_column(mean, scale, first + threadIdx.x, factors[threadIdx.x], shifts[threadIdx.x],
+                    folding);
     __syncthreads();
     float largest = 0.0f;
     double sum = 0.0;
@@ -182,53 +155,6 @@ pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
     }
 }
 
-// Turn a row's scores, of which this lane has columns 8 j + 2 t and the next, into their gradient
-// and return the row's loss; both still without the row's weight.
-__device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long label, int member) {
-    const bool is_known = label >= 0 && label < CLASSES;
-    float largest = -__int_as_float(0x7f800000), at_label = 0.0f, loss, total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-        const int column = i / 2 * 8 + member * 2 + i % 2;
-        if (column < CLASSES) largest = fmaxf(largest, values[i]);
-        if (column == label) at_label = values[i];
-    }
-    at_label = row_sum(at_label);
-    if constexpr (HINGE) {
-        loss = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 2 * TILES; ++i) {
-            const int column = i / 2 * 8 + member * 2 + i % 2;
-            const float margin = values[i] - at_label + 1.0f;
-            const bool counts = column < CLASSES && column != label;
-            const float violated = counts && margin > 0.0f ? 1.0f : 0.0f;
-            if (column < CLASSES) loss += margin * violated;  // a product, because it keeps NaN
-            total += violated;
-            values[i] = violated;
-        }
-        loss = row_sum(loss);
-    } else {
-        largest = row_max(largest);
-#pragma unroll
-        for (int i = 0; i < 2 * TILES; ++i) {
-            const int column = i / 2 * 8 + member * 2 + i % 2;
-            values[i] = column < CLASSES ? expf(values[i] - largest) : 0.0f;
-            total += values[i];
-        }
-    }
-    total = row_sum(total);
-    if constexpr (!HINGE) loss = logf(total) - (at_label - largest);
-    const float reciprocal = 1.0f / total;  // one division a row
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-        const int column = i / 2 * 8 + member * 2 + i % 2;
-        if constexpr (!HINGE) values[i] *= reciprocal;
-        if (column == label) values[i] -= HINGE ? total : 1.0f;
-    }
-    // Nobody has looked at the labels: a wrong one must not give a plausible loss.
-    return is_known ? loss : nanf("");
-}
-
 // bias may be null, as zeros, and so may sample_weight, for uniform_weight everywhere; chunk_sums
 // are those of pack_weights, or null. partial_sums (blocks, CLASSES + 1) gets the loss and the
 // column sums of G; gradients gets G^T as A fragments by group, class tile, step, part and lane;
@@ -262,8 +188,9 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
             const unsigned to = ring + 16 * STAGE_VECTORS * place_to_fill;
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; ++i) {
-                copy_pixels<FEATURES % CHUNK != 0>(to + 16 * SCORE_THREADS * i, row_pixels[i],
-                                                   FEATURES - chunk_to_copy * CHUNK - 16 * member);
+                copy_pixels<COPY_BYTES, FEATURES % CHUNK != 0>(
+                    to + 16 * SCORE_THREADS * i, row_pixels[i],
+                    FEATURES - chunk_to_copy * CHUNK - 16 * member);
                 row_pixels[i] += CHUNK;
             }
 #pragma unroll
@@ -361,7 +288,8 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
             if (SHARED_TILE && j / 2 == TILES - 1) score += __shfl_xor_sync(~0u, score, 2);
             values[j] = column < CLASSES ? score + folded_bias[column] : 0.0f;
         }
-        const float loss = row_loss(values, label, member);
+        const float loss = row_loss<4, CLASSES, HINGE>(
+            values, label, [&](int j) { return j / 2 * 8 + member * 2 + j % 2; });
         if (exists && member == 0) loss_sum += loss * weight;
         float* row_G = tile_G + (8 * i + group) * PITCH + 2 * member;
 #pragma unroll
@@ -451,7 +379,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 #pragma unroll
             for (int i = 0; i < GROUP; i += 4)
                 if (i < n_rows_left)
-                    copy_pixels<FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
+                    copy_pixels<COPY_BYTES, FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
                         to + 128 * i, pixels_to_copy + i * FEATURES, FEATURES - copy_column);
             const uint4* group_gradients = tile_gradients
                 + static_cast<long long>(group_to_copy) * CLASS_TILES * GRADIENT_VECTORS;
