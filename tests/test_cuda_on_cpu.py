@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
-from cuda_on_cpu.compilation import Library
+from cuda_on_cpu.compilation import Library, whole_source
 
 from gpuclf.kernels.building import cuda as cuda_modules
 
@@ -483,7 +483,7 @@ def test_what_is_made_beside_hidden_arrays_is_hidden(cuda_on_cpu):
 
 def test_of_a_broken_file_only_what_is_broken_is_compiled():
     file = "two_layer_pass.cu"
-    source = cuda_modules.source_path(file).read_text()
+    source = whole_source(file)
     assert Library(file, source, ()).changed == {}
     in_one = source.replace("share = 0; share < n_shares", "share = 1; share < n_shares")
     assert Library(file, in_one, ()).changed.keys() == {"sum_partials"}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
-from cuda_on_cpu.compilation import compiler, library
+from cuda_on_cpu.compilation import compiler, library, whole_source
 from test_linear_pass_on_cupy import (
     arguments,
     assert_as_exact_as_float32,
@@ -49,7 +49,7 @@ def compiled():
     """Compile what the tests need side by side: one after another would be most of the time."""
     if compiler() is None:
         return
-    source = cuda_modules.source_path("single_pass.cu").read_text()
+    source = whole_source("single_pass.cu")
     wide = {"FEATURES": WIDE, "CLASSES": 10, "HINGE": 0}
     wanted = [(source, wide | {"RING": ring}) for ring in (3, 4)]
     narrow = {"FEATURES": 96, "CLASSES": 11, "HINGE": 1, "RING": 2}
@@ -164,9 +164,10 @@ def test_takes_two_walks_where_one_cannot_be(cuda_on_cpu, monkeypatch):
     assert run(arguments(200, 3088)) == "two walks"
     assert run(given | {"samples": unaligned}) == "two walks"
     assert run(given | {"y": np.zeros((200, 1), int)}) is NotImplemented
-    for limits in ((80, 108, 44 << 10), (75, 40, 227 << 10)):
-        cuda_on_cpu.limits = cuda_modules.DeviceLimits(*limits)
-        assert run(given) == "two walks"
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(80, 108, 44 << 10)
+    assert run(given) == "two walks"
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(75, 40, 227 << 10)
+    assert run(given) is NotImplemented
     assert cuda_on_cpu.launches == []
 
 
