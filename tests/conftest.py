@@ -13,7 +13,7 @@ import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
 
-from gpuclf import arrays, dispatch
+from gpuclf import arrays
 from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.samples import walk as row_blocks
@@ -173,7 +173,8 @@ def cuda_on_cpu(monkeypatch):
     device = CpuDevice()
     monkeypatch.setattr(cuda_modules, "build", device.build)
     monkeypatch.setattr(cuda_modules, "device_limits", lambda x: device.limits)
-    for module in (*dispatch.KERNEL_MODULES["cupy"], "gpuclf.kernels.epochs.on_gpu"):
-        kernels = importlib.import_module(module)
-        monkeypatch.setattr(kernels, "array_namespace", device.array_namespace)
+    paths = cuda_modules.FOLDER.glob("*/*on_gpu.py")
+    wrappers = (importlib.import_module(f"gpuclf.kernels.{p.parent.name}.{p.stem}") for p in paths)
+    for module in (cuda_modules, *wrappers):
+        monkeypatch.setattr(module, "array_namespace", device.array_namespace, raising=False)
     return device

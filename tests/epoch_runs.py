@@ -5,12 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden
-from gpuclf.fleet import _laid_out
 
-from gpuclf.arrays import to_host
-from gpuclf.devices.backends import to_device
-from gpuclf.devices.cupy import probe_cupy
+from gpuclf.backend import probe_cupy, to_device, to_host
 from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.layers import apart, side_by_side
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import epoch_runner
 
@@ -69,8 +67,30 @@ def instead_of_the_loop(kernel, monkeypatch):
         taken.append(found is not NotImplemented)
         return found
 
-    monkeypatch.setitem(epoch_runner.kernels, "numpy", runner)
+    monkeypatch.setitem(epoch_runner.kernels, "numpy", (runner,))
     return taken
+
+
+def assert_training_goes_on(model, given, **options):
+    """Two epochs, one after another, give what two together give."""
+    from gpuclf.training import Member, train_sgd
+
+    def member():
+        return Member(given["params"], lambda step: 0.02 / (1 + step), 0.02, 0.8, given["velocity"])
+
+    def run(member, rng, epochs=1):
+        train_sgd(
+            model, [member], given["X"], given["y"], batch_size=37, epochs=epochs, nesterov=True,
+            rng=rng, **options,
+        )  # fmt: skip
+
+    rng, twice, once = np.random.default_rng(1), member(), member()
+    run(twice, rng)
+    run(twice, rng)
+    run(once, np.random.default_rng(1), epochs=2)
+    assert twice.history == once.history
+    for name, value in once.params.items():
+        assert twice.params[name].tobytes() == value.tobytes()
 
 
 class RecordedDevice:
@@ -152,7 +172,7 @@ def assert_a_gpu_learns_the_same(kernel, given, options, monkeypatch):
         train(epoch_runner.reference, given, options, epochs=3, dtype=dtype)
         for dtype in (np.float32, np.float64)
     )
-    (n, d), n_steps = given["X"].shape, -(-len(given["y"]) // options["batch_size"])
+    n_steps = -(-len(given["y"]) // options["batch_size"])
     recorded = cuda_modules.recorded
     graphs, runs = [], []
 
@@ -160,12 +180,15 @@ def assert_a_gpu_learns_the_same(kernel, given, options, monkeypatch):
         monkeypatch.setattr(cuda_modules, "recorded", record)
         on_device = to_device(given, "cupy")
         for name in ("params", "velocity"):
-            on_device[name] = {key: _laid_out(x, d) for key, x in on_device[name].items()}
+            for key, x in on_device[name].items():
+                if x.ndim == 3:
+                    on_device[name][key] = apart(side_by_side(x), (len(x),))
         rng, losses = np.random.default_rng(5), []
         epoch = kernel(**on_device, **options, rng=rng)
         for _ in range(3):
             rates = list(0.02 * np.linspace(0.2, 1, n_steps))
-            losses.append(np.array(to_host(epoch(rng.permutation(n), rates))))
+            order = rng.permutation(len(given["y"]))
+            losses.append(np.array(to_host(epoch(order, rates))))
         found = to_host(on_device["params"]) | {"losses": np.concatenate(losses)}
         runs.append(b"".join(value.tobytes() for value in found.values()))
         return found

@@ -8,7 +8,7 @@ import pytest
 
 from gpuclf.devices.cupy import cuda_launcher, probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.building.cuda import contiguous, device_limits, kernel
+from gpuclf.kernels.building.cuda import contiguous, device_limits, launch
 
 
 class FakeDevice:
@@ -66,34 +66,39 @@ def fake_cupy(monkeypatch):
 def test_a_kernel_is_made_once_and_launched_on_its_arrays_device(fake_cupy):
     x = FakeArray(FakeDevice())
     for _ in range(2):
-        kernel("losses.cu", "add_partials", REAL="float32", LANES=32)(7, (8, 4), (np.int32(1), x))
+        constants = {"REAL": "float32", "LANES": 32}
+        launch("losses.cu", constants, "add_partials", 7, (8, 4), np.int8(1), x)
     (made,) = fake_cupy
     assert made.name == "add_partials"
-    assert made.code == (cuda_modules.FOLDER / "losses.cu").read_text()
-    assert {"-DREAL=float32", "-DLANES=32", f"-I{cuda_modules.FOLDER}"} < set(made.options)
-    assert made.calls == [((7,), (8, 4), (np.int32(1), x), 0, 1)] * 2
-    kernel("losses.cu", "add_partials", REAL="float64", LANES=32)(1, 1, (x,))
+    assert made.code == (cuda_modules.FOLDER / "losses" / "losses.cu").read_text()
+    headers = [f"-I{folder}" for folder in cuda_modules.HEADER_FOLDERS]
+    assert {"-DREAL=float32", "-DLANES=32", *headers} < set(made.options)
+    assert made.calls == [((7,), (8, 4), (np.int8(1), x), 0, 1)] * 2
+    launch("losses.cu", constants | {"REAL": "float64"}, "add_partials", 1, 1, x)
     assert len(fake_cupy) == 2
 
 
 def test_shared_memory_is_asked_for_where_the_default_is_too_small(fake_cupy):
     x = FakeArray(FakeDevice())
-    launch = kernel("losses.cu", "add_partials")
     for shared_bytes, most in ((1000, 48 << 10), (100_000, 100_000), (60_000, 100_000)):
-        launch(1, 1, (x,), shared_bytes=shared_bytes)
+        launch("losses.cu", {}, "add_partials", 1, 1, x, shared_bytes=shared_bytes)
         assert fake_cupy[0].max_dynamic_shared_size_bytes == most
         assert fake_cupy[0].calls[-1][3] == shared_bytes
 
 
-def test_none_becomes_a_pointer_and_plain_numbers_are_refused(fake_cupy):
+def test_none_becomes_a_pointer_and_plain_floats_are_refused(fake_cupy):
     x = FakeArray(FakeDevice())
-    kernel("losses.cu", "add_partials")(1, 1, (x, None))
-    null = fake_cupy[0].calls[0][2][1]
+    launch("losses.cu", {}, "add_partials", 1, 1, x, None, 7)
+    null, number = fake_cupy[0].calls[0][2][1:]
     assert null == 0
     assert null.itemsize == 8  # CuPy itself would pass no address of an argument at all
-    for number in (1, 1.0, True):
+    assert number == 7
+    assert number.dtype == np.int32  # where CuPy itself would pass 8 bytes
+    for number in (1.0, True):
         with pytest.raises(TypeError, match="has no type"):
-            kernel("losses.cu", "add_partials")(1, 1, (x, number))
+            launch("losses.cu", {}, "add_partials", 1, 1, x, number)
+    with pytest.raises(OverflowError):
+        launch("losses.cu", {}, "add_partials", 1, 1, x, 2**31)
 
 
 def test_a_changed_header_is_another_set_of_options(fake_cupy, monkeypatch, tmp_path):
@@ -105,7 +110,7 @@ def test_a_changed_header_is_another_set_of_options(fake_cupy, monkeypatch, tmp_
         (tmp_path / "shared.cuh").write_text(text)
         cuda_modules.build.cache_clear()
         cuda_modules._source.cache_clear()
-        kernel("a.cu", "name")(1, 1, (x,))
+        launch("a.cu", {}, "name", 1, 1, x)
         found.add(fake_cupy[-1].options)
     cuda_modules._source.cache_clear()
     assert len(found) == 2

@@ -1,18 +1,18 @@
+import importlib
 import inspect
 
 import numpy as np
 import pytest
 
 from gpuclf import dispatch, layers
-from gpuclf.dispatch import fusable
-from gpuclf.kernels.losses import on_cpu as on_numpy
+from gpuclf.dispatch import SEAMS, fusable
 
 
 @pytest.fixture
 def double():
-    """Return a fusable function whose body and whose kernel leave a trace."""
+    """Return a fusable function whose body and whose kernels leave a trace."""
 
-    @fusable
+    @fusable()
     def double(x, note=None):
         """Twice x."""
         double.calls.append(("reference", note))
@@ -22,13 +22,17 @@ def double():
     return double
 
 
-def register_kernel(function, library, result=None):
-    @function.register(library)
-    def kernel(x, note=None):
-        function.calls.append((library, note))
-        return x * 2 if result is None else result
+def kernels(function, *results):
+    """Return kernels that leave a trace: of each what it returns, or None for twice x."""
 
-    return kernel
+    def kernel(number, result):
+        def call(x, note=None):
+            function.calls.append((number, note))
+            return x * 2 if result is None else result
+
+        return call
+
+    return tuple(kernel(number, result) for number, result in enumerate(results))
 
 
 def test_without_a_kernel_the_body_runs(lib, double):
@@ -37,50 +41,40 @@ def test_without_a_kernel_the_body_runs(lib, double):
 
 
 def test_the_kernel_of_the_first_arguments_library_runs_instead(double):
-    kernel = register_kernel(double, "numpy")
+    double.kernels["numpy"] = kernels(double, None)
     assert double(np.ones(2), note=5).tolist() == [2, 2]
-    assert double.calls == [("numpy", 5)]
-    assert kernel(np.ones(1)).tolist() == [2]  # registering gives the kernel back
+    assert double.calls == [(0, 5)]
 
 
-def test_a_kernel_that_declines_falls_back_with_the_same_arguments(double):
-    register_kernel(double, "numpy", NotImplemented)
+def test_where_all_decline_the_body_gets_the_same_arguments(double):
+    double.kernels["numpy"] = kernels(double, NotImplemented, NotImplemented)
     assert double(np.ones(2), note=7).tolist() == [2, 2]
-    assert double.calls == [("numpy", 7), ("reference", 7)]
+    assert double.calls == [(0, 7), (1, 7), ("reference", 7)]
 
 
 def test_the_next_kernel_is_asked_when_one_declines(double):
-    register_kernel(double, "numpy", NotImplemented)
-    register_kernel(double, "numpy")
+    double.kernels["numpy"] = kernels(double, NotImplemented, None)
     assert double(np.ones(2), note=7).tolist() == [2, 2]
-    assert double.calls == [("numpy", 7), ("numpy", 7)]
+    assert double.calls == [(0, 7), (1, 7)]
 
 
 def test_another_library_is_not_affected(double, strict):
-    register_kernel(double, "numpy")
-    register_kernel(double, "cupy")
+    double.kernels |= {"numpy": kernels(double, None), "cupy": kernels(double, None)}
     double(strict.asarray(np.ones(2)))
     assert double.calls == [("reference", None)]
 
 
-def test_a_kernel_serves_the_library_it_is_registered_for(double, strict):
-    register_kernel(double, "array_api_strict")
-    double(strict.asarray(np.ones(2)))
-    double(np.ones(2))
-    assert double.calls == [("array_api_strict", None), ("reference", None)]
-
-
 def test_the_reference_stays_callable_past_the_kernel(double):
-    register_kernel(double, "numpy")
+    double.kernels["numpy"] = kernels(double, None)
     double.reference(np.ones(2))
     assert double.calls == [("reference", None)]
 
 
 def test_an_exception_in_a_kernel_is_not_hidden(double):
-    @double.register("numpy")
     def broken(x, note=None):
         raise FloatingPointError("broken kernel")
 
+    double.kernels["numpy"] = (broken,)
     with pytest.raises(FloatingPointError, match="broken kernel"):
         double(np.ones(2))
     assert double.calls == []
@@ -102,37 +96,51 @@ def test_every_argument_may_be_passed_by_name():
     assert Y.tolist() == [[3.0], [3.0]]
 
 
-def test_kernel_modules_are_loaded_at_the_first_use_of_their_library(double, monkeypatch, strict):
+def test_the_argument_that_decides_may_be_another():
+    @fusable(by="y")
+    def pick(model, y):
+        return "body"
+
+    pick.kernels["numpy"] = (lambda model, y: "kernel",)
+    assert pick(None, np.ones(1)) == pick(None, y=np.ones(1)) == "kernel"
+
+
+def test_replacements_are_imported_at_the_first_use_of_their_library(monkeypatch, strict):
     loaded = []
-    monkeypatch.setattr(dispatch.importlib, "import_module", loaded.append)
-    monkeypatch.setattr(
-        dispatch, "KERNEL_MODULES", {"array_api_strict": ("kernels.of.strict", "more.of.them")}
+
+    def import_module(name):
+        loaded.append(name)
+        return type("Module", (), {"f": staticmethod(lambda x: "kernel")})
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", import_module)
+    monkeypatch.setattr(dispatch, "SEAMS", {})
+
+    @fusable(array_api_strict="some.of_strict:f")
+    def body(x):
+        return "body"
+
+    assert body(np.ones(2)) == "body"
+    assert loaded == []
+    assert [body(strict.asarray(np.ones(2))) for _ in range(2)] == ["kernel"] * 2
+    assert loaded == ["gpuclf.kernels.some.of_strict"]
+    assert dispatch.SEAMS["body"] is body
+
+
+for _module in ("losses", "training", "models.linear", "models.two_layer", "models.neighbors"):
+    importlib.import_module(f"gpuclf.{_module}")
+REPLACEMENTS = [
+    (seam, name) for seam, x in SEAMS.items() for names in x.replacements.values() for name in names
+]
+
+
+@pytest.mark.parametrize(("seam", "name"), REPLACEMENTS)
+def test_every_replacement_takes_what_its_body_takes(seam, name):
+    kernel, body = (
+        inspect.signature(x).parameters for x in (dispatch._imported(name), SEAMS[seam].reference)
     )
-    dispatch._load_kernels.cache_clear()
-    try:
-        double(np.ones(2))
-        assert loaded == []
-        double(strict.asarray(np.ones(2)))
-        double(strict.asarray(np.ones(2)))
-        assert loaded == ["kernels.of.strict", "more.of.them"]
-    finally:
-        dispatch._load_kernels.cache_clear()
-
-
-@pytest.mark.parametrize("name", [name for name in on_numpy.__all__ if name.startswith("grouped_")])
-def test_kernels_have_the_signature_of_their_reference(name):
-    kernel = inspect.signature(getattr(on_numpy, name)).parameters.values()
-    reference = getattr(layers, name.removeprefix("grouped_")).reference
-    expected = inspect.signature(reference).parameters.values()
-    assert [(p.name, p.kind, p.default) for p in kernel] == [
-        (p.name, p.kind, p.default) for p in expected
+    positional = [
+        [p.name for p in of.values() if p.kind is p.POSITIONAL_OR_KEYWORD] for of in (kernel, body)
     ]
-
-
-def test_the_layers_use_the_numpy_kernels(monkeypatch):
-    monkeypatch.setattr(on_numpy, "_group_rows", lambda X, n_columns: 8)
-    seen = []
-    matmul = np.matmul
-    monkeypatch.setattr(np, "matmul", lambda *a, **k: seen.append(a[0].ndim) or matmul(*a, **k))
-    layers.affine(np.ones((20, 2)), np.ones((2, 3)))
-    assert 3 in seen  # a stack of groups
+    assert len(positional[0]) >= len(positional[1])
+    for shared in kernel.keys() & body.keys():
+        assert kernel[shared].default == body[shared].default

@@ -1,14 +1,13 @@
 """The linear pass on tensor cores, run on the CPU: wrapper and kernels, against float64."""
 
 from copy import copy
+from functools import partial
 
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden, with_hidden_arrays
 from cuda_on_cpu.compilation import compile_together, compiler
 
-from gpuclf.models import SOFTMAX
-from gpuclf import dispatch
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
 from gpuclf.kernels.linear_pass.on_gpu import (
@@ -16,8 +15,13 @@ from gpuclf.kernels.linear_pass.on_gpu import (
     linear_pass_on_tensor_cores,
 )
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models import linear
-from gpuclf.models.linear import linear_objective, linear_pass, softmax_loss_vectorized, svm_loss_vectorized
+from gpuclf.models import SOFTMAX
+from gpuclf.models.linear import (
+    linear_pass,
+    penalized_linear_pass,
+    softmax_loss_vectorized,
+    svm_loss_vectorized,
+)
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -87,7 +91,6 @@ def run(given, **options):
 # Rows around a fragment (16), a group (64) and a block; columns around a chunk (64) and a strip
 # (128), in copies of 16, 8 and 4 bytes; classes around tiles of 8 and 16, with and without tails
 # beside heads; more strips than a block takes.
-@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("d", "c", "loss", "rows"),
     [
@@ -119,7 +122,6 @@ def limit(monkeypatch, **constants):
         monkeypatch.setattr(linear_pass_on_cupy, name, value)
 
 
-@pytest.mark.slow
 def test_rows_of_several_blocks_and_shares(monkeypatch):
     limit(monkeypatch, MIN_SCORE_BLOCKS=0, MAX_GRADIENT_BLOCKS=3)  # blocks of 192 rows
     for n in (193, 800):
@@ -127,39 +129,13 @@ def test_rows_of_several_blocks_and_shares(monkeypatch):
         assert_as_exact_as_float32(given, run(given))
 
 
-# Blocks of 192 and 384 rows, the last one shorter than the groups that its shares are for.
-WALKS = {"forwards": 1, "backwards": 1, 96 * 192: 3, 96 * 500: 2}
-
-
-def assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk):
-    limit(monkeypatch, MAX_GRADIENT_BLOCKS=4)
-    given = arguments(450)
-    assert_as_exact_as_float32(given, run(given, walk=walk))
-    assert cuda_on_cpu.launches == [LAUNCHES[0], *LAUNCHES[1:3] * WALKS[walk], LAUNCHES[3]]
-
-
-@pytest.mark.essential_cases(1)
-@pytest.mark.parametrize("walk", WALKS)
-def test_walks_in_either_direction_and_in_blocks(cuda_on_cpu, monkeypatch, walk):
-    assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
-
-
-BROKEN_WALKS = {
-    "from the last group": ("forwards", "BACKWARDS ? (n_own", "true ? (n_own"),
-    "not added to the block before": (96 * 192, "adds ? partials[i * 32]", "false ? partials[0]"),
-    "added to what was there": (96 * 500, "adds ? partials", "true ? partials"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BROKEN_WALKS)
-def test_broken_walks_are_caught(cuda_on_cpu, monkeypatch, name):
-    walk, *change = BROKEN_WALKS[name]
+def test_a_second_walk_from_another_group_is_caught(cuda_on_cpu, monkeypatch):
+    change = "share + (n_own_groups - 1) * n_shares;", "share;"
     with (
         cuda_on_cpu.broken("linear_pass.cu", change),
         pytest.raises((AssertionError, CudaOnCpuError)),
     ):
-        assert_walk_is_exact(cuda_on_cpu, monkeypatch, walk)
+        test_rows_of_several_blocks_and_shares(monkeypatch)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -171,7 +147,6 @@ def test_the_same_bits_in_any_order(cuda_on_cpu, order):
         assert [value.tobytes() for value in run(given)] == expected
 
 
-@pytest.mark.slow
 def test_tf32_has_eleven_bits():
     given = arguments()
     found, truth = run(given, precision="tf32"), in_float64(given)
@@ -192,7 +167,6 @@ def test_long_sums_keep_their_digits(monkeypatch):
 # ------------------------------------------------------------------------- difficult numbers
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 def test_scores_far_apart_and_far_from_zero(loss):
     given = arguments(loss=loss)
@@ -313,34 +287,30 @@ def test_samples_at_addresses_of_any_alignment():
 
 
 KERNELS = {
-    "linear_pass": linear_pass_on_tensor_cores,
-    "linear_objective": linear_objective_on_tensor_cores,
+    linear_pass: linear_pass_on_tensor_cores,
+    penalized_linear_pass: linear_objective_on_tensor_cores,
 }
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=KERNELS, ids=lambda seam: seam.__name__)
 def as_if_cupy(monkeypatch, request):
     calls = []
-    dispatch._load_kernels("numpy")  # before what they register for is replaced
 
     def on_tensor_cores(*args, **kwargs):
-        calls.append(request.param)
         found = KERNELS[request.param](*args, **kwargs)
         assert found is not NotImplemented
+        calls.append(request.param)
         return found
 
-    monkeypatch.setattr(linear, request.param, on_tensor_cores)
+    monkeypatch.setitem(request.param.kernels, "numpy", (on_tensor_cores,))
     return calls
-
-
-FUSABLE = {"linear_pass": linear_pass, "linear_objective": linear_objective}
 
 
 def reference(function, *args):
     """Call a public function with the shared bodies."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in KERNELS:
-            patch.setattr(linear, name, FUSABLE[name].reference)
+        for seam in KERNELS:
+            patch.setitem(seam.kernels, "numpy", ())
         return function(*args)
 
 
@@ -368,8 +338,8 @@ def test_standardised_samples_with_stressed_means(as_if_cupy, weights):
         wide = {key: value.astype(np.float64) for key, value in params.items()}
         rest = samples, y, 0.01, weights
         found = SOFTMAX.objective(params, *rest)
-        shared = reference(linear_loss, softmax_cross_entropy, params, *rest)
-        truth = reference(linear_loss, softmax_cross_entropy, wide, *rest)
+        shared = reference(SOFTMAX.objective, params, *rest)
+        truth = reference(SOFTMAX.objective, wide, *rest)
         for loss, grads in (found, shared):
             differences = [loss - truth[0], *(grads[key] - truth[1][key] for key in ("W", "b"))]
             errors.append([np.linalg.norm(difference) for difference in differences])
@@ -389,7 +359,7 @@ def assert_objective_is_exact(cuda_on_cpu, data_loss):
             found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, samples, *rest)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
-            truth = linear_objective.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
+            truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
             for ours, exact in zip(found, truth, strict=True):
                 assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 
@@ -419,6 +389,8 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert declined(lambda g: {"weights": g["weights"].astype(np.float64)})
     assert declined(lambda g: {"b": g["b"][::-1]})
     assert declined(lambda g: {"data_loss": lambda *_: None})
+    assert declined(lambda g: {"data_loss": partial(multiclass_hinge, margin=2.0)})
+    assert declined(lambda g: {"models": (2,)})
     assert declined(lambda g: {"samples": FoldedSamples(floats, 10, np.float32)})
     assert declined(lambda g: {"samples": FoldedSamples(columns, 10, np.float32)})
     assert declined(n=160)  # not folded: too few rows
@@ -429,7 +401,6 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert cuda_on_cpu.launches == []
 
 
-@pytest.mark.slow
 def test_devices_with_less_shared_memory(cuda_on_cpu):
     given = arguments(161, 3072)
     expected = run(given)
@@ -452,7 +423,7 @@ BROKEN = {
         "wait_for_copies<SCORE_STAGES - 2>();\n        __syncthreads();",
         "wait_for_copies<SCORE_STAGES - 2>();",
     ),
-    "scores: wrong row maximum": ("largest = row_max(largest);", "largest = values[0];"),
+    "scores: wrong row maximum": ("largest = row_max<LANES>(largest);", "largest = values[0];"),
     "scores: rows of a fragment swapped": ("a[0][i / 2][i % 2],", "a[0][i / 2][1 - i % 2],"),
     "scores: tails beside heads not added": (
         "score += __shfl_xor_sync(~0u, score, 2);",
@@ -493,7 +464,6 @@ BROKEN_FOLDING = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_FOLDING)
 def test_broken_folding_is_caught(cuda_on_cpu, name):
     with (
@@ -520,7 +490,6 @@ BROKEN_SCALES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_SCALES)
 def test_broken_scales_are_caught(cuda_on_cpu, name):
     with (
@@ -535,12 +504,11 @@ def compiled():
     """Compile the broken kernels together: one after another would be half of the time."""
     if compiler() is None:
         return
-    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, False, 8, True, 227 << 10)
+    plan = linear_pass_on_cupy._plan(200, 72, 10, 2, 0, 8, 227 << 10)
     constants = tuple(sorted(plan.constants.items()))
     compile_together("linear_pass.cu", BROKEN.values(), constants)
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):

@@ -47,18 +47,16 @@ def test_as_exact_as_float32_and_the_same_bits_each_time(n, d, c, loss):
     assert np.linalg.norm(to_host(quick[1]) - exact) <= 1e-3 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("walk", ["forwards", "once", 8 << 20, 32 << 20])
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
-def test_every_walk_is_as_exact_and_gives_the_same_bits_each_time(loss, walk):
+def test_one_walk_is_as_exact_and_gives_the_same_bits_each_time(loss):
     if not probe_cupy().usable:
         pytest.skip(probe_cupy().reason)
     given = arguments(50_000, 3072, 10, loss, X=pixels(50_000, 3072))
     on_device = given | {key: to_device(given[key], "cupy") for key in ("W", "b", "y", "weights")}
     X = to_device(given["samples"].stored, "cupy")
     on_device["samples"] = FoldedSamples(X, 10, on_device["W"].dtype)
-    runs = [
-        [to_host(x) for x in linear_pass_on_tensor_cores(**on_device, walk=walk)] for _ in range(10)
-    ]
+    once = {**on_device, "walk": "once"}
+    runs = [[to_host(x) for x in linear_pass_on_tensor_cores(**once)] for _ in range(10)]
     assert_as_exact_as_float32(given, runs[0])
     for k in range(3):
         assert {run[k].tobytes() for run in runs} == {runs[0][k].tobytes()}

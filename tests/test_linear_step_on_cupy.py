@@ -10,27 +10,26 @@ from epoch_runs import (
     assert_a_gpu_learns_the_same,
     assert_as_exact_as_float32,
     assert_recording_changes_nothing,
+    assert_training_goes_on,
     caught,
     copied,
     instead_of_the_loop,
     train,
 )
 
-from gpuclf.models import SOFTMAX, SVM
 from gpuclf import FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.augment import horizontal_flip
-from gpuclf.fleet import train_fleet
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
 from gpuclf.kernels.epochs.linear_on_gpu import linear_epochs
 from gpuclf.layers import apart
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-
+from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, LinearModel
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
-from gpuclf.training import epoch_runner, minimize_sgd
+from gpuclf.training import epoch_runner
 
-LOSSES = [softmax_cross_entropy, multiclass_hinge]
+LINEAR = [SOFTMAX, SVM]
 STEP = ["project_batch", "score_losses", "update_parameters"]
 N, BATCH = 205, 37  # six steps, the last of 20 rows
 SHARES = np.random.default_rng(2).dirichlet(np.ones(N))
@@ -60,9 +59,14 @@ def problem(n=N, d=96, c=5, models=None, seed=0, standardized=True):
     }
 
 
-def options(loss=softmax_cross_entropy, **changes):
-    given = {"objective": partial(linear_loss, loss, precision="float32"), "batch_size": BATCH}
-    return given | {"reg": 0.02, "momentum": 0.8, "nesterov": True} | changes
+def options(model=SOFTMAX, **changes):
+    return {
+        "model": model,
+        "batch_size": BATCH,
+        "reg": 0.02,
+        "momentum": 0.8,
+        "nesterov": True,
+    } | changes
 
 
 def fleet_options(models, **changes):
@@ -72,23 +76,23 @@ def fleet_options(models, **changes):
     } | changes)  # fmt: skip
 
 
-def assert_trains_right(given, loss=softmax_cross_entropy, epochs=1, rate=0.02, **changes):
+def assert_trains_right(given, model=SOFTMAX, epochs=1, rate=0.02, **changes):
     assert_as_exact_as_float32(
-        linear_epochs, given, options(loss, **changes), epochs=epochs, rate=rate
+        linear_epochs, given, options(model, **changes), epochs=epochs, rate=rate
     )
 
 
 # -------------------------------------------------------------------- each kernel, one step
 
 
-def one_step(given, loss):
+def one_step(given, model):
     """Run one step of 37 rows; return what every kernel left, beside the same in float64."""
     given = given | {name: copied(given[name]) for name in ("params", "velocity")}
     params, velocity = (copied(given[name], np.float64) for name in ("params", "velocity"))
     given["X"] = given["X"].with_samples(given["X"].X[:BATCH])
     given["y"] = given["y"][:BATCH]
     order = np.random.default_rng(3).permutation(BATCH)
-    epoch = linear_epochs(**given, **options(loss))
+    epoch = linear_epochs(**given, **options(model))
     found = {"loss": np.array(epoch(order, [0.05]))}
     found["dscores"], found["row_losses"] = epoch._dscores, epoch._row_losses[:, 0]
     found["penalties"] = epoch._penalties.sum()
@@ -98,7 +102,7 @@ def one_step(given, loss):
     X, y, rows = given["X"].to_array(np.float64)[order], given["y"][order], np.arange(BATCH)
     truth = {"XW": X @ params["W"]}
     scores = truth["XW"] + params["b"]
-    if loss is multiclass_hinge:
+    if model is SVM:
         margins = scores - scores[rows, y][:, None] + 1
         margins[rows, y] = 0
         truth["row_losses"] = np.maximum(margins, 0).sum(axis=1) / BATCH
@@ -124,27 +128,26 @@ def one_step(given, loss):
     return found, truth
 
 
-def assert_each_kernel_right(given, loss=softmax_cross_entropy, allowed=7e-7):
-    found, truth = one_step(given, loss)
+def assert_each_kernel_right(given, model=SOFTMAX, allowed=7e-7):
+    found, truth = one_step(given, model)
     for name, exact in truth.items():
         # A loss that is zero everywhere, as the hinge of one class, has to be exactly that.
         assert np.linalg.norm(found[name] - exact) <= allowed * np.linalg.norm(exact), name
 
 
 # Classes around a tile (8, 16) and a warp; columns around a chunk (64).
-@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
-    ("d", "c", "loss"),
+    ("d", "c", "model"),
     [
-        (96, 5, softmax_cross_entropy),
-        (16, 2, multiclass_hinge),
-        (80, 32, softmax_cross_entropy),
-        (208, 17, multiclass_hinge),
-        (336, 4, softmax_cross_entropy),
+        (96, 5, SOFTMAX),
+        (16, 2, SVM),
+        (80, 32, SOFTMAX),
+        (208, 17, SVM),
+        (336, 4, SOFTMAX),
     ],
 )
-def test_each_kernel(cuda_on_cpu, d, c, loss):
-    assert_each_kernel_right(problem(d=d, c=c), loss)
+def test_each_kernel(cuda_on_cpu, d, c, model):
+    assert_each_kernel_right(problem(d=d, c=c), model)
     assert cuda_on_cpu.launches == [*STEP, "sum_losses"]
 
 
@@ -164,33 +167,31 @@ def test_shares_of_several_columns(cuda_on_cpu, monkeypatch):
 # ------------------------------------------------------------------------------ whole epochs
 
 
-@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, loss):
+@pytest.mark.parametrize("model", LINEAR)
+def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
     cuda_on_cpu.order = order
     given = problem()
     before = {name: copied(given[name]) for name in ("params", "velocity")}
-    assert_trains_right(given, loss, augment=FLIPS)
+    assert_trains_right(given, model, augment=FLIPS)
     assert cuda_on_cpu.launches == [*(6 * STEP), "sum_losses"]
     for name, arrays in before.items():
         for key, value in arrays.items():
             np.testing.assert_array_equal(given[name][key], value)
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
-    ("loss", "changes"),
+    ("model", "changes"),
     [
-        (multiclass_hinge, {"nesterov": False, "augment": FLIPS}),
-        (softmax_cross_entropy, {"momentum": 0.0, "reg": 0.0}),
-        (multiclass_hinge, {"augment": partial(horizontal_flip, image_shape=(1, 3, 32))}),
-        (softmax_cross_entropy, {"batch_size": 9999, "augment": FLIPS}),
-        *((loss, {"shares": SHARES, "augment": FLIPS}) for loss in LOSSES),
+        (SVM, {"nesterov": False, "augment": FLIPS}),
+        (SOFTMAX, {"momentum": 0.0, "reg": 0.0}),
+        (SVM, {"augment": partial(horizontal_flip, image_shape=(1, 3, 32))}),
+        (SOFTMAX, {"batch_size": 9999, "augment": FLIPS}),
+        *((model, {"shares": SHARES, "augment": FLIPS}) for model in LINEAR),
     ],
 )
-def test_three_epochs_with_other_options(cuda_on_cpu, loss, changes):
-    assert_trains_right(problem(), loss, epochs=3, **changes)
+def test_three_epochs_with_other_options(cuda_on_cpu, model, changes):
+    assert_trains_right(problem(), model, epochs=3, **changes)
 
 
 def test_pixels_as_they_are(cuda_on_cpu):
@@ -211,17 +212,16 @@ def test_the_same_bits_in_any_order(cuda_on_cpu):
     assert len(runs) == 1
 
 
-@pytest.mark.essential_cases(1)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_what_is_wrong_is_not_lost(cuda_on_cpu, loss):
+@pytest.mark.parametrize("model", LINEAR)
+def test_what_is_wrong_is_not_lost(cuda_on_cpu, model):
     given = problem()
     given["y"][77] = 2**32 + 1
-    assert np.isnan(train(linear_epochs, given, options(loss))["losses"]).sum() == 1
+    assert np.isnan(train(linear_epochs, given, options(model))["losses"]).sum() == 1
     for name in ("W", "b"):
         for value in (np.nan, np.inf):
             given = problem()
             given["params"][name].reshape(-1)[0] = value
-            losses = train(linear_epochs, given, options(loss))["losses"]
+            losses = train(linear_epochs, given, options(model))["losses"]
             assert not np.isfinite(losses).any()
 
 
@@ -233,18 +233,17 @@ def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
 # -------------------------------------------------------------------------------------- fleets
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
-    ("models", "c", "loss", "shares"),
+    ("models", "c", "model", "shares"),
     [
-        (1, 5, softmax_cross_entropy, SHARES),
-        (3, 5, softmax_cross_entropy, np.random.default_rng(2).dirichlet(np.ones(N), 3)),
-        (9, 10, multiclass_hinge, None),  # 90 outputs: two blocks
+        (1, 5, SOFTMAX, SHARES),
+        (3, 5, SOFTMAX, np.random.default_rng(2).dirichlet(np.ones(N), 3)),
+        (9, 10, SVM, None),  # 90 outputs: two blocks
     ],
 )
-def test_several_models_side_by_side(cuda_on_cpu, models, c, loss, shares):
+def test_several_models_side_by_side(cuda_on_cpu, models, c, model, shares):
     given = problem(models=models, c=c)
-    asked = fleet_options(models, loss=loss, augment=FLIPS, shares=shares)
+    asked = fleet_options(models, model=model, augment=FLIPS, shares=shares)
     rate = np.geomspace(1e-3, 0.05, models)
     assert_as_exact_as_float32(linear_epochs, given, asked, epochs=2, rate=rate)
     assert cuda_on_cpu.launches == [*(6 * STEP), "sum_losses"] * 2
@@ -263,23 +262,29 @@ def test_a_model_that_diverges_does_not_disturb_the_others(cuda_on_cpu, value):
             assert runs[1.0][name][k].tobytes() == runs[value][name][k].tobytes()
 
 
-def test_train_fleet_gives_what_it_gives_without_kernels(cuda_on_cpu, monkeypatch):
+def test_a_fleet_gives_what_it_gives_without_kernels(cuda_on_cpu, monkeypatch):
+    from gpuclf.training import Member, train_sgd
+
+    def trained():
+        members = [
+            Member({name: p[k] for name, p in given["params"].items()}, rate, reg, 0.9)
+            for k, (rate, reg) in enumerate(zip(rates, (0.1, 0.2, 0.0), strict=True))
+        ]
+        train_sgd(
+            SOFTMAX, members, given["X"], given["y"], batch_size=BATCH, epochs=3, nesterov=True,
+            rng=np.random.default_rng(1), augment=FLIPS,
+            on_epoch=lambda params, numbers: [2] if len(members[0].history.loss) == 12 else [],
+        )  # fmt: skip
+        return members
+
     given = problem(models=3)
     rates = [lambda step, k=k: 0.002 * (k + 1) / (1 + step) for k in range(3)]
     rates[1] = lambda step: 1e30  # its loss is infinite after the first epoch
-    found = []
-    for use in (True, False):
-        taken = instead_of_the_loop(linear_epochs, monkeypatch)
-        if not use:
-            epoch_runner.kernels["numpy"] = lambda *args, **kwargs: NotImplemented
-        found.append(train_fleet(
-            SOFTMAX.objective, given["params"], given["X"], given["y"],
-            rates=rates, reg=[0.1, 0.2, 0.0], momentum=[0.9] * 3, nesterov=True,
-            batch_size=BATCH, epochs=3, rng=np.random.default_rng(1), augment=FLIPS,
-            on_epoch=lambda params, numbers, histories: [2] if len(histories[0].loss) == 12 else [],
-        ))  # fmt: skip
-        assert taken == [True] * (3 * use)  # for three models, for two, and for one
-    for ours, theirs in zip(*found, strict=True):
+    taken = instead_of_the_loop(linear_epochs, monkeypatch)
+    found = trained()
+    assert taken == [True] * 3  # for three models, for two, and for one
+    epoch_runner.kernels["numpy"] = ()
+    for ours, theirs in zip(found, trained(), strict=True):
         assert (ours.error is None) == (theirs.error is None)
         if theirs.error is None:
             assert len(ours.history.loss) == len(theirs.history.loss)
@@ -312,9 +317,8 @@ def fitted(classifier, sample_weight=None, **changes):
 def test_classifiers_learn_the_same(as_if_cupy, classifier, changes):
     found = fitted(classifier, **changes)
     assert as_if_cupy == [True]
-    epoch_runner.kernels.pop("numpy")
+    epoch_runner.kernels["numpy"] = ()
     shared = fitted(classifier, **changes)
-    epoch_runner.kernels["numpy"] = None  # for monkeypatch to take away
     exact = fitted(classifier, **changes | {"precision": "float64"})
     np.testing.assert_allclose(found.loss_history_, exact.loss_history_, rtol=1e-6)
     for name, truth in exact.params_.items():
@@ -346,21 +350,9 @@ def test_a_search_trains_its_fleet(as_if_cupy):
     assert as_if_cupy == [True, True]  # the fleet, and the best model on all samples
 
 
-def test_minimize_sgd_goes_on_with_a_velocity(as_if_cupy):
-    given = problem()
-    common = options(rate=lambda step: 0.02 / (1 + step), epochs=1)
-    objective, X, y = common.pop("objective"), given["X"], given["y"]
-
-    def run(start, velocity, rng, **more):
-        return minimize_sgd(objective, start, X, y, velocity=velocity, rng=rng, **common | more)
-
-    rng = np.random.default_rng(1)
-    params, velocity, history = run(given["params"], given["velocity"], rng, augment=FLIPS)
-    params, _, history = run(params, velocity, rng, history=history, augment=FLIPS)
-    once, _, together = run(given["params"], given["velocity"], np.random.default_rng(1),
-                            epochs=2, augment=FLIPS)  # fmt: skip
-    assert history.loss == together.loss
-    assert params["W"].tobytes() == once["W"].tobytes()
+def test_training_goes_on_with_a_velocity(as_if_cupy):
+    assert_training_goes_on(SOFTMAX, problem(), augment=FLIPS)
+    assert as_if_cupy == [True] * 3
 
 
 # ------------------------------------------------------------------------------------- declining
@@ -374,13 +366,14 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     given = problem(n=60)
     X, params = given["X"], given["params"]
     assert not declined()
-    assert not declined(objective=SVM.objective)
+    assert not declined(model=SVM)
+    assert not declined(precision="tf32")
     assert not declined({"X": X.X})
-    assert declined(objective=partial(linear_loss, multiclass_hinge, precision="float64"))
-    assert declined(objective=partial(linear_loss, partial(multiclass_hinge, margin=2.0)))
-    assert declined(objective=partial(linear_loss, data_loss=multiclass_hinge))
-    assert declined(objective=linear_loss)
-    assert declined(objective=lambda *args: SVM.objective(*args))
+    assert declined(precision="float64")
+    assert declined(model=LinearModel("own", partial(multiclass_hinge, margin=2.0)))
+    assert declined(model=LinearModel("own", lambda *args: softmax_cross_entropy(*args)))
+    assert declined(model=type("Own", (LinearModel,), {})("own", softmax_cross_entropy))
+    assert declined(model=TWO_LAYER)
     assert declined(shares=np.ones(60) / 60)
     assert declined({"X": X.X.astype(np.float32)})
     assert declined({"X": X.with_samples(Streamed(X.X, like=X.X))})
@@ -445,7 +438,6 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)  # of one chunk, and of two
@@ -454,7 +446,7 @@ def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
 
 def check_of_two_chunks():
     flips = partial(horizontal_flip, image_shape=(2, 8, 12))
-    assert_trains_right(problem(n=90, d=192), multiclass_hinge, augment=flips)
+    assert_trains_right(problem(n=90, d=192), SVM, augment=flips)
 
 
 def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
@@ -466,12 +458,12 @@ def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", LINEAR)
 @pytest.mark.parametrize(
     ("n", "d", "c", "batch", "models"),
     [(205, 96, 5, 37, None), (1000, 3072, 10, 200, None), (1000, 3072, 10, 200, 9)],
 )
-def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, loss, n, d, c, batch, models):
+def test_a_gpu_learns_the_same_recorded_or_not(monkeypatch, model, n, d, c, batch, models):
     flips = partial(horizontal_flip, image_shape=(1, d // 32, 32))
-    asked = options(loss, batch_size=batch, augment=flips)
+    asked = options(model, batch_size=batch, augment=flips)
     assert_a_gpu_learns_the_same(linear_epochs, problem(n, d, c, models), asked, monkeypatch)

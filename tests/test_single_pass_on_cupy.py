@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, with_hidden_arrays
-from cuda_on_cpu.compilation import compiler, library
+from cuda_on_cpu.compilation import compiler, library, whole_source
 from test_linear_pass_on_cupy import (
     arguments,
     assert_as_exact_as_float32,
@@ -14,18 +14,14 @@ from test_linear_pass_on_cupy import (
 )
 
 from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.linear_pass import (
-    on_gpu as linear_pass_on_cupy,
-)
-from gpuclf.kernels.linear_pass import (
-    single_on_gpu as single_pass_on_cupy,
-)
+from gpuclf.kernels.linear_pass import on_gpu as linear_pass_on_cupy
+from gpuclf.kernels.linear_pass import single_on_gpu as single_pass_on_cupy
 from gpuclf.kernels.linear_pass.on_gpu import (
     linear_objective_on_tensor_cores,
     linear_pass_on_tensor_cores,
 )
 from gpuclf.losses import multiclass_hinge
-from gpuclf.models.linear import linear_objective
+from gpuclf.models.linear import penalized_linear_pass
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -53,7 +49,7 @@ def compiled():
     """Compile what the tests need side by side: one after another would be most of the time."""
     if compiler() is None:
         return
-    source = (cuda_modules.FOLDER / "single_pass.cu").read_text()
+    source = whole_source("single_pass.cu")
     wide = {"FEATURES": WIDE, "CLASSES": 10, "HINGE": 0}
     wanted = [(source, wide | {"RING": ring}) for ring in (3, 4)]
     narrow = {"FEATURES": 96, "CLASSES": 11, "HINGE": 1, "RING": 2}
@@ -148,7 +144,7 @@ def assert_objective_is_exact(cuda_on_cpu, standardized):
     found = objective(given["W"] * 5, given["b"], samples, *rest, walk="once")
     assert cuda_on_cpu.launches == LAUNCHES
     wide = (given["W"].astype(np.float64) * 5, given["b"].astype(np.float64))
-    truth = linear_objective.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
+    truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
     for ours, exact in zip(found, truth, strict=True):
         assert np.linalg.norm(ours - exact) <= 3e-6 * max(np.linalg.norm(exact), 1)
 
@@ -169,9 +165,10 @@ def test_takes_two_walks_where_one_cannot_be(cuda_on_cpu, monkeypatch):
     assert run(arguments(200, 3088)) == "two walks"
     assert run(given | {"samples": unaligned}) == "two walks"
     assert run(given | {"y": np.zeros((200, 1), int)}) is NotImplemented
-    for limits in ((80, 108, 44 << 10), (75, 40, 227 << 10)):
-        cuda_on_cpu.limits = cuda_modules.DeviceLimits(*limits)
-        assert run(given) == "two walks"
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(80, 108, 44 << 10)
+    assert run(given) == "two walks"
+    cuda_on_cpu.limits = cuda_modules.DeviceLimits(75, 40, 227 << 10)
+    assert run(given) is NotImplemented
     assert cuda_on_cpu.launches == []
 
 

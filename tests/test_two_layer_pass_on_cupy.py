@@ -12,6 +12,7 @@ from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.kernels.two_layer_pass import on_gpu as two_layer_pass_on_cupy
 from gpuclf.kernels.two_layer_pass.on_gpu import two_layer_pass_on_tensor_cores
+from gpuclf.losses import multiclass_hinge
 from gpuclf.models.two_layer import two_layer_loss, two_layer_pass
 from gpuclf.samples import folding as features_module
 from gpuclf.samples.folding import FoldedSamples
@@ -75,7 +76,7 @@ def run(given, **options):
         samples.standardized.mean = hidden(given_to.mean)
         samples.standardized.scale = hidden(given_to.scale)
     found = with_hidden_arrays(two_layer_pass_on_tensor_cores)(
-        **given | {"samples": features}, **options
+        **given | {"samples": samples}, **options
     )
     assert found is not NotImplemented
     return found
@@ -236,7 +237,7 @@ def test_the_public_loss(cuda_on_cpu, monkeypatch, weights):
     params, X = {name: given[name] for name in NAMES}, given["samples"].standardized
     wide = {name: value.astype(np.float64) for name, value in params.items()}
     truth = two_layer_loss(wide, X, given["y"], 0.1, weights)
-    monkeypatch.setitem(two_layer_pass.kernels, "numpy", two_layer_pass_on_tensor_cores)
+    monkeypatch.setitem(two_layer_pass.kernels, "numpy", (two_layer_pass_on_tensor_cores,))
     loss, grads = two_layer_loss(params, X, given["y"], 0.1, weights)
     assert cuda_on_cpu.launches == LAUNCHES
     assert float(loss) == pytest.approx(float(truth[0]), rel=1e-6)
@@ -256,6 +257,8 @@ def test_declines_what_it_cannot_do(cuda_on_cpu, monkeypatch):
     X, W1 = given["samples"].stored, given["W1"]
     assert declined({"precision": "float64"})
     assert declined({"hidden_mask": np.ones((130, 20), np.float32)})
+    assert declined({"data_loss": multiclass_hinge})
+    assert declined({"data_loss": lambda *_: None})
     assert declined({"sample_weight": np.ones(130)})
     assert declined({"sample_weight": np.ones((1, 130), np.float32)})
     assert declined({"W2": given["W2"].astype(np.float64)})

@@ -1,5 +1,6 @@
 """Epochs of the two-layer net in three launches a step, run on the CPU: wrapper and kernels."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,27 +10,23 @@ from epoch_runs import (
     assert_a_gpu_learns_the_same,
     assert_as_exact_as_float32,
     assert_recording_changes_nothing,
+    assert_training_goes_on,
     caught,
     copied,
     instead_of_the_loop,
     train,
 )
 
-from gpuclf.models import TWO_LAYER
 from gpuclf import TwoLayerNetClassifier
 from gpuclf.augment import horizontal_flip
 from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.epochs import (
-    on_gpu as sgd_over_bytes,
-)
-from gpuclf.kernels.epochs import (
-    two_layer_on_gpu as two_layer_step_on_cupy,
-)
-from gpuclf.kernels.epochs.two_layer_on_gpu import two_layer_epochs
-
+from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
+from gpuclf.kernels.epochs.two_layer_on_gpu import TwoLayerEpochs, two_layer_epochs
+from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models import SOFTMAX, TWO_LAYER, TwoLayerNet
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
-from gpuclf.training import DivergedError, epoch_runner, minimize_sgd
+from gpuclf.training import DivergedError, epoch_runner
 
 NAMES = ("W1", "b1", "W2", "b2")
 INTERMEDIATE = ("partials", "hidden", "dscores", "dhidden", "row_losses", "penalties")
@@ -59,7 +56,7 @@ def problem(n=N, d=96, h=20, c=5, seed=0, standardized=True):
 
 
 def options(**changes):
-    given = {"objective": TWO_LAYER.objective, "batch_size": BATCH, "reg": 0.02}
+    given = {"model": TWO_LAYER, "batch_size": BATCH, "reg": 0.02}
     return given | {"momentum": 0.8, "nesterov": True} | changes
 
 
@@ -127,7 +124,6 @@ def assert_each_kernel_right(given, **changes):
 
 
 # Hidden units around a tile (8, 16), a block (64) and a warp; columns around a chunk (64).
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("d", "h", "c"),
     [
@@ -172,7 +168,6 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order):
             np.testing.assert_array_equal(given[name][key], value)
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -192,12 +187,10 @@ def test_pixels_as_they_are(cuda_on_cpu):
     assert_trains_right(problem(standardized=False), rate=1e-5)
 
 
-@pytest.mark.slow
 def test_more_rows_than_a_group_and_two_tiles(cuda_on_cpu):
     assert_trains_right(problem(n=300, d=32, h=9, c=3), batch_size=130)
 
 
-@pytest.mark.slow
 def test_the_same_bits_in_any_order(cuda_on_cpu):
     runs = set()
     for order in (*ORDERS, "shuffled"):
@@ -231,7 +224,6 @@ def test_a_label_out_of_range_gives_nan(cuda_on_cpu, label):
     assert np.isnan(losses).sum() == 1
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_infinity_are_not_lost(cuda_on_cpu, name, value):
@@ -272,9 +264,8 @@ def fitted(**changes):
 def test_the_classifier_learns_the_same(as_if_cupy, changes):
     found = fitted(**changes)
     assert as_if_cupy == [True]
-    epoch_runner.kernels.pop("numpy")
+    epoch_runner.kernels["numpy"] = ()
     shared = fitted(**changes)
-    epoch_runner.kernels["numpy"] = None  # for monkeypatch to take away
     exact = fitted(**changes, precision="float64")
     np.testing.assert_allclose(found.loss_history_, exact.loss_history_, rtol=1e-6)
     for name in NAMES:
@@ -304,21 +295,9 @@ def test_divergence_is_seen_at_the_end_of_the_epoch(as_if_cupy):
     assert as_if_cupy == [True]
 
 
-def test_minimize_sgd_goes_on_with_a_velocity(as_if_cupy):
-    given = problem()
-    common = options(rate=lambda step: 0.02 / (1 + step), epochs=1)
-    objective, X, y = common.pop("objective"), given["X"], given["y"]
-
-    def run(start, velocity, rng, **more):
-        return minimize_sgd(objective, start, X, y, velocity=velocity, rng=rng, **common | more)
-
-    rng = np.random.default_rng(1)
-    params, velocity, history = run(given["params"], given["velocity"], rng)
-    params, _, history = run(params, velocity, rng, history=history)
-    once, _, together = run(given["params"], given["velocity"], np.random.default_rng(1), epochs=2)
-    assert history.loss == together.loss
-    assert history.learning_rate == together.learning_rate
-    assert params["W1"].tobytes() == once["W1"].tobytes()
+def test_training_goes_on_with_a_velocity(as_if_cupy):
+    assert_training_goes_on(TWO_LAYER, problem())
+    assert as_if_cupy == [True] * 3
 
 
 # ------------------------------------------------------------------------------------- declining
@@ -332,10 +311,12 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     given = problem(n=60)
     X = given["X"]
     assert not declined()
-    assert not declined(objective=partial(TWO_LAYER.objective, precision="float32"))
-    assert declined(objective=partial(TWO_LAYER.objective, precision="float64"))
-    assert declined(objective=partial(TWO_LAYER.objective, hidden_mask=np.ones((60, 20))))
-    assert declined(objective=lambda *args: TWO_LAYER.objective(*args))
+    assert not declined(precision="tf32")
+    assert declined(precision="float64")
+    assert declined(model=replace(TWO_LAYER, dropout=0.5))
+    assert declined(model=replace(TWO_LAYER, data_loss=multiclass_hinge))
+    assert declined(model=type("Own", (TwoLayerNet,), {})("own", softmax_cross_entropy))
+    assert declined(model=SOFTMAX)
     assert declined(shares=np.ones(60) / 60)
     assert declined(augment=lambda X, rng: X)
     assert declined(augment=horizontal_flip)  # of images with more columns
@@ -379,7 +360,6 @@ BROKEN = {
 }
 
 
-@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
@@ -397,12 +377,12 @@ def test_what_is_intact_is_not_caught(cuda_on_cpu, monkeypatch):
 
 
 def test_a_stale_step_is_caught(cuda_on_cpu, monkeypatch):
-    launch_step = two_layer_step_on_cupy.TwoLayerEpochs._launch_step
+    launch_step = TwoLayerEpochs._launch_step
 
     def stale(self, step, first, n_rows):
         launch_step(self, 0, first, n_rows)
 
-    monkeypatch.setattr(two_layer_step_on_cupy.TwoLayerEpochs, "_launch_step", stale)
+    monkeypatch.setattr(TwoLayerEpochs, "_launch_step", stale)
     with pytest.raises(AssertionError):
         assert_trains_right(problem(n=90))
 

@@ -18,6 +18,7 @@ from typing import Any
 from gpuclf.kernels.building import cuda as cuda_modules
 
 INCLUDE = Path(__file__).parent / "include"
+STAND_INS = {path.name for path in INCLUDE.glob("*.cuh")}
 # Bounds and alignment are checked by code that the compiler adds; what it calls is in our header.
 CHECKS = "-fsanitize=bounds,alignment"
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti"]
@@ -63,18 +64,19 @@ def host_source(file: str, source: str) -> str:
 
 
 def whole_source(file: str) -> str:
-    """Return the text of a file as it is compiled, with the headers in it that have kernels."""
-    text = (cuda_modules.FOLDER / file).read_text()
-    for name in re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE):
-        header = (cuda_modules.FOLDER / name).read_text()
-        if "__global__" in header:
-            text = text.replace(f"#include <{name}>", header)
+    """Return the text of a file as it is compiled, with all headers in it that have no stand-in."""
+    text = cuda_modules.source_path(file).read_text()
+    while names := set(re.findall(r"^#include <(\w+\.cuh)>$", text, re.MULTILINE)) - STAND_INS:
+        for name in names:
+            first, *others = text.split(f"#include <{name}>\n")
+            header = cuda_modules.source_path(name).read_text()
+            text = first + header.replace("#pragma once\n", "") + "".join(others)
     return text
 
 
 @cache
 def _headers() -> bytes:
-    files = [*sorted(INCLUDE.iterdir()), *sorted(cuda_modules.FOLDER.glob("*.cuh"))]
+    files = [*sorted(INCLUDE.iterdir()), *sorted(cuda_modules.FOLDER.rglob("*.cuh"))]
     version = subprocess.run([compiler(), "--version"], capture_output=True, check=True).stdout
     return version + b"".join(file.read_bytes() for file in files)
 
@@ -94,8 +96,8 @@ class Library:
     """The kernels of a source. Those that are intact come from the library of the intact source."""
 
     def __init__(self, file: str, source: str, constants: cuda_modules.Constants) -> None:
-        exists = (cuda_modules.FOLDER / file).exists()
-        self._intact = whole_source(file) if exists else source
+        is_ours = any(cuda_modules.FOLDER.rglob(file))
+        self._intact = whole_source(file) if is_ours else source
         self._file, self._source, self._constants = file, source, constants
 
     @cached_property
@@ -184,7 +186,7 @@ def _compiled(file: str, source: str, constants: cuda_modules.Constants) -> ctyp
             work = Path(name)
             (work / "kernel.cpp").write_text(text)
             command = [compiler(), *FLAGS, f"-I{_precompiled()}", f"-I{INCLUDE}"]
-            command.append(f"-I{cuda_modules.FOLDER}")
+            command += [f"-I{folder}" for folder in cuda_modules.HEADER_FOLDERS]
             command += [f"-D{name}={value}" for name, value in constants]
             _run([*command, "-c", "kernel.cpp", "-o", "kernel.o"], work)
             # Linked without the checks' flag, which would ask for the compiler's own handlers.

@@ -1,41 +1,56 @@
 """CUDA kernels by file and name: compiled at their first launch, kept per device and constants.
 
-The sources lie beside this module: ``*.cu``, one operation each, and ``*.cuh``, what they share.
-They include no header of the CUDA toolkit, so that NVRTC alone compiles them. Everything that a
+The sources lie in the folders of their operations: ``*.cu``, and ``*.cuh``, what they share. They
+include no header of the CUDA toolkit, so that NVRTC alone compiles them. Everything that a
 kernel needs is C++17, CUDA's built-in names, and inline PTX in ``tensor_core.cuh``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from math import gcd
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuclf import arrays
-from gpuclf.arrays import Array
-from gpuclf.devices import cupy as cupy_device
+from gpuclf import backend
+from gpuclf.backend import Array, array_namespace
+
+if TYPE_CHECKING:
+    from gpuclf.samples.folding import FoldedSamples
 
 __all__ = [
     "FOLDER",
+    "MAX_ROWS",
+    "MIN_CAPABILITY",
+    "VECTOR",
     "DeviceLimits",
-    "Launch",
     "address",
     "build",
+    "bytes_of_copies",
     "ceil_div",
     "compiler_options",
     "contiguous",
     "device_limits",
-    "kernel",
+    "empty",
+    "hinge_macro",
+    "int64_labels",
+    "launch",
+    "mean_and_scale",
+    "numbers_in",
     "recorded",
 ]
 
 FOLDER = Path(__file__).parents[1]
 HEADER_FOLDERS = (FOLDER / "building", FOLDER / "epochs")
+VECTOR = 16  # bytes of the widest load, and what its address must be a multiple of
+MIN_CAPABILITY = 80  # of tensor cores and asynchronous copies as the headers have them
+MAX_ROWS = 2**31 - 2**10  # so that the rows of a whole block have numbers
 Constants: TypeAlias = tuple[tuple[str, int | str], ...]
 Launcher: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
 
@@ -62,84 +77,62 @@ def device_limits(x: Array) -> DeviceLimits:
     """Return the limits of the device that holds `x`, asked for once: CuPy asks for all at once."""
     number = int(x.device.id)
     if number not in _limits:
-        _limits[number] = DeviceLimits(*cupy_device.cuda_device_limits(x))
+        _limits[number] = DeviceLimits(*backend.cuda_device_limits(x))
     return _limits[number]
 
 
 _limits: dict[int, DeviceLimits] = {}
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel that is compiled when it is first called.
+def launch(
+    file: str, constants: Mapping[str, int | str], name: str, grid: int | tuple[int, ...],
+    block: int | tuple[int, ...], *args: Any, shared_bytes: int = 0,
+) -> None:  # fmt: skip
+    """Queue a kernel on the device of its first array; it is compiled when it is first used.
 
-    Attributes
+    Parameters
     ----------
-    file, name : str
-    constants : tuple of (name, value)
+    file : str
+        Name of a source, such as ``"losses.cu"``.
+    constants : dict of int or str
+        Macros for the compiler: sizes for unrolled loops, the name of a type.
+    name : str
+        Name of an ``extern "C" __global__`` function.
+    grid, block : int or tuple of int
+        Blocks of the grid and threads of a block, along up to three axes.
+    *args
+        Contiguous arrays, None for a null pointer, integers for CUDA's int, and NumPy scalars of
+        all other types.
+    shared_bytes : int, default 0
+        Dynamic shared memory of a block.
+
+    Raises
+    ------
+    TypeError
+        For a float without a type of its own, which would be passed with the wrong width.
     """
-
-    file: str
-    name: str
-    constants: Constants = ()
-
-    def __call__(
-        self, grid: int | tuple[int, ...], block: int | tuple[int, ...], args: tuple[Any, ...],
-        *, shared_bytes: int = 0,
-    ) -> None:  # fmt: skip
-        """Queue the kernel on the device of its first array.
-
-        Parameters
-        ----------
-        grid, block : int or tuple of int
-            Blocks of the grid and threads of a block, along up to three axes.
-        args : tuple
-            Contiguous arrays, NumPy scalars of the parameters' types, and None for a null pointer.
-        shared_bytes : int, default 0
-            Dynamic shared memory of a block.
-
-        Raises
-        ------
-        TypeError
-            For a number without a type of its own, which would be passed with the wrong width.
-        """
-        launcher = build(self.file, self.name, self.constants)
-        launcher(_as_tuple(grid), _as_tuple(block), tuple(map(_checked, args)), shared_bytes)
+    launcher = build(file, name, tuple(sorted(constants.items())))
+    launcher(_as_tuple(grid), _as_tuple(block), tuple(map(_typed, args)), shared_bytes)
 
 
 def _as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
     return sizes if isinstance(sizes, tuple) else (sizes,)
 
 
-def _checked(argument: Any) -> Any:
+def _typed(argument: Any) -> Any:
     if argument is None:
         return np.uint64(0)
-    if isinstance(argument, bool | int | float) and not isinstance(argument, np.generic):
-        raise TypeError(
-            f"kernel argument {argument!r} has no type; pass numpy.int32({argument!r}) or the like"
-        )
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        return np.int32(argument)
+    if isinstance(argument, bool | float) and not isinstance(argument, np.generic):
+        raise TypeError(f"kernel argument {argument!r} has no type; pass numpy.float32 or the like")
     return argument
 
 
-@cache
-def kernel(file: str, name: str, **constants: int | str) -> Launch:
-    """Return the kernel `name` of `file`, with macros defined as `constants`.
-
-    Parameters
-    ----------
-    file : str
-        Name of a source in this folder, such as ``"losses.cu"``.
-    name : str
-        Name of an ``extern "C" __global__`` function.
-    **constants : int or str
-        What the compiler is to know: sizes for unrolled loops, the name of a type.
-
-    Examples
-    --------
-    >>> kernel("losses.cu", "softmax_cross_entropy", REAL="float").constants
-    (('REAL', 'float'),)
-    """
-    return Launch(file, name, tuple(sorted(constants.items())))
+def empty(like: Array, *shape: int, dtype: str = "float32") -> Array:
+    """Return an array that kernels have yet to fill, on the device of `like`."""
+    xp = array_namespace(like)
+    return xp.empty(shape, dtype=getattr(xp, dtype), device=like.device)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -156,6 +149,53 @@ def ceil_div(a: int, b: int) -> int:
 def contiguous(x: Array) -> Array:
     """Return `x`, or a copy if its items do not lie one after another: kernels see no strides."""
     return x if x.flags.c_contiguous else x.copy()
+
+
+def int64_labels(y: Array) -> Array:
+    """Return labels as kernels read them."""
+    xp = array_namespace(y)
+    return contiguous(xp.astype(y, xp.int64, copy=False))
+
+
+def bytes_of_copies(
+    samples: FoldedSamples, y: Array, floats: Iterable[Array | None], precision: str
+) -> int:
+    """Return how much of a row the walks over folded bytes can copy at once, or 0 if they decline.
+
+    Parameters
+    ----------
+    samples : FoldedSamples
+    y : integer array of shape (N,)
+    floats : iterable of array or None
+        Parameters, beginning with the W of the first product, and weights.
+    precision : {"float32", "tf32", "float64"}
+    """
+    X, (W, *others) = samples.stored, [x for x in floats if x is not None]
+    fits = (
+        precision in ("float32", "tf32")
+        and samples.folds
+        and type(X) is type(W)
+        and X.dtype.name == "uint8"
+        and X.flags.c_contiguous
+        and samples.n_samples < MAX_ROWS
+        and y.ndim == 1
+        and all(x.dtype.name == "float32" and x.flags.c_contiguous for x in (W, *others))
+        and device_limits(W).capability >= MIN_CAPABILITY
+    )
+    size = gcd(VECTOR, samples.n_features, address(X)) if fits else 0
+    return size if size >= 4 else 0  # cp.async has no smaller ones
+
+
+def mean_and_scale(samples: FoldedSamples) -> tuple[Array | None, Array | None]:
+    """Return what pack kernels fold into W: null pointers for bytes as they are."""
+    given = samples.standardized
+    return (None, None) if given is None else (given.mean, given.scale)
+
+
+def hinge_macro(data_loss: Any) -> int | None:
+    """Return what HINGE is to be for a data loss, or None if kernels do not hold it."""
+    known = {"softmax_cross_entropy": 0, "multiclass_hinge": 1}
+    return known.get(getattr(data_loss, "machine_code", None) or "")
 
 
 def address(x: Array) -> int:
@@ -180,7 +220,7 @@ def recorded(like: Array, queue: Callable[[], None]) -> Callable[[], None] | Non
     callable or None
         None where launches cannot be recorded; call `queue` itself then.
     """
-    return cupy_device.cuda_graph(like, queue) if arrays.library_name(like) == "cupy" else None
+    return backend.cuda_graph(like, queue) if backend.library_name(like) == "cupy" else None
 
 
 def compiler_options(constants: Constants) -> tuple[str, ...]:
@@ -197,12 +237,26 @@ def build(file: str, name: str, constants: Constants) -> Launcher:
     """Return what launches a kernel. Tests without a GPU put a function of their own here."""
     source, headers = _source(file)
     # CuPy keeps binaries on disk by source and options; it does not look into included files.
-    return cupy_device.cuda_launcher(source, name, (*compiler_options(constants), headers))
+    return backend.cuda_launcher(source, name, (*compiler_options(constants), headers))
 
 
 def source_path(file: str) -> Path:
     """Return where a source lies, in the folder of its operation."""
     return next(FOLDER.rglob(file))
+
+
+@cache
+def numbers_in(file: str, *names: str) -> tuple[int, ...]:
+    """Return what a source defines as ``constexpr int NAME = 64;``, its one home.
+
+    Examples
+    --------
+    >>> numbers_in("merge_nearest.cu", "MERGE_WARPS")
+    (4,)
+    """
+    text = source_path(file).read_text()
+    found = dict(re.findall(r"^constexpr int (\w+) = (\d+);", text, re.MULTILINE))
+    return tuple(int(found[name]) for name in names)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The loops of compiled_elementwise.py; imported only where numba is installed."""
+"""The loops of on_cpu.py; imported only where numba is installed."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ passes over floats, and updating a parameter with momentum six.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,19 @@ def _are_worth_it(*arrays: Any) -> bool:
     )
 
 
+@cache
+def _loops() -> Any:
+    from gpuclf.kernels.elementwise import loops
+
+    return loops
+
+
 def compiled_standardized_rows(X: Any, shift: Any, factor: Any) -> Any:
     """Compute :func:`gpuclf.samples.standardized.standardized_rows` in one pass."""
     if not _are_worth_it(X, shift, factor):
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     rows = np.empty(X.shape, factor.dtype)
-    elementwise_loops.standardized_rows(X, shift, factor, rows)
+    _loops().standardized_rows(X, shift, factor, rows)
     return rows
 
 
@@ -47,10 +53,8 @@ def compiled_fold_into(W: Any, shift: Any, inverse_scale: Any) -> Any:
     """Compute :func:`gpuclf.samples.folding.fold_into` in one pass."""
     if W.ndim != 2 or inverse_scale is None or not _are_worth_it(W, shift, inverse_scale):
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     moved, scaled = np.zeros(W.shape[1]), np.empty_like(W)
-    elementwise_loops.fold_into(W, shift, inverse_scale[:, 0], moved, scaled)
+    _loops().fold_into(W, shift, inverse_scale[:, 0], moved, scaled)
     return moved.astype(W.dtype), scaled
 
 
@@ -58,10 +62,8 @@ def compiled_unfold_from(dW: Any, db: Any, shift: Any, inverse_scale: Any) -> An
     """Compute :func:`gpuclf.samples.folding.unfold_from` in one pass; dW may have longer rows."""
     if dW.ndim != 2 or inverse_scale is None or dW.size < MIN_ITEMS or not numba_is_usable():
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     unfolded = np.empty(dW.shape, dW.dtype)
-    elementwise_loops.unfold_from(dW, db, shift, inverse_scale[:, 0], unfolded)
+    _loops().unfold_from(dW, db, shift, inverse_scale[:, 0], unfolded)
     return unfolded
 
 
@@ -74,13 +76,11 @@ def compiled_add_penalty_gradient(dW: Any, W: Any, reg: Any) -> Any:
         columns = _columns_of_models(dW, W)
     if not (columns if of_columns else _are_worth_it(dW, W)):
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     if of_columns:
         factors = _for_columns(2 * np.asarray(reg), columns[0])
-        elementwise_loops.add_multiples_of_columns(*columns, factors)
+        _loops().add_multiples_of_columns(*columns, factors)
     else:
-        elementwise_loops.add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
+        _loops().add_multiple(dW.reshape(-1), W.reshape(-1), W.dtype.type(2 * reg))
     return dW
 
 
@@ -89,10 +89,8 @@ def compiled_penalties_of_models(W: Any) -> Any:
     columns = _columns_of_models(W)
     if not columns:
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     sums = np.zeros(columns[0].shape[1])
-    elementwise_loops.sums_of_squares_of_columns(columns[0], sums)
+    _loops().sums_of_squares_of_columns(columns[0], sums)
     return sums.reshape(len(W), -1).sum(axis=1)
 
 
@@ -108,19 +106,13 @@ def compiled_momentum_step(
         columns = _columns_of_models(*arrays)
     if not (columns if of_columns else _are_worth_it(*arrays)):
         return NotImplemented
-    from gpuclf.kernels.elementwise import loops as elementwise_loops
-
     if of_columns:
         factors = (_for_columns(factor, columns[0]) for factor in (learning_rate, momentum))
-        elementwise_loops.momentum_step_of_columns(*columns, *factors, nesterov)
+        _loops().momentum_step_of_columns(*columns, *factors, nesterov)
     else:
         scalar = value.dtype.type
-        elementwise_loops.momentum_step(
-            *(array.reshape(-1) for array in arrays),
-            scalar(learning_rate),
-            scalar(momentum),
-            nesterov,
-        )
+        flat = (array.reshape(-1) for array in arrays)
+        _loops().momentum_step(*flat, scalar(learning_rate), scalar(momentum), nesterov)
     return None
 
 

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuclf.arrays import array_namespace
+from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import address, ceil_div
-from gpuclf.kernels.epochs import on_gpu as sgd_over_bytes
 from gpuclf.kernels.epochs.on_gpu import (
     MAX_CLASSES,
     MAX_OUTPUTS,
     MAX_TILES,
     EpochsOverBytes,
     are_bytes_for_epochs,
-    is_objective,
 )
-from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
-from gpuclf.models.linear import wide_parameters
+from gpuclf.models.linear import LinearModel, wide_parameters
 
 __all__ = ["LinearEpochs", "linear_epochs"]
 
-MIN_CAPABILITY = sgd_over_bytes.MIN_CAPABILITY
-NAMES = ("W", "b")
-ROWS_OF_A_BLOCK = 2  # of score_losses, as in linear_step.cu
+(ROWS_OF_A_BLOCK,) = cuda.numbers_in("linear_step.cu", "ROWS_OF_A_BLOCK")  # of score_losses
 
 
 def linear_epochs(
-    y: Any, X: Any, params: Any, velocity: Any, *, objective: Any, batch_size: int, reg: Any,
-    momentum: Any, nesterov: bool, shares: Any = None, augment: Any = None, rng: Any = None,
+    model: Any, params: Any, velocity: Any, X: Any, y: Any, *, precision: str = "float32",
+    **options: Any,
 ) -> Any:  # fmt: skip
     """Return what does an epoch of :func:`gpuclf.training.epoch_runner` without waiting."""
-    if not is_objective(objective, linear_loss, softmax_cross_entropy, multiclass_hinge):
-        return NotImplemented
-    if set(params) != set(NAMES) or params["W"].ndim > 3:
+    hinge = cuda.hinge_macro(model.data_loss)
+    if not (
+        type(model) is LinearModel  # a subclass may compute something else
+        and hinge is not None
+        and precision != "float64"
+        and set(params) == {"W", "b"}
+        and params["W"].ndim <= 3
+    ):
         return NotImplemented
     wide, wide_velocity = _wide(params), _wide(velocity)
     if wide is None or wide_velocity is None:
@@ -42,13 +42,12 @@ def linear_epochs(
         n_classes <= MAX_CLASSES
         and wide[0].shape[1] <= MAX_OUTPUTS
         and wide[0].size < 2**31
-        and are_bytes_for_epochs(y, X, [*wide, *wide_velocity], shares, batch_size, augment)
+        and are_bytes_for_epochs(X, y, [*wide, *wide_velocity], **options)
     ):
         return NotImplemented
     return LinearEpochs(
-        y, X, wide, wide_velocity, batch_size, reg, momentum, nesterov, shares, augment, rng,
-        n_classes, models=tuple(models), hinge=objective.args[0] is multiclass_hinge,
-    )  # fmt: skip
+        wide, wide_velocity, X, y, CLASSES=n_classes, HINGE=hinge, models=tuple(models), **options
+    )
 
 
 class LinearEpochs(EpochsOverBytes):
@@ -56,37 +55,27 @@ class LinearEpochs(EpochsOverBytes):
 
     Parameters
     ----------
-    y, X, batch_size, reg, momentum, nesterov, shares, augment, rng
-        As in :func:`gpuclf.training.epoch_runner`.
     params, velocity : list of array
         W (D, K C) and b (K C,), contiguous; they change in place.
-    n_classes : int
-    models : tuple of int
-        (K,), or () for one model without an axis.
-    hinge : bool
-        Whether the loss is the hinge, or softmax cross-entropy.
+    X, y, models, **options
+        As for :class:`EpochsOverBytes`.
     """
 
     file = "linear_step.cu"
 
     def __init__(
-        self, y: Any, X: Any, params: list[Any], velocity: list[Any], batch_size: int, reg: Any,
-        momentum: Any, nesterov: bool, shares: Any, augment: Any, rng: Any, n_classes: int, *,
-        models: tuple[int, ...], hinge: bool,
+        self, params: list[Any], velocity: list[Any], X: Any, y: Any, *,
+        models: tuple[int, ...] = (), shares: Any = None, **options: Any,
     ) -> None:  # fmt: skip
         n_outputs = int(params[0].shape[1])
         tiles = min(MAX_TILES, ceil_div(n_outputs, 8))
         if models:  # fleets shrink: do not compile for each size
             tiles = 1 << (tiles - 1).bit_length()
         super().__init__(
-            y, X, batch_size, reg, momentum, shares, augment, rng, models=models,
-            n_outputs=n_outputs, tiles=tiles, CLASSES=n_classes, HINGE=int(hinge),
-            NESTEROV=int(nesterov),
-        )  # fmt: skip
-        xp = array_namespace(y)
+            X, y, models=models, n_outputs=n_outputs, tiles=tiles, shares=shares, **options
+        )
         self._params, self._velocity = params, velocity
-        shape = (self._batch_size, n_outputs)
-        self._dscores = xp.empty(shape, dtype=xp.float32, device=y.device)
+        self._dscores = cuda.empty(y, self._batch_size, n_outputs)
         has_own_weights = shares is not None and shares.ndim > 1
         self._weights_of_a_model = self._n_samples if has_own_weights else 0
 
@@ -109,7 +98,6 @@ class LinearEpochs(EpochsOverBytes):
 
 def _wide(params: Any) -> list[Any] | None:
     """Return W (D, K C) and b (K C,) of all models side by side, or None if that takes a copy."""
-    W, b, _ = wide_parameters(params["W"], params["b"])
-    wide = [W, b]
-    in_place = all(address(wide[i]) == address(params[name]) for i, name in enumerate(NAMES))
-    return wide if in_place and all(x.flags.c_contiguous for x in wide) else None
+    wide: tuple[Any, ...] = wide_parameters(params["W"], params["b"])[:2]
+    in_place = all(address(x) == address(params[name]) for x, name in zip(wide, "Wb", strict=True))
+    return [*wide] if in_place and all(x.flags.c_contiguous for x in wide) else None

@@ -18,7 +18,7 @@
 // score_losses. A warp for a row of one model: a class a lane, and where the classes leave room,
 // lanes of the same class add up their part of the shares.
 //
-// The wrapper (linear_step_on_cupy.py) declines all but uint8 samples on the device whose columns
+// The wrapper (linear_on_gpu.py) declines all but uint8 samples on the device whose columns
 // are a multiple of 16, float32 parameters with a bias, up to 32 classes, 1,024 outputs and 1,024
 // rows a batch, and augmentation other than flips of images whose width is a multiple of 4. A step
 // is bound by the latency of three launches, not by bytes: it does not help where steps are few and

@@ -1,4 +1,4 @@
-"""Epochs of SGD over bytes in few launches a step, for any model: see sgd_over_bytes.cuh."""
+"""Epochs of SGD over bytes in three launches a step, for any model: see sgd_over_bytes.cuh."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
 from gpuclf.augment import CIFAR_SHAPE, draw_flips, horizontal_flip
-from gpuclf.devices.backends import to_device
-from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.building.cuda import ceil_div, contiguous
+from gpuclf.backend import array_namespace, to_device
+from gpuclf.kernels.building import cuda
+from gpuclf.kernels.building.cuda import VECTOR, ceil_div, contiguous
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, is_streamed
 from gpuclf.samples.walk import row_slices
 
-__all__ = ["EpochsOverBytes", "are_bytes_for_epochs", "is_objective", "line_width"]
+__all__ = ["EpochsOverBytes", "are_bytes_for_epochs", "line_width"]
 
-MIN_CAPABILITY = 80
-MAX_CLASSES = 32
-MAX_BATCH = 1024
+CHUNK, PROJECTION_ROWS, MAX_BATCH, MAX_CLASSES, MAX_TILES = cuda.numbers_in(
+    "sgd_over_bytes.cuh", "CHUNK", "PROJECTION_ROWS", "MAX_BATCH", "MAX_CLASSES", "MAX_TILES"
+)
 MAX_OUTPUTS = 1024
-VECTOR = 16  # bytes
 WORD = 4
-# Sums are split by these, never by the device at hand, so that all devices give the same bits.
+# Sums are split by this, never by the device at hand, so that all devices give the same bits.
 PROJECTION_BLOCKS = 192
-
-# As in sgd_over_bytes.cuh.
-CHUNK = 64
-PROJECTION_ROWS = 64
-MAX_TILES = 8
 
 
 class EpochsOverBytes:
@@ -45,7 +38,7 @@ class EpochsOverBytes:
 
     Parameters
     ----------
-    y, X, batch_size, reg, momentum, shares, augment, rng
+    X, y, batch_size, reg, momentum, nesterov, shares, augment, rng
         As in :func:`gpuclf.training.epoch_runner`.
     n_outputs : int
         Columns of the first product, of all models.
@@ -60,9 +53,9 @@ class EpochsOverBytes:
     file: str
 
     def __init__(
-        self, y: Any, X: Any, batch_size: int, reg: Any, momentum: Any, shares: Any, augment: Any,
-        rng: Any, *, n_outputs: int, tiles: int, models: tuple[int, ...] = (),
-        **constants: int,
+        self, X: Any, y: Any, *, batch_size: int, reg: Any, momentum: Any, nesterov: bool,
+        n_outputs: int, tiles: int, shares: Any = None, augment: Any = None, rng: Any = None,
+        models: tuple[int, ...] = (), **constants: int,
     ) -> None:  # fmt: skip
         xp = array_namespace(y)
         stored = X.X if isinstance(X, Standardized) else X
@@ -70,12 +63,10 @@ class EpochsOverBytes:
         self._batch_size, self._n_samples = min(batch_size, n_samples), n_samples
         self._batches = row_slices(n_samples, self._batch_size)
         n_steps = len(self._batches)
-
-        def empty(*shape: int, dtype: Any = xp.float32) -> Any:
-            return xp.empty(shape, dtype=dtype, device=y.device)
+        empty = partial(cuda.empty, y)
 
         self._models, self._n_models = models, math.prod(models)
-        self._regs, self._momenta = empty(self._n_models, dtype=xp.float64), empty(self._n_models)
+        self._regs, self._momenta = empty(self._n_models, dtype="float64"), empty(self._n_models)
         self._regs[...], self._momenta[...] = reg, momentum
         if isinstance(X, Standardized):
             shift, inverse = (X.mean - BYTE_CENTRE) / X.scale, xp.astype(1 / X.scale, xp.float32)
@@ -83,13 +74,14 @@ class EpochsOverBytes:
             shift = xp.full((n_features,), -BYTE_CENTRE, dtype=xp.float64, device=y.device)
             inverse = xp.ones((n_features,), dtype=xp.float32, device=y.device)
         self._X, self._shift, self._inverse = stored, shift, inverse
-        self._labels = contiguous(xp.astype(y, xp.int64, copy=False))
+        self._labels = cuda.int64_labels(y)
         self._shares = None if shares is None else contiguous(shares)
         self._flips, self._rng = augment is not None, rng
 
         self._constants = constants | {
             "FEATURES": n_features,
             "TILES": tiles,
+            "NESTEROV": int(nesterov),
             "WIDTH": line_width(augment, n_features) or 0,
         }
         self._n_outputs = n_outputs
@@ -101,13 +93,13 @@ class EpochsOverBytes:
         self._update_blocks = n_chunks * self._output_blocks
         self._update_threads = 32 * unit_warps * (4 // unit_warps)
 
-        self._order, self._rates = empty(n_samples, dtype=xp.int64), empty(n_steps, self._n_models)
+        self._order, self._rates = empty(n_samples, dtype="int64"), empty(n_steps, self._n_models)
         pitch = 8 * ceil_div(n_outputs, 8)
         self._partials = empty(self._column_shares, self._batch_size, pitch)
-        self._row_losses = empty(n_samples, self._n_models, dtype=xp.float64)
-        self._squares = empty(n_chunks, n_outputs, dtype=xp.float64)
-        self._penalties = empty(n_steps, self._n_models, dtype=xp.float64)
-        self._losses = empty(n_steps, self._n_models, dtype=xp.float64)
+        self._row_losses = empty(n_samples, self._n_models, dtype="float64")
+        self._squares = empty(n_chunks, n_outputs, dtype="float64")
+        self._penalties = empty(n_steps, self._n_models, dtype="float64")
+        self._losses = empty(n_steps, self._n_models, dtype="float64")
         self._n_epochs = 0
         self._repeat: Callable[[], None] | None = None
 
@@ -121,14 +113,13 @@ class EpochsOverBytes:
             rates = to_device(np.asarray(rates, np.float32)[:, None], like=self._labels)
         self._rates[...] = rates
         if self._n_epochs == 1:
-            self._repeat = cuda_modules.recorded(self._labels, self._launch_epoch)
+            self._repeat = cuda.recorded(self._labels, self._launch_epoch)
         (self._repeat or self._launch_epoch)()
         self._n_epochs += 1
         return self._losses if self._models else self._losses[:, 0]
 
     def _launch(self, name: str, grid: Any, block: int, *args: Any) -> None:
-        args = tuple(np.int32(arg) if isinstance(arg, int) else arg for arg in args)
-        cuda_modules.kernel(self.file, name, **self._constants)(grid, block, args)
+        cuda.launch(self.file, self._constants, name, grid, block, *args)
 
     def _launch_epoch(self) -> None:
         for step, rows in enumerate(self._batches):
@@ -154,19 +145,6 @@ class EpochsOverBytes:
         return np.float32((1 if self._shares is None else self._n_samples) / n_rows)
 
 
-def is_objective(objective: Any, function: Any, *losses: Any) -> bool:
-    """Tell whether it is `function`, perhaps of a data loss; a mask would be another keyword."""
-    if not isinstance(objective, partial):
-        return objective is function and not losses
-    return (
-        objective.func is function
-        and len(objective.args) == bool(losses)
-        and all(any(given is loss for loss in losses) for given in objective.args)
-        and set(objective.keywords) <= {"precision"}
-        and objective.keywords.get("precision") != "float64"
-    )
-
-
 def line_width(augment: Any, n_features: int) -> int | None:
     """Return how wide images are that may be mirrored, 0 if none is, or None for anything else."""
     if augment is None:
@@ -179,9 +157,10 @@ def line_width(augment: Any, n_features: int) -> int | None:
 
 
 def are_bytes_for_epochs(
-    y: Any, X: Any, floats: Iterable[Any], shares: Any, batch_size: int, augment: Any
-) -> bool:
-    """Tell whether the kernels can train on these samples, with these parameters and weights."""
+    X: Any, y: Any, floats: Iterable[Any], batch_size: int, shares: Any = None,
+    augment: Any = None, **_: Any,
+) -> bool:  # fmt: skip
+    """Tell whether the kernels can train on these samples, with these parameters and options."""
     if is_streamed(X):
         return False
     stored = X.X if isinstance(X, Standardized) else X
@@ -193,10 +172,10 @@ def are_bytes_for_epochs(
         and 0 < stored.shape[0] < 2**31
         and stored.shape[1] % VECTOR == 0
         and stored.flags.c_contiguous
-        and cuda_modules.address(stored) % VECTOR == 0
+        and cuda.address(stored) % VECTOR == 0
         and y.ndim == 1
         and min(batch_size, stored.shape[0]) <= MAX_BATCH
         and all(x.dtype.name == "float32" for x in floats)
         and line_width(augment, stored.shape[1]) is not None
-        and cuda_modules.device_limits(y).capability >= MIN_CAPABILITY
+        and cuda.device_limits(y).capability >= cuda.MIN_CAPABILITY
     )

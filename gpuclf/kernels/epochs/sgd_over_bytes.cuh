@@ -12,16 +12,13 @@
 // K models (a fleet) are one product with the outputs of all side by side; each model has a
 // learning rate, a penalty and a momentum of its own.
 //
-// Precision. A byte less 128 is exact as a half; W' and dZ are split into two halves each after a
-// scaling by a power of two, chosen for each output and 64 columns of W' or 64 rows of dZ: a model
-// that diverges does not take its neighbours' digits. Tensor cores cut sums off, so they add up 64
-// columns or rows and ordinary additions the rest. b' comes from float64 sums over 64 columns. All
-// sums have one order, whatever the device.
+// Precision. As in linear_pass.cu, with a scale for each output and 64 columns of W' or 64 rows of
+// dZ: a model that diverges does not take its neighbours' digits. Tensor cores add up 64 columns or
+// rows. b' comes from float64 sums over 64 columns. All sums have one order, whatever the device.
 //
-// project_batch. Block: 64 rows (a warp for 16), 8 TILES outputs, a share of the columns. Bytes are
-// the A operand: lane 4 g + t takes the 16 bytes at column 16 t of rows g and g + 8, which are its
-// fragments of four products, because W' is packed in the same order of columns. It is packed by
-// the block itself: 64 columns of W make up to 16 KB of fragments in shared memory.
+// project_batch. Block: 64 rows (a warp for 16), 8 TILES outputs, a share of the columns. Fragments
+// are those of score_rows in linear_pass.cu, but W' is packed by the block itself: 64 columns of W
+// make up to 16 KB of fragments in shared memory.
 //
 // update_first_layer. Block: 64 columns of W (8 bytes of a row a lane) and 8 TILES outputs, a warp
 // for 16; where that leaves warps of four, they share the rows. dZ^T is the A operand and each warp
@@ -38,13 +35,16 @@
 
 constexpr int CHUNK = 64;  // columns of a product that tensor cores add up
 constexpr int GROUP = 64;  // rows of the same
+constexpr int PROJECTION_ROWS = 64;  // of a block of project_batch
 constexpr int MAX_BATCH = 1024;
+constexpr int MAX_CLASSES = 32;
+constexpr int MAX_TILES = 8;
 constexpr int CHUNKS = (FEATURES + CHUNK - 1) / CHUNK;
 constexpr int UNITS = 8 * TILES;                // outputs of a block
 constexpr int UNIT_WARPS = (TILES + 1) / 2;     // of update_first_layer, for 16 outputs each
 constexpr int ROW_WARPS = 4 / UNIT_WARPS;       // of the same that share the rows
 constexpr int UPDATE_WARPS = UNIT_WARPS * ROW_WARPS;
-static_assert(FEATURES % 16 == 0 && CLASSES <= 32 && TILES <= 8 && WIDTH % 4 == 0);
+static_assert(FEATURES % 16 == 0 && CLASSES <= MAX_CLASSES && TILES <= MAX_TILES && WIDTH % 4 == 0);
 
 // Outputs in a row of shares.
 __device__ __forceinline__ int pitch_of(int n_outputs) { return (n_outputs + 7) / 8 * 8; }
@@ -77,16 +77,6 @@ __device__ __forceinline__ void load_pixels(unsigned (&pixels)[WORDS], const uns
     }
 }
 
-// The sum or the largest over the four lanes of a group.
-template <class T> __device__ __forceinline__ T group_sum(T x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-__device__ __forceinline__ float group_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
 // partials (shares, rows_of_partials, pitch) gets sums over a share of the columns, and squares
 // (CHUNKS, n_outputs) those of the squares of W over 64 columns.
 // Grid: shares, tiles of 64 rows, blocks of outputs.
@@ -102,7 +92,7 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
     const int first_unit = blockIdx.z * UNITS;
-    const int first_row = blockIdx.y * 64 + warp * 16;
+    const int first_row = blockIdx.y * PROJECTION_ROWS + warp * 16;
     const unsigned char* images[2];
     bool is_mirrored[2];
 #pragma unroll
@@ -144,8 +134,8 @@ project_batch(const unsigned char* __restrict__ X, const long long* __restrict__
         }
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
-            const float largest_of_group = group_max(largest[i]);
-            const double sum = group_sum(sums_moved[i]), squared = group_sum(sums_squared[i]);
+            const float largest_of_group = row_max<4>(largest[i]);
+            const double sum = row_sum<4>(sums_moved[i]), squared = row_sum<4>(sums_squared[i]);
             if (member == 0) {
                 maxima[warp][8 * i + group] = largest_of_group;
                 moved[warp][8 * i + group] = sum;
@@ -309,7 +299,7 @@ __device__ __forceinline__ void update_first_layer(
         float scales[2], unscales[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int exponent = scale_exponent(group_max(largest[i]));
+            const int exponent = scale_exponent(row_max<4>(largest[i]));
             scales[i] = scalbnf(1.0f, exponent), unscales[i] = scalbnf(1.0f, -exponent);
         }
         float sums[8][4] = {};
@@ -350,7 +340,7 @@ __device__ __forceinline__ void update_first_layer(
         float(&of_unit)[17][32] = shares[row_warp][unit_warp][i];
 #pragma unroll
         for (int k = 0; k < 16; ++k) of_unit[k][lane] = totals[k % 8][2 * i + k / 8];
-        of_unit[16][lane] = group_sum(db[i]);
+        of_unit[16][lane] = row_sum<4>(db[i]);
     }
     __syncthreads();  // the shares of the rows are there
     auto total_of = [&](int i, int k) {

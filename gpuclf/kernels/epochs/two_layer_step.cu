@@ -18,7 +18,7 @@
 //
 // update_parameters. Blocks of W1 first, then blocks for 32 numbers of W2 and b2 each.
 //
-// The wrapper (two_layer_step_on_cupy.py) declines all but uint8 samples on the device whose
+// The wrapper (two_layer_on_gpu.py) declines all but uint8 samples on the device whose
 // columns are a multiple of 16, float32 parameters, up to 32 classes and 1,024 rows a batch, and
 // several models, dropout, and augmentation other than flips of images whose width is a multiple
 // of 4. It does not help where a batch fills the device by itself: with 512 hidden units and 1,024

@@ -10,15 +10,8 @@
 // read four times that. The scores never leave the registers; G goes through memory as halves, 64
 // bytes a row for up to 16 classes; W' is read once by each block of score_rows, from the L2 cache.
 // score_rows leaves the last columns (of few rows) or the last rows (of many) in L2, so
-// multiply_gradients begins with the last of both (BACKWARDS): its blocks take groups of rows in
-// turns, so that all of them are at the end of X at the same time.
-//
-// X in blocks of rows that stay in L2, score_rows and multiply_gradients for each, would read
-// memory once. Estimated for 154 MB on an H200, not yet measured: 36 us from memory and, because L2
-// gives some 5.6 TB/s, 27 us for the second walk, where two whole walks take 36 + 28 + 6 us if 35
-// MB are still in L2. So blocks save 7 us at most, and each costs two launches more (2 to 3 us
-// each), part of a wave, and another round of 5 MB through the partial sums: whole walks are the
-// default. single_pass.cu reads X once.
+// multiply_gradients begins with the last of both: its blocks take groups of rows in turns, so that
+// all of them are at the end of X at the same time. single_pass.cu reads X once.
 //
 // Precision. A byte less 128 is exact as a half. W' and G are split into two halves each, head and
 // tail (SPLIT), after a scaling by a power of two that is chosen for every 64 columns of W' and for
@@ -53,22 +46,21 @@
 //   multiply_gradients, 16 rows x 128 columns: 185. Of these 80 convert, 32 multiply, 32 add up and
 //     reset, 6 load, 5 copy. Shared memory: 164 KB for each 64 KB of X, 38 % of its rate.
 //
-// Declined by linear_pass_on_cupy.py: other types than bytes and float32, several models, more than
+// Declined by on_gpu.py: other types than bytes and float32, several models, more than
 // 64 classes, rows that are not a multiple of 4 bytes, devices before sm_80 (where this file is
 // empty). Does not help: few rows, where a block of score_rows walks all columns alone; few
 // columns, where G weighs as much as X.
 //
 // Constants: FEATURES, CLASSES, SPLIT (0, 1), HINGE (0, 1), COPY_BYTES (16, 8, 4: what divides D
 // and the address of X), BLOCK_ROWS (64, 192) and SCORE_STAGES (2 or more) of score_rows,
-// BLOCK_STRIPS (1 to 8) and BACKWARDS (0, 1) of multiply_gradients. D is one of them because
-// addresses are then offsets within instructions.
+// BLOCK_STRIPS (1 to 8) of multiply_gradients. D is one of them because addresses are then offsets
+// within instructions.
 //
-// check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8 BACKWARDS=1
-// check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1 BACKWARDS=0
+// check: registers<=232 from=80 FEATURES=3072 CLASSES=10 SPLIT=1 HINGE=0 COPY_BYTES=16 BLOCK_ROWS=192 SCORE_STAGES=5 BLOCK_STRIPS=8
+// check: registers<=232 from=80 FEATURES=100 CLASSES=64 SPLIT=1 HINGE=1 COPY_BYTES=4 BLOCK_ROWS=192 SCORE_STAGES=3 BLOCK_STRIPS=1
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-#include <async_copy.cuh>
-#include <reductions.cuh>
+#include <byte_tiles.cuh>
 #include <tensor_core.cuh>
 
 constexpr int CHUNK = 64;  // columns of a stage of score_rows, and of a common scale of W'
@@ -93,27 +85,6 @@ constexpr int PITCH = 16 * CLASS_TILES + 8;  // floats of a row of G in shared m
 
 extern __shared__ uint4 shared_memory[];
 
-// Four lanes share a row of scores.
-__device__ __forceinline__ float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// Start to copy 16 bytes of a row, or as many as the row has left where it may end before.
-template <bool MAY_END>
-__device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* from,
-                                            int n_columns_left) {
-#pragma unroll
-    for (int i = 0; i < 16; i += COPY_BYTES)
-        if (!MAY_END || i < n_columns_left)
-            copy_async<COPY_BYTES>(to + i, from + i);
-}
-
 // W (D, CLASSES) as B fragments. A block packs a chunk; its vectors go by step / 2, slot and lane,
 // and hold the fragments of two steps.
 //
@@ -131,14 +102,9 @@ pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
     const int first = blockIdx.x * CHUNK;
     const int n_columns = min(CHUNK, FEATURES - first);
     const float* rows = W + static_cast<long long>(first) * CLASSES;
-    if (threadIdx.x < n_columns) {
-        const double divisor = scale ? scale[first + threadIdx.x] : 1.0;
-        factors[threadIdx.x] = static_cast<float>(1.0 / divisor);
-        shifts[threadIdx.x] = ((mean ? mean[first + threadIdx.x] : 0.0) - 128.0) / divisor;
-        if (folding)
-            folding[first + threadIdx.x] =
-                make_float2(factors[threadIdx.x], static_cast<float>(shifts[threadIdx.x]));
-    }
+    if (threadIdx.x < n_columns)
+        fold_column(mean, scale, first + threadIdx.x, factors[threadIdx.x], shifts[threadIdx.x],
+                    folding);
     __syncthreads();
     float largest = 0.0f;
     double sum = 0.0;
@@ -189,53 +155,6 @@ pack_weights(const float* __restrict__ W, const double* __restrict__ mean,
     }
 }
 
-// Turn a row's scores, of which this lane has columns 8 j + 2 t and the next, into their gradient
-// and return the row's loss; both still without the row's weight.
-__device__ __forceinline__ float row_loss(float (&values)[2 * TILES], long long label, int member) {
-    const bool is_known = label >= 0 && label < CLASSES;
-    float largest = -__int_as_float(0x7f800000), at_label = 0.0f, loss, total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-        const int column = i / 2 * 8 + member * 2 + i % 2;
-        if (column < CLASSES) largest = fmaxf(largest, values[i]);
-        if (column == label) at_label = values[i];
-    }
-    at_label = row_sum(at_label);
-    if constexpr (HINGE) {
-        loss = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 2 * TILES; ++i) {
-            const int column = i / 2 * 8 + member * 2 + i % 2;
-            const float margin = values[i] - at_label + 1.0f;
-            const bool counts = column < CLASSES && column != label;
-            const float violated = counts && margin > 0.0f ? 1.0f : 0.0f;
-            if (column < CLASSES) loss += margin * violated;  // a product, because it keeps NaN
-            total += violated;
-            values[i] = violated;
-        }
-        loss = row_sum(loss);
-    } else {
-        largest = row_max(largest);
-#pragma unroll
-        for (int i = 0; i < 2 * TILES; ++i) {
-            const int column = i / 2 * 8 + member * 2 + i % 2;
-            values[i] = column < CLASSES ? expf(values[i] - largest) : 0.0f;
-            total += values[i];
-        }
-    }
-    total = row_sum(total);
-    if constexpr (!HINGE) loss = logf(total) - (at_label - largest);
-    const float reciprocal = 1.0f / total;  // one division a row
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-        const int column = i / 2 * 8 + member * 2 + i % 2;
-        if constexpr (!HINGE) values[i] *= reciprocal;
-        if (column == label) values[i] -= HINGE ? total : 1.0f;
-    }
-    // Nobody has looked at the labels: a wrong one must not give a plausible loss.
-    return is_known ? loss : nanf("");
-}
-
 // bias may be null, as zeros, and so may sample_weight, for uniform_weight everywhere; chunk_sums
 // are those of pack_weights, or null. partial_sums (blocks, CLASSES + 1) gets the loss and the
 // column sums of G; gradients gets G^T as A fragments by group, class tile, step, part and lane;
@@ -269,8 +188,9 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
             const unsigned to = ring + 16 * STAGE_VECTORS * place_to_fill;
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; ++i) {
-                copy_pixels<FEATURES % CHUNK != 0>(to + 16 * SCORE_THREADS * i, row_pixels[i],
-                                                   FEATURES - chunk_to_copy * CHUNK - 16 * member);
+                copy_pixels<COPY_BYTES, FEATURES % CHUNK != 0>(
+                    to + 16 * SCORE_THREADS * i, row_pixels[i],
+                    FEATURES - chunk_to_copy * CHUNK - 16 * member);
                 row_pixels[i] += CHUNK;
             }
 #pragma unroll
@@ -368,7 +288,8 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
             if (SHARED_TILE && j / 2 == TILES - 1) score += __shfl_xor_sync(~0u, score, 2);
             values[j] = column < CLASSES ? score + folded_bias[column] : 0.0f;
         }
-        const float loss = row_loss(values, label, member);
+        const float loss = row_loss<4, CLASSES, HINGE>(
+            values, label, [&](int j) { return j / 2 * 8 + member * 2 + j % 2; });
         if (exists && member == 0) loss_sum += loss * weight;
         float* row_G = tile_G + (8 * i + group) * PITCH + 2 * member;
 #pragma unroll
@@ -423,19 +344,17 @@ score_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ weight
 }
 
 // partials gets the sums over a share of the groups of rows, as D fragments by share, class tile,
-// strip, product, class below or above 8, and lane; with `adds`, what is there is added to. Grid:
-// class tiles, blocks of strips, shares.
+// strip, product, class below or above 8, and lane. Grid: class tiles, blocks of strips, shares.
 extern "C" __global__ void __launch_bounds__(32 * BLOCK_STRIPS, 1)
 multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict__ gradients,
-                   const float* __restrict__ unscale, float2* __restrict__ partials, int n_samples,
-                   int adds) {
+                   const float* __restrict__ unscale, float2* __restrict__ partials,
+                   int n_samples) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
-    const int strip = (BACKWARDS ? gridDim.y - 1 - blockIdx.y : blockIdx.y) * BLOCK_STRIPS + warp;
+    const int strip = (gridDim.y - 1 - blockIdx.y) * BLOCK_STRIPS + warp;
     const int share = blockIdx.z, n_shares = gridDim.z;
     const int n_groups = (n_samples + GROUP - 1) / GROUP;
     const int n_own_groups = (n_groups - share + n_shares - 1) / n_shares;
-    const int step = BACKWARDS ? -n_shares : n_shares;
     constexpr int STRIP_VECTORS = GROUP * STRIP / 16;
     constexpr int PIXEL_VECTORS = BLOCK_STRIPS * STRIP_VECTORS;
     constexpr int STAGE_VECTORS = PIXEL_VECTORS + GRADIENT_VECTORS + 1;
@@ -448,7 +367,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
     const int read_vector = warp * STRIP_VECTORS + member * 8 + (group ^ 2 * member);
     const unsigned ring = shared_address(shared_memory);
     const uint4* tile_gradients = gradients + blockIdx.x * GRADIENT_VECTORS + threadIdx.x;
-    int group_to_copy = share + (BACKWARDS ? (n_own_groups - 1) * n_shares : 0);
+    int group_to_copy = share + (n_own_groups - 1) * n_shares;
     const unsigned char* pixels_to_copy =
         X + (static_cast<long long>(group_to_copy) * GROUP + copy_row) * FEATURES + copy_column;
     int n_rows_left = n_samples - group_to_copy * GROUP - copy_row;
@@ -460,7 +379,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 #pragma unroll
             for (int i = 0; i < GROUP; i += 4)
                 if (i < n_rows_left)
-                    copy_pixels<FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
+                    copy_pixels<COPY_BYTES, FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
                         to + 128 * i, pixels_to_copy + i * FEATURES, FEATURES - copy_column);
             const uint4* group_gradients = tile_gradients
                 + static_cast<long long>(group_to_copy) * CLASS_TILES * GRADIENT_VECTORS;
@@ -472,8 +391,8 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
             if (threadIdx.x == 0)
                 copy_async<4>(stage + 16 * (PIXEL_VECTORS + GRADIENT_VECTORS),
                               unscale + group_to_copy);
-            pixels_to_copy += static_cast<long long>(step) * (GROUP * FEATURES);
-            n_rows_left -= step * GROUP, group_to_copy += step;
+            pixels_to_copy -= static_cast<long long>(n_shares) * (GROUP * FEATURES);
+            n_rows_left += n_shares * GROUP, group_to_copy -= n_shares;
             --n_groups_to_copy;
         }
         close_copy_group();
@@ -540,9 +459,8 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
         if (blockIdx.x * 16 + i % 2 * 8 + group >= CLASSES) continue;
-        const float2 before = adds ? partials[i * 32] : make_float2(0.0f, 0.0f);
         const float* own = totals[i / 2] + i % 2 * 2;
-        partials[i * 32] = make_float2(before.x + own[0], before.y + own[1]);
+        partials[i * 32] = make_float2(own[0], own[1]);
     }
 }
 

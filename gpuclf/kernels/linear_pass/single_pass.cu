@@ -43,7 +43,7 @@
 // where a block waits for its first tile, adds up its last and meets at barriers, 8 for the other
 // launches.
 //
-// Declined by single_pass_on_cupy.py: what linear_pass.cu declines; rows that are not a multiple of
+// Declined by single_on_gpu.py: what linear_pass.cu declines; rows that are not a multiple of
 // 16 bytes; more than 12 classes or 3,072 columns, whose sums registers do not hold; devices with
 // too little shared memory (3,072 columns need 205 KB: sm_90, sm_100). Does not help: few rows,
 // where each block has less to do than to copy W'; devices with more multiprocessors than blocks,
@@ -55,17 +55,19 @@
 // check: registers<=255 from=80 FEATURES=1552 CLASSES=12 HINGE=1 RING=8
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-#include <async_copy.cuh>
-#include <reductions.cuh>
+#include <byte_tiles.cuh>
 #include <tensor_core.cuh>
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
 constexpr int ROWS = 32;  // of a tile
 constexpr int CHUNK = 64;  // columns
 constexpr int CHUNKS = (FEATURES + WARPS * CHUNK - 1) / (WARPS * CHUNK);  // of a strip
 constexpr int STRIP = CHUNK * CHUNKS;  // columns of a warp
-static_assert(STRIP <= 384, "dW' fits registers; sums of digits, times 256, fit 32 bits");
-static_assert(CLASSES <= 12, "dW' fits registers");
+// What registers hold of dW'; of columns also what sums of digits, times 256, fit into 32 bits.
+constexpr int MAX_STRIP = 384;
+constexpr int MAX_CLASSES = 12;
+static_assert(STRIP <= MAX_STRIP && CLASSES <= MAX_CLASSES);
 static_assert(RING >= CHUNKS, "a tile fits the ring");
 
 // Where digits go: see digit_column.
@@ -227,56 +229,6 @@ pack_digits(const float* __restrict__ W, const double* __restrict__ mean,
     }
 }
 
-// Eight neighbouring lanes share a row of scores.
-__device__ __forceinline__ float row_max(float x) {
-    for (int distance = 1; distance < ROW_LANES; distance *= 2)
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, distance));
-    return x;
-}
-
-__device__ __forceinline__ float row_sum(float x) {
-    for (int distance = 1; distance < ROW_LANES; distance *= 2)
-        x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
-
-// Turn a row's scores, of which this lane has columns `member`, member + 8, ..., into their gradient
-// and return the row's loss; both still without the row's weight. A label out of range is -1.
-__device__ __forceinline__ float row_loss(float (&values)[ROW_CLASSES], int label, int member) {
-    float largest = -__int_as_float(0x7f800000), at_label = 0.0f, loss = 0.0f, total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < ROW_CLASSES; ++i) {
-        const int column = member + ROW_LANES * i;
-        if (column < CLASSES) largest = fmaxf(largest, values[i]);
-        if (column == label) at_label = values[i];
-    }
-    at_label = row_sum(at_label), largest = row_max(largest);
-#pragma unroll
-    for (int i = 0; i < ROW_CLASSES; ++i) {
-        const int column = member + ROW_LANES * i;
-        if (HINGE) {
-            const float margin = values[i] - at_label + 1.0f;
-            const bool counts = column < CLASSES && column != label;
-            const float violated = counts && margin > 0.0f ? 1.0f : 0.0f;
-            if (column < CLASSES) loss += margin * violated;  // a product, because it keeps NaN
-            values[i] = violated;
-        } else {
-            values[i] = column < CLASSES ? expf(values[i] - largest) : 0.0f;
-        }
-        total += values[i];
-    }
-    total = row_sum(total);
-    loss = HINGE ? row_sum(loss) : logf(total) - (at_label - largest);
-    const float reciprocal = 1.0f / total;  // one division a row
-#pragma unroll
-    for (int i = 0; i < ROW_CLASSES; ++i) {
-        if (!HINGE) values[i] *= reciprocal;
-        if (member + ROW_LANES * i == label) values[i] -= HINGE ? total : 1.0f;
-    }
-    // Nobody has looked at the labels: a wrong one must not give a plausible loss.
-    return label >= 0 ? loss : nanf("");
-}
-
 // bias, sample_weight, strip_sums may be null, as in linear_pass.cu. partials (blocks, SUMS) gets
 // each block's dW' by strip, 16 columns, odd or even column, number of a lane's class, and lane;
 // partial_sums (blocks, CLASSES + 1) the loss and the column sums of G.
@@ -406,7 +358,8 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
             for (int strip = 0; strip < WARPS; ++strip)
                 values[i] += strip_scores[(strip * ROWS + tile_row) * CLASSES + column];
         }
-        const float loss = row_loss(values, label, row_member);
+        const float loss = row_loss<ROW_LANES, CLASSES, HINGE>(
+            values, label, [&](int i) { return row_member + ROW_LANES * i; });
         if (exists && row_member == 0) loss_sum += loss * weight;
         unsigned largest = 0;
 #pragma unroll

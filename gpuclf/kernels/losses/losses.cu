@@ -10,7 +10,7 @@
 // sums, and with it every bit, is the same in each run. Each block leaves its share of the loss in
 // `partials`; `add_partials` adds these, a warp for each model.
 //
-// The wrapper (losses_on_cupy.py) declines more than 16,384 classes, where a row is worth more than
+// The wrapper (on_gpu.py) declines more than 16,384 classes, where a row is worth more than
 // a warp, mixed types, and what does not fit the launch. After a product that moves far more, it
 // saves launches but little bandwidth: 50,000 x 10 scores are 2 MB beside the features' 614.
 //

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
-from gpuclf.kernels.building.cuda import contiguous, kernel
+from gpuclf.backend import array_namespace
+from gpuclf.kernels.building.cuda import ceil_div, contiguous, empty, launch
 
 __all__ = ["fused_multiclass_hinge", "fused_softmax_cross_entropy"]
 
@@ -41,32 +41,27 @@ def _loss(name: str, scores: Any, labels: Any, weights: Any, *options: float) ->
     *models, n_samples, n_classes = scores.shape
     n_models = prod(models)
     lanes = min(32, 1 << (n_classes - 1).bit_length())
-    n_blocks = min(MAX_BLOCKS, -(-n_samples * lanes // THREADS))
+    n_blocks = min(MAX_BLOCKS, ceil_div(n_samples * lanes, THREADS))
     constants = {
         "REAL": scores.dtype.name,
         "LABEL": labels.dtype.name,
         "LANES": lanes,
         "THREADS": THREADS,
     }
-    gradient = xp.empty(scores.shape, dtype=scores.dtype, device=scores.device)
-    partials = xp.empty((n_models, n_blocks), dtype=xp.float64, device=scores.device)
-    losses = xp.empty((n_models,), dtype=xp.float64, device=scores.device)
+    gradient = empty(scores, *scores.shape, dtype=scores.dtype.name)
+    partials = empty(scores, n_models, n_blocks, dtype="float64")
+    losses = empty(scores, n_models, dtype="float64")
     weights_of_a_model = n_samples if weights is not None and weights.ndim > 1 else 0
-    arguments = (
-        contiguous(scores),
-        contiguous(labels),
-        None if weights is None else contiguous(weights),
-        np.int64(weights_of_a_model),
-        gradient,
-        partials,
-        np.int32(n_samples),
-        np.int32(n_classes),
+    launch(
+        "losses.cu", constants, name, (n_blocks, n_models), THREADS, contiguous(scores),
+        contiguous(labels), None if weights is None else contiguous(weights),
+        np.int64(weights_of_a_model), gradient, partials, n_samples, n_classes,
         *(scores.dtype.type(option) for option in options),
-    )
-    kernel("losses.cu", name, **constants)((n_blocks, n_models), THREADS, arguments)
+    )  # fmt: skip
     divisor = np.float64(n_samples if weights is None else 1)
-    arguments = partials, losses, np.int32(n_blocks), divisor
-    kernel("losses.cu", "add_partials", **constants)(n_models, 32, arguments)
+    launch(
+        "losses.cu", constants, "add_partials", n_models, 32, partials, losses, n_blocks, divisor
+    )
     return xp.reshape(losses, tuple(models)), gradient
 
 

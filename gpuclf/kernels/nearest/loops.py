@@ -4,7 +4,7 @@ Processors have instructions that take 32 or 64 bytes at once: VPSADBW sums abso
 (AVX2, AVX-512BW), VPDPBUSD multiplies and sums (VNNI). Compilers do not find them at full width in
 a plain loop, so the innermost loop is written with them, for a block of 4 x 4 pairs of samples:
 sixteen sums stay in registers, and each byte that is loaded is used four times. Where there is a
-matrix unit for bytes (AMX), `byte_products.py` has the products of L2.
+matrix unit for bytes (AMX), `byte_products` has the products of L2.
 
 The functions return NotImplemented where the processor lacks its instruction.
 """

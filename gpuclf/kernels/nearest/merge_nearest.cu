@@ -10,7 +10,7 @@
 // it: that is the order by (distance, index). Of random distances some k ln(M / k) are inserted in
 // a row.
 //
-// The wrapper (neighbors_on_cupy.py) declines k > 128. Does not help: few rows, which leave most of
+// The wrapper (on_gpu.py) declines k > 128. Does not help: few rows, which leave most of
 // the device idle. Distances that fall from column to column are all inserted, some 25 instructions
 // each for k <= 32: slow, and correct.
 //

@@ -25,7 +25,7 @@
 // squared_distances, absolute_distances. Block: 128 x 128, 256 threads of 8 x 8 pairs; four
 // 16-byte loads from shared memory, where words of a column lie side by side, for 64 instructions.
 //
-// The wrapper (neighbors_on_cupy.py) pads rows to 16 bytes where they are not, which takes a copy,
+// The wrapper (on_gpu.py) pads rows to 16 bytes where they are not, which takes a copy,
 // and declines other types than bytes and sums beyond 32 bits. Does not help: fewer rows than a
 // block has, whose others are computed for nothing.
 //
@@ -35,6 +35,7 @@
 #include <tensor_core.cuh>
 
 constexpr unsigned ALL = 0xffffffffu;
+constexpr int THREADS = 256;
 
 using Byte = unsigned char;
 
@@ -47,13 +48,11 @@ __device__ __forceinline__ const uint4* row_vectors(const Byte* rows, int row, i
 
 // ---------------------------------------------------------------------------------- norms
 
-constexpr int NORM_WARPS = 8;
-
-extern "C" __global__ void __launch_bounds__(32 * NORM_WARPS)
+extern "C" __global__ void __launch_bounds__(THREADS)
 squared_norms(const Byte* __restrict__ X, unsigned* __restrict__ norms, int n_rows,
               int n_features) {
     const int lane = threadIdx.x % 32;
-    const int row = blockIdx.x * NORM_WARPS + threadIdx.x / 32;
+    const int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (row >= n_rows) return;
     const uint4* vectors = row_vectors(X, row, n_rows, n_features);
     unsigned sum = 0;
@@ -73,18 +72,18 @@ squared_norms(const Byte* __restrict__ X, unsigned* __restrict__ norms, int n_ro
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-constexpr int BLOCK_ROWS = 128, BLOCK_COLUMNS = 256;  // rows of A, rows of B
+constexpr int BLOCK_ROWS = 128;  // of A
+constexpr int BLOCK_COLUMNS = 256;  // rows of B
 constexpr int WARP_SIDE = 64;
-constexpr int PRODUCT_THREADS = 256;
 constexpr int CHUNK = 64;  // features of a stage
 constexpr int STAGES = 4;
 constexpr int STAGE_BYTES = (BLOCK_ROWS + BLOCK_COLUMNS) * CHUNK;
-constexpr int COPIES = STAGE_BYTES / 16 / PRODUCT_THREADS;  // of each thread
-constexpr int COPY_ROWS = PRODUCT_THREADS / 4;  // four threads copy a row of a stage
+constexpr int COPIES = STAGE_BYTES / 16 / THREADS;  // of each thread
+constexpr int COPY_ROWS = THREADS / 4;  // four threads copy a row of a stage
 
 extern __shared__ uint4 stages[];
 
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 multiply_bytes(const Byte* __restrict__ A, const Byte* __restrict__ B,
                const unsigned* __restrict__ norms_A, const unsigned* __restrict__ norms_B,
                int* __restrict__ distances, int n_rows, int n_columns, int n_features) {
@@ -194,7 +193,6 @@ multiply_bytes(const Byte* __restrict__ A, const Byte* __restrict__ B,
 // ------------------------------------------------------------------------- ordinary cores
 
 constexpr int SIDE = 128;
-constexpr int PAIR_THREADS = 256;
 constexpr int WORDS = 8;  // of 4 features, at a time
 
 template <bool SQUARED>
@@ -271,14 +269,14 @@ __device__ __forceinline__ void distances_of_pairs(const Byte* A, const Byte* B,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PAIR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 squared_distances(const Byte* __restrict__ A, const Byte* __restrict__ B,
                   const unsigned* __restrict__ norms_A, const unsigned* __restrict__ norms_B,
                   int* __restrict__ distances, int n_rows, int n_columns, int n_features) {
     distances_of_pairs<true>(A, B, norms_A, norms_B, distances, n_rows, n_columns, n_features);
 }
 
-extern "C" __global__ void __launch_bounds__(PAIR_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 absolute_distances(const Byte* __restrict__ A, const Byte* __restrict__ B,
                    int* __restrict__ distances, int n_rows, int n_columns, int n_features) {
     distances_of_pairs<false>(A, B, nullptr, nullptr, distances, n_rows, n_columns, n_features);

@@ -41,7 +41,7 @@ def partitioned_smallest_k(distances: Any, k: int) -> Any:
 
 
 def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
-    """Compute :func:`gpuclf.models.distances.squared_euclidean` of bytes with products of bytes."""
+    """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes with products of bytes."""
     if A.shape[1] * 255**2 >= 2**31 or not _worth_compiled(A, B):
         return NotImplemented
     compiled = _compiled()
@@ -49,7 +49,7 @@ def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
 
 
 def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
-    """Compute :func:`gpuclf.models.distances.manhattan` of bytes by absolute differences."""
+    """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes with instructions for it."""
     if A.shape[1] * 255 >= 2**31 or not _worth_compiled(A, B):
         return NotImplemented
     compiled = _compiled()

@@ -8,40 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from gpuclf.arrays import array_namespace
-from gpuclf.kernels.building import cuda as cuda_modules
-from gpuclf.kernels.building.cuda import ceil_div
+from gpuclf.backend import array_namespace
+from gpuclf.kernels.building import cuda
+from gpuclf.kernels.building.cuda import MAX_ROWS, VECTOR, ceil_div
 from gpuclf.models.neighbors import PAIR_BYTES
 from gpuclf.samples.walk import row_slices
 
 __all__ = ["manhattan_of_bytes", "nearest_of_bytes", "squared_euclidean_of_bytes"]
 
-FROM_CAPABILITY = 80  # of tensor cores that multiply bytes as neighbors.cu does
+BLOCK_ROWS, BLOCK_COLUMNS, STAGES, CHUNK, SIDE, THREADS = cuda.numbers_in(
+    "neighbors.cu", "BLOCK_ROWS", "BLOCK_COLUMNS", "STAGES", "CHUNK", "SIDE", "THREADS"
+)
+PRODUCT_SHARED_BYTES = STAGES * (BLOCK_ROWS + BLOCK_COLUMNS) * CHUNK
+(MERGE_WARPS,) = cuda.numbers_in("merge_nearest.cu", "MERGE_WARPS")
 MAX_NEIGHBORS = 128
-MAX_ROWS = 2**31 - 2**10
 MAX_COLUMNS = 1 << 22  # of a tile: the grid's second axis
 DISTANCE_BYTES = 4
 LARGEST = {"l2": 255**2, "l1": 255}  # what one feature adds to a distance
 
-# As in neighbors.cu.
-VECTOR = 16  # bytes
-PRODUCT_TILE = (128, 256)
-PRODUCT_SHARED_BYTES = 4 * (128 + 256) * 64
-PAIR_TILE = (128, 128)
-THREADS = 256
-NORM_ROWS = 8
-MERGE_ROWS, MERGE_THREADS = 4, 128
-
 
 def squared_euclidean_of_bytes(A: Any, B: Any, centre: Any = None) -> Any:
-    """Compute :func:`gpuclf.models.distances.squared_euclidean` of bytes in three launches."""
+    """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes in three launches."""
     return _pairs(A, B, "l2")
 
 
 def manhattan_of_bytes(A: Any, B: Any, block_bytes: int | None = None) -> Any:
-    """Compute :func:`gpuclf.models.distances.manhattan` of bytes in one launch."""
+    """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes in one launch."""
     return _pairs(A, B, "l1")
 
 
@@ -57,29 +49,28 @@ def nearest_of_bytes(
     # Of the bytes that a pair may take, a distance is all that is kept; unless a tile is copied.
     per_pair = PAIR_BYTES // DISTANCE_BYTES if _has_vectors(B) else 1
     step = min(n_training, MAX_COLUMNS, tile_training * per_pair)
-    ranks, indices = (
-        xp.empty((n_queries, k), dtype=xp.int32, device=A.device) for _ in range(2)
-    )  # of the nearest so far
+    ranks, indices = (cuda.empty(A, n_queries, k, dtype="int32") for _ in range(2))  # so far
     A = _padded(A)
     norms = _norms(A) if metric == "l2" else None
-    memory = xp.empty((n_queries * step,), dtype=xp.int32, device=A.device)
+    memory = cuda.empty(A, n_queries * step, dtype="int32")
     for tile in row_slices(n_training, step):
         n_columns = tile.stop - tile.start
         distances = xp.reshape(memory[: n_queries * n_columns], (n_queries, n_columns))
         _write_distances(A, _padded(B[tile, :]), norms, distances)
-        sizes = (np.int32(size) for size in (n_queries, n_columns, tile.start, k))
-        cuda_modules.kernel("merge_nearest.cu", "merge_nearest", SLOTS=ceil_div(k, 32))(
-            ceil_div(n_queries, MERGE_ROWS), MERGE_THREADS, (distances, ranks, indices, *sizes)
-        )
+        cuda.launch(
+            "merge_nearest.cu", {"SLOTS": ceil_div(k, 32)}, "merge_nearest",
+            ceil_div(n_queries, MERGE_WARPS), 32 * MERGE_WARPS, distances, ranks, indices,
+            n_queries, n_columns, tile.start, k,
+        )  # fmt: skip
         count(n_columns * n_queries)
     return ranks, xp.astype(indices, xp.int64)
 
 
 def _pairs(A: Any, B: Any, metric: str) -> Any:
-    xp = array_namespace(A=A, B=B)
+    array_namespace(A=A, B=B)  # of one device
     if not _fits(A, B, metric) or B.shape[0] > MAX_COLUMNS:
         return NotImplemented
-    distances = xp.empty((A.shape[0], B.shape[0]), dtype=xp.int32, device=A.device)
+    distances = cuda.empty(A, A.shape[0], B.shape[0], dtype="int32")
     A = _padded(A)
     _write_distances(A, _padded(B), _norms(A) if metric == "l2" else None, distances)
     return distances
@@ -87,25 +78,24 @@ def _pairs(A: Any, B: Any, metric: str) -> Any:
 
 def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
     """Fill `distances` with squares, or with L1 distances if `norms`, those of A, are None."""
-    sizes = tuple(np.int32(size) for size in (*distances.shape, A.shape[1]))
-    name, tile, shared_bytes = "absolute_distances", PAIR_TILE, 0
+    name, *tile, shared_bytes = "absolute_distances", SIDE, SIDE, 0
     arrays = (A, B) if norms is None else (A, B, norms, _norms(B))
     if norms is not None:
         name = "squared_distances"
-        limits = cuda_modules.device_limits(A)
-        if limits.capability >= FROM_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
-            name, tile, shared_bytes = "multiply_bytes", PRODUCT_TILE, PRODUCT_SHARED_BYTES
-    grid = tuple(map(ceil_div, distances.shape, tile))
-    launch = cuda_modules.kernel("neighbors.cu", name)
-    launch(grid, THREADS, (*arrays, distances, *sizes), shared_bytes=shared_bytes)
+        limits = cuda.device_limits(A)
+        if limits.capability >= cuda.MIN_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:
+            name, shared_bytes = "multiply_bytes", PRODUCT_SHARED_BYTES
+            tile = [BLOCK_ROWS, BLOCK_COLUMNS]
+    cuda.launch(
+        "neighbors.cu", {}, name, tuple(map(ceil_div, distances.shape, tile)), THREADS, *arrays,
+        distances, *distances.shape, A.shape[1], shared_bytes=shared_bytes,
+    )  # fmt: skip
 
 
 def _norms(X: Any) -> Any:
-    xp = array_namespace(X)
-    norms = xp.empty((X.shape[0],), dtype=xp.uint32, device=X.device)
-    launch = cuda_modules.kernel("neighbors.cu", "squared_norms")
-    sizes = (np.int32(size) for size in X.shape)
-    launch(ceil_div(X.shape[0], NORM_ROWS), THREADS, (X, norms, *sizes))
+    norms = cuda.empty(X, X.shape[0], dtype="uint32")
+    n_blocks = ceil_div(X.shape[0], THREADS // 32)  # a warp for a row
+    cuda.launch("neighbors.cu", {}, "squared_norms", n_blocks, THREADS, X, norms, *X.shape)
     return norms
 
 
@@ -114,15 +104,13 @@ def _fits(A: Any, B: Any, metric: str) -> bool:
         A.ndim == B.ndim == 2
         and A.dtype.name == B.dtype.name == "uint8"
         and 0 not in (*A.shape, *B.shape)
-        and max(A.shape[0], B.shape[0]) <= MAX_ROWS
+        and max(A.shape[0], B.shape[0]) < MAX_ROWS
         and A.shape[1] * LARGEST[metric] < 2**31
     )
 
 
 def _has_vectors(X: Any) -> bool:
-    return bool(
-        X.shape[1] % VECTOR == cuda_modules.address(X) % VECTOR == 0 and X.flags.c_contiguous
-    )
+    return bool(X.shape[1] % VECTOR == cuda.address(X) % VECTOR == 0 and X.flags.c_contiguous)
 
 
 def _padded(X: Any) -> Any:
@@ -131,4 +119,4 @@ def _padded(X: Any) -> Any:
         return X
     xp = array_namespace(X)
     spare = xp.zeros((X.shape[0], -X.shape[1] % VECTOR), dtype=xp.uint8, device=X.device)
-    return cuda_modules.contiguous(xp.concat([X, spare], axis=1))
+    return cuda.contiguous(xp.concat([X, spare], axis=1))

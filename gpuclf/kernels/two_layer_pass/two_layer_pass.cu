@@ -16,17 +16,11 @@
 // of project_rows. Up to 64 hidden units are done at a time; more units read X again, from L2 where
 // the blocks beside each other run together.
 //
-// Precision. A byte less 128 is exact as a half. W1' and dH are split into two halves each (SPLIT)
-// after a scaling by a power of two, chosen for every 64 columns of W1' and 64 rows of dH by up to
-// 64 units: 22 bits of the numbers within 2^-16 of the largest. Tensor cores cut sums off, an error
-// with a sign; so they only add up 32 columns or rows, and the totals are kept by ordinary float
-// additions. Without SPLIT the tails are left out: 11 bits, as TF32 has. The second layer, 1 part
-// in 200 of the arithmetic, is ordinary float32.
+// Precision. As in linear_pass.cu, with a scale for every 64 columns of W1' and 64 rows of dH by up
+// to 64 units. The second layer, 1 part in 200 of the arithmetic, is ordinary float32.
 //
 // project_rows. Block: 192 rows (64 where those would leave multiprocessors idle) of up to 64
-// units, 32 rows a warp. Bytes are the A operand, and lane 4 g + t takes 16 of them in a row at
-// column 16 t of row g, its fragments of four products: the order of the columns within a product
-// does not matter as long as W1' is packed in the same one. A thread copies what it uses itself.
+// units, 32 rows a warp. Fragments and copies are those of score_rows in linear_pass.cu.
 //
 // second_layer. Block: 64 rows, four lanes a row, which share the hidden units; the scores are then
 // in all four. dH and dW2 go by up to 64 units through shared memory, where dH is packed.
@@ -45,7 +39,7 @@
 // At 50 units, 2 x 34 GFLOP of products of halves for 50,000 x 3,072: compute, not bytes, is the
 // limit from some 20 units on.
 //
-// Declined by two_layer_pass_on_cupy.py: samples other than bytes on the device (floats, streamed),
+// Declined by on_gpu.py: samples other than bytes on the device (floats, streamed),
 // parameters other than float32, several models, factors of hidden units (dropout), more than 512
 // units or 32 classes, rows that are not a multiple of 4 bytes, few rows (fewer than 16 a unit),
 // devices before sm_80 (where this file is empty). Does not help: few rows, where a block walks all
@@ -61,8 +55,7 @@
 // check: registers<=255 from=80 FEATURES=100 HIDDEN=9 CLASSES=32 SPLIT=0 COPY_BYTES=4 BLOCK_ROWS=64 PROJECT_STAGES=2 BLOCK_STRIPS=2
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-#include <async_copy.cuh>
-#include <reductions.cuh>
+#include <byte_tiles.cuh>
 #include <tensor_core.cuh>
 
 constexpr int CHUNK = 64;  // columns of a stage of project_rows, and of a common scale of W1'
@@ -71,9 +64,10 @@ constexpr int STRIP = 64;  // columns of a warp of multiply_gradients
 constexpr int GRADIENT_STAGES = 3;
 constexpr int ROW_TILES = 2;  // of 16 rows for each warp of project_rows
 constexpr int PARTS = SPLIT ? 2 : 1;
-constexpr int ALL_TILES = (HIDDEN + 7) / 8;  // of 8 hidden units
+constexpr int MAX_TILES = 8;  // of 8 hidden units, of a block
+constexpr int ALL_TILES = (HIDDEN + 7) / 8;
 constexpr int PITCH = 8 * ALL_TILES;         // of a row of H and of a row of dW1'
-constexpr int UNIT_BLOCKS = (HIDDEN + 63) / 64;
+constexpr int UNIT_BLOCKS = (ALL_TILES + MAX_TILES - 1) / MAX_TILES;
 constexpr int TILES = (ALL_TILES + UNIT_BLOCKS - 1) / UNIT_BLOCKS;
 constexpr int UNITS = 8 * TILES;  // of a block
 constexpr int CHUNKS = (FEATURES + CHUNK - 1) / CHUNK;
@@ -82,7 +76,8 @@ constexpr int VECTORS = PARTS * TILES * 64 + 1;
 constexpr int CLASS_PITCH = CLASSES | 1;                // odd: fewer conflicts
 constexpr int UNIT_PITCH = (UNITS + 23) / 32 * 32 + 8;  // 8 more than the banks: none
 constexpr int SMALL_SUMS = HIDDEN * CLASSES + HIDDEN + CLASSES;  // dW2, db1, db2
-static_assert(CLASSES <= 32);
+constexpr int MAX_CLASSES = 32;
+static_assert(CLASSES <= MAX_CLASSES);
 // Blocks of project_rows that a multiprocessor holds: of 100 KB of shared memory, one needs most.
 #if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int ROW_BLOCKS = 1;
@@ -91,21 +86,6 @@ constexpr int ROW_BLOCKS = BLOCK_ROWS == 64 ? 1 : 2;
 #endif
 
 extern __shared__ uint4 shared_memory[];
-
-// Four lanes share a row.
-__device__ __forceinline__ float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// Start to copy 16 bytes of a row, or as many as the row has left where it may end before.
-template <bool MAY_END>
-__device__ __forceinline__ void copy_pixels(unsigned to, const unsigned char* from,
-                                            int n_columns_left) {
-#pragma unroll
-    for (int i = 0; i < 16; i += COPY_BYTES)
-        if (!MAY_END || i < n_columns_left) copy_async<COPY_BYTES>(to + i, from + i);
-}
 
 // W1 (D, HIDDEN) as B fragments. Grid: chunks, blocks of units. The vectors go by step / 2, part,
 // tile and lane, and hold the fragments of two steps. mean and scale may be null, for bytes as they
@@ -122,14 +102,9 @@ pack_weights(const float* __restrict__ W1, const double* __restrict__ mean,
     const int first = blockIdx.x * CHUNK, first_unit = blockIdx.y * UNITS;
     const int n_columns = min(CHUNK, FEATURES - first), n_units = min(UNITS, HIDDEN - first_unit);
     const float* rows = W1 + static_cast<long long>(first) * HIDDEN + first_unit;
-    if (threadIdx.x < n_columns) {
-        const double divisor = scale ? scale[first + threadIdx.x] : 1.0;
-        factors[threadIdx.x] = static_cast<float>(1.0 / divisor);
-        shifts[threadIdx.x] = ((mean ? mean[first + threadIdx.x] : 0.0) - 128.0) / divisor;
-        if (blockIdx.y == 0)
-            folding[first + threadIdx.x] =
-                make_float2(factors[threadIdx.x], static_cast<float>(shifts[threadIdx.x]));
-    }
+    if (threadIdx.x < n_columns)
+        fold_column(mean, scale, first + threadIdx.x, factors[threadIdx.x], shifts[threadIdx.x],
+                    blockIdx.y == 0 ? folding : nullptr);
     __syncthreads();  // factors and shifts are there
     // A thread for a unit and a quarter of the columns.
     const int unit = threadIdx.x % 64, quarter = threadIdx.x / 64;
@@ -202,7 +177,7 @@ project_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ pack
 #pragma unroll
             for (int i = 0; i < 2 * ROW_TILES; ++i)
                 if (first_row + 8 * i + group < n_samples)
-                    copy_pixels<FEATURES % CHUNK != 0>(
+                    copy_pixels<COPY_BYTES, FEATURES % CHUNK != 0>(
                         to + 16 * BLOCK_ROWS * i, first_pixels + 8 * i * FEATURES + chunk * CHUNK,
                         FEATURES - chunk * CHUNK - 16 * member);
 #pragma unroll 1  // saves registers
@@ -331,7 +306,7 @@ second_layer(const float* __restrict__ hidden, const long long* __restrict__ lab
     float largest = -__int_as_float(0x7f800000), at_label = 0.0f, total = 0.0f;
 #pragma unroll
     for (int c = 0; c < CLASSES; ++c) {
-        scores[c] = row_sum(scores[c]) + b2[c];
+        scores[c] = row_sum<4>(scores[c]) + b2[c];
         largest = fmaxf(largest, scores[c]);
         if (c == label) at_label = scores[c];
     }
@@ -415,11 +390,11 @@ second_layer(const float* __restrict__ hidden, const long long* __restrict__ lab
                 for (int c = 0; c < CLASSES; ++c)
                     sums[c] = fmaf(one, tile_dscores[i * CLASS_PITCH + c], sums[c]);
             }
-            db = row_sum(db);
+            db = row_sum<4>(db);
             if (member == 0 && unit < HIDDEN) group_sums[HIDDEN * CLASSES + unit] = db;
 #pragma unroll
             for (int c = 0; c < CLASSES; ++c) {
-                const float sum = row_sum(sums[c]);
+                const float sum = row_sum<4>(sums[c]);
                 if (c % 4 == member && unit < HIDDEN) group_sums[unit * CLASSES + c] = sum;
             }
         }
@@ -468,7 +443,7 @@ multiply_gradients(const unsigned char* __restrict__ X, const uint4* __restrict_
 #pragma unroll
             for (int i = 0; i < GROUP; i += 8)
                 if (number * GROUP + copy_row + i < n_samples)
-                    copy_pixels<FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
+                    copy_pixels<COPY_BYTES, FEATURES % (BLOCK_STRIPS * STRIP) != 0>(
                         to + STRIP * i, pixels + i * FEATURES, FEATURES - copy_column);
 #pragma unroll
             for (int i = 0; i < VECTORS; i += 32 * BLOCK_STRIPS)
