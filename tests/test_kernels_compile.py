@@ -4,23 +4,26 @@ A source says so in lines such as ``// check: registers<=64 from=80 THREADS=256`
 smallest target if it is not 75, and the constants to compile with.
 """
 
-import os
 import re
 
 import pytest
-from cuda_compilers import CudaCompileError, Nvcc, find_nvcc, find_nvrtc, usage
+from cuda_compilers import CudaCompileError, find_nvcc, find_nvrtc, usage
 from cuda_on_cpu import missing
 
 from gpuclf.kernels.building import cuda as cuda_modules
 
 TARGETS = [75, 80, 90, 100, 120]
-# Each takes a second, and there are hundreds.
-EVERYTHING = "GPUCLF_REQUIRE_COMPILERS" in os.environ
-LEFT_OUT = "left out for minutes: GPUCLF_REQUIRE_COMPILERS=1 compiles everything, as CI does"
 NVCC_TARGETS = [75, 80, 120]  # where CuPy's own compiler does all
 COMPILERS = {"nvcc": find_nvcc, "nvrtc": find_nvrtc}
+INSTALLED = [name for name, find in COMPILERS.items() if find()] or ["nvrtc"]
 CHECK = re.compile(r"^// check: registers<=(\d+)(?: from=(\d+))?((?: \w+=\w+)*)$", re.MULTILINE)
 SOURCES = {path.name: path.read_text() for path in sorted(cuda_modules.FOLDER.rglob("*.cu"))}
+
+
+def compilers_for(target):
+    """Return the names of the compilers to ask; nvcc for some targets only where NVRTC is too."""
+    both = find_nvrtc() and target not in NVCC_TARGETS
+    return ["nvrtc"] if both else INSTALLED
 
 
 def checks():
@@ -29,17 +32,16 @@ def checks():
             pairs = tuple(tuple(pair.split("=")) for pair in constants.split())
             name = f"{file}-{'-'.join(value for _, value in pairs)}"
             for target in TARGETS:
-                if target >= int(smallest or 0):
-                    yield pytest.param(file, pairs, target, int(registers), id=f"{name}-{target}")
+                for compiler in compilers_for(target) if target >= int(smallest or 0) else ():
+                    case = f"{compiler}-{name}-{target}"
+                    yield pytest.param(compiler, file, pairs, target, int(registers), id=case)
 
 
-@pytest.fixture(params=COMPILERS)
+@pytest.fixture(params=INSTALLED)
 def cuda_compiler(request):
-    if not any(find() for find in COMPILERS.values()):
-        missing("no CUDA compiler: install a CUDA toolkit or nvidia-cuda-nvrtc")
     compiler = COMPILERS[request.param]()
     if compiler is None:
-        pytest.skip(f"{request.param} is not installed; the other compiler is")
+        missing("no CUDA compiler: install a CUDA toolkit or nvidia-cuda-nvrtc")
     return compiler
 
 
@@ -50,14 +52,15 @@ def test_every_source_says_what_to_check(file):
     assert len(CHECK.findall(SOURCES[file])) == len(lines)
 
 
-@pytest.mark.parametrize(("file", "constants", "target", "most_registers"), list(checks()))
+@pytest.mark.essential_cases(5)
+@pytest.mark.parametrize(
+    ("cuda_compiler", "file", "constants", "target", "most_registers"),
+    list(checks()),
+    indirect=["cuda_compiler"],
+)
 def test_kernels_fit_into_their_registers(cuda_compiler, file, constants, target, most_registers):
     if target not in cuda_compiler.targets:
         missing(f"{type(cuda_compiler).__name__} does not know sm_{target}")
-    if not EVERYTHING:
-        pytest.skip(LEFT_OUT)
-    if isinstance(cuda_compiler, Nvcc) and find_nvrtc() and target not in NVCC_TARGETS:
-        pytest.skip(f"NVRTC compiles for sm_{target}")
     kernels = usage(cuda_compiler.compile(SOURCES[file], constants, target))
     assert kernels
     for name, used in kernels.items():
@@ -73,6 +76,7 @@ def checks_from_later_targets():
                 yield pytest.param(file, int(smallest), pairs, id=f"{file}-{constants.strip()}")
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(("file", "smallest", "constants"), list(checks_from_later_targets()))
 def test_older_devices_get_nothing_and_are_declined(cuda_compiler, file, smallest, constants):
     assert smallest == cuda_modules.MIN_CAPABILITY
@@ -84,6 +88,7 @@ def test_older_devices_get_nothing_and_are_declined(cuda_compiler, file, smalles
         assert usage(cuda_compiler.compile(SOURCES[file], constants, target)) == {}
 
 
+@pytest.mark.essential_cases(1)
 def test_spills_and_errors_are_seen(cuda_compiler):
     # 64 values that all live at once, in as few registers as a block of 1,024 threads leaves.
     source = """

@@ -91,6 +91,7 @@ def run(given, **options):
 # Rows around a fragment (16), a group (64) and a block; columns around a chunk (64) and a strip
 # (128), in copies of 16, 8 and 4 bytes; classes around tiles of 8 and 16, with and without tails
 # beside heads; more strips than a block takes.
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("d", "c", "loss", "rows"),
     [
@@ -122,6 +123,7 @@ def limit(monkeypatch, **constants):
         monkeypatch.setattr(linear_pass_on_cupy, name, value)
 
 
+@pytest.mark.slow
 def test_rows_of_several_blocks_and_shares(monkeypatch):
     limit(monkeypatch, MIN_SCORE_BLOCKS=0, MAX_GRADIENT_BLOCKS=3)  # blocks of 192 rows
     for n in (193, 800):
@@ -147,6 +149,7 @@ def test_the_same_bits_in_any_order(cuda_on_cpu, order):
         assert [value.tobytes() for value in run(given)] == expected
 
 
+@pytest.mark.slow
 def test_tf32_has_eleven_bits():
     given = arguments()
     found, truth = run(given, precision="tf32"), in_float64(given)
@@ -167,6 +170,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
 # ------------------------------------------------------------------------- difficult numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 def test_scores_far_apart_and_far_from_zero(loss):
     given = arguments(loss=loss)
@@ -401,6 +405,7 @@ def test_declines_what_it_cannot_do(cuda_on_cpu):
     assert cuda_on_cpu.launches == []
 
 
+@pytest.mark.slow
 def test_devices_with_less_shared_memory(cuda_on_cpu):
     given = arguments(161, 3072)
     expected = run(given)
@@ -464,6 +469,7 @@ BROKEN_FOLDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_FOLDING)
 def test_broken_folding_is_caught(cuda_on_cpu, name):
     with (
@@ -490,6 +496,7 @@ BROKEN_SCALES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN_SCALES)
 def test_broken_scales_are_caught(cuda_on_cpu, name):
     with (
@@ -509,6 +516,7 @@ def compiled():
     compile_together("linear_pass.cu", BROKEN.values(), constants)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):

@@ -136,6 +136,7 @@ def assert_each_kernel_right(given, model=SOFTMAX, allowed=7e-7):
 
 
 # Classes around a tile (8, 16) and a warp; columns around a chunk (64).
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(
     ("d", "c", "model"),
     [
@@ -167,6 +168,7 @@ def test_shares_of_several_columns(cuda_on_cpu, monkeypatch):
 # ------------------------------------------------------------------------------ whole epochs
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("model", LINEAR)
 def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
@@ -180,6 +182,7 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
             np.testing.assert_array_equal(given[name][key], value)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -212,6 +215,7 @@ def test_the_same_bits_in_any_order(cuda_on_cpu):
     assert len(runs) == 1
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("model", LINEAR)
 def test_what_is_wrong_is_not_lost(cuda_on_cpu, model):
     given = problem()
@@ -233,6 +237,7 @@ def test_recorded_epochs_make_the_same_launches(cuda_on_cpu, monkeypatch):
 # -------------------------------------------------------------------------------------- fleets
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("models", "c", "model", "shares"),
     [
@@ -438,6 +443,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)  # of one chunk, and of two

@@ -124,6 +124,7 @@ def assert_each_kernel_right(given, **changes):
 
 
 # Hidden units around a tile (8, 16), a block (64) and a warp; columns around a chunk (64).
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("d", "h", "c"),
     [
@@ -168,6 +169,7 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order):
             np.testing.assert_array_equal(given[name][key], value)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -187,10 +189,12 @@ def test_pixels_as_they_are(cuda_on_cpu):
     assert_trains_right(problem(standardized=False), rate=1e-5)
 
 
+@pytest.mark.slow
 def test_more_rows_than_a_group_and_two_tiles(cuda_on_cpu):
     assert_trains_right(problem(n=300, d=32, h=9, c=3), batch_size=130)
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_any_order(cuda_on_cpu):
     runs = set()
     for order in (*ORDERS, "shuffled"):
@@ -224,6 +228,7 @@ def test_a_label_out_of_range_gives_nan(cuda_on_cpu, label):
     assert np.isnan(losses).sum() == 1
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_infinity_are_not_lost(cuda_on_cpu, name, value):
@@ -360,6 +365,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 1)
