@@ -18,7 +18,8 @@ import numpy as np
 
 from gpuclf.backend import environment
 from gpuclf.bench import IMPLEMENTATIONS, Case, Inputs, run_case
-from gpuclf.bench.report.comparison import compare_records, read_record, undisturbed
+from gpuclf.bench.report.comparison import compare_records, undisturbed
+from gpuclf.bench.report.records import read_record
 from gpuclf.files import write_json
 
 KINDS = {"before": 0.0, "same": 0.0, "slower": 0.2}

@@ -26,6 +26,7 @@ from gpuclf.cli.options import (
     JsonOption,
     SeedOption,
 )
+from gpuclf.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from gpuclf.bench import Case, Implementation
@@ -94,7 +95,7 @@ def bench(
         ),
     ] = 0.1,
 ) -> None:
-    """Measure the ladder: Python's loops, textbook NumPy, this library on NumPy and on CuPy."""
+    """Measure the ladder: naive loops, textbook NumPy, this library on NumPy and on CuPy."""
     from gpuclf.backend import environment, get_backend, remember_break_even
     from gpuclf.bench import IMPLEMENTATIONS, PEERS, Inputs, Row, run_case
     from gpuclf.bench.measure.cases import SCALING
@@ -104,7 +105,6 @@ def bench(
     from gpuclf.bench.report.page import render_page
     from gpuclf.bench.report.records import read_record
     from gpuclf.bench.report.table import print_rows
-    from gpuclf.files import write_json, write_whole
 
     for path in (json, html, markdown):
         output.prepare(path)
