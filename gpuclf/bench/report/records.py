@@ -94,7 +94,8 @@ def _of_pytest(record: dict[str, Any]) -> dict[str, Any]:
     for entry in record["benchmarks"]:
         row, times = entry.get("extra_info", {}), entry.get("stats", {}).get("data")
         if "operation" in row and times:
-            times = [t * row["samples"] / row["measured_samples"] for t in times]
+            scale = row["samples"] / row["measured_samples"]
+            times = [t * scale for t in times]
             p20, median, p80 = np.percentile(times, [20, 50, 80]).tolist()
             measured = {"times_s": times, "median_s": median, "p20_s": p20, "p80_s": p80}
             rows.append({"case": entry["group"], **row, **measured})
