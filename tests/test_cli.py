@@ -271,6 +271,7 @@ def test_bench_interrupted_keeps_what_is_finished(narrow, monkeypatch, tmp_path)
 
 CASE = "two-layer loss+gradient, 400 samples"
 OWN = "gpuclf on NumPy"
+OF_CASE = (*BENCH, "--samples", 400, "--quick", "--only", CASE, "--only", "*numpy*")
 
 
 @pytest.fixture
@@ -292,15 +293,14 @@ def made_up(monkeypatch, narrow):
 
 
 def compared(old, *options):
-    arguments = (*BENCH, "--samples", 400, "--quick", "--only", CASE, "--only", "*numpy*", *options)
-    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--compare", old)])
-    return result.exit_code, " ".join(result.output.split())
+    arguments = [str(a) for a in (*OF_CASE, *options, "--compare", old)]
+    return CliRunner().invoke(app, arguments)
 
 
 @pytest.fixture
 def old(made_up, tmp_path):
     path = tmp_path / "old.json"
-    run(*BENCH, "--samples", 400, "--quick", "--only", CASE, "--only", "*numpy*", "--json", path)
+    run(*OF_CASE, "--json", path)
     return path
 
 
@@ -340,8 +340,9 @@ def test_bench_compares_and_measures_again_what_became_slower(
     changes, commands = again
     changes.update(later or {})
     made_up.update(now)
-    found, output = compared(old, "--seed", 0)
-    assert found == code, output
+    result = compared(old)
+    assert result.exit_code == code, result.output
+    output = " ".join(result.output.split())
     assert said in output
     assert ("slower rows are measured again" in output) == (later is not None)
     assert len(commands) == (later is not None)
@@ -352,7 +353,7 @@ def test_bench_measures_again_in_another_process_with_the_same_options(old, agai
     options = ("--dtype", "float64", "--backend", "numpy", "--time-budget", 3, "--seed", 7)
     compared(old, *options)  # of another dtype than before
     assert not again[1]
-    run(*BENCH, "--samples", 400, "--quick", "--only", CASE, *options, "--json", old)
+    run(*OF_CASE, *options, "--json", old)
     made_up[OWN] = 0.2
     compared(old, *options)
     (command,) = again[1]
@@ -369,11 +370,7 @@ def test_bench_says_why_it_could_not_measure_again(old, made_up, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "no memory")
     standing_in = SimpleNamespace(run=lambda *args, **options: failed)
     monkeypatch.setattr(sys.modules["gpuclf.cli.bench"], "subprocess", standing_in)
-    result = CliRunner().invoke(
-        app,
-        [str(a) for a in (*BENCH, "--samples", 400, "--quick", "--only", CASE, "--compare", old)],
-    )
-    assert "measuring again failed: no memory" in str(result.exception)
+    assert "measuring again failed: no memory" in str(compared(old).exception)
 
 
 def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, narrow, tmp_path):
