@@ -71,31 +71,20 @@ def peers(record: dict) -> str:
 
 def scaling(record: dict) -> str:
     """Write time and memory against the number of rows."""
-    rows = [
-        [
-            row["features"],
-            f"{row['samples']:,}",
-            format_seconds(row["median_s"]),
-            f"{row['median_s'] / row['samples'] * 1e9:.0f} ns",
-            f"{row['extra_bytes'] / 1e6:.1f} MB",
-        ]
-        for row in record["scaling"]
-    ]
+    rows = []
+    for row in record["scaling"]:
+        a_row, extra = row["median_s"] / row["samples"] * 1e9, row["extra_bytes"] / 1e6
+        times = format_seconds(row["median_s"]), f"{a_row:.0f} ns"
+        rows.append([row["features"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
     return markdown_table(["features", "rows", "median", "a row", "extra memory"], rows)
 
 
 def times_to_accuracy(record: dict) -> str:
     """Write the times of whole training runs."""
-    rows = [
-        [
-            row["model"],
-            row["implementation"],
-            f"{row['wanted']}",
-            format_seconds(row["fit_s"]),
-            f"{row['test_accuracy']:.4f}",
-        ]
-        for row in record.get("times_to_accuracy", [])
-    ]
+    rows = []
+    for row in record.get("times_to_accuracy", []):
+        found = format_seconds(row["fit_s"]), f"{row['test_accuracy']:.4f}"
+        rows.append([row["model"], row["implementation"], f"{row['wanted']}", *found])
     return markdown_table(["model", "", "wanted", "time to fit", "test accuracy"], rows, n_left=2)
 
 
@@ -117,15 +106,12 @@ def fleet_sizes(record: dict) -> str:
 
 def fleet_searches(record: dict) -> str:
     """Write the grid searches."""
-    rows = [
-        [
-            row["search"],
-            format_seconds(row["median_s"]),
-            format_ratio(row["times_as_long_as_the_fleet"]),
-            f"{row['best_score']:.4f}",
-        ]
-        for row in record["searches"]
-    ]
+    rows = []
+    for row in record["searches"]:
+        ratio = format_ratio(row["times_as_long_as_the_fleet"])
+        rows.append(
+            [row["search"], format_seconds(row["median_s"]), ratio, f"{row['best_score']:.4f}"]
+        )
     title = f"{record['searches'][0]['n_fits']} fits, {record['n_samples']:,} images"
     return markdown_table([title, "", "", "best score"], rows)
 

@@ -108,7 +108,8 @@ def bench(
 
     for path in (json, html, markdown):
         output.prepare(path)
-    before = compare and read_record(compare)  # better refused now than after a minute
+    # Better refused now than after a minute.
+    before = None if compare is None else read_record(compare)
     if backend is BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
     listed = [*IMPLEMENTATIONS, *(PEERS if peers else ())]
@@ -118,7 +119,9 @@ def bench(
         if not (peers and i.extrapolated) and not (backend == "numpy" and i.device == "cuda")
     ]
     if list_:
-        _list(*_chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or []))
+        cases, listed = _chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or [])
+        output.say("\n  ".join(["cases", *(f"{case.title} ({case.group})" for case in cases)]))
+        output.say("\n  ".join(["implementations", *(i.name for i in listed)]))
         return
     rows: list[Row] = []
     unfinished = None
@@ -225,15 +228,6 @@ def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
     # At 200 samples a mini-batch is the training set: the same case only once.
     cases = list({case.title: case for case in default_cases(n_samples)}.values())
     return cases if quick else cases + scaling_cases(n_samples)
-
-
-def _list(cases: list[Case], listed: list[Implementation]) -> None:
-    output.say("cases")
-    for case in cases:
-        output.say(f"  {case.title} ({case.group})")
-    output.say("implementations")
-    for implementation in listed:
-        output.say(f"  {implementation.name}")
 
 
 def _chosen(

@@ -40,16 +40,9 @@ IN_CHARTS = ("operations a byte", "speed", "size", "median a model")
 
 
 def render_page(record: dict[str, Any]) -> str:
-    """Return the page: HTML that needs no network, and scripts only to sort, filter and copy.
+    """Return a record, of whatever version, as a page that needs no network: HTML.
 
-    Parameters
-    ----------
-    record : dict
-        As ``gpuclf bench --json`` writes it; also of the first version.
-
-    Returns
-    -------
-    str
+    Its script only sorts, filters and copies.
     """
     plain = json.dumps(record).replace("<", "\\u003c")  # "<" could end the element early
     record = completed(record)
@@ -77,16 +70,12 @@ def render_page(record: dict[str, Any]) -> str:
         "body",
         tag("h1", "gpuclf benchmark"),
         tag("div", [tag("p", p) for p in _summary(record, ladders, rows)], class_="summary"),
-        tag("p", f"This run was not finished: {unfinished}.", class_="note")
-        if unfinished
-        else None,
+        unfinished and tag("p", f"This run was not finished: {unfinished}.", class_="note"),
         tag("nav", [tag("a", s[0].text, href=f"#{s.get('id')}") for s in sections]),
         tag("main", sections),
         tag("script", plain, type="application/json", id="record"),
     )
-    style, script = (
-        files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
-    )
+    style, script = ((files(__package__) / f"page.{x}").read_text("utf-8") for x in ("css", "js"))
     content.append(tag("script", script))
     page = tag("html", _head(style, script), content, lang="en")
     return f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n"
@@ -235,8 +224,8 @@ def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element
 def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
     charts, lines = [], []
     for device, key in (("cpu", "ceilings"), ("cuda", "gpu_ceilings")):
-        ceilings = dict(record.get(key) or {})
-        cached = (ceilings.get("cached") or {}).items()
+        ceilings: Row = defaultdict(dict, record.get(key) or {})
+        cached = ceilings["cached"].items()
         ceilings["cached"] = {f"cache, {rate(int(size), 'B')}": value for size, value in cached}
         counted = [row for row in rows if row["speed"] and row["device"] == device]
         for operation in dict.fromkeys(row["operation"] for row in counted):
@@ -244,10 +233,10 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
             title = f"{operation}, {DEVICES[device]}"
             charts.append(roofline(title, of_one, counted, ceilings, styles))
         for kind, unit in (("bytes_per_s", "B/s"), ("cached", "B/s"), ("operations_per_s", "op/s")):
-            found = (ceilings.get(kind) or {}).items()
+            found = ceilings[kind].items()
             words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
             lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
-        left_out = (ceilings.get("left_out") or {}).items()
+        left_out = ceilings["left_out"].items()
         lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
@@ -291,19 +280,13 @@ def _table_section(rows: list[Row]) -> Element:
     columns += [name for name in OPTIONAL if any(cell(row, name)[0] for row in rows)]
     body = []
     for row in rows:
-        notes = [row["reason"]]
+        notes = [row["reason"]] if row["reason"] else []
         if row["extrapolated"]:
             notes.append(f"extrapolated from {row['measured_samples']} samples")
+        first = tag("td", row["case"]), tag("th", row["implementation"], scope="row")
         cells = [cell(row, name) for name in columns]
-        body.append(
-            (
-                tag("td", row["case"]),
-                tag("th", row["implementation"], scope="row"),
-                tag("td", row["status"]),
-                [tag("td", text, class_="number", data_value=value) for text, value in cells],
-                tag("td", "; ".join(filter(None, notes))),
-            )
-        )
+        numbers = [tag("td", text, class_="number", data_value=value) for text, value in cells]
+        body.append((first, tag("td", row["status"]), numbers, tag("td", "; ".join(notes))))
     head = (
         [tag("th", name, scope="col") for name in ("case", "implementation", "status")],
         [tag("th", name, scope="col", class_="number") for name in columns],
@@ -315,15 +298,16 @@ def _table_section(rows: list[Row]) -> Element:
         options = tag("option", "all", value=""), [tag("option", name) for name in names]
         return tag("label", key.capitalize(), tag("select", options))
 
-    text = tag("label", "Text", tag("input", type="search"))
-    shown = tag("output", id="shown", role="status")
+    choices = [
+        tag("label", "Text", tag("input", type="search")),
+        *map(choice, ("case", "implementation")),
+        tag("output", id="shown", role="status"),
+    ]
     return _section(
         "Rows",
         "Everything that was run. Cold start is the first call, with compilation; transfer is what "
         "handing the arrays to the device takes. Neither is part of the median.",
-        tag(
-            "form", text, choice("case"), choice("implementation"), shown, id="controls", hidden=""
-        ),
+        tag("form", choices, id="controls", hidden=""),
         boxed_table(head, body, "All rows", id="table"),
     )
 

@@ -20,6 +20,8 @@ __all__ = ["COLUMNS", "Row", "boxed_table", "cell", "duration", "ladder", "rate"
 __all__ += ["roofline", "scaling", "tag"]
 
 Row = dict[str, Any]
+Point = tuple[float, float]
+Mark = tuple[str, Point, str]  # of which implementation, where, and what it says when pointed at
 Styles = dict[str, int]  # a number for each implementation: its colour and shape
 
 COLOURS = 8  # as many as the style sheet has
@@ -201,13 +203,13 @@ def _figure(
     names = tag("title", title), tag("desc", f"{description} The numbers are in the table below.")
     picture = tag("svg", names, drawn, role="img", class_=class_, height=f"{height:.0f}")
     head = [tag("th", n, scope="col") for n in ("implementation", *columns, "status", "case")]
-    body = [
-        [tag("td", text) for text in (row["implementation"], *numbers, row["status"], row["case"])]
-        for row in rows
-        for numbers in [[cell(row, column)[0] for column in columns]]
-    ]
-    numbers = boxed_table(head, body, f"{title}: numbers")
-    details = tag("details", tag("summary", "Numbers"), numbers)
+    body = []
+    for row in rows:
+        numbers = [cell(row, column)[0] for column in columns]
+        words = row["implementation"], *numbers, row["status"], row["case"]
+        body.append([tag("td", text) for text in words])
+    table = boxed_table(head, body, f"{title}: numbers")
+    details = tag("details", tag("summary", "Numbers"), table)
     return tag("figure", tag("figcaption", tag("h3", title)), picture, details)
 
 
@@ -223,7 +225,7 @@ def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
     return drawn
 
 
-def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Element]:
+def _labels(points: dict[str, Point], styles: Styles) -> list[Element]:
     """Write names into the right margin, each led to from its point and clear of the others."""
     names = sorted(points, key=lambda name: points[name][1])
     wrapped = {name: textwrap.wrap(name, 16, max_lines=2, placeholder="…") for name in names}
@@ -243,6 +245,15 @@ def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Elem
     return drawn
 
 
+def _plot(
+    title: str, drawn: Any, marks: list[Mark], styles: Styles, rows: list[Row], columns: list[str]
+) -> Element:
+    """Put marks above what is drawn, and name each implementation at its last one."""
+    above = [_mark(*at, styles[name], words) for name, at, words in marks]
+    above += _labels({name: at for name, at, _ in marks}, styles)
+    return _figure(title, "plot", PLOT_HEIGHT + 40, (drawn, above), rows, columns)
+
+
 # ----------------------------------------------------------------------------------- charts
 
 
@@ -252,7 +263,7 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
     keys = ("median_s", "p20_s", "p80_s", "floor_s")
     scale = LogScale([row[k] for row in timed for k in keys if row[k]] or [1e-3], from_decade=True)
     bars: list[Element] = []
-    floors: dict[str, tuple[float, float]] = {}  # by label: position and top of the line
+    floors: dict[str, Point] = {}  # by label: position and top of the line
     y = 0.0
     for row in rows:
         name = row["implementation"]
@@ -299,17 +310,15 @@ def roofline(
 
     The ceilings are rates by name: "bytes_per_s", "cached" and "operations_per_s"; any may lack.
     """
-    rates = (ceilings.get("bytes_per_s") or {}).items()
-    memory = {name: value for name, value in rates if not name.startswith("upload")}
-    caches = ceilings.get("cached") or {}
-    arithmetic = ceilings.get("operations_per_s") or {}
+    memory = {n: r for n, r in ceilings["bytes_per_s"].items() if not n.startswith("upload")}
+    caches, arithmetic = ceilings["cached"], ceilings["operations_per_s"]
     bandwidth, top = max(memory.values(), default=0), max(arithmetic.values(), default=0)
     ridge = [top / bandwidth] if bandwidth and top else []
     x = LogScale([row["intensity"] for row in everything] + ridge)
     y = LogScale([row["speed"] for row in everything] + list(arithmetic.values()))
     drawn = _axes(x, y, "op/s", "operations a byte")
 
-    def place(intensity: float, speed: float) -> tuple[float, float]:
+    def place(intensity: float, speed: float) -> Point:
         return x(intensity), PLOT_HEIGHT * (1 - y(speed))
 
     left, right = 10**x.low, 10**x.high
@@ -330,15 +339,12 @@ def roofline(
         drawn.append(_text(f"memory {rate(bandwidth, 'B/s')}", 0, -6, "strong", -54))
     if top:
         drawn.append(_text(f"arithmetic {rate(top, 'op/s')}", 1, -6, "strong end", 110))
-    best: dict[str, tuple[float, float]] = {}
+    marks = []
     for row in sorted(rows, key=lambda row: row["speed"]):
-        name, point = row["implementation"], place(row["intensity"], row["speed"])
-        best[name] = point
-        words = f"{name}: {row['case']}, {cell(row, 'speed')[0]}"
-        drawn.append(_mark(*point, styles[name], words))
+        words = f"{row['implementation']}: {row['case']}, {cell(row, 'speed')[0]}"
+        marks.append((row["implementation"], place(row["intensity"], row["speed"]), words))
     columns = ["operations a byte", "speed", "share of floor"]
-    drawn += _labels(best, styles)
-    return _figure(title, "plot", PLOT_HEIGHT + 40, drawn, rows, columns)
+    return _plot(title, drawn, marks, styles, rows, columns)
 
 
 def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element:
@@ -356,8 +362,8 @@ def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element
     for size in break_even:
         drawn.append(_line(x(size), 0, x(size), PLOT_HEIGHT, "floor thin"))
         drawn.append(_text(f"break-even {size:,.0f}", x(size), -6, "strong middle"))
-    last: dict[str, tuple[float, float]] = {}
-    marks = []
+    last: dict[str, Point] = {}
+    marks: list[Mark] = []
     for row, three in zip(rows, times, strict=True):
         name, (low, middle, high) = row["implementation"], [PLOT_HEIGHT * (1 - y(s)) for s in three]
         at, curve = (x(row["size"]), middle), f"curve {_colour(styles[name])}"
@@ -365,12 +371,9 @@ def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element
         if name in last:
             drawn.append(_line(*last[name], *at, curve))
         last[name] = at
-        words = f"{name}, {row['size']:,} {group}: {duration(three[1])}"
-        marks.append(_mark(*at, styles[name], words))
-    columns = ["size", "median", "p20..p80", "n"]
-    what = "time"
+        marks.append((name, at, f"{name}, {row['size']:,} {group}: {duration(three[1])}"))
+    columns, what = ["size", "median", "p20..p80", "n"], "time"
     if group == "models":
-        what, columns = "time a model", [*columns, "median a model"]
-    inside = drawn, marks, _labels(last, styles)
+        columns, what = [*columns, "median a model"], "time a model"
     title = f"{rows[0]['operation']}: {what} against {group}"
-    return _figure(title, "plot", PLOT_HEIGHT + 40, inside, rows, columns)
+    return _plot(title, drawn, marks, styles, rows, columns)
