@@ -189,7 +189,8 @@ def test_bench_writes_what_was_measured(narrow, tmp_path):
             assert 0 < row["share_of_floor"] < 1
     assert "data: small, in memory; 600 x 48, float32" in output
     assert "softmax loss+gradient, 600 samples" in output
-    assert "two-layer training step, against batch size" in output
+    # Titles are broken where times are short, and with them the table.
+    assert "two-layer training step, against batch size" in " ".join(output.split())
     assert "gpuclf[cuda13]" in output
     assert str(path) in output.replace("\n", "")
 

@@ -172,10 +172,10 @@ def format_ratio(ratio: float) -> str:
 
     Examples
     --------
-    >>> format_ratio(3.804), format_ratio(0.82), format_ratio(1 / 2838)
-    ('3.80x', '0.82x', '1/2,838')
+    >>> format_ratio(3.804), format_ratio(0.82), format_ratio(1 / 28)
+    ('3.80x', '0.82x', '1/28.0')
     """
-    if ratio < 0.01:
+    if ratio < 0.0995:
         return f"1/{format_number(1 / ratio)}"
     return f"{format_number(ratio)}x" if ratio >= 0.995 else f"{ratio:.2f}x"
 
