@@ -18,7 +18,8 @@ import numpy as np
 
 from gpuclf.bench import IMPLEMENTATIONS, Case, Inputs, run_case
 from gpuclf.bench.measure.cases import LOSS, NET, SOFTMAX
-from gpuclf.bench.report.comparison import compare_records, read_record, undisturbed
+from gpuclf.bench.report.comparison import compare_records, undisturbed
+from gpuclf.bench.report.records import read_record
 from gpuclf.devices.machine import environment
 from gpuclf.files import write_json
 

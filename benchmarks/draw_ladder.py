@@ -11,6 +11,9 @@ import re
 import sys
 from pathlib import Path
 
+from gpuclf.bench.report.markdown import markdown_table
+from gpuclf.bench.report.records import read_record
+from gpuclf.bench.report.table import TEXTBOOK, fastest, format_ratio
 from gpuclf.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,33 +25,31 @@ TABLE = re.compile(r"(<!-- ladder -->\n).*?(<!-- end ladder -->)", re.S)
 
 def table(record: dict) -> str:
     """Write the record as Markdown."""
-    lines = ["| | " + " | ".join(title(rows) for rows in by_case(record)) + " |"]
-    lines.append("|---" * (1 + len(by_case(record))) + "|")
-    for name in dict.fromkeys(row["implementation"] for row in record["rows"]):
-        cells = []
-        for rows in by_case(record):
-            row = next(r for r in rows if r["implementation"] == name)
-            textbook = next(r for r in rows if r["implementation"] == "textbook NumPy")
-            if row["median_s"] is None:
-                cells.append("not yet measured on a GPU")
-                continue
-            cell = format_seconds(row["median_s"])
-            if row["extrapolated"]:
-                cell = f"about {cell}, from {row['measured_samples']} samples"
-            elif row is not textbook:
-                cell += f" ({textbook['median_s'] / row['median_s']:.2f}x)"
-            cells.append(cell)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    cases = by_case(record)
+    names = dict.fromkeys(row["implementation"] for rows in cases for row in rows)
+    lines = [[name, *(cell(rows, name) for rows in cases)] for name in names]
     environment, settings = record["environment"], record["settings"]
-    lines.append("")
-    lines.append(
+    return (
+        f"{markdown_table(['', *map(title, cases)], lines)}\n\n"
         f"Median of interleaved runs on {record['dataset']['name']}, {settings['dtype']}; "
         f"{environment['cpu']}, {environment['threads']} threads, "
         f"{environment['blas'][0]['library']} {environment['blas'][0]['version']}, "
         f"NumPy {environment['versions']['numpy']}. In brackets: times faster than the textbook "
-        "version. Record: `benchmarks/results/ladder.json`."
+        "version. Record: `benchmarks/results/ladder.json`.\n"
     )
-    return "\n".join(lines) + "\n"
+
+
+def cell(rows: list[dict], name: str) -> str:
+    """Write an implementation's time in a case, and how many times faster than the textbook."""
+    row = next((row for row in rows if row["implementation"] == name), None)
+    if row is None or row["median_s"] is None:
+        return "not yet measured on a GPU" if row and row["device"] == "cuda" else "not measured"
+    words, textbook = format_seconds(row["median_s"]), fastest(rows, TEXTBOOK)
+    if row["extrapolated"]:
+        return f"about {words}, from {row['measured_samples']} samples"
+    if textbook is None or row is textbook:
+        return words
+    return f"{words} ({format_ratio(textbook['median_s'] / row['median_s'])})"
 
 
 def by_case(record: dict) -> list[list[dict]]:
@@ -85,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    record = json.loads(RECORD.read_text())
+    record = read_record(RECORD)
     readme = README.read_text()
     wanted = TABLE.sub(lambda found: found[1] + table(record) + found[2], readme)
     if arguments.check:

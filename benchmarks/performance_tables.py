@@ -11,17 +11,13 @@ import re
 import sys
 from pathlib import Path
 
+from gpuclf.bench.report.markdown import markdown_table
+from gpuclf.bench.report.table import format_ratio
 from gpuclf.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Write a table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines) + "\n"
 
 
 def hardware(record: dict) -> str:
@@ -50,7 +46,7 @@ def profile(record: dict) -> str:
     for row in record["profile"]:
         floor = format_seconds(row["floor_s"]) if row["floor_s"] else "-"
         rows.append([row["part"], row["what"], format_seconds(row["median_s"]), floor])
-    return markdown(["", "", "median", "floor"], rows)
+    return markdown_table(["", "", "median", "floor"], rows, n_left=2)
 
 
 def peers(record: dict) -> str:
@@ -59,52 +55,37 @@ def peers(record: dict) -> str:
     cases = list(dict.fromkeys((row["operation"], row["samples"]) for row in record["rows"]))
     lines = []
     for operation, samples in cases:
-        medians = {
+        medians = dict.fromkeys(names) | {
             row["implementation"]: row["median_s"]
             for row in record["rows"]
             if (row["operation"], row["samples"]) == (operation, samples)
         }
-        ours = medians["gpuclf on NumPy"]
-        cells = []
-        for name in names:
-            if medians[name] is None:
-                cells.append("-")
-            elif name == "gpuclf on NumPy":
-                cells.append(format_seconds(ours))
-            else:
-                cells.append(f"{format_seconds(medians[name])} ({medians[name] / ours:.2f}x)")
+        ours, cells = medians["gpuclf on NumPy"], []
+        for name, median in medians.items():
+            cells.append(format_seconds(median) if median else "-")
+            if median and name != "gpuclf on NumPy":
+                cells[-1] += f" ({format_ratio(median / ours)})"
         lines.append([f"{operation}, {samples:,}", *cells])
-    return markdown(["", *names], lines)
+    return markdown_table(["", *names], lines)
 
 
 def scaling(record: dict) -> str:
     """Write time and memory against the number of rows."""
-    rows = [
-        [
-            row["features"],
-            f"{row['samples']:,}",
-            format_seconds(row["median_s"]),
-            f"{row['median_s'] / row['samples'] * 1e9:.0f} ns",
-            f"{row['extra_bytes'] / 1e6:.1f} MB",
-        ]
-        for row in record["scaling"]
-    ]
-    return markdown(["features", "rows", "median", "a row", "extra memory"], rows)
+    rows = []
+    for row in record["scaling"]:
+        a_row, extra = row["median_s"] / row["samples"] * 1e9, row["extra_bytes"] / 1e6
+        times = format_seconds(row["median_s"]), f"{a_row:.0f} ns"
+        rows.append([row["features"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
+    return markdown_table(["features", "rows", "median", "a row", "extra memory"], rows)
 
 
 def times_to_accuracy(record: dict) -> str:
     """Write the times of whole training runs."""
-    rows = [
-        [
-            row["model"],
-            row["implementation"],
-            f"{row['wanted']}",
-            format_seconds(row["fit_s"]),
-            f"{row['test_accuracy']:.4f}",
-        ]
-        for row in record.get("times_to_accuracy", [])
-    ]
-    return markdown(["model", "", "wanted", "time to fit", "test accuracy"], rows)
+    rows = []
+    for row in record.get("times_to_accuracy", []):
+        found = format_seconds(row["fit_s"]), f"{row['test_accuracy']:.4f}"
+        rows.append([row["model"], row["implementation"], f"{row['wanted']}", *found])
+    return markdown_table(["model", "", "wanted", "time to fit", "test accuracy"], rows, n_left=2)
 
 
 def fleet_sizes(record: dict) -> str:
@@ -116,26 +97,23 @@ def fleet_sizes(record: dict) -> str:
         cells = [f"{size}"]
         for kind in kinds:
             cost = {r["n_models"]: r["step_per_model_s"] for r in rows if r["model"] == kind}
-            gain = f" ({cost[1] / cost[size]:.2f}x)" if 1 in cost else ""
+            gain = f" ({format_ratio(cost[1] / cost[size])})" if 1 in cost else ""
             cells.append(format_seconds(cost[size]) + gain)
         lines.append(cells)
     picture = "![Time per model and step against the models in the fleet](fleet.svg)"
-    return f"{hardware(record)}.\n\n{picture}\n\n{markdown(['models', *kinds], lines)}"
+    return f"{hardware(record)}.\n\n{picture}\n\n{markdown_table(['models', *kinds], lines)}"
 
 
 def fleet_searches(record: dict) -> str:
     """Write the grid searches."""
-    rows = [
-        [
-            row["search"],
-            format_seconds(row["median_s"]),
-            f"{row['times_as_long_as_the_fleet']:.1f}x",
-            f"{row['best_score']:.4f}",
-        ]
-        for row in record["searches"]
-    ]
+    rows = []
+    for row in record["searches"]:
+        ratio = format_ratio(row["times_as_long_as_the_fleet"])
+        rows.append(
+            [row["search"], format_seconds(row["median_s"]), ratio, f"{row['best_score']:.4f}"]
+        )
     title = f"{record['searches'][0]['n_fits']} fits, {record['n_samples']:,} images"
-    return markdown([title, "", "", "best score"], rows)
+    return markdown_table([title, "", "", "best score"], rows)
 
 
 def course_search(record: dict) -> str:
@@ -205,7 +183,7 @@ def main() -> None:
             block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
             if not block.search(expected):
                 sys.exit(f"docs/performance.md has no place for the table '{name}'")
-            written = table(record)
+            written = table(record).rstrip("\n") + "\n"
             expected = block.sub(lambda m, written=written: m[1] + written + m[2], expected)
         if file == "fleet.json" and not check:
             draw_fleet(record)

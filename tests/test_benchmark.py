@@ -714,7 +714,7 @@ def test_what_was_refused_is_printed_with_its_reason():
 def test_the_record_says_how_to_reproduce_it():
     common = {"dataset": {}, "settings": {}, "environment": {"cpu": "x"}, "ceilings": {}}
     record = make_record(ROWS, command="gpuclf bench", unfinished=None, **common)
-    assert record["version"] == 2
+    assert record["version"] == 3
     assert record["command"] == "gpuclf bench"
     assert set(record["environment"]) == {"cpu", "commit"}
     assert json.loads(json.dumps(record)) == record

@@ -26,6 +26,7 @@ from gpuclf.cli.options import (
     JsonOption,
     SeedOption,
 )
+from gpuclf.files import write_json, write_whole
 
 if TYPE_CHECKING:
     from gpuclf.bench import Case, Implementation
@@ -99,26 +100,30 @@ def bench(
     from gpuclf.bench.measure.break_even import remember_break_even
     from gpuclf.bench.measure.cases import SCALING
     from gpuclf.bench.measure.record import make_record
-    from gpuclf.bench.report.comparison import is_overloaded
+    from gpuclf.bench.report import comparison
+    from gpuclf.bench.report.markdown import rows_markdown
+    from gpuclf.bench.report.page import render_page
+    from gpuclf.bench.report.records import read_record
     from gpuclf.bench.report.table import print_rows
     from gpuclf.devices.backends import get_backend
     from gpuclf.devices.machine import environment
 
     for path in (json, html, markdown):
         output.prepare(path)
-    before = None
-    if compare is not None:
-        from gpuclf.bench.report.comparison import read_record
-
-        before = read_record(compare)  # better refused now than after a minute
+    # Better refused now than after a minute.
+    before = None if compare is None else read_record(compare)
     if backend is BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
-    listed = [i for i in IMPLEMENTATIONS if backend != "numpy" or i.device != "cuda"]
-    if peers:
-        others = [i for i in PEERS if backend != "numpy" or i.device != "cuda"]
-        listed = [i for i in listed if not i.extrapolated] + others
+    listed = [*IMPLEMENTATIONS, *(PEERS if peers else ())]
+    listed = [
+        i
+        for i in listed
+        if not (peers and i.extrapolated) and not (backend == "numpy" and i.device == "cuda")
+    ]
     if list_:
-        _list(*_chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or []))
+        cases, listed = _chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or [])
+        output.say("\n  ".join(["cases", *(f"{case.title} ({case.group})" for case in cases)]))
+        output.say("\n  ".join(["implementations", *(i.name for i in listed)]))
         return
     rows: list[Row] = []
     unfinished = None
@@ -138,7 +143,12 @@ def bench(
         budget = time_budget * (QUICK_SHARE if quick else 1.0)
         progress.update(task, total=sum(weights))
         for done, (case, weight) in enumerate(zip(cases, weights, strict=True)):
-            of_case = _of_case(case, listed, devices)
+            # Loops, and what is not there, are left out of the curves: the ladder says why.
+            of_case = [
+                i
+                for i in listed
+                if case.group not in SCALING or (i.device in devices and not i.extrapolated)
+            ]
 
             def advance(what: str, share: float = weight / (len(of_case) + 1)) -> None:
                 progress.update(task, description=what, advance=share)
@@ -182,30 +192,33 @@ def bench(
         why = unfinished or "no implementation that can run here was chosen"
         output.say(f"{why}: nothing is written")
         raise typer.Exit(130 if unfinished else 1)
-    written = _write(record, json, html, markdown)
+    if json is not None:
+        write_json(json, record)
+    if html is not None:
+        write_whole(html, render_page(record))
+    if markdown is not None:
+        write_whole(markdown, rows_markdown(record))
     print_rows(rows, output.console)
-    if is_overloaded({(r["case"], r["implementation"]): r for r in record["rows"]}):
+    if comparison.is_overloaded(record["rows"]):
         output.say("the machine was busy: most calls took 3 times as long as the fastest ones")
-    for path in written:
+    for path in filter(None, (json, html, markdown)):
         output.say(f"written to {path}")
     if (least := record["break_even"][0]["samples"]) is not None:
         remember_break_even(least * inputs.n_features)  # --backend auto then knows it
-    failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
-    slower = False
+    bad = any(row.status in ("wrong", "failed", "rejected") for row in rows)
     if before is not None:
-        from gpuclf.bench.report.comparison import compare_records, print_comparison, undisturbed
-
-        comparison = compare_records(before, record, threshold)
-        if comparison.regressions and not unfinished:
+        compared = comparison.compare_records(before, record, threshold)
+        if compared.regressions and not unfinished:
             output.say("slower rows are measured again, in another process")
-            again = _again(record["settings"], comparison.regressions, data, data_dir)
-            comparison = compare_records(before, undisturbed(record, again), threshold)
-        print_comparison(comparison, output.console)
-        slower = not comparison.passed
+            again = _again(record["settings"], compared.regressions, data, data_dir)
+            fair = comparison.undisturbed(record, again)
+            compared = comparison.compare_records(before, fair, threshold)
+        comparison.print_comparison(compared, output.console)
+        bad = bad or not compared.passed
     if unfinished:
         output.say(f"{unfinished}; what was finished is shown")
         raise typer.Exit(130)
-    if failed or slower:
+    if bad:
         raise typer.Exit(1)
 
 
@@ -217,15 +230,6 @@ def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
     # At 200 samples a mini-batch is the training set: the same case only once.
     cases = list({case.title: case for case in default_cases(n_samples)}.values())
     return cases if quick else cases + scaling_cases(n_samples)
-
-
-def _list(cases: list[Case], listed: list[Implementation]) -> None:
-    output.say("cases")
-    for case in cases:
-        output.say(f"  {case.title} ({case.group})")
-    output.say("implementations")
-    for implementation in listed:
-        output.say(f"  {implementation.name}")
 
 
 def _chosen(
@@ -270,54 +274,24 @@ def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
     return devices, ceilings
 
 
-def _of_case(
-    case: Case, listed: list[Implementation], devices: dict[str, Any]
-) -> list[Implementation]:
-    """Leave the loops, and what is not there, out of the curves: the ladder says why."""
-    from gpuclf.bench.measure.cases import SCALING
-
-    if case.group not in SCALING:
-        return listed
-    return [i for i in listed if not i.extrapolated and i.device in devices]
-
-
 def _again(
     settings: dict[str, Any], regressions: list[Change], data: DataName, data_dir: Path | None
 ) -> dict[str, Any]:
     """Measure the cases that became slower again, in a process of its own."""
-    from gpuclf.bench.report.comparison import TOGETHER, read_record
+    from gpuclf.bench.report.comparison import TOGETHER
+    from gpuclf.bench.report.records import read_record
 
     cases = {change.case for change in regressions} - {TOGETHER[0]}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "again.json"
-        command = [sys.executable, "-m", "gpuclf.cli", "bench", "--data", data, "--json", str(path)]
-        command += [] if data_dir is None else ["--data-dir", str(data_dir)]
-        for name in ("dtype", "seed", "samples", "backend"):
-            command += [f"--{name}", str(settings[name])]
-        command += ["--peers"] if settings["peers"] else []
-        command += ["--quick"] if settings["quick"] else []
-        command += ["--time-budget", str(settings["time_budget_s"])]
-        for name in (*cases, *settings["only"]):
-            command += ["--only", name]
+        options = {"json": path, "data": data, "time-budget": settings["time_budget_s"]}
+        options |= {name: settings[name] for name in ("dtype", "seed", "samples", "backend")}
+        options |= {} if data_dir is None else {"data-dir": data_dir}
+        pairs = [*options.items(), *(("only", name) for name in (*cases, *settings["only"]))]
+        command = [sys.executable, "-m", "gpuclf.cli", "bench"]
+        command += [f"--{name}" for name in ("peers", "quick") if settings[name]]
+        command += [f"--{name}={value}" for name, value in pairs]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not path.exists():
             raise RuntimeError(f"measuring again failed: {done.stderr.strip()[-300:]}")
         return read_record(path)
-
-
-def _write(
-    record: dict[str, Any], json: Path | None, html: Path | None, markdown: Path | None
-) -> list[Path]:
-    from gpuclf.files import write_json, write_whole
-
-    if json is not None:
-        write_json(json, record)
-    if html is not None:
-        from gpuclf.bench.report.page import write_page
-
-        write_page(record, html)
-    if markdown is not None:
-        from gpuclf.bench.report.markdown import rows_markdown
-
-        write_whole(markdown, rows_markdown(record))
-    return [path for path in (json, html, markdown) if path is not None]

@@ -17,33 +17,29 @@ On a shared machine two runs of the same code differ by more than most changes d
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from scipy.stats import t as students_t
 
-from gpuclf.bench.report.markdown import markdown_table
+from gpuclf.bench.report.records import completed
+from gpuclf.bench.report.table import new_table
 
 __all__ = [
     "Change",
     "Comparison",
     "compare_records",
-    "comparison_markdown",
     "is_overloaded",
     "print_comparison",
-    "read_record",
     "undisturbed",
 ]
 
-VERSION = 2
+Key = tuple[str, str]  # case and implementation
+
 LEVEL = 0.95  # of all intervals together
 QUANTILE = 0.1  # of turns: on a busy machine most are disturbed, and the least one is chance
 RESAMPLES = 400
@@ -59,7 +55,6 @@ SHARE_OF_DRIFT = 0.15
 BELIEVED_DRIFT = math.log(1.5)  # what one row says beyond that may be about that row alone
 DRIFT_SCALE = 0.05  # of Student's t with 3 degrees of freedom
 DRIFTS = np.linspace(-4, 4, 8001)
-HEADER = ["implementation", "measured", "change", "interval", "verdict"]
 LEGEND = (
     "change: of the time, after what rows of others say of the machine; intervals hold together "
     "with 95 %; slower, faster: {:.0%} or more, and significant"
@@ -134,11 +129,6 @@ class Comparison:
         return bool(self.judged) and not self.regressions and not self.broken
 
     @property
-    def worst(self) -> Change | None:
-        """The row of this library with the largest ratio."""
-        return max(self.judged, key=lambda row: row.ratio or 0.0, default=None)
-
-    @property
     def summary(self) -> str:
         """A sentence for people."""
         n_judged = len(self.judged)
@@ -155,52 +145,6 @@ class Comparison:
         )
 
 
-# ----------------------------------------------------------------------------------- reading
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read what ``gpuclf bench --json`` or pytest-benchmark's ``--benchmark-json`` wrote.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    dict
-        In the form of ``gpuclf bench --json``; of pytest-benchmark's record what there is of it.
-
-    Raises
-    ------
-    ValueError
-        If the file holds anything else.
-    """
-    expected = "expected what `gpuclf bench --json` or `pytest --benchmark-json` writes"
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {expected}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}; {expected}")
-    if record.get("version", 1) in (1, VERSION) and _are_rows(record.get("rows")):
-        return _completed(record)
-    if "machine_info" in record and isinstance(record.get("benchmarks"), list):
-        rows = [_pytest_row(entry) for entry in record["benchmarks"]]
-        if not _are_rows(rows := [row for row in rows if row is not None]):
-            raise ValueError(
-                f"{path} has no times of benchmarks/test_cases.py; saved runs need "
-                "--benchmark-save-data"
-            )
-        info = record["machine_info"]
-        cpu = info.get("cpu", {})
-        known = {"cpu": cpu.get("brand_raw"), "cpu_count": cpu.get("count")}
-        environment = info.get("gpuclf", known | {"python": info.get("python_version")})
-        return _completed({"environment": environment, "by_turns": False, "rows": rows})
-    if "rows" in record and record.get("version", 1) not in (1, VERSION):
-        raise ValueError(f"{path} is of version {record['version']}, known are 1 and {VERSION}")
-    raise ValueError(f"{path} has {', '.join(map(repr, record)) or 'nothing'}; {expected}")
-
-
 def undisturbed(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     """Return a record with each case from the run, of two of the same code, where it was faster.
 
@@ -212,65 +156,20 @@ def undisturbed(record: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]
     record, again : dict
         `again` may hold some of the rows only.
     """
-    both = [record["rows"], again["rows"]]
-
-    def pace(rows: list[dict[str, Any]], case: str) -> dict[str, float]:
-        return {
-            row["implementation"]: math.log(np.quantile(row["times_s"], QUANTILE))
-            for row in rows
-            if row["case"] == case and row["status"] == "timed" and _is_own(row["implementation"])
-        }
-
-    chosen = {}
-    for case in dict.fromkeys(row["case"] for row in both[0]):
-        first, second = (pace(rows, case) for rows in both)
-        common = first.keys() & second.keys()
-        slower = sum(first[name] - second[name] for name in common) > 0
-        chosen[case] = {(r["case"], r["implementation"]): r for r in both[slower]}
-
-    def better(row: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = chosen[row["case"]].get((row["case"], row["implementation"]), row)
-        return found
-
-    return record | {"rows": [better(row) for row in record["rows"]]}
+    first, second = _by_key(record), _by_key(again)
+    longer = dict.fromkeys((case for case, _ in first), 0.0)  # the first run, by a logarithm
+    for key in first:
+        rows = [run[key] for run in (first, second) if key in run and run[key]["status"] == "timed"]
+        if len(rows) == 2 and _is_own(key):
+            was, now = (np.quantile(row["times_s"], QUANTILE) for row in rows)
+            longer[key[0]] += math.log(was / now)
+    return record | {
+        "rows": [second.get(key, row) if longer[key[0]] > 0 else row for key, row in first.items()]
+    }
 
 
-def _are_rows(rows: Any) -> bool:
-    wanted = {"operation", "implementation", "samples", "times_s"}
-    return (
-        isinstance(rows, list)
-        and bool(rows)
-        and all(isinstance(row, dict) and wanted <= row.keys() for row in rows)
-    )
-
-
-def _pytest_row(entry: dict[str, Any]) -> dict[str, Any] | None:
-    row, times = entry.get("extra_info", {}), entry.get("stats", {}).get("data")
-    if "operation" not in row or not times:
-        return None
-    scale = row["samples"] / row["measured_samples"]
-    times = [t * scale for t in times]
-    p20, median, p80 = np.percentile(times, [20, 50, 80]).tolist()
-    known = {"times_s": times, "median_s": median, "p20_s": p20, "p80_s": p80}
-    return {"case": entry["group"], **row, **known}
-
-
-def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """Add what records of before do not have."""
-    is_of_peers = record.get("settings", {}).get("peers", False)
-    rows = []
-    for row in record["rows"]:
-        reason, net = row.get("unavailable"), row["operation"].startswith("two-layer loss")
-        known = {
-            "case": f"{row['operation']}, {row['samples']:,} samples",
-            "device": "cuda" if row.get("array_library") == "cupy" else "cpu",
-            "status": "unavailable" if reason else "timed",
-            "reason": reason,
-        }
-        if net and record.get("version", 1) == 1:
-            known["hidden_units"] = 100 if is_of_peers else 50
-        rows.append(known | row)
-    return {"environment": {}, "dataset": {}, **record, "rows": rows}
+def _by_key(record: dict[str, Any]) -> dict[Key, dict[str, Any]]:
+    return {(row["case"], row["implementation"]): row for row in record["rows"]}
 
 
 # --------------------------------------------------------------------------------- comparing
@@ -304,97 +203,88 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be 0 or more (0.1 is 10 %), got {threshold}")
-    old, new = _completed(old), _completed(new)
-    before = {(row["case"], row["implementation"]): row for row in old["rows"]}
-    after = {(row["case"], row["implementation"]): row for row in new["rows"]}
+    old, new = completed(old), completed(new)
+    before, after = _by_key(old), _by_key(new)
     apart = not (old.get("by_turns", True) and new.get("by_turns", True))
     between = BETWEEN_RUNS_APART if apart else BETWEEN_RUNS
     machines = _other_machine(old["environment"], new["environment"])
-    overloaded = [when for when, run in (("old", before), ("new", after)) if is_overloaded(run)]
+    versions = _other_versions(old["environment"], new["environment"])
+    overloaded = [when for when, run in (("old", old), ("new", new)) if is_overloaded(run["rows"])]
     rng = np.random.default_rng(0)
-    ratios, reasons = {}, {}
-    listed = [key for key in after | before if not _is_missing(before.get(key), after.get(key))]
-    for key in listed:
-        reason = _not_comparable(before.get(key), after.get(key), machines)
+    ratios, failed = {}, []
+    for key in after | before:
+        was, now = before.get(key), after.get(key)
+        if was and now and was["status"] == now["status"] == "unavailable":
+            continue  # nobody wants to read that again
+        reason = _not_comparable(was, now, machines)
         if overloaded and not reason:
             reason = f"the machine was overloaded in the {' and the '.join(overloaded)} run"
         if reason:
-            reasons[key] = reason
+            verdict = "broken" if _is_broken(key, was, now) else "not comparable"
+            failed.append(Change(*key, None, None, None, None, verdict, reason))
         else:
             ratios[key] = _ratio(before[key], after[key], rng)
-    versions = _other_versions(old["environment"], new["environment"])
     yardsticks = {
         key: ratio
         for key, ratio in ratios.items()
-        if not _is_own(key[1])
-        and not after[key].get("extrapolated")  # few calls, of one thread
+        if not _is_own(key)
+        and not _is_of_loops(after[key])
         and not any(name in key[1].lower() for name in versions)
     }
     corrected = {}
     for key, ratio in ratios.items():
-        if _is_own(key[1]):
+        if _is_own(key):
             device = after[key]["device"]
             same_device = {k: r for k, r in yardsticks.items() if after[k]["device"] == device}
             corrected[key] = _corrected(key[0], ratio, same_device, between)
     n_judged = len(corrected) + 1  # the last is all of them together
-    rows = []
-    for key in listed:
-        if key in corrected:
-            rows.append(_judged(key, corrected[key], ratios[key].log, n_judged, threshold))
-        elif key in ratios:
-            rows.append(Change(*key, *_numbers(ratios[key], 1), "not judged"))
-        else:
-            verdict = "broken" if _is_broken(before.get(key), after.get(key)) else "not comparable"
-            rows.append(Change(*key, None, None, None, None, verdict, reasons[key]))
+    rows = [
+        _change(key, corrected[key], ratio.log, n_judged, threshold)
+        if key in corrected
+        else _change(key, ratio, ratio.log, 1, None)
+        for key, ratio in ratios.items()
+    ]
     if len(corrected) > 1:
         together, measured = (
             _together(list(corrected.values()), [each[key].log for key in corrected], between)
             for each in (corrected, ratios)
         )
-        rows.append(_judged(TOGETHER, together, measured.log, n_judged, threshold))
-    return Comparison(rows, threshold, _warnings(old, new, versions, apart))
+        rows.append(_change(TOGETHER, together, measured.log, n_judged, threshold))
+    return Comparison(rows + failed, threshold, _warnings(old, new, versions, apart))
 
 
-def _is_own(implementation: str) -> bool:
-    return implementation.startswith("gpuclf")
+def _is_own(key: Key) -> bool:
+    return key[1].startswith("gpuclf")
 
 
-def _is_missing(*rows: dict[str, Any] | None) -> bool:
-    """Whether it could not run before either: nobody wants to read that again."""
-    return all(row is not None and row["status"] == "unavailable" for row in rows)
+def _is_of_loops(row: dict[str, Any]) -> bool:
+    """Whether it is of Python's loops: few calls, of one thread, tell nothing of the machine."""
+    return row.get("array_library") == "python" or bool(row.get("extrapolated"))
 
 
-def _is_broken(old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
-    return (
-        old is not None
-        and new is not None
-        and _is_own(new["implementation"])
+def _is_broken(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None) -> bool:
+    return bool(
+        old
+        and new
+        and _is_own(key)
         and old["status"] == "timed"
         and new["status"] in ("wrong", "failed", "rejected")
     )
 
 
 def _ratio(old: dict[str, Any], new: dict[str, Any], rng: np.random.Generator) -> Ratio:
-    known = [row["calls_a_turn"] for row in (old, new) if row.get("calls_a_turn")]
-    calls = min(known, default=1)
-    turns = [_turns(row["times_s"], calls) for row in (old, new)]
-    log_old, log_new = (float(np.quantile(fastest, QUANTILE)) for fastest in turns)
-    variance = 0.0
-    for fastest in turns:
-        drawn = rng.choice(fastest, (RESAMPLES, len(fastest)))
+    calls = min((row["calls_a_turn"] for row in (old, new) if row.get("calls_a_turn")), default=1)
+    logs, variance, n_turns = [], 0.0, []
+    for times in (old["times_s"], new["times_s"]):
+        turns = np.log(times[: len(times) - len(times) % calls]).reshape(-1, calls).min(axis=1)
+        drawn = rng.choice(turns, (RESAMPLES, len(turns)))
         variance += float(np.quantile(drawn, QUANTILE, axis=1).var())
-    return Ratio(log_new - log_old, variance, min(map(len, turns)) - 1)
+        logs.append(float(np.quantile(turns, QUANTILE)))
+        n_turns.append(len(turns))
+    return Ratio(logs[1] - logs[0], variance, min(n_turns) - 1)
 
 
-def _turns(times_s: list[float], calls: int) -> Any:
-    """Return the logarithm of the fastest call of each turn."""
-    times = np.log(times_s[: len(times_s) - len(times_s) % calls])
-    return times.reshape(-1, calls).min(axis=1)
-
-
-def _corrected(
-    case: str, ratio: Ratio, yardsticks: dict[tuple[str, str], Ratio], between: float
-) -> Ratio:
+def _corrected(case: str, ratio: Ratio, yardsticks: dict[Key, Ratio], between: float) -> Ratio:
     """Take away what the machine did, and add what is not known of that."""
     drift, variance = _drift(case, yardsticks, between)
     unbelieved = max(0.0, abs(drift) - BELIEVED_DRIFT)
@@ -415,9 +305,7 @@ def _together(ratios: list[Ratio], logs: list[float], between: float) -> Ratio:
     return Ratio(float(np.average(logs, weights=weights)), float(variance), float(freedom))
 
 
-def _drift(
-    case: str, yardsticks: dict[tuple[str, str], Ratio], between: float
-) -> tuple[float, float]:
+def _drift(case: str, yardsticks: dict[Key, Ratio], between: float) -> tuple[float, float]:
     """Return what the machine did in a case, as mean and variance of a logarithm.
 
     Before looking, Student's t with 3 degrees of freedom: mostly little, sometimes much. So a
@@ -437,29 +325,26 @@ def _drift(
     return mean, float(p @ (DRIFTS - mean) ** 2)
 
 
-def _numbers(ratio: Ratio, n_judged: int) -> tuple[float, float, float, float]:
-    """Return ratio, low and high (of intervals that hold together) and the ratio again."""
+def _change(
+    key: Key, ratio: Ratio, measured_log: float, n_judged: int, threshold: float | None
+) -> Change:
+    """Judge a row, unless it has no threshold; intervals of all rows judged hold together."""
     level = 1 - (1 - LEVEL) / (2 * n_judged)  # Bonferroni, both sides
     width = float(students_t.ppf(level, ratio.freedom)) * math.sqrt(ratio.variance)
-    found = math.exp(ratio.log)
-    return found, math.exp(ratio.log - width), math.exp(ratio.log + width), found
-
-
-def _judged(
-    key: tuple[str, str], ratio: Ratio, measured_log: float, n_judged: int, threshold: float
-) -> Change:
-    found, low, high, _ = _numbers(ratio, n_judged)
-    numbers = (found, low, high, math.exp(measured_log))
-    if low > 1 and found >= 1 + threshold:
-        return Change(*key, *numbers, "slower")
-    if high < 1 and 1 / found >= 1 + threshold:
-        return Change(*key, *numbers, "faster")
-    reason = ""
-    if low > 1 or high < 1:
+    logs = ratio.log, ratio.log - width, ratio.log + width, measured_log
+    found, low, high, measured = map(math.exp, logs)
+    verdict, reason = "no change", ""
+    if threshold is None:
+        verdict = "not judged"
+    elif low > 1 and found >= 1 + threshold:
+        verdict = "slower"
+    elif high < 1 and 1 / found >= 1 + threshold:
+        verdict = "faster"
+    elif low > 1 or high < 1:
         reason = f"significant, but less than {threshold:.0%}"
     elif high / found > (1 + threshold) ** 2:
         reason = f"blind below {high / found - 1:.0%}"
-    return Change(*key, *numbers, "no change", reason)
+    return Change(*key, found, low, high, measured, verdict, reason)
 
 
 # ------------------------------------------------------------------------ what is comparable
@@ -475,7 +360,7 @@ def _not_comparable(
             return f"{row['status']} in the {when} run: {row['reason']}"
         if len(row["times_s"]) < MIN_TURNS * (row.get("calls_a_turn") or 1):
             return f"fewer than {MIN_TURNS} turns in the {when} run"
-        if _is_own(row["implementation"]) and _disturbance(row) > DISTURBED:
+        if row["implementation"].startswith("gpuclf") and _disturbance(row) > DISTURBED:
             return f"disturbed in the {when} run: most calls lasted {DISTURBED} times the fastest"
     for name in (
         "device", "dtype", "features", "precision", "samples", "measured_samples", "classes",
@@ -490,23 +375,21 @@ def _disturbance(row: dict[str, Any]) -> float:
     return float(np.median(row["times_s"]) / min(row["times_s"]))
 
 
-def is_overloaded(rows: dict[tuple[str, str], dict[str, Any]]) -> bool:
+def is_overloaded(rows: list[dict[str, Any]]) -> bool:
     """Whether at least half of the rows were disturbed: then the others were, unseen."""
-    timed = [row for row in rows.values() if row["times_s"] and not row.get("extrapolated")]
+    timed = [row for row in rows if row["times_s"] and not _is_of_loops(row)]
     return 2 * sum(_disturbance(row) > DISTURBED for row in timed) >= max(1, len(timed))
 
 
 def _other_machine(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """Say, for each device, what forbids comparing."""
-    found = {}
-    for device, names in {"cpu": ("cpu", "cpu_count", "threads"), "cuda": ("gpu",)}.items():
-        for name in names:
-            was, now = (each.get(name) for each in (old, new))
-            if name == "gpu":
-                was, now = (gpu and gpu.get("name") for gpu in (was, now))
-            if was and now and was != now:
-                found[device] = f"other {name.replace('_', ' ')}: {was}, now {now}"
-                break
+    found: dict[str, str] = {}
+    for device, name in (("cpu", "cpu"), ("cpu", "cpu_count"), ("cpu", "threads"), ("cuda", "gpu")):
+        was, now = (each.get(name) for each in (old, new))
+        if name == "gpu":
+            was, now = (gpu and gpu.get("name") for gpu in (was, now))
+        if was and now and was != now:
+            found.setdefault(device, f"other {name.replace('_', ' ')}: {was}, now {now}")
     return found
 
 
@@ -514,7 +397,7 @@ def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """Return what changed of each package that rows of others are made of."""
     if not (old.get("versions") and new.get("versions")):
         return {}
-    was, now = (each["versions"] | {"naive": each.get("python")} for each in (old, new))
+    was, now = (each["versions"] | {"Python": each.get("python")} for each in (old, new))
     # NumPy's and SciPy's are in one list, in the order in which they were loaded.
     libraries = [
         {f"{b['library']} {b['version']} {b.get('architecture')}" for b in each.get("blas") or []}
@@ -533,9 +416,7 @@ def _other_versions(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 def _warnings(
     old: dict[str, Any], new: dict[str, Any], versions: dict[str, str], apart: bool
 ) -> list[str]:
-    found = [
-        f"other {'Python' if name == 'naive' else name}: {what}" for name, what in versions.items()
-    ]
+    found = [f"other {name}: {what}" for name, what in versions.items()]
     for what, was, now in (
         ("data", old["dataset"].get("name"), new["dataset"].get("name")),
         ("platform", old["environment"].get("platform"), new["environment"].get("platform")),
@@ -559,16 +440,20 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
     compared = [row for row in comparison.rows if row.ratio is not None]
     for case in dict.fromkeys(row.case for row in compared):
-        table = Table(title=case, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for column in HEADER:
-            right = column in HEADER[1:4]
-            table.add_column(column, justify="right" if right else "left", no_wrap=right)
+        table = new_table(case, ["measured", "change", "interval"], last="verdict")
         for row in compared:
             if row.case == case:
-                cells = [Text(cell) for cell in _cells(row)]
+                verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
+                numbers = _percent(row.measured), _percent(row.ratio), _interval(row)
+                cells = map(Text, (row.implementation, *numbers, verdict))
                 table.add_row(*cells, style=STYLES.get(row.verdict))
         console.print(table)
-    for (verdict, reason), names in _by_reason(comparison).items():
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in comparison.rows:
+        if row.ratio is None:
+            name = f"{row.implementation}, {row.case}"
+            reasons.setdefault((row.verdict, row.reason), []).append(name)
+    for (verdict, reason), names in reasons.items():
         style = "red" if verdict == "broken" else "yellow"
         line = Text.assemble((f"{verdict}: ", style), f"{reason} ({'; '.join(names)})")
         console.print(line, soft_wrap=True)
@@ -576,41 +461,6 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(
         Text(comparison.summary, "bold" if comparison.passed else "bold red"), soft_wrap=True
     )
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """Write the same as Markdown, the sentence first."""
-    parts = [f"**{comparison.summary}**"]
-    parts += [f"Warning: {warning}" for warning in comparison.warnings]
-    compared = [row for row in comparison.rows if row.ratio is not None]
-    if compared:
-        lines = [[row.case, *_cells(row)] for row in compared]
-        parts.append(markdown_table(["case", *HEADER], lines))
-    parts += [
-        f"Not comparable: {why} ({', '.join(n)})" for why, n in _by_reason(comparison).items()
-    ]
-    return "\n\n".join([*parts, LEGEND.format(comparison.threshold)]) + "\n"
-
-
-def _cells(row: Change) -> list[str]:
-    verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
-    return [
-        row.implementation,
-        _percent(row.measured),
-        _percent(row.ratio),
-        _interval(row),
-        verdict,
-    ]
-
-
-def _by_reason(comparison: Comparison) -> dict[tuple[str, str], list[str]]:
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in comparison.rows:
-        if row.ratio is None:
-            found.setdefault((row.verdict, row.reason), []).append(
-                f"{row.implementation}, {row.case}"
-            )
-    return found
 
 
 def _percent(ratio: float | None) -> str:

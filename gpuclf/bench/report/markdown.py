@@ -1,18 +1,17 @@
-"""The result as Markdown, for issues and pull requests."""
+"""The result as Markdown, for issues, pull requests and the documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from gpuclf.bench.report.table import format_ratio
-from gpuclf.files import format_seconds
+from gpuclf.bench.report.table import HEADER, TEXTBOOK, fastest, row_cells
 
 __all__ = ["markdown_table", "rows_markdown"]
 
 
-def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
-    r"""Write a table, its first column to the left and the others to the right.
+def markdown_table(header: list[str], rows: Iterable[list[str]], *, n_left: int = 1) -> str:
+    r"""Write a table, its first columns to the left and the others to the right.
 
     Examples
     --------
@@ -21,7 +20,7 @@ def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
     | :-- | --: |
     | 1 | 2 |
     """
-    rule = [":--"] + ["--:"] * (len(header) - 1)
+    rule = [":--" if i < n_left else "--:" for i in range(len(header))]
     lines = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
 
@@ -32,19 +31,18 @@ def rows_markdown(record: dict[str, Any]) -> str:
     Parameters
     ----------
     record : dict
-        As ``gpuclf bench --json`` writes it, or :func:`gpuclf.bench.report.comparison.read_record`
+        As ``gpuclf bench --json`` writes it, or :func:`gpuclf.bench.report.records.read_record`
         returns it.
     """
     parts = []
     for case in dict.fromkeys(row["case"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["case"] == case]
         timed = [row for row in rows if row.get("median_s") and row["status"] == "timed"]
-        textbook = next(
-            (r["median_s"] for r in timed if r["implementation"].startswith("textbook")), None
-        )
-        lines = [_cells(row, textbook) for row in timed]
-        header = ["implementation", "median", "p20 to p80", "times textbook", "share of floor"]
-        parts.append(f"**{case}**\n\n{markdown_table(header, lines)}" if lines else f"**{case}**")
+        textbook = fastest(timed, TEXTBOOK)
+        parts.append(f"**{case}**")
+        if timed:
+            lines = [[cell.replace("*", r"\*") for cell in row_cells(r, textbook)] for r in timed]
+            parts[-1] += f"\n\n{markdown_table(HEADER, lines)}"
         if any(row.get("extrapolated") for row in timed):
             parts.append("\\* extrapolated: run on that many samples, time scaled up")
         reasons: dict[str, list[str]] = {}
@@ -54,17 +52,3 @@ def rows_markdown(record: dict[str, Any]) -> str:
                 reasons.setdefault(why, []).append(row["implementation"])
         parts += [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
     return "\n\n".join(parts) + "\n"
-
-
-def _cells(row: dict[str, Any], textbook_s: float | None) -> list[str]:
-    name, median = row["implementation"], row["median_s"]
-    if row.get("extrapolated"):
-        name += rf" \* ({row['measured_samples']})"
-    share = row.get("share_of_floor")
-    return [
-        name,
-        format_seconds(median),
-        f"{format_seconds(row['p20_s'])} to {format_seconds(row['p80_s'])}",
-        format_ratio(textbook_s / median) if textbook_s else "",
-        f"{share:.0%}" if share else "",
-    ]

@@ -12,7 +12,6 @@ import json
 import math
 from collections import defaultdict
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
@@ -20,57 +19,38 @@ from gpuclf.bench.measure.cases import SCALING
 from gpuclf.bench.report.page_charts import (
     COLUMNS,
     Row,
+    boxed_table,
     cell,
     duration,
-    figures,
     ladder,
-    number,
     rate,
     roofline,
     scaling,
     tag,
 )
-from gpuclf.bench.report.table import axis_value
-from gpuclf.files import write_whole
+from gpuclf.bench.report.records import completed
+from gpuclf.bench.report.table import TEXTBOOK, axis_value, fastest, format_number
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["render_page"]
 
-TEXTBOOK, LOOPS = "textbook NumPy", "naive loops"
+LOOPS = {"naive loops": "the course's naive loops", "pure Python loops": "pure Python loops"}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 OPTIONAL = ("device time", "queued", "difference")
 IN_CHARTS = ("operations a byte", "speed", "size", "median a model")
 
 
-def write_page(record: dict[str, Any], path: Path) -> None:
-    """Write a benchmark's record as a page, whole or not at all.
-
-    Parameters
-    ----------
-    record : dict
-        As ``gpuclf bench --json`` writes it; also of the first version.
-    path : Path
-        Its folder is created if need be.
-    """
-    write_whole(path, render_page(record))
-
-
 def render_page(record: dict[str, Any]) -> str:
-    """Return the page: HTML that needs no network, and scripts only to sort, filter and copy.
+    """Return a record, of whatever version, as a page that needs no network: HTML.
 
-    Parameters
-    ----------
-    record : dict
-        As ``gpuclf bench --json`` writes it; also of the first version.
-
-    Returns
-    -------
-    str
+    Its script only sorts, filters and copies.
     """
+    plain = json.dumps(record).replace("<", "\\u003c")  # "<" could end the element early
+    record = completed(record)
     cases: dict[str, list[Row]] = {}
-    for row in map(_completed, record["rows"]):
+    for row in map(_derived, record["rows"]):
         cases.setdefault(row["case"], []).append(row)
     for of_case in cases.values():
-        textbook = _fastest(of_case, TEXTBOOK)
+        textbook = fastest(of_case, TEXTBOOK)
         for row in of_case:
             if textbook and row["timed"] and row is not textbook:
                 row["versus"] = textbook["median_s"] / row["median_s"]
@@ -86,21 +66,16 @@ def render_page(record: dict[str, Any]) -> str:
         _reproduce_section(record.get("command")),
     ]
     unfinished = record.get("unfinished")
-    plain = json.dumps(record).replace("<", "\\u003c")  # "<" could end the element early
     content = tag(
         "body",
         tag("h1", "gpuclf benchmark"),
         tag("div", [tag("p", p) for p in _summary(record, ladders, rows)], class_="summary"),
-        tag("p", f"This run was not finished: {unfinished}.", class_="note")
-        if unfinished
-        else None,
+        unfinished and tag("p", f"This run was not finished: {unfinished}.", class_="note"),
         tag("nav", [tag("a", s[0].text, href=f"#{s.get('id')}") for s in sections]),
         tag("main", sections),
         tag("script", plain, type="application/json", id="record"),
     )
-    style, script = (
-        files("gpuclf.bench").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
-    )
+    style, script = ((files(__package__) / f"page.{x}").read_text("utf-8") for x in ("css", "js"))
     content.append(tag("script", script))
     page = tag("html", _head(style, script), content, lang="en")
     return f"<!DOCTYPE html>\n{tostring(page, encoding='unicode', method='html')}\n"
@@ -126,20 +101,14 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _completed(row: Row) -> Row:
-    """Return a row with all fields that the page shows; older records lack some."""
+def _derived(row: Row) -> Row:
+    """Return a row with what the page computes from it; what a record lacks is None."""
     row = defaultdict(lambda: None, row)
-    reason = row["unavailable"]
-    row["status"] = row["status"] or ("timed" if row["median_s"] else "unavailable")
-    row["reason"] = row["reason"] or reason
-    row["case"] = row["case"] or f"{row['operation']}, {row['samples']:,} samples"
-    row["group"] = row["group"] or "ladder"
     row["n"] = row["n"] or len(row["times_s"] or [])
     median = row["median_s"]
     row["timed"] = bool(row["status"] == "timed" and median and math.isfinite(median))
     if not row["timed"]:
         row["median_s"] = median = None
-    row["device"] = row["device"] or ("cuda" if row["array_library"] == "cupy" else "cpu")
     if median and row["operations"] and row["bytes"]:
         row["intensity"] = row["operations"] / row["bytes"]
         row["speed"] = row["operations"] / median
@@ -156,39 +125,28 @@ def _section(title: str, explanation: str, *content: Any) -> Element:
     return tag("section", tag("h2", title), tag("p", explanation), *content, id=title.lower())
 
 
-def _list(lines: list[str]) -> Element | None:
-    return tag("ul", [tag("li", line) for line in lines]) if lines else None
+def _charts(title: str, words: str, charts: list[Element], lines: list[str]) -> Element:
+    grid = tag("div", charts, class_="charts") if charts else None
+    return _section(title, words, grid, tag("ul", [tag("li", s) for s in lines]) if lines else None)
 
 
 # ---------------------------------------------------------------------------------- summary
 
 
-def _fastest(rows: list[Row], implementation: str, library: str | None = None) -> Row | None:
-    """Return the fastest row whose implementation begins so."""
-    found = [
-        row
-        for row in rows
-        if row["timed"]
-        and row["implementation"].startswith(implementation)
-        and library in (None, row["array_library"])
-    ]
-    return min(found, key=lambda row: row["median_s"], default=None)
-
-
 def _times(ratio: float) -> str:
-    return f"{number(max(ratio, 1 / ratio))} times {'faster' if ratio >= 1 else 'slower'}"
+    return f"{format_number(max(ratio, 1 / ratio))} times {'faster' if ratio >= 1 else 'slower'}"
 
 
 def _summary(record: Row, ladders: list[list[Row]], rows: list[Row]) -> list[Any]:
-    environment, dataset = record.get("environment") or {}, record.get("dataset")
+    environment = record["environment"]
     gpu = environment.get("gpu") or {}
-    name = dataset.get("name") if isinstance(dataset, dict) else dataset
     machine = [environment.get("cpu") or "an unknown CPU"]
     if environment.get("threads"):
         machine.append(f"{environment['threads']} threads")
     measured = (
         f"{sum(row['timed'] for row in rows)} of {len(rows)} rows were timed on "
-        f"{name or 'data that the record does not name'}; {', '.join(machine)}."
+        f"{record['dataset'].get('name') or 'data that the record does not name'}; "
+        f"{', '.join(machine)}."
     )
     reasons = [row["reason"] for row in rows if row["array_library"] == "cupy"]
     reason = gpu.get("reason") or next(filter(None, reasons), None) or "none was asked for"
@@ -200,34 +158,32 @@ def _summary(record: Row, ladders: list[list[Row]], rows: list[Row]) -> list[Any
 
 
 def _headline(of_case: list[Row]) -> list[Any]:
-    own = _fastest(of_case, "gpuclf", "numpy")
+    own = fastest(of_case, "gpuclf", "numpy")
     if own is None:
         return []
     words: list[Any] = [f"{own['implementation']} does {own['case']}, in "]
     words.append(tag("strong", duration(own["median_s"])))
     if own["p20_s"]:
         words.append(f" (20th to 80th percentile {cell(own, 'p20..p80')[0]}, n = {own['n']})")
-    joint = ": "
-    for name in (TEXTBOOK, LOOPS):
-        if other := _fastest(of_case, name):
-            ratio = tag("strong", _times(other["median_s"] / own["median_s"]))
-            words += [joint, ratio, f" than {name}"]
-            joint = " and "
-            if other["extrapolated"]:
-                words.append(f" (extrapolated from {other['measured_samples']} samples)")
+    loops = [row for name in LOOPS if (row := fastest(of_case, name))][:1]
+    others = filter(None, [fastest(of_case, TEXTBOOK), *loops])
+    for joint, other in zip((": ", " and "), others, strict=False):
+        name = LOOPS.get(other["implementation"], other["implementation"])
+        ratio = tag("strong", _times(other["median_s"] / own["median_s"]))
+        words += [joint, ratio, f" than {name}"]
+        if other["extrapolated"]:
+            words.append(f" (extrapolated from {other['measured_samples']} samples)")
     if own["floor_s"]:
         limit = f"'s {own['limited_by']} rate" if own["limited_by"] else ""
         words.append(f". The machine{limit} could do it in {duration(own['floor_s'])}: ")
-        words += [
-            tag("strong", f"{own['floor_s'] / own['median_s']:.0%}"),
-            " of the speed possible",
-        ]
+        share = tag("strong", f"{own['floor_s'] / own['median_s']:.0%}")
+        words += [share, " of the speed possible"]
     return [*words, "."]
 
 
 def _range(ladders: list[list[Row]]) -> str:
-    fastest = [_fastest(of_case, "gpuclf", "numpy") for of_case in ladders]
-    ratios = [row["versus"] for row in fastest if row and row["versus"]]
+    rows = [fastest(of_case, "gpuclf", "numpy") for of_case in ladders]
+    ratios = [row["versus"] for row in rows if row and row["versus"]]
     if len(ratios) < 2:
         return ""
     return (
@@ -237,7 +193,7 @@ def _range(ladders: list[list[Row]]) -> str:
 
 
 def _gpu_line(of_case: list[Row]) -> str:
-    gpu, cpu = (_fastest(of_case, "gpuclf", library) for library in ("cupy", "numpy"))
+    gpu, cpu = (fastest(of_case, "gpuclf", library) for library in ("cupy", "numpy"))
     if gpu is None:
         return ""
     words = f"{gpu['implementation']} does {gpu['case']}, in {duration(gpu['median_s'])}"
@@ -254,22 +210,22 @@ def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element
     for row in (row for of_case in ladders for row in of_case if not row["timed"]):
         words = f"({row['status']}): {row['reason'] or 'the record gives no reason'}"
         reasons.setdefault(words, {})[row["implementation"]] = None
-    return _section(
+    return _charts(
         "Ladder",
         "Time of a call on a logarithmic scale; shorter is better. A bar ends at the median, its "
         "whisker spans the 20th to the 80th percentile, and the ratio is to the speed of "
         f"{TEXTBOOK}. ≈: extrapolated from fewer samples. Floor: the least time that the measured "
         "rates of memory and arithmetic allow.",
-        figures([ladder(of_case, styles) for of_case in ladders]),
-        _list([f"{'; '.join(names)} {reason}" for reason, names in reasons.items()]),
+        [ladder(of_case, styles) for of_case in ladders],
+        [f"{'; '.join(names)} {reason}" for reason, names in reasons.items()],
     )
 
 
 def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
     charts, lines = [], []
     for device, key in (("cpu", "ceilings"), ("cuda", "gpu_ceilings")):
-        ceilings = dict(record.get(key) or {})
-        cached = (ceilings.get("cached") or {}).items()
+        ceilings: Row = defaultdict(dict, record.get(key) or {})
+        cached = ceilings["cached"].items()
         ceilings["cached"] = {f"cache, {rate(int(size), 'B')}": value for size, value in cached}
         counted = [row for row in rows if row["speed"] and row["device"] == device]
         for operation in dict.fromkeys(row["operation"] for row in counted):
@@ -277,10 +233,10 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
             title = f"{operation}, {DEVICES[device]}"
             charts.append(roofline(title, of_one, counted, ceilings, styles))
         for kind, unit in (("bytes_per_s", "B/s"), ("cached", "B/s"), ("operations_per_s", "op/s")):
-            found = (ceilings.get(kind) or {}).items()
+            found = ceilings[kind].items()
             words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
             lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
-        left_out = (ceilings.get("left_out") or {}).items()
+        left_out = ceilings["left_out"].items()
         lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
@@ -291,7 +247,7 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
         words = "This record has no counts of bytes and operations."
     elif not lines:
         words += " This run did not measure the machine's ceilings."
-    return _section("Roofline", words, figures(charts), _list(lines))
+    return _charts("Roofline", words, charts, lines)
 
 
 def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, int]) -> Element:
@@ -313,7 +269,7 @@ def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, i
         lines.append(f"Break-even of {found['operation']}: {words}")
     words = "Time against size, both logarithmic; vertical lines span the 20th to 80th percentile."
     words = words if charts else "This run did not vary any size."
-    return _section("Scaling", words, figures(charts), _list(lines))
+    return _charts("Scaling", words, charts, lines)
 
 
 # ------------------------------------------------------------------------------------ table
@@ -324,40 +280,35 @@ def _table_section(rows: list[Row]) -> Element:
     columns += [name for name in OPTIONAL if any(cell(row, name)[0] for row in rows)]
     body = []
     for row in rows:
-        notes = [row["reason"]]
+        notes = [row["reason"]] if row["reason"] else []
         if row["extrapolated"]:
             notes.append(f"extrapolated from {row['measured_samples']} samples")
+        first = tag("td", row["case"]), tag("th", row["implementation"], scope="row")
         cells = [cell(row, name) for name in columns]
-        line = (
-            tag("td", row["case"]),
-            tag("th", row["implementation"], scope="row"),
-            tag("td", row["status"]),
-            [tag("td", text, class_="number", data_value=value) for text, value in cells],
-            tag("td", "; ".join(filter(None, notes))),
-        )
-        body.append(tag("tr", line))
+        numbers = [tag("td", text, class_="number", data_value=value) for text, value in cells]
+        body.append((first, tag("td", row["status"]), numbers, tag("td", "; ".join(notes))))
     head = (
         [tag("th", name, scope="col") for name in ("case", "implementation", "status")],
         [tag("th", name, scope="col", class_="number") for name in columns],
         tag("th", "note", scope="col"),
     )
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), id="table")
 
     def choice(key: str) -> Element:
         names = dict.fromkeys(row[key] for row in rows)
         options = tag("option", "all", value=""), [tag("option", name) for name in names]
         return tag("label", key.capitalize(), tag("select", options))
 
-    text = tag("label", "Text", tag("input", type="search"))
-    shown = tag("output", id="shown", role="status")
+    choices = [
+        tag("label", "Text", tag("input", type="search")),
+        *map(choice, ("case", "implementation")),
+        tag("output", id="shown", role="status"),
+    ]
     return _section(
         "Rows",
         "Everything that was run. Cold start is the first call, with compilation; transfer is what "
         "handing the arrays to the device takes. Neither is part of the median.",
-        tag(
-            "form", text, choice("case"), choice("implementation"), shown, id="controls", hidden=""
-        ),
-        tag("div", table, class_="box", tabindex=0, role="region", aria_label="All rows"),
+        tag("form", choices, id="controls", hidden=""),
+        boxed_table(head, body, "All rows", id="table"),
     )
 
 
@@ -378,7 +329,7 @@ def _in_words(value: Any, key: str = "") -> str:
 
 def _environment_section(record: dict[str, Any]) -> Element:
     facts = {key: record[key] for key in ("recorded", "dataset") if record.get(key)}
-    facts |= (record.get("environment") or {}) | (record.get("settings") or {})
+    facts |= record["environment"] | (record.get("settings") or {})
     pairs = [
         (tag("dt", key.removesuffix("_bytes").replace("_", " ")), tag("dd", _in_words(value, key)))
         for key, value in facts.items()

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from gpuclf.bench.report.table import format_number, format_ratio, format_share
 from gpuclf.files import format_seconds
 
-__all__ = ["COLUMNS", "Row", "cell", "duration", "figures", "ladder", "number", "rate"]
+__all__ = ["COLUMNS", "Row", "boxed_table", "cell", "duration", "ladder", "rate"]
 __all__ += ["roofline", "scaling", "tag"]
 
 Row = dict[str, Any]
-Styles = dict[str, int]
+Point = tuple[float, float]
+Mark = tuple[str, Point, str]  # of which implementation, where, and what it says when pointed at
+Styles = dict[str, int]  # a number for each implementation: its colour and shape
 
 COLOURS = 8  # as many as the style sheet has
 SHAPES = (
@@ -34,14 +37,9 @@ BAR, TIMED_PITCH, OTHER_PITCH = 13, 42, 27
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Element:
-    """Make an element; whatever text it is given is escaped when it is written.
+    """Make an element of elements, text (escaped when it is written), None and iterables of these.
 
-    Parameters
-    ----------
-    name : str
-    *children : Element, str, None or iterables of these
-    **attributes
-        Underscores become hyphens, one at the end is dropped; those that are None are left out.
+    Underscores in attributes become hyphens, one at the end is dropped; None leaves one out.
 
     Examples
     --------
@@ -83,17 +81,6 @@ def duration(seconds: float) -> str:
     return format_seconds(seconds).replace(" us", " µs")
 
 
-def number(value: float) -> str:
-    """Write three digits, or the whole number.
-
-    Examples
-    --------
-    >>> number(7.4), number(6014.8)
-    ('7.40', '6,015')
-    """
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}".rstrip(".")
-
-
 def rate(value: float, unit: str) -> str:
     """Write an amount with a fitting prefix.
 
@@ -104,16 +91,8 @@ def rate(value: float, unit: str) -> str:
     """
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
-            return f"{number(value / size)} {prefix}{unit}"
-    return f"{number(value)} {unit}"
-
-
-def _versus(ratio: float) -> str:
-    return f"{number(ratio)}x" if ratio >= 0.995 else f"1/{number(1 / ratio)}"
-
-
-def _share(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 5e-4 else "< 0.1%"
+            return f"{format_number(value / size)} {prefix}{unit}"
+    return f"{format_number(value)} {unit}"
 
 
 # What numeric columns are called, the field that they are sorted by, and how it is written.
@@ -121,15 +100,15 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "median": ("median_s", lambda row: duration(row["median_s"])),
     "p20..p80": ("p20_s", lambda row: f"{duration(row['p20_s'])}..{duration(row['p80_s'])}"),
     "n": ("n", lambda row: f"{row['n']:,}"),
-    "vs textbook": ("versus", lambda row: _versus(row["versus"])),
+    "vs textbook": ("versus", lambda row: format_ratio(row["versus"])),
     "floor": ("floor_s", lambda row: duration(row["floor_s"])),
-    "share of floor": ("share_of_floor", lambda row: _share(row["share_of_floor"])),
+    "share of floor": ("share_of_floor", lambda row: format_share(row["share_of_floor"])),
     "cold start": ("cold_s", lambda row: duration(row["cold_s"])),
     "transfer": ("transfer_s", lambda row: duration(row["transfer_s"])),
     "device time": ("device_median_s", lambda row: duration(row["device_median_s"])),
     "queued": ("queued_median_s", lambda row: duration(row["queued_median_s"])),
     "difference": ("error", lambda row: f"{row['error']:.1e}"),
-    "operations a byte": ("intensity", lambda row: number(row["intensity"])),
+    "operations a byte": ("intensity", lambda row: format_number(row["intensity"])),
     "speed": ("speed", lambda row: rate(row["speed"], "op/s")),
     "size": ("size", lambda row: f"{row['size']:,}"),
     "median a model": ("model_s", lambda row: duration(row["model_s"])),
@@ -143,15 +122,7 @@ def cell(row: Row, column: str) -> tuple[str, float | None]:
 
 
 class LogScale:
-    """Positions from 0 to 1 on a logarithmic axis.
-
-    Parameters
-    ----------
-    values : list of float
-        To be shown.
-    from_decade : bool
-        Begin at a power of ten, as bars must.
-    """
+    """Positions of values from 0 to 1 on a logarithmic axis; bars begin at a power of ten."""
 
     def __init__(self, values: list[float], from_decade: bool = False) -> None:
         low, high = math.log10(min(values)) - 0.1, math.log10(max(values)) + 0.1
@@ -212,9 +183,11 @@ def _colour(style: int) -> str:
     return f"s{style % COLOURS}"
 
 
-def figures(charts: list[Element]) -> Element | None:
-    """Lay charts out as a grid."""
-    return tag("div", charts, class_="charts") if charts else None
+def boxed_table(head: Any, body: list[Any], label: str, **attributes: Any) -> Element:
+    """Put cells into a table, and it into a box that scrolls where it is narrow."""
+    lines = tag("thead", tag("tr", head)), tag("tbody", [tag("tr", cells) for cells in body])
+    table = tag("table", lines, **attributes)
+    return tag("div", table, class_="box", tabindex=0, role="region", aria_label=label)
 
 
 def _figure(
@@ -233,11 +206,10 @@ def _figure(
     body = []
     for row in rows:
         numbers = [cell(row, column)[0] for column in columns]
-        line = row["implementation"], *numbers, row["status"], row["case"]
-        body.append(tag("tr", [tag("td", text) for text in line]))
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body))
-    box = tag("div", table, class_="box", tabindex=0, role="region", aria_label=f"{title}: numbers")
-    details = tag("details", tag("summary", "Numbers"), box)
+        words = row["implementation"], *numbers, row["status"], row["case"]
+        body.append([tag("td", text) for text in words])
+    table = boxed_table(head, body, f"{title}: numbers")
+    details = tag("details", tag("summary", "Numbers"), table)
     return tag("figure", tag("figcaption", tag("h3", title)), picture, details)
 
 
@@ -253,7 +225,7 @@ def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
     return drawn
 
 
-def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Element]:
+def _labels(points: dict[str, Point], styles: Styles) -> list[Element]:
     """Write names into the right margin, each led to from its point and clear of the others."""
     names = sorted(points, key=lambda name: points[name][1])
     wrapped = {name: textwrap.wrap(name, 16, max_lines=2, placeholder="…") for name in names}
@@ -273,24 +245,25 @@ def _labels(points: dict[str, tuple[float, float]], styles: Styles) -> list[Elem
     return drawn
 
 
+def _plot(
+    title: str, drawn: Any, marks: list[Mark], styles: Styles, rows: list[Row], columns: list[str]
+) -> Element:
+    """Put marks above what is drawn, and name each implementation at its last one."""
+    above = [_mark(*at, styles[name], words) for name, at, words in marks]
+    above += _labels({name: at for name, at, _ in marks}, styles)
+    return _figure(title, "plot", PLOT_HEIGHT + 40, (drawn, above), rows, columns)
+
+
 # ----------------------------------------------------------------------------------- charts
 
 
 def ladder(rows: list[Row], styles: Styles) -> Element:
-    """Draw the rows of one case as bars: median, p20 to p80, and each row's floor.
-
-    Parameters
-    ----------
-    rows : list of dict
-        Of one case.
-    styles : dict
-        A number for each implementation: its colour and shape.
-    """
+    """Draw the rows of one case as bars: median, p20 to p80, and each row's floor."""
     timed = [row for row in rows if row["timed"]]
     keys = ("median_s", "p20_s", "p80_s", "floor_s")
     scale = LogScale([row[k] for row in timed for k in keys if row[k]] or [1e-3], from_decade=True)
     bars: list[Element] = []
-    floors: dict[str, tuple[float, float]] = {}  # by label: position and top of the line
+    floors: dict[str, Point] = {}  # by label: position and top of the line
     y = 0.0
     for row in rows:
         name = row["implementation"]
@@ -333,30 +306,19 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
 def roofline(
     title: str, rows: list[Row], everything: list[Row], ceilings: Row, styles: Styles
 ) -> Element:
-    """Draw one operation's rows under a device's ceilings.
+    """Draw one operation's rows under a device's ceilings; `everything` shares the axes.
 
-    Parameters
-    ----------
-    title : str
-    rows : list of dict
-        Timed rows with counted work.
-    everything : list of dict
-        Those of all charts: they share their axes.
-    ceilings : dict
-        "bytes_per_s", "cached" and "operations_per_s": rates by name; any may lack.
-    styles : dict
+    The ceilings are rates by name: "bytes_per_s", "cached" and "operations_per_s"; any may lack.
     """
-    rates = (ceilings.get("bytes_per_s") or {}).items()
-    memory = {name: value for name, value in rates if not name.startswith("upload")}
-    caches = ceilings.get("cached") or {}
-    arithmetic = ceilings.get("operations_per_s") or {}
+    memory = {n: r for n, r in ceilings["bytes_per_s"].items() if not n.startswith("upload")}
+    caches, arithmetic = ceilings["cached"], ceilings["operations_per_s"]
     bandwidth, top = max(memory.values(), default=0), max(arithmetic.values(), default=0)
     ridge = [top / bandwidth] if bandwidth and top else []
     x = LogScale([row["intensity"] for row in everything] + ridge)
     y = LogScale([row["speed"] for row in everything] + list(arithmetic.values()))
     drawn = _axes(x, y, "op/s", "operations a byte")
 
-    def place(intensity: float, speed: float) -> tuple[float, float]:
+    def place(intensity: float, speed: float) -> Point:
         return x(intensity), PLOT_HEIGHT * (1 - y(speed))
 
     left, right = 10**x.low, 10**x.high
@@ -377,28 +339,16 @@ def roofline(
         drawn.append(_text(f"memory {rate(bandwidth, 'B/s')}", 0, -6, "strong", -54))
     if top:
         drawn.append(_text(f"arithmetic {rate(top, 'op/s')}", 1, -6, "strong end", 110))
-    best: dict[str, tuple[float, float]] = {}
+    marks = []
     for row in sorted(rows, key=lambda row: row["speed"]):
-        name, point = row["implementation"], place(row["intensity"], row["speed"])
-        best[name] = point
-        words = f"{name}: {row['case']}, {cell(row, 'speed')[0]}"
-        drawn.append(_mark(*point, styles[name], words))
+        words = f"{row['implementation']}: {row['case']}, {cell(row, 'speed')[0]}"
+        marks.append((row["implementation"], place(row["intensity"], row["speed"]), words))
     columns = ["operations a byte", "speed", "share of floor"]
-    drawn += _labels(best, styles)
-    return _figure(title, "plot", PLOT_HEIGHT + 40, drawn, rows, columns)
+    return _plot(title, drawn, marks, styles, rows, columns)
 
 
 def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element:
-    """Draw the time against a group's axis, one line for each implementation.
-
-    Parameters
-    ----------
-    rows : list of dict
-        Timed rows of one group and operation.
-    styles : dict
-    break_even : list of float
-        Sizes to be marked.
-    """
+    """Draw the time against a group's axis, one line for each implementation; mark break-even."""
     rows = sorted(rows, key=lambda row: row["size"])
     group = rows[0]["group"]
     shares = [row["models"] if group == "models" else 1 for row in rows]
@@ -412,8 +362,8 @@ def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element
     for size in break_even:
         drawn.append(_line(x(size), 0, x(size), PLOT_HEIGHT, "floor thin"))
         drawn.append(_text(f"break-even {size:,.0f}", x(size), -6, "strong middle"))
-    last: dict[str, tuple[float, float]] = {}
-    marks = []
+    last: dict[str, Point] = {}
+    marks: list[Mark] = []
     for row, three in zip(rows, times, strict=True):
         name, (low, middle, high) = row["implementation"], [PLOT_HEIGHT * (1 - y(s)) for s in three]
         at, curve = (x(row["size"]), middle), f"curve {_colour(styles[name])}"
@@ -421,12 +371,9 @@ def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element
         if name in last:
             drawn.append(_line(*last[name], *at, curve))
         last[name] = at
-        words = f"{name}, {row['size']:,} {group}: {duration(three[1])}"
-        marks.append(_mark(*at, styles[name], words))
-    columns = ["size", "median", "p20..p80", "n"]
-    what = "time"
+        marks.append((name, at, f"{name}, {row['size']:,} {group}: {duration(three[1])}"))
+    columns, what = ["size", "median", "p20..p80", "n"], "time"
     if group == "models":
-        what, columns = "time a model", [*columns, "median a model"]
-    inside = drawn, marks, _labels(last, styles)
+        columns, what = [*columns, "median a model"], "time a model"
     title = f"{rows[0]['operation']}: {what} against {group}"
-    return _figure(title, "plot", PLOT_HEIGHT + 40, inside, rows, columns)
+    return _plot(title, drawn, marks, styles, rows, columns)
