@@ -30,10 +30,10 @@ from .estimators import TwoLayerNetClassifier as TwoLayerNetClassifier
 from .gradcheck import grad_check as grad_check
 from .gradcheck import numeric_gradient as numeric_gradient
 from .image_features import extract_features as extract_features
+from .models.distances import pairwise_distances as pairwise_distances
 from .models.linear import softmax_loss_vectorized as softmax_loss_vectorized
 from .models.linear import svm_loss_vectorized as svm_loss_vectorized
 from .models.neighbors import knn_vote as knn_vote
-from .models.distances import pairwise_distances as pairwise_distances
 from .models.two_layer import two_layer_loss as two_layer_loss
 from .models.two_layer import two_layer_scores as two_layer_scores
 from .naive import softmax_loss_naive as softmax_loss_naive

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from cuda_on_cpu import ORDERS, CudaOnCpuError, hidden
 
-from gpuclf.backend import probe_cupy, to_device, to_host
+from gpuclf.arrays import to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
 from gpuclf.layers import apart, side_by_side
 from gpuclf.samples.standardized import Standardized

@@ -16,13 +16,14 @@ import pytest
 from tiny_cases import CEILINGS, OF_SOFTMAX, STEPS, make_inputs, tiny_case
 
 import gpuclf
-from gpuclf import backend
-from gpuclf.backend import CupyProbe
+from gpuclf import arrays
 from gpuclf.bench import Reference, device_cases, device_implementations, device_peers, run_case
 from gpuclf.bench.measure import devices, implementations, peers, roofline
 from gpuclf.bench.measure.agreement import on_host, share_of_allowed
 from gpuclf.bench.measure.devices import CudaDevice
 from gpuclf.bench.measure.roofline import measure_ceilings
+from gpuclf.devices import backends
+from gpuclf.devices.cupy import CupyProbe
 from gpuclf.dispatch import SEAMS, fusable
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.samples import streamed as streaming
@@ -63,7 +64,7 @@ def failing_after(n_calls, error):
 
 
 def test_every_row_computes_where_its_backend_is(strict):
-    elsewhere = backend.Backend("cupy", strict.xp, "in CuPy's place")
+    elsewhere = backends.Backend("cupy", strict.xp, "in CuPy's place")
     ((loss, grads),) = true_results(tiny_case())
     for prepare, options in (
         (implementations.gpuclf_floats, {}),
@@ -72,7 +73,7 @@ def test_every_row_computes_where_its_backend_is(strict):
         (implementations.gpuclf_bytes, {"uploads": "streamed"}),
     ):
         found_loss, found = prepare(tiny_case(), make_inputs(), elsewhere, **options)()
-        assert backend.array_namespace(found["W"]) is backend.array_namespace(strict.asarray([0]))
+        assert arrays.array_namespace(found["W"]) is arrays.array_namespace(strict.asarray([0]))
         assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
         np.testing.assert_allclose(np.asarray(found["W"]), grads["W"], rtol=1e-3, atol=1e-5)
 
@@ -184,9 +185,9 @@ def fake_cupy(monkeypatch):
         get_default_memory_pool=lambda: pool,
         get_default_pinned_memory_pool=lambda: pool,
     )
-    for module in (devices, implementations, backend, streaming):
+    for module in (devices, implementations, backends, streaming):
         monkeypatch.setattr(
-            module, "get_backend", lambda name="auto": backend.Backend("cupy", cupy, "pretended")
+            module, "get_backend", lambda name="auto": backends.Backend("cupy", cupy, "pretended")
         )
     return cupy
 

@@ -9,7 +9,6 @@ from test_estimators import KINDS, make_data, make_pixels
 
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.devices.cupy import product_precision
-from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models import SOFTMAX, linear, two_layer
 from gpuclf.models.linear import softmax_loss_vectorized, svm_loss_vectorized
 from gpuclf.models.two_layer import two_layer_loss, two_layer_scores

@@ -93,8 +93,7 @@ def test_the_bias_trick_is_the_bias_but_for_its_penalty(lib, models, prepare):
 
     reg = 0.1
     loss, grads = SOFTMAX.objective({"W": W, "b": b}, X, y, reg)
-    trick_loss, trick_grads = SOFTMAX.objective({"W": extended_W}, add_bias_column(X), y, reg
-    )
+    trick_loss, trick_grads = SOFTMAX.objective({"W": extended_W}, add_bias_column(X), y, reg)
     b = lib.to_numpy(b)
     np.testing.assert_allclose(
         lib.to_numpy(trick_loss), lib.to_numpy(loss) + reg * np.sum(b * b, axis=-1)

@@ -1,6 +1,5 @@
 """The spiral, and the case study of Stanford's CS231n that is told with it."""
 
-
 import numpy as np
 import pytest
 

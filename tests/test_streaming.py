@@ -18,7 +18,7 @@ from gpuclf import (
     two_layer_loss,
     two_layer_scores,
 )
-from gpuclf.backend import array_namespace, describe_location
+from gpuclf.arrays import array_namespace, describe_location
 from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import linear_scores
 from gpuclf.samples import streamed as streaming

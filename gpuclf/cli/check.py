@@ -35,7 +35,7 @@ def check(
     json: options.JsonOption = None,
 ) -> None:
     """Check every gradient, that of X included, against centred differences in float64."""
-    from gpuclf.backend import describe_location
+    from gpuclf.arrays import describe_location
     from gpuclf.models import MODELS, gradients
 
     output.prepare(json)
@@ -72,7 +72,7 @@ def _array_of(name: str) -> Any:
     """Return an array of the library that the options name."""
     import numpy as np
 
-    from gpuclf.backend import BackendUnavailableError, get_backend, to_device
+    from gpuclf.devices.backends import BackendUnavailableError, get_backend, to_device
 
     if name in ("torch", "array-api-strict"):
         try:

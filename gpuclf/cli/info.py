@@ -13,7 +13,7 @@ __all__ = ["info"]
 
 def info(json: JsonOption = None) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
-    from gpuclf.backend import environment
+    from gpuclf.devices.machine import environment
 
     output.prepare(json)
     found = environment()

@@ -15,7 +15,7 @@ __all__ = ["search_knn", "train_knn"]
 
 def train_knn(classifier: Any, dataset: Any, where: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Classify the test images by all training images; return the accuracy and the seconds."""
-    from gpuclf.backend import synchronize, to_device
+    from gpuclf.devices.backends import synchronize, to_device
 
     classifier.verbose = True
     classifier.fit(to_device(dataset.X_train, where), to_device(dataset.y_train, where))

@@ -89,12 +89,17 @@ def load_for(
     So many training images are seen by one call: "auto" leaves few of them to the CPU. All if 0;
     where it is None, the GPU is always better.
     """
-    from gpuclf.backend import get_backend
+    from gpuclf.bench.measure.break_even import measured_break_even
+    from gpuclf.devices.backends import get_backend
 
     where = get_backend(backend)  # better refused before the data are loaded
     dataset = load(data, data_dir, seed)
     if per_call is not None:
-        where = get_backend(backend, nbytes=dataset.X_train[: per_call or None].nbytes)
+        where = get_backend(
+            backend,
+            nbytes=dataset.X_train[: per_call or None].nbytes,
+            break_even=measured_break_even() if backend == "auto" else None,
+        )
     say(f"data: {dataset.source}")
     say(f"on: {where.name} ({where.reason})")
     return dataset, where
@@ -102,7 +107,7 @@ def load_for(
 
 def parts(dataset: Any, where: Any) -> dict[str, tuple[Any, Any]]:
     """Return images and labels to train on, to validate on and to test on, on the backend."""
-    from gpuclf.backend import to_device
+    from gpuclf.devices.backends import to_device
 
     n_train = len(dataset.X_train) - N_VALIDATION
     cut = {
@@ -166,7 +171,7 @@ def write(json: Path | None, content: dict[str, Any], *, names_machine: bool = F
     """
     if json is None:
         return
-    from gpuclf.backend import environment
+    from gpuclf.devices.machine import environment
     from gpuclf.files import write_json
 
     write_json(json, content if names_machine else content | {"environment": environment()})

@@ -169,7 +169,7 @@ def _train_and_test(
     model: str, best: Any, X: Any, y: Any, scored: dict[str, tuple[Any, Any]]
 ) -> tuple[dict[str, float], float]:
     """Return the accuracies, and the seconds of the training."""
-    from gpuclf.backend import synchronize
+    from gpuclf.devices.backends import synchronize
 
     n_epochs = getattr(best, "max_iter", None)
     with output.progress() as progress:

@@ -80,7 +80,7 @@ def _train_by_gradients(
     model: str, classifier: Any, parts: dict[str, tuple[Any, Any]]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train, showing each epoch; return the accuracy on each part and the seconds."""
-    from gpuclf.backend import synchronize
+    from gpuclf.devices.backends import synchronize
 
     with output.progress() as progress:
         task = progress.add_task(f"training {model}", total=classifier.max_iter)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuclf import backend
-from gpuclf.backend import Array, array_namespace
+from gpuclf import arrays
+from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices import cupy as cupy_device
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
@@ -77,7 +78,7 @@ def device_limits(x: Array) -> DeviceLimits:
     """Return the limits of the device that holds `x`, asked for once: CuPy asks for all at once."""
     number = int(x.device.id)
     if number not in _limits:
-        _limits[number] = DeviceLimits(*backend.cuda_device_limits(x))
+        _limits[number] = DeviceLimits(*cupy_device.cuda_device_limits(x))
     return _limits[number]
 
 
@@ -220,7 +221,7 @@ def recorded(like: Array, queue: Callable[[], None]) -> Callable[[], None] | Non
     callable or None
         None where launches cannot be recorded; call `queue` itself then.
     """
-    return backend.cuda_graph(like, queue) if backend.library_name(like) == "cupy" else None
+    return cupy_device.cuda_graph(like, queue) if arrays.library_name(like) == "cupy" else None
 
 
 def compiler_options(constants: Constants) -> tuple[str, ...]:
@@ -237,7 +238,7 @@ def build(file: str, name: str, constants: Constants) -> Launcher:
     """Return what launches a kernel. Tests without a GPU put a function of their own here."""
     source, headers = _source(file)
     # CuPy keeps binaries on disk by source and options; it does not look into included files.
-    return backend.cuda_launcher(source, name, (*compiler_options(constants), headers))
+    return cupy_device.cuda_launcher(source, name, (*compiler_options(constants), headers))
 
 
 def source_path(file: str) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuclf.arrays import array_namespace
 from gpuclf.augment import CIFAR_SHAPE, draw_flips, horizontal_flip
-from gpuclf.backend import array_namespace, to_device
+from gpuclf.devices.backends import to_device
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import VECTOR, ceil_div, contiguous
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, is_streamed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import VECTOR, ceil_div
 from gpuclf.kernels.linear_pass.single_on_gpu import single_pass

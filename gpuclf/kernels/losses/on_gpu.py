@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building.cuda import ceil_div, contiguous, empty, launch
 
 __all__ = ["fused_multiclass_hinge", "fused_softmax_cross_entropy"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpuclf.backend import array_namespace
+from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import MAX_ROWS, VECTOR, ceil_div
 from gpuclf.models.neighbors import PAIR_BYTES
