@@ -1,7 +1,7 @@
 """A device that does everything as late as the waits allow, and notices a wait that is missing.
 
-Stands in for gpuclf.devices.cupy.CupyTransfers. Arrays on it are NumPy arrays and computation happens
-at once; an upload happens only when something waits for it, and until then its target holds
+Stands in for gpuclf.devices.cupy.CupyTransfers. Arrays on it are NumPy arrays and computation
+happens at once; an upload happens only when something waits for it, and until then its target holds
 garbage. Memory has a history: an upload into memory that earlier computation may still use must
 have been told to wait for that computation.
 """

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import gpuclf.cli.output
 from gpuclf.cli import app
 from gpuclf.devices.cupy import CupyProbe
+from gpuclf.models import MODELS
 from gpuclf.models import gradients as model_gradients
-from gpuclf.models.gradients import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_every_gradient_passes_and_is_listed(tmp_path, arguments):
     found = json.loads(path.read_text())
     asked = [m for m in MODELS if arguments in ([], ["all"], [m])]
     assert [(row["model"], row["gradient"]) for row in found["rows"]] == [
-        (model, name) for model in asked for name in (*MODELS[model].shapes, "X")
+        (model, name) for model in asked for name in (*MODELS[model].axes, "X")
     ]
     assert found["passed"] is True
     assert found["settings"] == {"library": "numpy on cpu", "dtype": "float64", "seed": 0}

@@ -49,7 +49,7 @@ def check(
         for name in names:
             progress.update(task, description=f"checking {name}")
             found[name] = gradients.check_model(
-                gradients.MODELS[name], like=like, dtype=str(dtype), seed=seed
+                MODELS[name], like=like, dtype=str(dtype), seed=seed
             )
             progress.advance(task)
     passed = all(result.passed for of_model in found.values() for result in of_model.values())

@@ -80,7 +80,7 @@ class ByteBlock(RowBlock):
         self.samples, self.rows = samples, rows
 
     @cached_property
-    def floats(self) -> Any:  # type: ignore[override]  # noqa: D102 - described by the base class
+    def floats(self) -> Any:  # noqa: D102 - described by the base class
         return self.samples.rows(self.rows)
 
     def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class
