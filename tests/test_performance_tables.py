@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuclf.bench.report.records import read_record
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "performance_tables.py"
 
 
@@ -36,3 +38,17 @@ def test_fleets_without_one_model_alone_are_a_table_too(tables, monkeypatch):
     assert "| 4 | 250 us |" in tables["fleet_sizes"]({"cost_per_model": rows})
     alone = {"model": "softmax", "n_models": 1, "step_per_model_s": 1e-3}
     assert "| 4 | 250 us (4.00x) |" in tables["fleet_sizes"]({"cost_per_model": [alone, *rows]})
+
+
+def test_a_ladder_in_which_a_case_lacks_a_rung_is_a_table_too():
+    table = runpy.run_path(str(SCRIPT.parent / "draw_ladder.py"))["table"]
+    record = read_record(SCRIPT.parent / "results" / "ladder.json")
+    record["rows"] = rows = [row for row in record["rows"] if row["group"] == "ladder"][:2]
+    naive = {"implementation": "naive loops", "median_s": 3.55, "samples": 7}
+    rows.append(rows[1] | naive | {"case": "another"})
+    header, _, pure, textbook, loops = table(record).splitlines()[:5]
+    assert header == "|  | softmax, 50,000 | softmax, 7 |"
+    assert pure.startswith("| pure Python loops | about ")
+    assert pure.endswith(" samples | not measured |")
+    assert textbook.endswith(" | not measured |")
+    assert loops == "| naive loops | not measured | 3.55 s |"
