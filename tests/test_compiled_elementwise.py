@@ -151,7 +151,9 @@ def test_updates_with_a_factor_for_each_model(shape, dtype):
     assert compiled_elementwise.compiled_add_penalty_gradient(gradient, W, reg) is gradient
     np.testing.assert_allclose(gradient, expected, **close)
     np.testing.assert_allclose(
-        compiled_elementwise.compiled_penalty(W), (W.astype(float) ** 2).sum((1, 2)), rtol=1e-14
+        compiled_elementwise.compiled_penalties_of_models(W),
+        (W.astype(float) ** 2).sum((1, 2)),
+        rtol=1e-14,
     )
     for nesterov in (True, False):
         copies = [array.copy() for array in (value, gradient, velocity)]
@@ -166,7 +168,7 @@ def test_updates_with_a_factor_for_each_model(shape, dtype):
 
 def test_models_that_do_not_lie_side_by_side_are_declined():
     stack, rates = np.ones((4, 9, 3)), np.ones((4, 1, 1))
-    assert compiled_elementwise.compiled_penalty(stack) is NotImplemented
+    assert compiled_elementwise.compiled_penalties_of_models(stack) is NotImplemented
     declined = compiled_elementwise.compiled_momentum_step(stack, stack, stack, rates, rates, True)
     assert declined is NotImplemented
     np.testing.assert_array_equal(stack, 1)
