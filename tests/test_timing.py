@@ -1,10 +1,12 @@
 """The one timer: what is checked, timed, judged, and what becomes of what goes wrong."""
 
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -313,6 +315,17 @@ def test_what_compiles_is_prepared_last_and_has_a_limit_of_its_own(made_up):
     assert [peer.name for peer in device_peers() if peer.compiles] == ["PyTorch compiled"]
     (row,) = run_case(tiny_case(), [slow], prepare_limit_s=0.3, ceilings={})
     assert row.status == "unavailable"
+
+
+def test_the_time_limit_waits_while_numba_compiles(monkeypatch):
+    # An exception in the middle of compiling would leave LLVM's lock held for ever.
+    left = [True, True, False]
+    lock = SimpleNamespace(is_locked=lambda: left.pop(0))
+    module = SimpleNamespace(global_compiler_lock=lock)
+    monkeypatch.setitem(sys.modules, "numba.core.compiler_lock", module)
+    with pytest.raises(TimeLimitError), time_limit(0.001):
+        time.sleep(60)  # ended by the signal
+    assert left == []
 
 
 def test_the_time_limit_passes_through_a_librarys_net_and_ends_with_its_block():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +48,11 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def interrupt(*_: object) -> None:
+        compiler: Any = sys.modules.get("numba.core.compiler_lock")
+        if compiler is not None and compiler.global_compiler_lock.is_locked():
+            # An exception in the middle of compiling would leave LLVM's lock held for ever.
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
         raise TimeLimitError(f"took longer than {seconds:g} s")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
