@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from gpuclf.arrays import library_name
 
-__all__ = ["SEAMS", "Fusable", "fusable"]
+__all__ = ["SEAMS", "Fusable", "fusable", "machine_code_of"]
 
 Function = Callable[..., Any]
 SEAMS: dict[str, Fusable] = {}  # every function that something may replace, by its name
@@ -103,6 +103,15 @@ def fusable(
         return function
 
     return decorate
+
+
+def machine_code_of(function: Function) -> str | None:
+    """Return the name under which kernels hold a data loss, None if they do not.
+
+    What wraps one of theirs has its attributes (:func:`functools.wraps`), and is another loss.
+    """
+    known: str | None = getattr(function, "machine_code", None)
+    return known if SEAMS.get(getattr(function, "__name__", "")) is function else None
 
 
 def _imported(name: str) -> Function:

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import inspect
 
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 
 from gpuclf import dispatch, layers
-from gpuclf.dispatch import SEAMS, fusable
+from gpuclf.dispatch import SEAMS, fusable, machine_code_of
+from gpuclf.losses import softmax_cross_entropy
 
 
 @pytest.fixture
@@ -144,3 +146,15 @@ def test_every_replacement_takes_what_its_body_takes(seam, name):
     assert len(positional[0]) >= len(positional[1])
     for shared in kernel.keys() & body.keys():
         assert kernel[shared].default == body[shared].default
+
+
+def test_a_loss_that_wraps_one_is_not_taken_for_it():
+    @functools.wraps(softmax_cross_entropy)
+    def doubled(*args):
+        loss, dscores = softmax_cross_entropy(*args)
+        return 2 * loss, 2 * dscores
+
+    assert machine_code_of(softmax_cross_entropy) == "softmax_cross_entropy"
+    assert doubled.machine_code == "softmax_cross_entropy"
+    assert machine_code_of(doubled) is None
+    assert machine_code_of(lambda *args: None) is None

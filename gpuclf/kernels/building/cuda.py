@@ -21,6 +21,7 @@ import numpy as np
 from gpuclf import arrays
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices import cupy as cupy_device
+from gpuclf.dispatch import machine_code_of
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
@@ -196,7 +197,7 @@ def mean_and_scale(samples: FoldedSamples) -> tuple[Array | None, Array | None]:
 def hinge_macro(data_loss: Any) -> int | None:
     """Return what HINGE is to be for a data loss, or None if kernels do not hold it."""
     known = {"softmax_cross_entropy": 0, "multiclass_hinge": 1}
-    return known.get(getattr(data_loss, "machine_code", None) or "")
+    return known.get(machine_code_of(data_loss) or "")
 
 
 def address(x: Array) -> int:

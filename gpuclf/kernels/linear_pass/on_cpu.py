@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuclf.devices.cpu import cpu_workers
+from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
 from gpuclf.samples.walk import sum_over_row_blocks
@@ -62,7 +63,7 @@ def compiled_linear_pass(
         or not numba_is_usable()
     ):
         return NotImplemented
-    known = getattr(data_loss, "machine_code", None)
+    known = machine_code_of(data_loss)
     hinge = known == "multiclass_hinge"
     if known is not None:
         of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
