@@ -138,7 +138,7 @@ def _three_epochs(function, p, model, augment):
 
 KERNEL_RUNS = {  # by name, because not every library needs all of them
     "block_type": _blocks,
-    "penalty": lambda f, p: f(p.W),
+    "penalties_of_models": lambda f, p: f(p.W[None, ...]),
     "fold_into": lambda f, p: f(p.W, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
     "unfold_from": lambda f, p: f(p.W, p.b, p.put(np.linspace(-1, 2, p.size[1])), p.X[0][:, None]),
     "standardized_rows": lambda f, p: f(p.pixels, p.X[0], p.X[0]),

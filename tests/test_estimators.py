@@ -578,13 +578,13 @@ def test_another_random_state_gives_another_model(kind):
 
 def masks_of(monkeypatch, dropout, **options):
     masks = []
-    objective = gpuclf.models.two_layer.two_layer_objective
+    two_layer_pass = gpuclf.models.two_layer.two_layer_pass
 
-    def spy(params, X, y, reg, weights, mask=None, **options):
-        masks.append(mask)
-        return objective(params, X, y, reg, weights, mask, **options)
+    def spy(*args):
+        masks.append(args[8])
+        return two_layer_pass(*args)
 
-    monkeypatch.setattr(gpuclf.models.two_layer, "two_layer_objective", spy)
+    monkeypatch.setattr(gpuclf.models.two_layer, "two_layer_pass", spy)
     X, y = make_data()
     classifier = KINDS["two-layer"](dropout=dropout, hidden_size=64, **options).fit(X, y)
     return classifier, masks

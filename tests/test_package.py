@@ -133,7 +133,7 @@ def test_type_checkers_know_the_names(tmp_path):
         [sys.executable, "-m", "mypy", script], cwd=PACKAGE.parent, capture_output=True, text=True
     )
     classifier, name, typo, _ = run.stdout.splitlines()
-    assert 'Revealed type is "gpuclf.estimators.softmax.SoftmaxClassifier"' in classifier
+    assert 'Revealed type is "gpuclf.estimators.linear.SoftmaxClassifier"' in classifier
     assert 'Revealed type is "str"' in name.replace("builtins.", "")
     assert 'error: Module has no attribute "typo"' in typo
 

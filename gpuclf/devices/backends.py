@@ -118,9 +118,10 @@ def to_device(x: Any, backend: str | Backend = "auto", *, like: Array = None) ->
     if like is not None:
         xp, device = library_of(like), device_of(like)
         return map_arrays(x, lambda a: _put_like(a, xp, device))
-    if get_backend(backend).name == "numpy":
+    target = get_backend(backend)
+    if target.name == "numpy":
         return to_host(x)
-    return map_arrays(x, cupy_device.upload)
+    return map_arrays(x, lambda a: cupy_device.upload(a, target.xp))
 
 
 def _put_like(a: Array, xp: ModuleType, device: Any) -> Array:
@@ -131,7 +132,7 @@ def _put_like(a: Array, xp: ModuleType, device: Any) -> Array:
         return host
     if xp.__name__.rpartition(".")[2] == "cupy":
         with device:
-            return cupy_device.upload(host)
+            return cupy_device.upload(host, sys.modules["cupy"])
     return xp.asarray(host, device=device)
 
 

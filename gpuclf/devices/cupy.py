@@ -142,10 +142,8 @@ def describe_gpu() -> dict[str, Any]:
     }
 
 
-def upload(a: Array) -> Array:
+def upload(a: Array, cupy: ModuleType) -> Array:
     """Copy an array to CuPy's current device; long ones in pieces, through page-locked memory."""
-    import cupy
-
     try:
         if isinstance(a, np.ndarray) and a.ndim and a.nbytes > PIECE_BYTES and a.dtype.isnative:
             return upload_in_pieces(a, CupyTransfers())
