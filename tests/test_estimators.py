@@ -976,3 +976,15 @@ def test_lbfgs_refuses_a_loss_of_one_s_own_that_has_kinks():
 
     with pytest.raises(ValueError, match="use SGD"):
         Kinked(solver="lbfgs").fit(*make_data())
+
+
+def test_a_net_of_ones_own_keeps_its_hyper_parameters():
+    class HingeNet(gpuclf.TwoLayerNetClassifier):
+        net = gpuclf.models.TwoLayerNet("hinge net", gpuclf.losses.multiclass_hinge)
+
+    X, y = make_data()
+    fitted = HingeNet(hidden_size=7, max_iter=1, random_state=0).fit(X, y)
+    assert fitted.params_["W1"].shape[1] == 7
+    assert not hasattr(fitted, "predict_proba")
+    with pytest.raises(TypeError, match="call it net instead"):
+        type("Wrong", (gpuclf.TwoLayerNetClassifier,), {"model": HingeNet.net})

@@ -9,7 +9,8 @@ from gpuclf import (
     two_layer_loss,
 )
 from gpuclf.arrays import array_namespace
-from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER
+from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER, LinearModel
 from gpuclf.models import gradients as gradients_module
 from gpuclf.models.gradients import all_gradients, check_model
 
@@ -429,3 +430,11 @@ def test_nothing_passes_where_most_could_not_be_judged():
     assert str(found).startswith("failed: only 2 of 5 could be judged")
     assert "smaller h" in str(found)
     assert grad_check(sum_of_relu, x[1:], np.array([0.0, 0, 1, 1])).passed
+
+
+def test_a_loss_that_ignores_its_weights_is_refused():
+    def unweighted(scores, labels, sample_weight=None):
+        return softmax_cross_entropy(scores, labels)
+
+    with pytest.raises(ValueError, match="must multiply each sample's loss by its weight"):
+        check_model(LinearModel("unweighted", unweighted), like=np.zeros(1))

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from gpuclf.estimators.gradient_classifier import GradientClassifier
-from gpuclf.models import TWO_LAYER, Model
+from gpuclf.models import TWO_LAYER, Model, TwoLayerNet
 
 __all__ = ["TwoLayerNetClassifier"]
 
@@ -117,10 +117,19 @@ class TwoLayerNetClassifier(GradientClassifier):
         self.n_iter_no_change = n_iter_no_change
         self.validation_fraction = validation_fraction
 
+    net: TwoLayerNet = TWO_LAYER  # a subclass gives its own, for another loss
+
     @property
     def model(self) -> Model:  # type: ignore[override]
         """The net of these hyper-parameters."""
-        return replace(TWO_LAYER, hidden_size=self.hidden_size, dropout=self.dropout)
+        return replace(self.net, hidden_size=self.hidden_size, dropout=self.dropout)
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if isinstance(cls.__dict__.get("model"), TwoLayerNet):
+            raise TypeError(
+                f"{cls.__name__}.model would hide hidden_size and dropout: call it net instead"
+            )
 
     def check_hyperparameters(self) -> None:  # noqa: D102 - the base class's
         super().check_hyperparameters()

@@ -1,5 +1,6 @@
 """The models as values (:class:`Model`), and the functions that they are made of."""
 
+from gpuclf.models.gradients import check_model
 from gpuclf.models.linear import SOFTMAX, SVM, LinearModel
 from gpuclf.models.model import DataLoss, Model, Params
 from gpuclf.models.two_layer import TWO_LAYER, TwoLayerNet
@@ -14,6 +15,7 @@ __all__ = [
     "Model",
     "Params",
     "TwoLayerNet",
+    "check_model",
 ]
 
 MODELS = {model.name: model for model in (SOFTMAX, SVM, TWO_LAYER)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpuclf.arrays import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.gradcheck import GradCheck, grad_check
 from gpuclf.models.model import Model
@@ -55,6 +55,12 @@ def check_model(
     dict of GradCheck
         One for each parameter and for "X".
 
+    Raises
+    ------
+    ValueError
+        If the data loss of all samples is not the sum of those of parts, with the same weights:
+        passes call it for blocks of samples.
+
     Examples
     --------
     >>> from gpuclf.models import SOFTMAX
@@ -68,6 +74,7 @@ def check_model(
     y = to_device(rng.integers(SIZES["C"], size=SIZES["N"]), like=like)
     point: dict[str, Array] = to_device(host, like=like)
     wide = {k: array_namespace(v).astype(v, array_namespace(v).float64) for k, v in point.items()}
+    _refuse_other_sums(model, point, y)
     _, grads = all_gradients(model, point, y, REG)
 
     def check(name: str) -> GradCheck:
@@ -77,3 +84,22 @@ def check_model(
         return grad_check(loss, point[name], grads[name], rtol=RTOL[dtype])
 
     return {name: check(name) for name in point}
+
+
+def _refuse_other_sums(model: Model, point: dict[str, Array], y: Array) -> None:
+    """Raise if the data loss does not multiply each sample's loss by its weight."""
+    xp, n_samples = array_namespace(y), int(y.shape[0])
+    params = {name: point[name] for name in model.axes}
+    scores = model.scores(params, point["X"], precision="float32")
+    weights = xp.full((n_samples,), 1 / n_samples, dtype=scores.dtype, device=scores.device)
+    cut = n_samples // 3
+    parts = (slice(0, cut), slice(cut, n_samples))
+    whole, _ = model.data_loss(scores, y, None)
+    of_parts = [model.data_loss(scores[rows, :], y[rows], weights[rows])[0] for rows in parts]
+    found, wanted = float(to_host(of_parts[0] + of_parts[1])), float(to_host(whole))
+    if not abs(found - wanted) <= 1e-5 * abs(wanted):
+        raise ValueError(
+            f"the data loss of {model.name!r} must multiply each sample's loss by its weight (1/N "
+            f"where sample_weight is None) and add them up: two parts give {found:g}, all "
+            f"{wanted:g}"
+        )

@@ -8,8 +8,9 @@ standardised floats are converted into a buffer of sixteen rows.
 A data loss that is not in machine code stays in Python: it is called for a stretch of rows between
 the two compiled products, so X is read twice.
 
-Declines where the shared body is as good or better: little work, few features, wide W, several
-models, samples that are not one contiguous matrix.
+Declines what the shared body does better: little work, few features, wide W, several models,
+samples that are not one contiguous matrix. On processors without AVX-512 a mini-batch, which one
+thread walks here, would be faster in the body, where BLAS has all of them.
 """
 
 from __future__ import annotations
