@@ -43,7 +43,8 @@ def test_fleets_without_one_model_alone_are_a_table_too(tables, monkeypatch):
 def test_a_ladder_in_which_a_case_lacks_a_rung_is_a_table_too():
     table = runpy.run_path(str(SCRIPT.parent / "draw_ladder.py"))["table"]
     record = read_record(SCRIPT.parent / "results" / "ladder.json")
-    record["rows"] = rows = [row for row in record["rows"] if row["group"] == "ladder"][:2]
+    known = {row["implementation"]: row for row in reversed(record["rows"])}  # the first of each
+    record["rows"] = rows = [known[name] for name in ("pure Python loops", "textbook NumPy")]
     naive = {"implementation": "naive loops", "median_s": 3.55, "samples": 7}
     rows.append(rows[1] | naive | {"case": "another"})
     header, _, pure, textbook, loops = table(record).splitlines()[:5]
