@@ -113,7 +113,7 @@ class FoldedSamples:
         """
         bits = array_namespace(self.stored).finfo(self._dtype).bits
         # Twice, because a standardised row is written out once more.
-        bytes_per_row = 2 * (self.n_features + 3 * width) * bits // 8
+        bytes_per_row = 2 * self.floats_per_row(width) * bits // 8
         found: Result = self.stored.over_blocks(
             lambda blocks: work((rows, self._part(X)) for rows, X in blocks), bytes_per_row
         )
@@ -125,6 +125,10 @@ class FoldedSamples:
         if self.standardized is not None:
             part.standardized = self.standardized.with_samples(X)
         return part
+
+    def floats_per_row(self, width: int) -> int:
+        """Return how many numbers a row takes while it is worked on: its own, and of its scores."""
+        return self.n_features + 3 * width
 
     @property
     def are_converted(self) -> bool:

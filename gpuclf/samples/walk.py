@@ -143,7 +143,6 @@ def sum_over_samples(
     sequence of array
         One sum for each array that `of_block` returns.
     """
-    n_samples, floats_per_row = samples.n_samples, samples.n_features + 3 * width
     if samples.are_streamed:
 
         def walked(part: FoldedSamples, rows: slice) -> Sequence[Array]:
@@ -156,7 +155,7 @@ def sum_over_samples(
         return samples.over_uploads(
             lambda parts: _sum_in_order(sums(part, rows) for rows, part in parts), width
         )
-    step = block_rows(like, n_samples, floats_per_row, converted=samples.are_converted)
+    n_samples, step = samples.n_samples, _block_rows_of(samples, like, width)
     if step >= n_samples:
         whole = slice(0, n_samples)
         try:
@@ -181,9 +180,13 @@ def concat_over_samples(
             ),
             width,
         )
-    n_samples, floats_per_row = samples.n_samples, samples.n_features + 3 * width
-    step = block_rows(like, n_samples, floats_per_row, converted=samples.are_converted)
-    return concat_row_blocks(lambda rows: of_block(samples.block(rows)), n_samples, step)
+    step = _block_rows_of(samples, like, width)
+    return concat_row_blocks(lambda rows: of_block(samples.block(rows)), samples.n_samples, step)
+
+
+def _block_rows_of(samples: FoldedSamples, like: Array, width: int) -> int:
+    floats_per_row = samples.floats_per_row(width)
+    return block_rows(like, samples.n_samples, floats_per_row, converted=samples.are_converted)
 
 
 def sum_over_row_blocks(
