@@ -6,7 +6,6 @@ Every function takes leading model axes: X (N, D) or (..., N, D), W (..., D, M),
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gpuclf.arrays import Array, array_namespace
 
@@ -67,9 +66,8 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     >>> dX.shape, dW.shape, db
     ((3, 4), (4, 2), array([3., 3.]))
     """
-    xp = array_namespace(dY=dY, X=X, W=W)
     dW, db = affine_backward_params(dY, X)
-    return dY @ _transposed(W, xp), dW, db
+    return dY @ _transposed(W), dW, db
 
 
 def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
@@ -86,11 +84,11 @@ def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
     db : array of shape (..., M)
     """
     xp = array_namespace(dY=dY, X=X)
-    return _transposed(X, xp) @ dY, xp.sum(dY, axis=-2)
+    return _transposed(X) @ dY, xp.sum(dY, axis=-2)
 
 
-def _transposed(X: Array, xp: Any) -> Array:
-    return X.T if X.ndim == 2 else xp.matrix_transpose(X)
+def _transposed(X: Array) -> Array:
+    return X.T if X.ndim == 2 else array_namespace(X).matrix_transpose(X)
 
 
 def relu(Z: Array) -> Array:

@@ -22,7 +22,6 @@ __all__ = [
     "check_finite",
     "check_label_count",
     "check_labels",
-    "check_parameter",
     "check_params",
     "check_penalty",
     "check_precision",
@@ -103,12 +102,17 @@ def check_params(
             f"params must hold {', '.join(shapes[:-1])} and {shapes[-1]}; missing: "
             f"{', '.join(missing)}"
         )
-    xp, _, n_features = check_samples(X)
+    _, _, n_features = check_samples(X)
     given = {name: params[name] for name in axes if name in params}
+    for name, value in given.items():
+        if value is None:
+            _refuse_none(name)
+    stored = X.X if isinstance(X, Standardized) else X
+    xp = array_namespace(X=stored, **given)
     sizes, dtype, model_axes = {"D": n_features}, None, set()
     for name, value in given.items():
         of = axes[name]
-        found = check_parameter(name, value, X, tuple(map(sizes.get, of, [-1] * len(of))))
+        found = _check_parameter(xp, name, value, stored, tuple(map(sizes.get, of, [-1] * len(of))))
         dtype = found if dtype is None or dtype == found else xp.result_type(dtype, found)
         sizes.update(zip(of, value.shape[-len(of) :], strict=True))
         model_axes.add(tuple(value.shape[: -len(of)]))
@@ -122,23 +126,10 @@ def check_params(
     return given, int(sizes["C"])
 
 
-def check_parameter(
-    name: str, value: Array, X: Array | Standardized, shape: tuple[int, ...]
+def _check_parameter(
+    xp: Any, name: str, value: Array, stored: Array, shape: tuple[int, ...]
 ) -> Any:
-    """Check a parameter against the samples; return the dtype to compute in.
-
-    Parameters
-    ----------
-    name : str
-    value : array
-    X : array or Standardized
-    shape : tuple of int
-        Expected trailing shape; -1 stands for any size of at least 1.
-    """
-    stored = X.X if isinstance(X, Standardized) else X
-    if value is None:
-        _refuse_none(name, value)
-    xp = array_namespace(**{"X": stored, name: value})
+    """Check one parameter, with -1 for sizes yet unknown; return the dtype to compute in."""
     floats = _accepted(xp, "float32", "float64")
     if value.dtype not in floats:
         raise TypeError(
@@ -182,7 +173,8 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
     if isinstance(y, list | tuple | range):
         xp = array_namespace(stored)
         y = xp.asarray(np.asarray(y), device=stored.device)
-    _refuse_none("y", y)
+    if y is None:
+        _refuse_none("y")
     xp = array_namespace(X=stored, y=y)
     check_label_count(y, int(stored.shape[0]))
     if not (y.dtype.kind in "iu" if xp is np else xp.isdtype(y.dtype, "integral")):
@@ -190,7 +182,7 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
             f"labels must be integers 0..{n_classes - 1}, got {y.dtype}; convert them with "
             "y.astype(int), or number them with numpy.unique(y, return_inverse=True)"
         )
-    if values_are_on_host(y) and (y.min() < 0 or y.max() >= n_classes):
+    if values_are_on_host(y) and not 0 <= np.minimum.reduce(y) <= np.maximum.reduce(y) < n_classes:
         wrong = np.flatnonzero((y < 0) | (y >= n_classes))
         raise ValueError(
             f"labels must be in 0..{n_classes - 1} (W has {n_classes} columns), got "
@@ -223,14 +215,14 @@ def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: A
     return xp.astype(weights / total, dtype)
 
 
-def _refuse_none(name: str, value: Array) -> None:
-    if value is None:
-        raise TypeError(f"expected an array for {name}, got None")
+def _refuse_none(name: str) -> None:
+    raise TypeError(f"expected an array for {name}, got None")
 
 
 def check_penalty(reg: float) -> None:
     """Check the factor of the penalty."""
-    if not isinstance(reg, Real) or not 0 <= reg < math.inf:
+    # A float is found at once; asking the abstract class takes two calls.
+    if not isinstance(reg, (float, Real)) or not 0 <= reg < math.inf:
         raise ValueError(f"reg must be a finite number, at least 0, got {reg!r}")
 
 
@@ -267,7 +259,10 @@ def check_result(
     A NaN or an infinity anywhere in the inputs reaches the loss or, where ReLU stops it on the
     way, the gradient of the first layer; looking at those saves a pass over X.
     """
-    if not values_are_on_host(loss) or np.isfinite(loss + gradient.sum()).all():
+    if not values_are_on_host(loss):
+        return
+    total = loss + gradient.sum()
+    if np.isfinite(total).all() if total.ndim else math.isfinite(total):
         return
     stored = X.X if isinstance(X, Standardized) else X
     for name, value in {"X": stored, **parameters}.items():

@@ -26,6 +26,7 @@ TOLERANCES = {np.float32: 5e-6, np.float64: 1e-13}
 def nothing_is_too_small(monkeypatch):
     monkeypatch.setattr(compiled_linear, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(compiled_linear, "MIN_FEATURES", 1)
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 0)
 
 
 def samples(kind, n, d, dtype, rng):
@@ -268,6 +269,21 @@ def test_declines_what_is_too_small(monkeypatch, limit):
     assert compiled_linear_pass(**arguments()) is not NotImplemented
     monkeypatch.setattr(compiled_linear, limit, size + 1)
     assert compiled_linear_pass(**arguments()) is NotImplemented
+
+
+@pytest.mark.parametrize("kind", ["floats", "standardized bytes"])
+@pytest.mark.parametrize(("vector_bytes", "cores"), [(32, 2), (32, 1), (64, 2)])
+def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(
+    monkeypatch, kind, vector_bytes, cores
+):
+    from gpuclf.kernels.linear_pass import loops
+
+    monkeypatch.setattr(loops, "VECTOR_BYTES", vector_bytes)
+    monkeypatch.setattr(compiled_linear, "cpu_workers", lambda: cores)
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 170)
+    blas_is_faster = kind == "floats" and (vector_bytes, cores) == (32, 2)
+    assert (compiled_linear_pass(**arguments(170, kind=kind)) is NotImplemented) == blas_is_faster
+    assert compiled_linear_pass(**arguments(171, kind=kind)) is not NotImplemented
 
 
 def test_declines_without_numba(monkeypatch):

@@ -182,7 +182,7 @@ def penalty(W: Array) -> Array:
         return penalties_of_models(W)
     xp = array_namespace(W)
     flat = xp.reshape(W, (-1,))
-    return xp.astype(flat @ flat, xp.float64)
+    return xp.asarray(flat @ flat, dtype=xp.float64)
 
 
 @fusable(numpy="elementwise.on_cpu:compiled_penalties_of_models")

@@ -56,7 +56,6 @@ def two_layer_pass(
     dW1, db1, dW2, db2 : array
     """
     wide_W1, wide_b1, models = wide_parameters(W1, b1)
-    xp = array_namespace(W2)
     weights = mean_weights(sample_weight, samples.n_samples, W2, models)
     folded = samples.fold(wide_W1, wide_b1)
 
@@ -75,7 +74,7 @@ def two_layer_pass(
         loss, dW1, db1, dW2, db2 = sum_over_samples(of_block, samples, W1, int(wide_W1.shape[-1]))
         loss = loss + reg * (penalty(W1) + penalty(W2))
     dW1 = add_penalty_gradient(apart(samples.unfold(dW1, db1), models), W1, reg)
-    db1 = xp.reshape(db1, b1.shape) if models else db1
+    db1 = array_namespace(b1).reshape(db1, b1.shape) if models else db1
     return loss, dW1, db1, add_penalty_gradient(dW2, W2, reg), db2
 
 

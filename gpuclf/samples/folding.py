@@ -70,7 +70,7 @@ class FoldedSamples:
         self.standardized = X if isinstance(X, Standardized) else None
         self.stored = X.X if isinstance(X, Standardized) else X
         self._dtype = dtype
-        self.n_samples, self.n_features = (int(n) for n in self.stored.shape)
+        self.n_samples, self.n_features = map(int, self.stored.shape)
         xp = array_namespace(self.stored)
         is_bytes = self.stored.dtype == xp.uint8
         self.are_streamed = isinstance(self.stored, Streamed)

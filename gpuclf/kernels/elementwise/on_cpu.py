@@ -28,8 +28,8 @@ MIN_ITEMS = 16_384  # below, NumPy is done before numba is imported for the firs
 def _are_worth_it(*arrays: Any) -> bool:
     return (
         arrays[0].size >= MIN_ITEMS
-        and all(array.flags.c_contiguous for array in arrays)
         and numba_is_usable()
+        and all(array.flags.c_contiguous for array in arrays)
     )
 
 

@@ -14,6 +14,9 @@ __all__ = [
     "class_major_softmax_cross_entropy",
 ]
 
+# The methods of arrays call these through two functions in Python, as long as a mini-batch takes.
+smallest, largest, added = np.minimum.reduce, np.maximum.reduce, np.add.reduce
+
 
 def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
     """Return the scores (C, K N), and labels and weights for them.
@@ -26,8 +29,8 @@ def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
         len(models) <= 1
         and labels.shape == (n_samples,)
         and labels.dtype.kind in "iu"
-        and labels.min() >= 0
-        and labels.max() < n_classes
+        and smallest(labels) >= 0
+        and largest(labels) < n_classes
         and weights.shape in ((), (n_samples,), scores.shape[:-1])
         and weights.dtype == scores.dtype
     )
@@ -43,7 +46,7 @@ def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
 def _of_models(losses: Any, dscores: Any, like: Any) -> Any:
     """Return the sums of weighted losses, and the gradient in the shape of the scores."""
     if like.ndim == 2:
-        return losses.sum(dtype=np.float64), dscores.T
+        return added(losses, dtype=np.float64), dscores.T
     loss = losses.reshape(like.shape[:-1]).sum(axis=-1, dtype=np.float64)
     return loss, np.moveaxis(dscores.reshape(-1, *like.shape[:-1]), 0, -1)
 
@@ -55,10 +58,10 @@ def class_major_softmax_cross_entropy(logits: Any, labels: Any, sample_weight: A
         return NotImplemented
     probs, labels, weights = class_major
     own_class = labels, np.arange(len(labels))
-    probs -= probs.max(axis=0)
+    probs -= largest(probs)
     losses = -probs[own_class]
     np.exp(probs, out=probs)
-    normaliser = probs.sum(axis=0)
+    normaliser = added(probs)
     losses += np.log(normaliser)
     probs *= weights / normaliser
     probs[own_class] -= weights
