@@ -15,7 +15,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.arrays import array_namespace, to_host
-from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
+from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
@@ -441,16 +441,9 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
 def _check_lengths(X: Any, **others: Any) -> None:
     if others["y"] is None:
         raise ValueError("FleetSearchCV requires y to be passed, but the target y is None")
-    n_samples = _length(X)
     for name, values in others.items():
-        if values is not None and _length(values) != n_samples:
+        if values is not None and count_samples(values) != count_samples(X):
             raise ValueError(
-                f"X has {n_samples} samples, but {name} has length {_length(values)}: pass one "
-                "value for each sample"
+                f"X has {count_samples(X)} samples, but {name} has length {count_samples(values)}: "
+                "pass one value for each sample"
             )
-
-
-def _length(values: Any) -> int:
-    # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
-    shape = getattr(values, "shape", None)
-    return int(shape[0]) if shape else len(values)
