@@ -420,22 +420,15 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         unscored = [error for error in score_errors if error is not None]
         if self.error_score == "raise" and (failures or unscored):
             raise (failures + unscored)[0]
+        of_all, score = f"of {len(errors)} fits", f"their score is error_score={self.error_score}"
         if unscored:
-            warnings.warn(
-                f"scoring failed for {len(unscored)} of {len(errors)} fits, the first: "
-                f"{unscored[0]!r}; their score is error_score={self.error_score}",
-                stacklevel=3,
-            )
-        if not failures:
-            return
-        message = f"{len(failures)} of {len(errors)} fits failed, the first: {failures[0]}"
-        if len(failures) == len(errors):
-            raise ValueError(message) from failures[0]
-        warnings.warn(
-            f"{message}; their score is error_score={self.error_score}",
-            FitFailedWarning,
-            stacklevel=3,
-        )
+            first = f"scoring failed for {len(unscored)} {of_all}, the first: {unscored[0]!r}"
+            warnings.warn(f"{first}; {score}", stacklevel=3)
+        if failures:
+            first = f"{len(failures)} {of_all} failed, the first: {failures[0]}"
+            if len(failures) == len(errors):
+                raise ValueError(first) from failures[0]
+            warnings.warn(f"{first}; {score}", FitFailedWarning, stacklevel=3)
 
 
 def _check_lengths(X: Any, **others: Any) -> None:

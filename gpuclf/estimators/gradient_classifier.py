@@ -320,8 +320,9 @@ class GradientClassifier(ArrayClassifier):
         starts = not hasattr(self, "params_")
         with self._unchanged_if_it_fails():
             self.check_hyperparameters()
-            self._check_classes(classes, starts)
-            part, _ = self._prepare(X, y, sample_weight, reset=starts, classes=classes)
+            part, _ = self._prepare(
+                X, y, sample_weight, reset=starts, in_parts=True, classes=classes
+            )
             member = self._member(part, self._initial_params(part) if starts else None)
             n_done = 0 if starts else self.n_iter_
             rate = self.learning_rate * self.learning_rate_decay**n_done
@@ -352,14 +353,17 @@ class GradientClassifier(ArrayClassifier):
         sample_weight: Any,
         *,
         reset: bool,
-        classes: Any = None,
         holds_out: bool = False,
+        in_parts: bool = False,
+        classes: Any = None,
     ) -> tuple[Part, Part | None]:
         """Check training data; with `reset`, learn classes and standardisation from them.
 
         Return what to train on, and what to validate on where a share is held out.
         """
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=reset)
+        if in_parts:
+            self._check_classes(classes, reset)
         if reset:
             self._number_classes(labels if classes is None else classes)
         whole = Part(samples, self._targets(labels), weights)
