@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -41,6 +42,7 @@ OF_HALVING = (
 Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
+@dataclass(eq=False, repr=False)
 class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
@@ -148,38 +150,21 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     ([4, 2], [1, 2])
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        param_grid: Any = None,
-        *,
-        param_distributions: Any = None,
-        n_iter: int = 10,
-        scoring: Any = None,
-        refit: Any = True,
-        cv: Any = None,
-        random_state: Any = None,
-        error_score: Any = np.nan,
-        return_train_score: bool = False,
-        factor: float | None = None,
-        min_resources: int = 1,
-        memory_budget: float = MEMORY_BUDGET,
-        verbose: int = 0,
-    ) -> None:
-        self.estimator = estimator
-        self.param_grid = param_grid
-        self.param_distributions = param_distributions
-        self.n_iter = n_iter
-        self.scoring = scoring
-        self.refit = refit
-        self.cv = cv
-        self.random_state = random_state
-        self.error_score = error_score
-        self.return_train_score = return_train_score
-        self.factor = factor
-        self.min_resources = min_resources
-        self.memory_budget = memory_budget
-        self.verbose = verbose
+    estimator: Any
+    param_grid: Any = None
+    _: KW_ONLY
+    param_distributions: Any = None
+    n_iter: int = 10
+    scoring: Any = None
+    refit: Any = True
+    cv: Any = None
+    random_state: Any = None
+    error_score: Any = np.nan
+    return_train_score: bool = False
+    factor: float | None = None
+    min_resources: int = 1
+    memory_budget: float = MEMORY_BUDGET
+    verbose: int = 0
 
     def fit(self, X: Any, y: Any, *, groups: Any = None, sample_weight: Any = None) -> Self:
         """Train and compare all candidates.
