@@ -131,21 +131,24 @@ def coarse_to_fine(
     >>> len(found.results), sorted(found.best_params)
     (6, ['learning_rate', 'reg'])
     """
+    from gpuclf.estimators.fleet_fitting import model_with
+
     check_search(classifier, space, rounds, per_round)
     whole = _whole_numbers(classifier, space)
     rng = np.random.default_rng(rng)
     results: list[Row] = []
-    for number in range(rounds if _has_ranges(space) else 1):
-        narrowed = _narrowed(space, best_row(results), NARROWING**number)
-        candidates = _draw(narrowed, per_round, rng, whole) if _has_ranges(space) else _grid(space)
-        stop = False
-        data = X_train, y_train, X_val, y_val
-        for row in train_candidates(classifier, candidates, *data, on_epoch=on_epoch):
-            results.append({"round": number} | row)
-            stop = callback is not None and bool(callback(results))
-            if stop:
-                break
-        if stop:
+
+    def rows() -> Iterator[Row]:
+        for number in range(rounds if _has_ranges(space) else 1):
+            narrowed = _narrowed(space, best_row(results), NARROWING**number)
+            drawn = _draw(narrowed, per_round, rng, whole) if _has_ranges(space) else _grid(space)
+            data = X_train, y_train, X_val, y_val
+            for row in train_candidates(classifier, drawn, *data, on_epoch=on_epoch):
+                yield {"round": number} | row
+
+    for row in rows():
+        results.append(row)
+        if callback is not None and callback(results):
             break
     best = best_row(results)
     if best is None and not all(row["diverged"] for row in results):
@@ -159,8 +162,7 @@ def coarse_to_fine(
         )
     found = SearchResult(results, best["params"], best["val_accuracy"])
     if refit:
-        model = classifier.__sklearn_clone__().set_params(**found.best_params)
-        found.best_estimator = model.fit(X_train, y_train)
+        found.best_estimator = model_with(classifier, found.best_params).fit(X_train, y_train)
     return found
 
 
@@ -196,10 +198,11 @@ def train_candidates(
     dict
         As :class:`SearchResult` describes.
     """
-    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of
+    from gpuclf.estimators.base import count_samples
+    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of, model_with
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
-    step = max(1, _length(y_train) // max(1, _length(y_val)))
+    step = max(1, count_samples(y_train) // max(1, count_samples(y_val)))
     candidates = list(candidates)
     together = isinstance(classifier, GradientClassifier)
     fleets = [[number] for number in range(len(candidates))]
@@ -207,7 +210,7 @@ def train_candidates(
         fleets = fleets_of(classifier, candidates, X_train, y_train, MEMORY_BUDGET)
     for numbers in fleets:
         start = time.perf_counter()
-        fleet = [classifier.__sklearn_clone__().set_params(**candidates[n]) for n in numbers]
+        fleet = [model_with(classifier, candidates[n]) for n in numbers]
         if together:
             tell = on_epoch and partial(on_epoch, len(fleet))
             errors = fit_together(fleet, X_train, y_train, callback=tell)
@@ -251,10 +254,6 @@ def best_row(results: Sequence[Row]) -> Row | None:
 def n_candidates(space: Space, rounds: int, per_round: int) -> int:
     """Return how many candidates a search will train."""
     return rounds * per_round if _has_ranges(space) else len(_grid(space))
-
-
-def _length(y: Any) -> int:
-    return int(y.shape[0]) if hasattr(y, "shape") else len(y)
 
 
 def _every(step: int, samples: Any) -> Any:

@@ -1,4 +1,6 @@
+import ast
 import pickle
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -647,6 +649,28 @@ def test_the_net_learns_what_is_not_linearly_separable():
 
 
 # -------------------------------------------------------------------- scikit-learn's machinery
+
+
+@every_sgd_kind
+def test_help_names_every_parameter_and_every_fitted_attribute_once(kind):
+    X, y = make_data()
+    classifier = KINDS[kind]().fit(X, y)
+    help_text = type(classifier).__doc__
+    fitted = [name for name in vars(classifier) if name.endswith("_") and not name.startswith("_")]
+    assert len(fitted) > 8
+    described = [
+        name.strip()
+        for line in help_text.splitlines()
+        if re.match(r"\w+(, \w+)* : ", line)
+        for name in line.partition(" : ")[0].split(",")
+    ]
+    for name in (*classifier.get_params(), *fitted):
+        assert described.count(name) == 1, name
+    for name, value in classifier.__class__().get_params().items():
+        if value is not None:
+            default = re.search(rf"^{name} : .*default (\S+)$", help_text, re.MULTILINE)[1]
+            assert ast.literal_eval(default) == value
+    assert "**others" not in help_text
 
 
 @every_kind

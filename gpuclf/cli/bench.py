@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import TimeRemainingColumn
 
-from gpuclf.cli import output
-from gpuclf.cli.options import (
-    BackendName,
-    BackendOption,
-    DataDirOption,
-    DataName,
-    DataOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    SeedOption,
-)
+from gpuclf.cli import options, output
 from gpuclf.files import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -41,11 +30,11 @@ CEILING_BYTES, CEILING_SIDE = 1 << 28, 2048
 
 
 def bench(
-    backend: BackendOption = BackendName.auto,
-    dtype: DtypeOption = DtypeName.float32,
-    data: DataOption = DataName.auto,
-    data_dir: DataDirOption = None,
-    seed: SeedOption = 0,
+    backend: options.BackendOption = options.BackendName.auto,
+    dtype: options.DtypeOption = options.DtypeName.float32,
+    data: options.DataOption = options.DataName.auto,
+    data_dir: options.DataDirOption = None,
+    seed: options.SeedOption = 0,
     samples: Annotated[
         int | None, typer.Option(min=200, help="Use this many training images; default all.")
     ] = None,
@@ -70,7 +59,7 @@ def bench(
         float,
         typer.Option(min=0.0, help="Seconds of timing in all; each case takes at least 5 rounds."),
     ] = 20.0,
-    json: JsonOption = None,
+    json: options.JsonOption = None,
     html: Annotated[
         Path | None,
         typer.Option(dir_okay=False, writable=True, help="Write a page with charts and tables."),
@@ -112,16 +101,16 @@ def bench(
         output.prepare(path)
     # Better refused now than after a minute.
     before = None if compare is None else read_record(compare)
-    if backend is BackendName.cupy:
+    if backend is options.BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
-    listed = [*IMPLEMENTATIONS, *(PEERS if peers else ())]
     listed = [
         i
-        for i in listed
+        for i in (*IMPLEMENTATIONS, *(PEERS if peers else ()))
         if not (peers and i.extrapolated) and not (backend == "numpy" and i.device == "cuda")
     ]
+    patterns = only or []
     if list_:
-        cases, listed = _chosen(_cases(samples or N_TRAIN, peers, quick), listed, only or [])
+        cases, listed = _chosen(_cases(samples or N_TRAIN, peers, quick), listed, patterns)
         output.say("\n  ".join(["cases", *(f"{case.title} ({case.group})" for case in cases)]))
         output.say("\n  ".join(["implementations", *(i.name for i in listed)]))
         return
@@ -133,7 +122,7 @@ def bench(
         n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
         cases = _cases(n_samples, peers, quick)
         titles = {case.title.lower() for case in cases}
-        cases, listed = _chosen(cases, listed, only or [])
+        cases, listed = _chosen(cases, listed, patterns)
         progress.update(task, description="measuring the ceilings of this machine")
         devices, ceilings = _machine(backend)
         cache = devices["cuda"].cache_bytes if "cuda" in devices else 0
@@ -180,7 +169,7 @@ def bench(
             "peers": peers,
             "quick": quick,
             "time_budget_s": time_budget,
-            "only": [name for name in only or [] if name.lower() not in titles],
+            "only": [name for name in patterns if name.lower() not in titles],
         },
         environment=found,
         ceilings=ceilings,
@@ -260,7 +249,7 @@ def _chosen(
     )
 
 
-def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
+def _machine(backend: options.BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the devices by name, and their ceilings."""
     from gpuclf.bench.measure.devices import CudaDevice, Device, HostDevice
     from gpuclf.bench.measure.roofline import measure_ceilings
@@ -268,14 +257,17 @@ def _machine(backend: BackendName) -> tuple[dict[str, Any], dict[str, Any]]:
 
     devices: dict[str, Device] = {"cpu": HostDevice()}
     ceilings = {"cpu": measure_ceilings(devices["cpu"], CEILING_BYTES, CEILING_SIDE)}
-    if backend is not BackendName.numpy and probe_cupy().usable:
+    if backend is not options.BackendName.numpy and probe_cupy().usable:
         devices["cuda"] = CudaDevice()
         ceilings["cuda"] = measure_ceilings(devices["cuda"])
     return devices, ceilings
 
 
 def _again(
-    settings: dict[str, Any], regressions: list[Change], data: DataName, data_dir: Path | None
+    settings: dict[str, Any],
+    regressions: list[Change],
+    data: options.DataName,
+    data_dir: Path | None,
 ) -> dict[str, Any]:
     """Measure the cases that became slower again, in a process of its own."""
     from gpuclf.bench.report.comparison import TOGETHER
@@ -284,10 +276,10 @@ def _again(
     cases = {change.case for change in regressions} - {TOGETHER[0]}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "again.json"
-        options = {"json": path, "data": data, "time-budget": settings["time_budget_s"]}
-        options |= {name: settings[name] for name in ("dtype", "seed", "samples", "backend")}
-        options |= {} if data_dir is None else {"data-dir": data_dir}
-        pairs = [*options.items(), *(("only", name) for name in (*cases, *settings["only"]))]
+        given = {"json": path, "data": data, "time-budget": settings["time_budget_s"]}
+        given |= {name: settings[name] for name in ("dtype", "seed", "samples", "backend")}
+        given |= {} if data_dir is None else {"data-dir": data_dir}
+        pairs = [*given.items(), *(("only", name) for name in (*cases, *settings["only"]))]
         command = [sys.executable, "-m", "gpuclf.cli", "bench"]
         command += [f"--{name}" for name in ("peers", "quick") if settings[name]]
         command += [f"--{name}={value}" for name, value in pairs]

@@ -93,11 +93,7 @@ def _table(found: dict[str, dict[str, Any]]) -> Table:
         for parameter, result in of_model.items():
             index = list(result.worst[1]) if result.worst is not None else "-"
             passed = "[green]passed[/]" if result.passed else "[red]failed[/]"
-            values = (
-                f"{result.max_relative_error:.1e}",
-                f"{result.n_checked}",
-                f"{result.n_kinks}",
-            )
-            table.add_row(name, parameter, str(index), *values, passed)
+            error, counts = f"{result.max_relative_error:.1e}", (result.n_checked, result.n_kinks)
+            table.add_row(name, parameter, str(index), error, *map(str, counts), passed)
         table.add_section()
     return table

@@ -5,13 +5,12 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from gpuclf.cli import output
-from gpuclf.cli.options import JsonOption
+from gpuclf.cli import options, output
 
 __all__ = ["info"]
 
 
-def info(json: JsonOption = None) -> None:
+def info(json: options.JsonOption = None) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
     from gpuclf.devices.machine import environment
 

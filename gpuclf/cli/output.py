@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "N_VALIDATION",
     "console",
     "describe",
+    "fit_and_score",
     "load",
     "load_for",
     "machine_line",
@@ -147,6 +150,34 @@ def table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def fit_and_score(
+    name: str,
+    classifier: Any,
+    train: tuple[Any, Any],
+    scored: dict[str, tuple[Any, Any]],
+    *,
+    describe: Callable[[int, Any], str] | None = None,
+    **validation: Any,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Train with a progress bar, which may describe an epoch; return accuracies and seconds."""
+    from gpuclf.devices.backends import synchronize
+
+    n_epochs = getattr(classifier, "max_iter", None)
+    with progress() as bar:
+        task = bar.add_task(f"training {name}", total=n_epochs)
+
+        def show(epoch: int, history: Any) -> None:
+            bar.update(task, completed=epoch, description=describe and describe(epoch, history))
+
+        shown = {} if n_epochs is None else {"callback": show}
+        start = time.perf_counter()
+        classifier.fit(*train, **validation, **shown)
+        synchronize()
+        seconds = time.perf_counter() - start
+        bar.update(task, description="testing", total=None)
+        return {part: classifier.score(*of) for part, of in scored.items()}, {"fit": seconds}
 
 
 def report(

@@ -13,10 +13,7 @@ from gpuclf.cli.options import ModelName
 __all__ = ["FINAL_EPOCHS", "RECIPES", "Recipe", "given", "refuse_foreign"]
 
 FINAL_EPOCHS = 10  # of the training after a search
-_OPTIONS = {
-    "max_iter": "epochs",
-    "n_neighbors": "neighbors",
-}  # where parameters are named otherwise
+_OPTIONS = {"max_iter": "epochs", "n_neighbors": "neighbors"}  # parameters named otherwise
 
 
 @dataclass(frozen=True)

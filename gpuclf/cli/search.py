@@ -6,7 +6,7 @@ import time
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -17,9 +17,6 @@ from gpuclf.cli import options, output
 from gpuclf.cli.knn import search_knn
 from gpuclf.cli.recipes import FINAL_EPOCHS, RECIPES, given, refuse_foreign
 from gpuclf.files import format_seconds
-
-if TYPE_CHECKING:
-    from gpuclf.search import SearchResult
 
 __all__ = ["search"]
 
@@ -73,7 +70,7 @@ def search(
     """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
     from gpuclf.preprocessing import subtract_mean_image
     from gpuclf.samples.standardized import Standardized
-    from gpuclf.search import check_search
+    from gpuclf.search import check_search, coarse_to_fine, n_candidates
 
     output.prepare(json)
     output.prepare_picture(plot)
@@ -91,7 +88,7 @@ def search(
         final = {"max_iter": final_epochs or FINAL_EPOCHS}
     else:
         space = {"n_neighbors": _numbers_of_neighbors(neighbors, space["n_neighbors"], samples)}
-    drawn = {"rounds": rounds or 3, "per_round": candidates or 8}
+    drawn: dict[str, Any] = {"rounds": rounds or 3, "per_round": candidates or 8}
     classifier = recipe.make(settings)
     check_search(classifier, space, **drawn)  # before the data are loaded
 
@@ -104,7 +101,12 @@ def search(
     start = time.perf_counter()
     searched = X[:n_searched], y[:n_searched], *parts["val"]
     if recipe.by_gradients:
-        found = _search_by_gradients(classifier, space, searched, rng=seed, **drawn)
+        n_planned = n_candidates(space, **drawn)
+        with _Leaders(list(space), n_planned, classifier.max_iter) as leaders:
+            found = coarse_to_fine(
+                *(classifier, space, *searched), rng=seed, refit=False, **drawn,
+                callback=leaders.show, on_epoch=leaders.show_epoch,
+            )  # fmt: skip
     else:
         found = search_knn(space["n_neighbors"], settings["metric"], *searched)
     seconds = {"search": time.perf_counter() - start}
@@ -115,7 +117,8 @@ def search(
     about = _seconds_to_train(best, classifier, found.results, n_searched, dataset)
     output.say(f"training with {params} on all {len(y):,} images, about {format_seconds(about)}")
     scored = {name: parts[name] for name in ("val", "test")}
-    accuracy, seconds["fit"] = _train_and_test(model, best, X, y, scored)
+    accuracy, of_fit = output.fit_and_score(model, best, (X, y), scored)
+    seconds |= of_fit
     results = output.report(f"{model} on {dataset.name}", accuracy, seconds)
     if plot is not None:
         _draw(plot, found.results, list(space))
@@ -138,19 +141,6 @@ def _numbers_of_neighbors(asked: list[int] | None, default: list[int], n: int | 
     return list(dict.fromkeys(asked or [k for k in default if k <= (n or k)]))
 
 
-def _search_by_gradients(
-    classifier: Any, space: dict[str, Any], searched: tuple[Any, ...], rng: int, **drawn: Any
-) -> SearchResult:
-    from gpuclf.search import coarse_to_fine, n_candidates
-
-    with _Leaders(list(space), n_candidates(space, **drawn), classifier.max_iter) as leaders:
-        show, show_epoch = leaders.show, leaders.show_epoch
-        return coarse_to_fine(
-            *(classifier, space, *searched), rng=rng, callback=show, on_epoch=show_epoch,
-            refit=False, **drawn,
-        )  # fmt: skip
-
-
 def _seconds_to_train(
     best: Any, candidate: Any, results: list[dict[str, Any]], n_searched: int, dataset: Any
 ) -> float:
@@ -163,26 +153,6 @@ def _seconds_to_train(
     # Nothing is trained, scoring takes the time; a candidate scores two validation sets.
     longer = (output.N_VALIDATION + len(dataset.X_test)) / (2 * output.N_VALIDATION) * len(results)
     return median([float(row["seconds"]) for row in results]) * longer * n_train / n_searched
-
-
-def _train_and_test(
-    model: str, best: Any, X: Any, y: Any, scored: dict[str, tuple[Any, Any]]
-) -> tuple[dict[str, float], float]:
-    """Return the accuracies, and the seconds of the training."""
-    from gpuclf.devices.backends import synchronize
-
-    n_epochs = getattr(best, "max_iter", None)
-    with output.progress() as progress:
-        task = progress.add_task(f"training {model}", total=n_epochs)
-        shown: dict[str, Any] = {}
-        if n_epochs is not None:
-            shown["callback"] = lambda epoch, _: progress.update(task, completed=epoch)
-        start = time.perf_counter()
-        best.fit(X, y, **shown)
-        synchronize()
-        fit_seconds = time.perf_counter() - start
-        progress.update(task, description="testing", total=None)
-        return {name: best.score(*part) for name, part in scored.items()}, fit_seconds
 
 
 def _draw(path: Path, results: list[dict[str, Any]], names: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from enum import StrEnum
 from typing import Annotated, Any
@@ -66,7 +65,17 @@ def train(
         classifier.check_hyperparameters()  # before the data are loaded
         per_call = classifier.batch_size if classifier.solver == "sgd" else 0
         dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
-        accuracy, seconds = _train_by_gradients(model, classifier, output.parts(dataset, where))
+        parts = output.parts(dataset, where)
+        X_val, y_val = parts["val"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
+            accuracy, seconds = output.fit_and_score(
+                *(model, classifier, parts["train"], parts), describe=_epoch_line,
+                X_val=X_val, y_val=y_val,
+            )  # fmt: skip
+        if classifier.history_.reached_max_iter:
+            n_iter = classifier.max_iter
+            output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")
         results = output.report(title.format(dataset.name), accuracy, seconds)
         for name in ("loss_history", "val_accuracy_history", "train_accuracy_history"):
             results[name] = getattr(classifier, f"{name}_")
@@ -76,30 +85,11 @@ def train(
     output.write(json, described | results)
 
 
-def _train_by_gradients(
-    model: str, classifier: Any, parts: dict[str, tuple[Any, Any]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Train, showing each epoch; return the accuracy on each part and the seconds."""
-    from gpuclf.devices.backends import synchronize
-
-    with output.progress() as progress:
-        task = progress.add_task(f"training {model}", total=classifier.max_iter)
-
-        def show(epoch: int, history: Any) -> None:
-            recent = history.loss[-len(history.loss) // epoch :]
-            line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
-            line += f", validation accuracy {history.val_accuracy[-1]:.3f}"
-            progress.update(task, completed=epoch, description=line)
-            if not output.console.is_terminal:
-                progress.console.print(line)
-
-        start = time.perf_counter()
-        X_val, y_val = parts["val"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
-            classifier.fit(*parts["train"], X_val=X_val, y_val=y_val, callback=show)
-        synchronize()
-        fit_seconds = time.perf_counter() - start
-    if classifier.history_.reached_max_iter:
-        output.say(f"L-BFGS had not converged after {classifier.max_iter} iterations (--epochs)")
-    return {name: classifier.score(*part) for name, part in parts.items()}, {"fit": fit_seconds}
+def _epoch_line(epoch: int, history: Any) -> str:
+    """Return what is said of an epoch; where there is no terminal, print it too."""
+    recent = history.loss[-len(history.loss) // epoch :]
+    line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
+    line += f", validation accuracy {history.val_accuracy[-1]:.3f}"
+    if not output.console.is_terminal:
+        output.console.print(line)
+    return line

@@ -19,7 +19,7 @@ from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
-__all__ = ["ArrayClassifier", "on_host", "select_rows"]
+__all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
@@ -97,6 +97,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return X, y, check_weights(sample_weight, X, xp.float64)
 
     def _number_classes(self, labels: Any) -> None:
+        labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
         host = isinstance(labels, np.ndarray)
         found = np.unique(labels) if host else array_namespace(labels).unique_values(labels)
         self.classes_ = np.sort(np.asarray(to_host(found)))
@@ -175,3 +176,10 @@ def on_host(values: Any) -> Any:
     if values is None:
         return None
     return np.asarray(to_host(values) if _is_checked_here(values) else values)
+
+
+def count_samples(values: Any) -> int:
+    """Return the number of samples, labels or weights."""
+    # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
+    shape = getattr(values, "shape", None)
+    return int(shape[0]) if shape else len(values)

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.arrays import array_namespace, to_host
-from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
+from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
@@ -41,6 +42,7 @@ OF_HALVING = (
 Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
+@dataclass(eq=False, repr=False)
 class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
@@ -148,38 +150,21 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
     ([4, 2], [1, 2])
     """
 
-    def __init__(
-        self,
-        estimator: Any,
-        param_grid: Any = None,
-        *,
-        param_distributions: Any = None,
-        n_iter: int = 10,
-        scoring: Any = None,
-        refit: Any = True,
-        cv: Any = None,
-        random_state: Any = None,
-        error_score: Any = np.nan,
-        return_train_score: bool = False,
-        factor: float | None = None,
-        min_resources: int = 1,
-        memory_budget: float = MEMORY_BUDGET,
-        verbose: int = 0,
-    ) -> None:
-        self.estimator = estimator
-        self.param_grid = param_grid
-        self.param_distributions = param_distributions
-        self.n_iter = n_iter
-        self.scoring = scoring
-        self.refit = refit
-        self.cv = cv
-        self.random_state = random_state
-        self.error_score = error_score
-        self.return_train_score = return_train_score
-        self.factor = factor
-        self.min_resources = min_resources
-        self.memory_budget = memory_budget
-        self.verbose = verbose
+    estimator: Any
+    param_grid: Any = None
+    _: KW_ONLY
+    param_distributions: Any = None
+    n_iter: int = 10
+    scoring: Any = None
+    refit: Any = True
+    cv: Any = None
+    random_state: Any = None
+    error_score: Any = np.nan
+    return_train_score: bool = False
+    factor: float | None = None
+    min_resources: int = 1
+    memory_budget: float = MEMORY_BUDGET
+    verbose: int = 0
 
     def fit(self, X: Any, y: Any, *, groups: Any = None, sample_weight: Any = None) -> Self:
         """Train and compare all candidates.
@@ -420,37 +405,23 @@ class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
         unscored = [error for error in score_errors if error is not None]
         if self.error_score == "raise" and (failures or unscored):
             raise (failures + unscored)[0]
+        of_all, score = f"of {len(errors)} fits", f"their score is error_score={self.error_score}"
         if unscored:
-            warnings.warn(
-                f"scoring failed for {len(unscored)} of {len(errors)} fits, the first: "
-                f"{unscored[0]!r}; their score is error_score={self.error_score}",
-                stacklevel=3,
-            )
-        if not failures:
-            return
-        message = f"{len(failures)} of {len(errors)} fits failed, the first: {failures[0]}"
-        if len(failures) == len(errors):
-            raise ValueError(message) from failures[0]
-        warnings.warn(
-            f"{message}; their score is error_score={self.error_score}",
-            FitFailedWarning,
-            stacklevel=3,
-        )
+            first = f"scoring failed for {len(unscored)} {of_all}, the first: {unscored[0]!r}"
+            warnings.warn(f"{first}; {score}", stacklevel=3)
+        if failures:
+            first = f"{len(failures)} {of_all} failed, the first: {failures[0]}"
+            if len(failures) == len(errors):
+                raise ValueError(first) from failures[0]
+            warnings.warn(f"{first}; {score}", FitFailedWarning, stacklevel=3)
 
 
 def _check_lengths(X: Any, **others: Any) -> None:
     if others["y"] is None:
         raise ValueError("FleetSearchCV requires y to be passed, but the target y is None")
-    n_samples = _length(X)
     for name, values in others.items():
-        if values is not None and _length(values) != n_samples:
+        if values is not None and count_samples(values) != count_samples(X):
             raise ValueError(
-                f"X has {n_samples} samples, but {name} has length {_length(values)}: pass one "
-                "value for each sample"
+                f"X has {count_samples(X)} samples, but {name} has length {count_samples(values)}: "
+                "pass one value for each sample"
             )
-
-
-def _length(values: Any) -> int:
-    # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
-    shape = getattr(values, "shape", None)
-    return int(shape[0]) if shape else len(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from gpuclf.samples.streamed import Streamed
 __all__ = ["KNeighborsClassifier"]
 
 
+@dataclass(eq=False, repr=False)
 class KNeighborsClassifier(ArrayClassifier):
     """Vote of the k nearest training samples, on the array library of the samples.
 
@@ -60,18 +62,11 @@ class KNeighborsClassifier(ArrayClassifier):
     array(['low', 'high'], dtype='<U4')
     """
 
-    def __init__(
-        self,
-        n_neighbors: int = 5,
-        *,
-        metric: str = "l2",
-        memory_budget: int = MEMORY_BUDGET,
-        verbose: bool = False,
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.metric = metric
-        self.memory_budget = memory_budget
-        self.verbose = verbose
+    n_neighbors: int = 5
+    _: KW_ONLY
+    metric: str = "l2"
+    memory_budget: int = MEMORY_BUDGET
+    verbose: bool = False
 
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training samples.
@@ -130,10 +125,7 @@ class KNeighborsClassifier(ArrayClassifier):
         array_namespace(**{"X": X, "the training set": self._fit_X})
         with self._progress() as callback:
             distances, indices = k_neighbors(
-                X,
-                self._fit_X,
-                k,
-                self.metric,
+                *(X, self._fit_X, k, self.metric),
                 memory_budget=self.memory_budget,
                 callback=callback,
             )

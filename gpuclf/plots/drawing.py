@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "DOTTED_LINE",
     "MARKERS",
     "as_numpy",
     "import_pyplot",
@@ -24,17 +25,9 @@ __all__ = [
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind readers too. With as
 # many markers beside them, no picture depends on colour alone.
-COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#d55e00",
-    "#56b4e9",
-    "#cc79a7",
-    "#f0e442",
-    "#000000",
-)
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DOTTED_LINE: dict[str, Any] = {"marker": "o", "markersize": 4}
 
 
 def import_pyplot() -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import as_numpy, new_axes, of_classifier
+from gpuclf.plots.drawing import as_numpy, import_pyplot, new_axes, of_classifier
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import check_label_count
 
@@ -175,6 +175,7 @@ def _draw_grid(
     gap = 0.08
     step_x, step_y = width * (1 + gap), height * (1 + gap + 0.17 * title_lines)
     tile = 1.15 if titles else 0.75  # inches
+    font_size = 8 if n_columns <= 5 else 7
     ax = new_axes(ax, (n_columns * tile, 0.4 + n_rows * tile * step_y / step_x))
     for i, image in enumerate(images):
         left, top = i % n_columns * step_x, i // n_columns * step_y
@@ -182,29 +183,13 @@ def _draw_grid(
         ax.imshow(image, extent=extent, interpolation="nearest")
         colour = WRONG if i in framed else RIGHT
         if titles:
-            ax.text(
-                *(left + width / 2, top - 0.03 * height, titles[i]),
-                ha="center",
-                va="bottom",
-                fontsize=8 if n_columns <= 5 else 7,
-                linespacing=1.1,
-                color=colour,
-            )
+            text = ax.text(left + width / 2, top - 0.03 * height, titles[i], color=colour)
+            text.set(ha="center", va="bottom", fontsize=font_size, linespacing=1.1)
         if i in framed:
-            _frame(ax, extent, colour)
+            frame = import_pyplot().Rectangle((left, top), width, height, fill=False)
+            ax.add_patch(frame).set(edgecolor=colour, linewidth=2.5)
     ax.set(xlim=(-gap * width, n_columns * step_x), aspect="equal")
     ax.set_ylim(n_rows * step_y - 0.17 * title_lines * height, -(gap + 0.17 * title_lines) * height)
     ax.set_axis_off()
     ax.set_title(what, loc="left", fontsize="medium")
     return ax
-
-
-def _frame(ax: Any, extent: tuple[float, float, float, float], colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    left, right, bottom, top = extent
-    ax.add_patch(
-        Rectangle(
-            (left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.5
-        )
-    )

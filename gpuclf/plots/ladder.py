@@ -41,15 +41,10 @@ def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
     times = [row["median_s"] for row in measured]
     colours = [COLOURS[row["array_library"]] for row in measured]
     bars = ax.barh(range(len(measured)), times, color=colours, height=0.65)
-    for bar, row in zip(bars, measured, strict=True):
-        about = "about " if row["extrapolated"] else ""
-        ax.annotate(
-            about + format_seconds(row["median_s"]),
-            (bar.get_width(), bar.get_y() + bar.get_height() / 2),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-        )
+    about = ("about " if row["extrapolated"] else "" for row in measured)
+    ax.bar_label(
+        bars, [a + format_seconds(t) for a, t in zip(about, times, strict=True)], padding=5
+    )
     ax.set_xscale("log")
     ax.set_xlim(min(times) / 3, max(times) * 12)
     ax.set_yticks(range(len(measured)), [row["implementation"] for row in measured])

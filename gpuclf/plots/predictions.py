@@ -60,6 +60,8 @@ def plot_decision_boundary(predict: Any, X: Any, y: Any, ax: Axes | None = None)
         raise ValueError(f"X must have shape (N, 2), two features to draw, got {X.shape}")
     check_label_count(y, len(X))
     ax = new_axes(ax, (6, 5.5))
+    from matplotlib.colors import ListedColormap
+
     low, high = X.min(axis=0), X.max(axis=0)
     margin = 0.08 * np.where(high > low, high - low, 1)
     (left, bottom), (right, top) = low - margin, high + margin
@@ -74,28 +76,16 @@ def plot_decision_boundary(predict: Any, X: Any, y: Any, ax: Axes | None = None)
         )
     labels = np.unique(np.concatenate([y, predicted]))
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(labels))]
+    regions = np.searchsorted(labels, predicted).reshape(columns.shape)
     ax.imshow(
-        np.searchsorted(labels, predicted).reshape(columns.shape),
-        extent=(left, right, bottom, top),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=_listed_colormap(colours),
-        vmin=-0.5,
-        vmax=len(labels) - 0.5,
-        alpha=0.3,
-    )
+        regions, extent=(left, right, bottom, top), origin="lower", aspect="auto", alpha=0.3,
+        interpolation="nearest", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(labels) - 0.5,
+    )  # fmt: skip
     for i, (label, colour) in enumerate(zip(labels, colours, strict=True)):
         ax.scatter(
-            X[y == label, 0],
-            X[y == label, 1],
-            s=24,
-            color=colour,
-            marker=MARKERS[i % len(MARKERS)],
-            edgecolors="white",
-            linewidths=0.6,
-            label=str(label),
-        )
+            X[y == label, 0], X[y == label, 1], s=24, label=str(label), color=colour,
+            marker=MARKERS[i % len(MARKERS)], edgecolors="white", linewidths=0.6,
+        )  # fmt: skip
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="feature 0", ylabel="feature 1")
     right_share = np.mean(as_numpy(predict(X)) == y)
     ax.set_title(f"decision boundary, {right_share:.1%} of {len(X):,} samples right", loc="left")
@@ -153,13 +143,9 @@ def plot_confusion_matrix(
     ax = new_axes(ax, (2.5 + 0.55 * n_classes, 1.7 + 0.5 * n_classes))
     image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
-        ax.text(
-            *(column, row, f"{count:,}"),
-            ha="center",
-            va="center",
-            fontsize="small",
-            color="white" if shares[row, column] > 0.55 else "#222222",
-        )
+        colour = "white" if shares[row, column] > 0.55 else "#222222"
+        text = ax.text(column, row, f"{count:,}", color=colour, fontsize="small")
+        text.set(ha="center", va="center")
     ax.set_xticks(range(n_classes), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n_classes), names)
     ax.tick_params(length=0)
@@ -168,9 +154,3 @@ def plot_confusion_matrix(
     ax.set_title(f"{np.mean(y_true == y_pred):.1%} of {len(y_true):,} samples right", loc="left")
     ax.figure.colorbar(image, ax=ax, label="share of the true label's samples")
     return ax
-
-
-def _listed_colormap(colours: list[str]) -> Any:
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap(colours)

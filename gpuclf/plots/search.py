@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, log_axis_with_ticks_at, new_axes
+from gpuclf.plots.drawing import COLOURS, DOTTED_LINE, log_axis_with_ticks_at, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +82,7 @@ def plot_search(
         if len(np.unique(at)) <= MOST_TICKS:
             log_axis_with_ticks_at(ax, np.unique(at).tolist())
         order = np.argsort(at, kind="stable")
-        ax.plot(at[order], accuracy[order], color=COLOURS[0], marker="o", markersize=4)
+        ax.plot(at[order], accuracy[order], color=COLOURS[0], **DOTTED_LINE)
         top = best["val_accuracy"]
         ax.set_ylabel("validation accuracy")
     else:
@@ -91,37 +91,20 @@ def plot_search(
         ax.set_ylabel(y.replace("_", " "))
         image = _draw_surface(ax, results, accuracy, wanted)
         ax.scatter(
-            at[:, 0],
-            at[:, 1],
-            c=accuracy,
-            cmap=image.cmap,
-            norm=image.norm,
-            s=36,
-            edgecolors="white",
-            linewidths=0.8,
-        )
+            at[:, 0], at[:, 1], c=accuracy, cmap=image.cmap, norm=image.norm, s=36,
+            edgecolors="white", linewidths=0.8,
+        )  # fmt: skip
         if failed:
-            ax.scatter(
-                [row["params"][x] for row in failed],
-                [row["params"][y] for row in failed],
-                marker="x",
-                s=40,
-                color=COLOURS[3],
-                label="diverged" if all(row["diverged"] for row in failed) else "failed",
-            )
+            x_failed, y_failed = ([row["params"][name] for row in failed] for name in wanted)
+            label = "diverged" if all(row["diverged"] for row in failed) else "failed"
+            ax.scatter(x_failed, y_failed, marker="x", s=40, color=COLOURS[3], label=label)
         extend = "min" if accuracy.min() < image.norm.vmin else "neither"
         ax.figure.colorbar(image, ax=ax, label="validation accuracy", extend=extend)
         top = best["params"][y]
     ax.scatter(
-        [best["params"][x]],
-        [top],
-        marker="*",
-        s=260,
-        color=COLOURS[3],
-        edgecolors="white",
-        label="best",
-        zorder=3,
-    )
+        [best["params"][x]], [top], marker="*", s=260, color=COLOURS[3], edgecolors="white",
+        label="best", zorder=3,
+    )  # fmt: skip
     where = ", ".join(f"{name.replace('_', ' ')} {best['params'][name]:.3g}" for name in wanted)
     ax.set_title(f"best {best['val_accuracy']:.3f} at {where}", loc="left")
     # Beside the axis' name: within the axes it would cover candidates.

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, log_axis_with_ticks_at, new_axes, of_classifier
+from gpuclf.plots.drawing import (
+    COLOURS,
+    DOTTED_LINE,
+    log_axis_with_ticks_at,
+    new_axes,
+    of_classifier,
+)
 from gpuclf.training import History
 
 if TYPE_CHECKING:
@@ -64,35 +70,21 @@ def plot_history(history: Any, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("loss", color=blue)
     ax.set_title("training", loc="left")
     ax.grid(axis="y", alpha=0.25)
-    accuracies = (
-        (history.val_accuracy, "validation accuracy", "-"),
-        (history.train_accuracy, "train accuracy", ":"),
-    )
     if history.val_accuracy:
         n_epochs = len(history.val_accuracy)
         steps_per_epoch = len(history.learning_rate) / n_epochs if history.learning_rate else 1
+        ends = steps_per_epoch * np.arange(1, n_epochs + 1)
         right: Any = ax.twinx()
-        for values, label, style in accuracies:
-            if values:
-                lines += right.plot(
-                    steps_per_epoch * np.arange(1, n_epochs + 1),
-                    values,
-                    color=orange,
-                    linestyle=style,
-                    marker="o",
-                    markersize=4,
-                    label=label,
-                )
+        dots: dict[str, Any] = {"color": orange, **DOTTED_LINE}
+        lines += right.plot(ends, history.val_accuracy, "-", label="validation accuracy", **dots)
+        if history.train_accuracy:
+            lines += right.plot(ends, history.train_accuracy, ":", label="train accuracy", **dots)
         right.set_ylabel("accuracy", color=orange)
         right.spines[["top", "left"]].set_visible(False)
     ax.legend(
-        handles=lines,
-        loc="lower left",
-        bbox_to_anchor=(0.25, 1.0),
-        ncols=2,
-        frameon=False,
+        handles=lines, loc="lower left", bbox_to_anchor=(0.25, 1.0), ncols=2, frameon=False,
         borderaxespad=0.2,
-    )
+    )  # fmt: skip
     return ax
 
 
@@ -137,14 +129,8 @@ def plot_knn_cross_validation(
         ax.scatter([k] * len(folds), folds, s=18, color=COLOURS[1], alpha=0.8, label=label)
     mean = np.array([np.mean(accuracies[k]) for k in ks])
     deviation = [np.std(accuracies[k]) for k in ks]
-    ax.errorbar(
-        *(ks, mean, deviation),
-        color=COLOURS[0],
-        capsize=3,
-        marker="o",
-        markersize=4,
-        label="mean and standard deviation",
-    )
+    line: dict[str, Any] = {"color": COLOURS[0], **DOTTED_LINE}
+    ax.errorbar(ks, mean, deviation, capsize=3, label="mean and standard deviation", **line)
     best = int(np.argmax(mean))
     ax.axvline(ks[best], color="#8c8c8c", linestyle=":", zorder=0)
     log_axis_with_ticks_at(ax, ks)
