@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "class_major_multiclass_hinge",
-    "class_major_softmax_cross_entropy",
-]
+__all__ = ["class_major_multiclass_hinge", "class_major_softmax_cross_entropy"]
 
 
 def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
