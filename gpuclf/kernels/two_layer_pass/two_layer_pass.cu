@@ -303,12 +303,26 @@ second_layer(const float* __restrict__ hidden, const long long* __restrict__ lab
     }
     const long long label = exists ? labels[sample] : 0;
     const float weight = !exists ? 0.0f : sample_weight ? sample_weight[sample] : uniform_weight;
-#pragma unroll
-    for (int c = 0; c < CLASSES; ++c) scores[c] = row_sum<4>(scores[c]) + b2[c];
-    const float loss = row_loss<1, CLASSES, false>(scores, label, [](int c) { return c; });
+    float largest = -__int_as_float(0x7f800000), at_label = 0.0f, total = 0.0f;
 #pragma unroll
     for (int c = 0; c < CLASSES; ++c) {
-        scores[c] *= weight;
+        scores[c] = row_sum<4>(scores[c]) + b2[c];
+        largest = fmaxf(largest, scores[c]);
+        if (c == label) at_label = scores[c];
+    }
+#pragma unroll
+    for (int c = 0; c < CLASSES; ++c) {
+        const float exponential = expf(scores[c] - largest);
+        scores[c] = exponential;
+        total += exponential;
+    }
+    float loss = logf(total) - (at_label - largest);
+    // Nobody has looked at the labels: a wrong one must not give a plausible loss.
+    if (label < 0 || label >= CLASSES) loss = nanf("");
+    const float reciprocal = 1.0f / total;
+#pragma unroll
+    for (int c = 0; c < CLASSES; ++c) {
+        scores[c] = (scores[c] * reciprocal - (c == label ? 1.0f : 0.0f)) * weight;
         if (c % 4 == member) tile_dscores[row * CLASS_PITCH + c] = scores[c];
     }
     const double loss_sum = warp_sum(exists && member == 0 ? double{loss} * weight : 0.0);
@@ -317,7 +331,7 @@ second_layer(const float* __restrict__ hidden, const long long* __restrict__ lab
     float* group_sums = small_sums + static_cast<long long>(blockIdx.x) * SMALL_SUMS;
     for (int block = 0; block < UNIT_BLOCKS; ++block) {
         const int first_unit = block * UNITS;
-        float largest = 0.0f;
+        largest = 0.0f;
 #pragma unroll
         for (int start = 0; start < UNITS; start += 16) {
             const int place = start + 4 * member, unit = first_unit + place;
