@@ -128,17 +128,9 @@ def end(c: Any) -> None:
 
 @_emitted
 def multiply_rows(
-    c: Any,
-    X: Any,
-    first: Any,
-    pitch: Any,
-    packed: Any,
-    group: Any,
-    panel_bytes: Any,
-    n_panels: Any,
-    begins: Any,
-    sums: Any,
-) -> None:
+    c: Any, X: Any, first: Any, pitch: Any, packed: Any, group: Any, panel_bytes: Any,
+    n_panels: Any, begins: Any, sums: Any,
+) -> None:  # fmt: skip
     """Write ``begins + X[16 rows] @ digits`` to `sums`, four tiles of 16 rows x 16 columns.
 
     `first`, `group`: where the rows and the group begin, in bytes. `begins` (4, 16), one row for
@@ -161,16 +153,9 @@ def multiply_rows(
 
 @_emitted
 def multiply_columns(
-    c: Any,
-    digits: Any,
-    group: Any,
-    step_bytes: Any,
-    quads: Any,
-    tile: Any,
-    n_steps: Any,
-    begins: Any,
-    sums: Any,
-) -> None:
+    c: Any, digits: Any, group: Any, step_bytes: Any, quads: Any, tile: Any, n_steps: Any,
+    begins: Any, sums: Any,
+) -> None:  # fmt: skip
     """Write ``begins + digits^T @ X[:, 16 features]`` to `sums`, four tiles of 16 x 16.
 
     `group`: where the group begins among the digits of 64 rows, which are `step_bytes` long.
@@ -423,14 +408,9 @@ def pack(W: Any, first: int, stop: int) -> Any:
             width = min(GROUP, stop - column)
             height = min(PANEL, n_features - row)
             pack_panel(
-                W[row:, column:],
-                height,
-                pitch,
-                width,
-                factors[group],
-                packed[panel, group],
+                W[row:, column:], height, pitch, width, factors[group], packed[panel, group],
                 begins[group],
-            )
+            )  # fmt: skip
     begins *= -128
     return bool(np.isfinite(largest).all()), (packed, scales, begins)
 
@@ -442,16 +422,9 @@ def _multiply(X: Any, weights: Any, b: Any, row: int, group: int, sums: Any, Y: 
     n_panels, n_groups = packed.shape[:2]
     n_features = X.shape[1]
     multiply_rows(
-        X,
-        row * n_features,
-        n_features,
-        packed,
-        group * GROUP_BYTES,
-        n_groups * GROUP_BYTES,
-        n_panels,
-        begins,
-        sums,
-    )
+        X, row * n_features, n_features, packed, group * GROUP_BYTES, n_groups * GROUP_BYTES,
+        n_panels, begins, sums,
+    )  # fmt: skip
     write_tile(sums, scales[group], b[group * GROUP :], Y)
 
 
@@ -507,15 +480,9 @@ def _digits_of_rows(G: Any, gradient: Any) -> None:
 
 @compiled
 def _add_columns(
-    X: Any,
-    first_row: Any,
-    n_rows: Any,
-    gradient: Any,
-    quads: Any,
-    sums: Any,
-    dW: Any,
+    X: Any, first_row: Any, n_rows: Any, gradient: Any, quads: Any, sums: Any, dW: Any,
     first_column: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Add ``(X - 128)^T @ G^T`` of `n_rows` rows to columns of dW (D padded, M padded)."""
     digits, begins, scales = gradient
     n_groups, n_features = digits.shape[1], X.shape[1]
@@ -526,23 +493,13 @@ def _add_columns(
         for tile in range(4):
             for group in range(n_groups):
                 multiply_columns(
-                    digits,
-                    group * GROUP_BYTES,
-                    n_groups * GROUP_BYTES,
-                    quads,
-                    tile,
-                    n_steps,
-                    begins[group],
-                    sums,
-                )
+                    digits, group * GROUP_BYTES, n_groups * GROUP_BYTES, quads, tile, n_steps,
+                    begins[group], sums,
+                )  # fmt: skip
                 add_tile(
-                    sums,
-                    scales[group * GROUP :],
-                    dW,
-                    panel * PANEL * dW.shape[1] + first_column + group * GROUP,
-                    dW.shape[1],
-                    tile,
-                )
+                    sums, scales[group * GROUP :], dW,
+                    panel * PANEL * dW.shape[1] + first_column + group * GROUP, dW.shape[1], tile,
+                )  # fmt: skip
 
 
 @compiled
@@ -638,17 +595,9 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
 
 @compiled
 def linear_pass(
-    X: Any,
-    weights: Any,
-    b: Any,
-    y: Any,
-    sample_weight: Any,
-    start: int,
-    stop: int,
-    dW: Any,
-    db: Any,
-    hinge: bool,
-) -> float:
+    X: Any, weights: Any, b: Any, y: Any, sample_weight: Any, start: int, stop: int, dW: Any,
+    db: Any, hinge: bool,
+) -> float:  # fmt: skip
     """Add the gradients of the rows start:stop to dW (D, C) and db (C,), and return their loss.
 
     Parameters
@@ -795,11 +744,7 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None
             for r in range(16):
                 for tile in range(N_DIGITS):
                     write_distances(
-                        products,
-                        tile,
-                        r,
-                        norms[row + r],
-                        norms_B[tile * GROUP :],
+                        products, tile, r, norms[row + r], norms_B[tile * GROUP :],
                         out[row + r, column + first + tile * GROUP :],
-                    )
+                    )  # fmt: skip
     end()
