@@ -13,7 +13,7 @@ Pixels count from 128: a digit's sum over the samples, times 128, is where its s
 A group is 16 columns in their four digits, which are four tiles. The features are cut into panels
 of 64.
 
-All of it is one file, because numba takes what it compiled before as long as the file of the
+All loops are in one file, because numba takes what it compiled before as long as the file of the
 outermost function has not changed.
 """
 

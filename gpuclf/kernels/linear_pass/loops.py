@@ -10,7 +10,7 @@ How many classes a tile has is the length of the tuple that is passed as `tile`,
 compiles, and caches, one version for each length. The other sizes follow from the processor:
 with 32 vector registers (AVX-512, Arm) tiles hold up to 24 accumulators, with 16 up to 12.
 
-All of it is one file, because numba takes what it compiled before as long as the file of the
+All loops are in one file, because numba takes what it compiled before as long as the file of the
 outermost function has not changed.
 """
 
