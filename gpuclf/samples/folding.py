@@ -24,13 +24,7 @@ from gpuclf.layers import affine, affine_backward_params
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats
 from gpuclf.samples.streamed import Streamed
 
-__all__ = [
-    "FoldedSamples",
-    "RowBlock",
-    "block_type",
-    "fold_into",
-    "unfold_from",
-]
+__all__ = ["FoldedSamples", "RowBlock", "block_type", "fold_into", "unfold_from"]
 
 Result = TypeVar("Result")
 

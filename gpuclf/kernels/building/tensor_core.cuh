@@ -26,15 +26,6 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same for bfloat16.
-__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4],
-                                                  const unsigned (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 // d += a b, signed bytes, exact.
 __device__ __forceinline__ void mma_m16n8k32(int (&d)[4], const unsigned (&a)[4],
                                              const unsigned (&b)[2]) {
@@ -77,12 +68,6 @@ __device__ __forceinline__ unsigned halves_from_floats(float low, float high) {
     unsigned halves;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
     return halves;
-}
-
-__device__ __forceinline__ unsigned bfloats_from_floats(float low, float high) {
-    unsigned bfloats;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bfloats) : "f"(high), "f"(low));
-    return bfloats;
 }
 
 __device__ __forceinline__ void floats_from_halves(unsigned halves, float& low, float& high) {

@@ -13,20 +13,20 @@ Pixels count from 128: a digit's sum over the samples, times 128, is where its s
 A group is 16 columns in their four digits, which are four tiles. The features are cut into panels
 of 64.
 
-All of it is one file, because numba takes what it compiled before as long as the file of the
+All loops are in one file, because numba takes what it compiled before as long as the file of the
 outermost function has not changed.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from gpuclf.kernels.building.emission import I8, I32, I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 
 __all__ = [
@@ -50,9 +50,8 @@ GROUP_BYTES = N_DIGITS * TILE_BYTES
 BLOCK_ROWS = 128  # both products find them in L2; sums of so many rows fit 32 bits at any values
 MAX_EXPONENT = 126.0  # of float32
 
-_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_floats, _ints = ir.VectorType(ir.FloatType(), GROUP), ir.VectorType(_i32, GROUP)
-_bytes = ir.VectorType(_i8, PANEL)
+_floats, _ints = ir.VectorType(ir.FloatType(), GROUP), ir.VectorType(I32, GROUP)
+_bytes = ir.VectorType(I8, PANEL)
 # Palette 1; bytes a row and rows of each of the eight tiles.
 TILE_SHAPES = np.zeros(64, np.uint8)
 TILE_SHAPES[0] = 1
@@ -60,73 +59,32 @@ TILE_SHAPES[16:32:2] = 64
 TILE_SHAPES[48:56] = 16
 
 
-class _Code:
-    """LLVM's builder with addresses in bytes."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
-        self.builder = builder
-        self.args = [
-            builder.bitcast(
-                context.make_array(kind)(context, builder, value).data, _i8.as_pointer()
-            )
-            if isinstance(kind, types.Array)
-            else value
-            for kind, value in zip(signature.args, args, strict=True)
-        ]
-
-    def call(self, name: str, result: Any, *arguments: Any) -> Any:
-        """Call one of LLVM's functions."""
-        signature = ir.FunctionType(result, [argument.type for argument in arguments])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        return self.builder.call(function, arguments)
-
-    def at(self, address: Any, *offsets: Any) -> Any:
-        """Return an address moved by offsets in bytes."""
-        for offset in offsets:
-            offset = _i64(offset) if isinstance(offset, int) else offset
-            address = self.builder.gep(address, [offset])
-        return address
-
-    def times(self, number: Any, factor: int) -> Any:
-        """Multiply an index."""
-        return self.builder.mul(number, _i64(factor))
-
-    def load(self, address: Any, kind: Any, align: int = 1) -> Any:
-        """Load a vector."""
-        return self.builder.load(self.builder.bitcast(address, kind.as_pointer()), align=align)
-
-    def store(self, value: Any, address: Any, align: int = 1) -> None:
-        """Store a vector."""
-        self.builder.store(
-            value, self.builder.bitcast(address, value.type.as_pointer()), align=align
-        )
+class _Code(Code):
+    """Code with tiles, masks and digits."""
 
     def load_tile(self, tile: int, address: Any, pitch: Any) -> None:
         """Fill a tile with rows that lie `pitch` bytes apart."""
-        pitch = _i64(pitch) if isinstance(pitch, int) else pitch
-        self.call("llvm.x86.tileloadd64", ir.VoidType(), _i8(tile), address, pitch)
+        pitch = I64(pitch) if isinstance(pitch, int) else pitch
+        self.call("llvm.x86.tileloadd64", ir.VoidType(), I8(tile), address, pitch)
 
     def store_tile(self, tile: int, address: Any) -> None:
         """Write a tile's rows one after another."""
-        self.call("llvm.x86.tilestored64", ir.VoidType(), _i8(tile), address, _i64(64))
+        self.call("llvm.x86.tilestored64", ir.VoidType(), I8(tile), address, I64(64))
 
     def multiply(self, signs: str, sums: int, a: int, b: int) -> None:
         """Add the product of two tiles; `signs` as in the instruction's name: u or s."""
-        self.call(f"llvm.x86.tdpb{signs}d", ir.VoidType(), _i8(sums), _i8(a), _i8(b))
+        self.call(f"llvm.x86.tdpb{signs}d", ir.VoidType(), I8(sums), I8(a), I8(b))
 
     def first_lanes(self, count: Any) -> Any:
         """Return the mask of a vector's first `count` lanes."""
-        counts = ir.VectorType(_i64, GROUP)
-        undefined = ir.Constant(counts, ir.Undefined)
-        first = self.builder.insert_element(undefined, count, _i32(0))
-        zeros = ir.Constant(_ints, [0] * GROUP)
-        everywhere = self.builder.shuffle_vector(first, undefined, zeros)
-        return self.builder.icmp_signed("<", ir.Constant(counts, list(range(GROUP))), everywhere)
+        counts = ir.VectorType(I64, GROUP)
+        numbers = ir.Constant(counts, list(range(GROUP)))
+        return self.builder.icmp_signed("<", numbers, self.everywhere(count, counts))
 
     def load_lanes(self, address: Any, mask: Any) -> Any:
         """Load the floats of a mask, and zero for the others."""
         zeros = ir.Constant(_floats, [0.0] * GROUP)
-        return self.call("llvm.masked.load.v16f32.p0", _floats, address, _i32(1), mask, zeros)
+        return self.call("llvm.masked.load.v16f32.p0", _floats, address, I32(1), mask, zeros)
 
     def transpose(self, vectors: list[Any]) -> None:
         """Transpose 16 vectors of 16 numbers: single ones, then blocks of 2 x 2, 4 x 4, 8 x 8."""
@@ -153,338 +111,239 @@ class _Code:
         return value
 
 
-@intrinsic
-def begin(typing_context: Any, tile_shapes: Any) -> Any:
+_emitted = partial(emitted, code_type=_Code)
+
+
+@_emitted
+def begin(c: Any, tile_shapes: Any) -> None:
     """Give the eight tiles their shapes."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        c.call("llvm.x86.ldtilecfg", ir.VoidType(), c.args[0])
-        return context.get_dummy_value()
-
-    return types.void(tile_shapes), code
+    c.call("llvm.x86.ldtilecfg", ir.VoidType(), c.at(tile_shapes))
 
 
-@intrinsic
-def end(typing_context: Any) -> Any:
+@_emitted
+def end(c: Any) -> None:
     """Give the tiles back, so that switching threads need not save them."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _Code(context, builder, signature, args).call("llvm.x86.tilerelease", ir.VoidType())
-        return context.get_dummy_value()
-
-    return types.void(), code
+    c.call("llvm.x86.tilerelease", ir.VoidType())
 
 
-@intrinsic
+@_emitted
 def multiply_rows(
-    typing_context: Any,
-    X: Any,
-    first: Any,
-    pitch: Any,
-    packed: Any,
-    group: Any,
-    panel_bytes: Any,
-    n_panels: Any,
-    begins: Any,
-    sums: Any,
-) -> Any:
+    c: Any, X: Any, first: Any, pitch: Any, packed: Any, group: Any, panel_bytes: Any,
+    n_panels: Any, begins: Any, sums: Any,
+) -> None:  # fmt: skip
     """Write ``begins + X[16 rows] @ digits`` to `sums`, four tiles of 16 rows x 16 columns.
 
     `first`, `group`: where the rows and the group begin, in bytes. `begins` (4, 16), one row for
     all, begins at the group.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        x, first, pitch, packed, group, panel_bytes, n_panels, begins, sums = c.args
-        x, packed = c.at(x, first), c.at(packed, group)
+    builder = c.builder
+    x, packed = c.at(X, first), c.at(packed, group)
+    for digit in range(N_DIGITS):
+        row = c.at(begins, builder.lshr(group, I64(4)), 64 * digit)
+        c.load_tile(digit, row, 0)
+    with cgutils.for_range(builder, n_panels) as loop:
+        c.load_tile(4, c.at(x, c.times(loop.index, PANEL)), pitch)
+        weights = c.at(packed, builder.mul(loop.index, panel_bytes))
         for digit in range(N_DIGITS):
-            row = c.at(begins, builder.lshr(group, _i64(4)), 64 * digit)
-            c.load_tile(digit, row, 0)
-        with cgutils.for_range(builder, n_panels) as loop:
-            c.load_tile(4, c.at(x, c.times(loop.index, PANEL)), pitch)
-            weights = c.at(packed, builder.mul(loop.index, panel_bytes))
-            for digit in range(N_DIGITS):
-                c.load_tile(5 + digit % 2, c.at(weights, TILE_BYTES * digit), 64)
-                c.multiply("us", digit, 4, 5 + digit % 2)
-        for digit in range(N_DIGITS):
-            c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
-        return context.get_dummy_value()
-
-    return types.void(
-        X, types.int64, types.int64, packed, types.int64, types.int64, types.int64, begins, sums
-    ), code
+            c.load_tile(5 + digit % 2, c.at(weights, TILE_BYTES * digit), 64)
+            c.multiply("us", digit, 4, 5 + digit % 2)
+    for digit in range(N_DIGITS):
+        c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@intrinsic
+@_emitted
 def multiply_columns(
-    typing_context: Any,
-    digits: Any,
-    group: Any,
-    step_bytes: Any,
-    quads: Any,
-    tile: Any,
-    n_steps: Any,
-    begins: Any,
-    sums: Any,
-) -> Any:
+    c: Any, digits: Any, group: Any, step_bytes: Any, quads: Any, tile: Any, n_steps: Any,
+    begins: Any, sums: Any,
+) -> None:  # fmt: skip
     """Write ``begins + digits^T @ X[:, 16 features]`` to `sums`, four tiles of 16 x 16.
 
     `group`: where the group begins among the digits of 64 rows, which are `step_bytes` long.
     `tile`: which sixteen features of the panel in `quads`. `begins` (4, 16, 16).
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        digits, group, step_bytes, quads, tile, n_steps, begins, sums = c.args
-        digits, quads = c.at(digits, group), c.at(quads, c.times(tile, TILE_BYTES))
+    builder = c.builder
+    digits, quads = c.at(digits, group), c.at(quads, c.times(tile, TILE_BYTES))
+    for digit in range(N_DIGITS):
+        c.load_tile(digit, c.at(begins, TILE_BYTES * digit), 64)
+    with cgutils.for_range(builder, n_steps) as loop:
+        c.load_tile(4, c.at(quads, c.times(loop.index, 4 * TILE_BYTES)), 64)
+        rows = c.at(digits, builder.mul(loop.index, step_bytes))
         for digit in range(N_DIGITS):
-            c.load_tile(digit, c.at(begins, TILE_BYTES * digit), 64)
-        with cgutils.for_range(builder, n_steps) as loop:
-            c.load_tile(4, c.at(quads, c.times(loop.index, 4 * TILE_BYTES)), 64)
-            rows = c.at(digits, builder.mul(loop.index, step_bytes))
-            for digit in range(N_DIGITS):
-                c.load_tile(5 + digit % 2, c.at(rows, TILE_BYTES * digit), 64)
-                c.multiply("su", digit, 5 + digit % 2, 4)
-        for digit in range(N_DIGITS):
-            c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
-        return context.get_dummy_value()
-
-    return types.void(
-        digits, types.int64, types.int64, quads, types.int64, types.int64, begins, sums
-    ), code
+            c.load_tile(5 + digit % 2, c.at(rows, TILE_BYTES * digit), 64)
+            c.multiply("su", digit, 5 + digit % 2, 4)
+    for digit in range(N_DIGITS):
+        c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@intrinsic
-def interleave(
-    typing_context: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any
-) -> Any:
+@_emitted
+def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any) -> None:
     """Put the bytes of four rows next to each other, for 64 features; four tiles each 64 rows.
 
     Byte unpacking works within 16 bytes, so tile t gets the features 16 i + 4 t + j for i, j < 4.
     """
+    builder, x = c.builder, c.at(X, first)
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        x, first, pitch, quads, n_quads = c.args
-        x = c.at(x, first)
+    def unpack(a: Any, b: Any, item: int, high: bool) -> Any:
+        items = 16 // item
+        kind = ir.VectorType(ir.IntType(8 * item), PANEL // item)
+        order = [
+            lane * items + (items // 2 if high else 0) + i // 2 + (i % 2) * kind.count
+            for lane in range(4)
+            for i in range(items)
+        ]
+        mask = ir.Constant(ir.VectorType(I32, kind.count), order)
+        mixed = builder.shuffle_vector(builder.bitcast(a, kind), builder.bitcast(b, kind), mask)
+        return builder.bitcast(mixed, _bytes)
 
-        def unpack(a: Any, b: Any, item: int, high: bool) -> Any:
-            items = 16 // item
-            kind = ir.VectorType(ir.IntType(8 * item), PANEL // item)
-            order = [
-                lane * items + (items // 2 if high else 0) + i // 2 + (i % 2) * kind.count
-                for lane in range(4)
-                for i in range(items)
-            ]
-            mask = ir.Constant(ir.VectorType(_i32, kind.count), order)
-            mixed = builder.shuffle_vector(builder.bitcast(a, kind), builder.bitcast(b, kind), mask)
-            return builder.bitcast(mixed, _bytes)
-
-        with cgutils.for_range(builder, n_quads) as loop:
-            start = c.at(x, builder.mul(loop.index, c.times(pitch, 4)))
-            rows = [c.load(start, _bytes)]
-            for _ in range(3):
-                start = c.at(start, pitch)
-                rows.append(c.load(start, _bytes))
-            step = builder.mul(builder.lshr(loop.index, _i64(4)), _i64(4 * TILE_BYTES))
-            line = builder.mul(builder.and_(loop.index, _i64(15)), _i64(64))
-            target = c.at(quads, step, line)
-            for half in (False, True):
-                first_two = unpack(rows[0], rows[1], 1, half)
-                last_two = unpack(rows[2], rows[3], 1, half)
-                for quarter in (False, True):
-                    tile = 2 * half + quarter
-                    c.store(
-                        unpack(first_two, last_two, 2, quarter), c.at(target, TILE_BYTES * tile)
-                    )
-        return context.get_dummy_value()
-
-    return types.void(X, types.int64, types.int64, quads, types.int64), code
+    with cgutils.for_range(builder, n_quads) as loop:
+        start = c.at(x, builder.mul(loop.index, c.times(pitch, 4)))
+        rows = [c.load(start, _bytes)]
+        for _ in range(3):
+            start = c.at(start, pitch)
+            rows.append(c.load(start, _bytes))
+        step = builder.mul(builder.lshr(loop.index, I64(4)), I64(4 * TILE_BYTES))
+        line = builder.mul(builder.and_(loop.index, I64(15)), I64(64))
+        target = c.at(quads, step, line)
+        for half in (False, True):
+            first_two = unpack(rows[0], rows[1], 1, half)
+            last_two = unpack(rows[2], rows[3], 1, half)
+            for quarter in (False, True):
+                tile = 2 * half + quarter
+                c.store(unpack(first_two, last_two, 2, quarter), c.at(target, TILE_BYTES * tile))
 
 
-@intrinsic
-def column_magnitudes(
-    typing_context: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any
-) -> Any:
+@_emitted
+def column_magnitudes(c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any) -> None:
     """Raise the 16 numbers of `out` to the magnitudes of `width` columns; NaN stays.
 
     `W` begins at the columns; its rows are `pitch` bytes apart.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        w, n_rows, pitch, width, out = c.args
-        mask = c.first_lanes(width)
-        found = cgutils.alloca_once_value(builder, c.load(out, _floats))
-        with cgutils.for_range(builder, n_rows) as rows:
-            row = c.load_lanes(c.at(w, builder.mul(rows.index, pitch)), mask)
-            magnitude, so_far = c.call("llvm.fabs.v16f32", _floats, row), builder.load(found)
-            stays = builder.fcmp_ordered(">=", so_far, magnitude)
-            nan = builder.fcmp_unordered("uno", so_far, so_far)
-            builder.store(builder.select(builder.or_(stays, nan), so_far, magnitude), found)
-        c.store(builder.load(found), out)
-        return context.get_dummy_value()
-
-    return types.void(W, types.int64, types.int64, types.int64, out), code
+    builder = c.builder
+    mask = c.first_lanes(width)
+    found = cgutils.alloca_once_value(builder, c.load(out, _floats))
+    with cgutils.for_range(builder, n_rows) as rows:
+        row = c.load_lanes(c.at(W, builder.mul(rows.index, pitch)), mask)
+        magnitude, so_far = c.call("llvm.fabs.v16f32", _floats, row), builder.load(found)
+        stays = builder.fcmp_ordered(">=", so_far, magnitude)
+        nan = builder.fcmp_unordered("uno", so_far, so_far)
+        builder.store(builder.select(builder.or_(stays, nan), so_far, magnitude), found)
+    c.store(builder.load(found), out)
 
 
-@intrinsic
+@_emitted
 def pack_panel(
-    typing_context: Any,
-    W: Any,
-    n_rows: Any,
-    pitch: Any,
-    width: Any,
-    factors: Any,
-    packed: Any,
-    sums: Any,
-) -> Any:
+    c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, factors: Any, packed: Any, sums: Any
+) -> None:
     """Write `width` columns of a panel in digits, four features next to each other.
 
     The digits are added to `sums` (4, 16). `W`, `factors` and `packed` begin at the columns.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        w, n_rows, pitch, width, factors, packed, sums = c.args
-        factor, zero = c.load(factors, _floats), _i64(0)
-        base = ir.Constant(_floats, [BASE] * GROUP)
-        low_byte = ir.Constant(_ints, [255] * GROUP)
-        totals = [
-            cgutils.alloca_once_value(builder, c.load(c.at(sums, 64 * digit), _ints))
-            for digit in range(N_DIGITS)
-        ]
-        n_quads = builder.udiv(builder.add(n_rows, _i64(3)), _i64(4))
-        with cgutils.for_range(builder, n_quads) as loop:
-            words: list[Any] = [None] * N_DIGITS
-            for byte in range(4):
-                row = builder.add(c.times(loop.index, 4), _i64(byte))
-                exists = builder.icmp_signed("<", row, n_rows)
-                mask = c.first_lanes(builder.select(exists, width, zero))
-                address = c.at(w, builder.mul(row, pitch))
-                rest = builder.fmul(c.load_lanes(address, mask), factor)
-                for digit in range(N_DIGITS):
-                    rounded = c.call("llvm.rint.v16f32", _floats, rest)
-                    rest = builder.fmul(builder.fsub(rest, rounded), base)
-                    number = builder.fptosi(rounded, _ints)
-                    total = builder.load(totals[digit])
-                    builder.store(builder.add(total, number), totals[digit])
-                    number = builder.and_(number, low_byte)
-                    if byte == 0:
-                        words[digit] = number
-                    else:
-                        shift = ir.Constant(_ints, [8 * byte] * GROUP)
-                        words[digit] = builder.or_(words[digit], builder.shl(number, shift))
-            line = c.at(packed, c.times(loop.index, 64))
+    builder = c.builder
+    factor, zero = c.load(factors, _floats), I64(0)
+    base = ir.Constant(_floats, [BASE] * GROUP)
+    low_byte = ir.Constant(_ints, [255] * GROUP)
+    totals = [
+        cgutils.alloca_once_value(builder, c.load(c.at(sums, 64 * digit), _ints))
+        for digit in range(N_DIGITS)
+    ]
+    n_quads = builder.udiv(c.plus(n_rows, 3), I64(4))
+    with cgutils.for_range(builder, n_quads) as loop:
+        words: list[Any] = [None] * N_DIGITS
+        for byte in range(4):
+            row = c.plus(c.times(loop.index, 4), byte)
+            exists = builder.icmp_signed("<", row, n_rows)
+            mask = c.first_lanes(builder.select(exists, width, zero))
+            address = c.at(W, builder.mul(row, pitch))
+            rest = builder.fmul(c.load_lanes(address, mask), factor)
             for digit in range(N_DIGITS):
-                c.store(words[digit], c.at(line, TILE_BYTES * digit))
+                rounded = c.call("llvm.rint.v16f32", _floats, rest)
+                rest = builder.fmul(builder.fsub(rest, rounded), base)
+                number = builder.fptosi(rounded, _ints)
+                total = builder.load(totals[digit])
+                builder.store(builder.add(total, number), totals[digit])
+                number = builder.and_(number, low_byte)
+                if byte == 0:
+                    words[digit] = number
+                else:
+                    shift = ir.Constant(_ints, [8 * byte] * GROUP)
+                    words[digit] = builder.or_(words[digit], builder.shl(number, shift))
+        line = c.at(packed, c.times(loop.index, 64))
         for digit in range(N_DIGITS):
-            c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
-        return context.get_dummy_value()
+            c.store(words[digit], c.at(line, TILE_BYTES * digit))
+    for digit in range(N_DIGITS):
+        c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
 
-    return types.void(W, types.int64, types.int64, types.int64, factors, packed, sums), code
 
-
-@intrinsic
+@_emitted
 def add_tile(
-    typing_context: Any, sums: Any, scales: Any, dW: Any, first: Any, row_floats: Any, tile: Any
-) -> Any:
+    c: Any, sums: Any, scales: Any, dW: Any, first: Any, row_floats: Any, tile: Any
+) -> None:
     """Put the digits of :func:`multiply_columns` together, and add them to 16 columns of dW.
 
     `first`: where the columns of the panel's first feature begin, in floats. `scales` begins at
     the group.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        sums, scales, dw, first, row_floats, tile = c.args
-        lanes = range(GROUP)
-        vectors = [c.number(sums, m) for m in lanes]
-        c.transpose(vectors)
-        scale = c.load(scales, _floats)
-        dw = c.at(dw, c.times(first, 4))
-        for place in lanes:
-            feature = builder.add(c.times(tile, 4), _i64(place // 4 * 16 + place % 4))
-            address = c.at(dw, c.times(builder.mul(feature, row_floats), 4))
-            added = builder.fmul(vectors[place], scale)
-            c.store(builder.fadd(c.load(address, _floats), added), address)
-        return context.get_dummy_value()
-
-    return types.void(sums, scales, dW, types.int64, types.int64, types.int64), code
+    builder = c.builder
+    lanes = range(GROUP)
+    vectors = [c.number(sums, m) for m in lanes]
+    c.transpose(vectors)
+    scale = c.load(scales, _floats)
+    dw = c.at(dW, c.times(first, 4))
+    for place in lanes:
+        feature = c.plus(c.times(tile, 4), place // 4 * 16 + place % 4)
+        address = c.at(dw, c.times(builder.mul(feature, row_floats), 4))
+        added = builder.fmul(vectors[place], scale)
+        c.store(builder.fadd(c.load(address, _floats), added), address)
 
 
-@intrinsic
-def write_tile(typing_context: Any, sums: Any, scales: Any, b: Any, Y: Any) -> Any:
+@_emitted
+def write_tile(c: Any, sums: Any, scales: Any, b: Any, Y: Any) -> None:
     """Put the digits of :func:`multiply_rows` together, add b, and write them to Y (16, 16).
 
     `scales` and `b` begin at the group.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        sums, scales, b, y = c.args
-        scale, bias = c.load(scales, _floats), c.load(b, _floats)
-        for r in range(16):
-            value = builder.fadd(builder.fmul(c.number(sums, r), scale), bias)
-            c.store(value, c.at(y, 4 * GROUP * r))
-        return context.get_dummy_value()
-
-    return types.void(sums, scales, b, Y), code
+    builder = c.builder
+    scale, bias = c.load(scales, _floats), c.load(b, _floats)
+    for r in range(16):
+        value = builder.fadd(builder.fmul(c.number(sums, r), scale), bias)
+        c.store(value, c.at(Y, 4 * GROUP * r))
 
 
-@intrinsic
-def pack_samples(
-    typing_context: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any
-) -> Any:
+@_emitted
+def pack_samples(c: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any) -> None:
     """Write 64 features of 16 samples less 128, four features next to each other.
 
     Their ``(b - 128) * (b + 128)`` are added to 16 numbers of `norms`. `first`: where they begin,
     in bytes. `packed` begins at their tile.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        b, first, pitch, packed, norms = c.args
-        row, vectors = c.at(b, first), []
-        for _ in range(GROUP):
-            vectors.append(c.load(row, _ints))
-            row = c.at(row, pitch)
-        c.transpose(vectors)
-        top_bits = ir.Constant(_ints, [-0x7F7F7F80] * GROUP)  # 128 in each byte
-        total = c.load(norms, _ints)
-        for quad in range(GROUP):
-            signed = builder.xor(vectors[quad], top_bits)
-            c.store(signed, c.at(packed, 64 * quad))
-            for unsigned in (vectors[quad], top_bits):
-                name = "llvm.x86.avx512.vpdpbusd.512"
-                total = c.call(name, _ints, total, unsigned, signed)
-        c.store(total, norms)
-        return context.get_dummy_value()
-
-    return types.void(B, types.int64, types.int64, packed, norms), code
+    builder = c.builder
+    row, vectors = c.at(B, first), []
+    for _ in range(GROUP):
+        vectors.append(c.load(row, _ints))
+        row = c.at(row, pitch)
+    c.transpose(vectors)
+    top_bits = ir.Constant(_ints, [-0x7F7F7F80] * GROUP)  # 128 in each byte
+    total = c.load(norms, _ints)
+    for quad in range(GROUP):
+        signed = builder.xor(vectors[quad], top_bits)
+        c.store(signed, c.at(packed, 64 * quad))
+        for unsigned in (vectors[quad], top_bits):
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            total = c.call(name, _ints, total, unsigned, signed)
+    c.store(total, norms)
 
 
-@intrinsic
+@_emitted
 def write_distances(
-    typing_context: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
-) -> Any:
+    c: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
+) -> None:
     """Write ``norm + norms - 2 * products[tile, row]`` to 16 numbers of `out`."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        c = _Code(context, builder, signature, args)
-        products, tile, row, norm, norms, out = c.args
-        offset = builder.add(c.times(tile, TILE_BYTES), c.times(row, 64))
-        twice = builder.shl(c.load(c.at(products, offset), _ints), ir.Constant(_ints, [1] * GROUP))
-        undefined = ir.Constant(_ints, ir.Undefined)
-        first = builder.insert_element(undefined, builder.trunc(norm, _i32), _i32(0))
-        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(_ints, [0] * GROUP))
-        total = builder.add(everywhere, c.load(norms, _ints))
-        c.store(builder.sub(total, twice), out)
-        return context.get_dummy_value()
-
-    return types.void(products, types.int64, types.int64, types.int64, norms, out), code
+    builder = c.builder
+    offset = builder.add(c.times(tile, TILE_BYTES), c.times(row, 64))
+    twice = builder.shl(c.load(c.at(products, offset), _ints), ir.Constant(_ints, [1] * GROUP))
+    norms_a = c.everywhere(builder.trunc(norm, I32), _ints)
+    total = builder.add(norms_a, c.load(norms, _ints))
+    c.store(builder.sub(total, twice), out)
 
 
 @compiled
@@ -549,14 +408,9 @@ def pack(W: Any, first: int, stop: int) -> Any:
             width = min(GROUP, stop - column)
             height = min(PANEL, n_features - row)
             pack_panel(
-                W[row:, column:],
-                height,
-                pitch,
-                width,
-                factors[group],
-                packed[panel, group],
+                W[row:, column:], height, pitch, width, factors[group], packed[panel, group],
                 begins[group],
-            )
+            )  # fmt: skip
     begins *= -128
     return bool(np.isfinite(largest).all()), (packed, scales, begins)
 
@@ -568,16 +422,9 @@ def _multiply(X: Any, weights: Any, b: Any, row: int, group: int, sums: Any, Y: 
     n_panels, n_groups = packed.shape[:2]
     n_features = X.shape[1]
     multiply_rows(
-        X,
-        row * n_features,
-        n_features,
-        packed,
-        group * GROUP_BYTES,
-        n_groups * GROUP_BYTES,
-        n_panels,
-        begins,
-        sums,
-    )
+        X, row * n_features, n_features, packed, group * GROUP_BYTES, n_groups * GROUP_BYTES,
+        n_panels, begins, sums,
+    )  # fmt: skip
     write_tile(sums, scales[group], b[group * GROUP :], Y)
 
 
@@ -633,15 +480,9 @@ def _digits_of_rows(G: Any, gradient: Any) -> None:
 
 @compiled
 def _add_columns(
-    X: Any,
-    first_row: Any,
-    n_rows: Any,
-    gradient: Any,
-    quads: Any,
-    sums: Any,
-    dW: Any,
+    X: Any, first_row: Any, n_rows: Any, gradient: Any, quads: Any, sums: Any, dW: Any,
     first_column: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Add ``(X - 128)^T @ G^T`` of `n_rows` rows to columns of dW (D padded, M padded)."""
     digits, begins, scales = gradient
     n_groups, n_features = digits.shape[1], X.shape[1]
@@ -652,23 +493,13 @@ def _add_columns(
         for tile in range(4):
             for group in range(n_groups):
                 multiply_columns(
-                    digits,
-                    group * GROUP_BYTES,
-                    n_groups * GROUP_BYTES,
-                    quads,
-                    tile,
-                    n_steps,
-                    begins[group],
-                    sums,
-                )
+                    digits, group * GROUP_BYTES, n_groups * GROUP_BYTES, quads, tile, n_steps,
+                    begins[group], sums,
+                )  # fmt: skip
                 add_tile(
-                    sums,
-                    scales[group * GROUP :],
-                    dW,
-                    panel * PANEL * dW.shape[1] + first_column + group * GROUP,
-                    dW.shape[1],
-                    tile,
-                )
+                    sums, scales[group * GROUP :], dW,
+                    panel * PANEL * dW.shape[1] + first_column + group * GROUP, dW.shape[1], tile,
+                )  # fmt: skip
 
 
 @compiled
@@ -764,17 +595,9 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
 
 @compiled
 def linear_pass(
-    X: Any,
-    weights: Any,
-    b: Any,
-    y: Any,
-    sample_weight: Any,
-    start: int,
-    stop: int,
-    dW: Any,
-    db: Any,
-    hinge: bool,
-) -> float:
+    X: Any, weights: Any, b: Any, y: Any, sample_weight: Any, start: int, stop: int, dW: Any,
+    db: Any, hinge: bool,
+) -> float:  # fmt: skip
     """Add the gradients of the rows start:stop to dW (D, C) and db (C,), and return their loss.
 
     Parameters
@@ -912,11 +735,7 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None
             for panel in range(n_panels):
                 place = panel * GROUP_BYTES + tile * TILE_BYTES
                 pack_samples(
-                    B,
-                    start + panel * PANEL,
-                    n_features,
-                    packed[place:],
-                    norms_B[tile * GROUP :],
+                    B, start + panel * PANEL, n_features, packed[place:], norms_B[tile * GROUP :]
                 )
         for row in range(0, len(A), 16):
             multiply_rows(
@@ -925,11 +744,7 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None
             for r in range(16):
                 for tile in range(N_DIGITS):
                     write_distances(
-                        products,
-                        tile,
-                        r,
-                        norms[row + r],
-                        norms_B[tile * GROUP :],
+                        products, tile, r, norms[row + r], norms_B[tile * GROUP :],
                         out[row + r, column + first + tile * GROUP :],
-                    )
+                    )  # fmt: skip
     end()

@@ -10,7 +10,7 @@ How many classes a tile has is the length of the tuple that is passed as `tile`,
 compiles, and caches, one version for each length. The other sizes follow from the processor:
 with 32 vector registers (AVX-512, Arm) tiles hold up to 24 accumulators, with 16 up to 12.
 
-All of it is one file, because numba takes what it compiled before as long as the file of the
+All loops are in one file, because numba takes what it compiled before as long as the file of the
 outermost function has not changed.
 """
 
@@ -21,10 +21,9 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from gpuclf.kernels.building.emission import I8, I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 
 __all__ = [
@@ -50,58 +49,41 @@ BLOCK_ROWS = 16
 # Features of W that a few tiles of rows use one after another, from L1.
 DOT_FEATURES = 1024
 
-_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-
 
 class _Rows:
-    """A matrix whose rows are contiguous, in LLVM's terms: addresses and vectors."""
+    """A matrix whose rows are contiguous: addresses of items, and vectors."""
 
-    def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
-        array = context.make_array(array_type)(context, builder, value)
-        self.builder = builder
-        self.scalar = context.get_data_type(array_type.dtype)
-        self.item_bytes = context.get_abi_sizeof(self.scalar)
+    def __init__(self, code: Code, array: Array) -> None:
+        self.code, self.scalar = code, array.item
+        self.item_bytes = array.dtype.bitwidth // 8
         self.vector = ir.VectorType(self.scalar, VECTOR_BYTES // self.item_bytes)
-        self.row_bytes = cgutils.unpack_tuple(builder, array.strides)[0]
-        self._data = builder.bitcast(array.data, _i8.as_pointer())
+        self._array = array
 
     def at(self, row: Any, column: Any) -> Any:
         """Return the address of an item."""
-        row, column = (_i64(i) if isinstance(i, int) else i for i in (row, column))
-        start = self.builder.gep(self._data, [self.builder.mul(row, self.row_bytes)])
-        items = self.builder.bitcast(start, self.scalar.as_pointer())
-        return self.builder.gep(items, [column])
+        row, column = (I64(i) if isinstance(i, int) else i for i in (row, column))
+        builder = self.code.builder
+        items = builder.bitcast(self._array.row(row), self.scalar.as_pointer())
+        return builder.gep(items, [column])
+
+    def _behind(self, address: Any, vector: int) -> Any:
+        return self.code.builder.gep(address, [I64(vector * self.vector.count)])
 
     def load(self, address: Any, vector: int = 0) -> Any:
         """Load the vector that lies `vector` registers behind an address."""
-        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
-        loaded = self.builder.load(self.builder.bitcast(address, self.vector.as_pointer()))
-        loaded.align = self.item_bytes
-        return loaded
+        return self.code.load(self._behind(address, vector), self.vector, self.item_bytes)
 
     def store(self, value: Any, address: Any, vector: int = 0) -> None:
         """Store a vector `vector` registers behind an address."""
-        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
-        stored = self.builder.store(value, self.builder.bitcast(address, self.vector.as_pointer()))
-        stored.align = self.item_bytes
+        self.code.store(value, self._behind(address, vector), self.item_bytes)
 
     def prefetch(self, address: Any, vector: int, bytes_ahead: Any) -> None:
         """Ask for the cache line `bytes_ahead` of a vector, into L2."""
-        address = self.builder.gep(address, [_i64(vector * self.vector.count)])
-        ahead = self.builder.gep(self.builder.bitcast(address, _i8.as_pointer()), [bytes_ahead])
-        for_reading, into_l2, data = _i32(0), _i32(2), _i32(1)
-        signature = ir.FunctionType(ir.VoidType(), [_i8.as_pointer(), _i32, _i32, _i32])
-        prefetch = cgutils.get_or_insert_function(
-            self.builder.module, signature, "llvm.prefetch.p0"
-        )
-        self.builder.call(prefetch, [ahead, for_reading, into_l2, data])
-
-
-def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
-    undefined = ir.Constant(vector, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, _i32(0))
-    zeros = ir.Constant(ir.VectorType(_i32, vector.count), [0] * vector.count)
-    return builder.shuffle_vector(first, undefined, zeros)
+        builder, code = self.code.builder, self.code
+        ahead = builder.bitcast(self._behind(address, vector), I8.as_pointer())
+        for_reading, into_l2, data = I32(0), I32(2), I32(1)
+        given = code.at(ahead, bytes_ahead), for_reading, into_l2, data
+        code.call("llvm.prefetch.p0", ir.VoidType(), *given)
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
@@ -109,137 +91,97 @@ def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=contract), total, flags=contract)
 
 
-def _sum(builder: Any, vector: Any) -> Any:
+def _sum(code: Code, vector: Any) -> Any:
     kind, scalar = vector.type, vector.type.element
     bits = 32 if isinstance(scalar, ir.FloatType) else 64
-    reduce = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(scalar, [scalar, kind]),
-        f"llvm.vector.reduce.fadd.v{kind.count}f{bits}",
-    )
-    return builder.call(reduce, [ir.Constant(scalar, 0.0), vector], fastmath=("reassoc",))
+    name = f"llvm.vector.reduce.fadd.v{kind.count}f{bits}"
+    return code.call(name, scalar, ir.Constant(scalar, 0.0), vector, fastmath=("reassoc",))
 
 
-@intrinsic
+@emitted
 def dot_tile(
-    typing_context: Any,
-    X: Any,
-    W: Any,
-    S: Any,
-    row: Any,
-    first: Any,
-    start: Any,
-    stop: Any,
-    tile: Any,
-) -> Any:
+    code: Code, X: Any, W: Any, S: Any, row: Any, first: Any, start: Any, stop: Any, n_classes: int
+) -> None:
     """Add ``X[row + r, start:stop] @ W[first + c, start:stop]`` to ``S[row + r, first + c]``.
 
-    For ``TILE_ROWS`` rows r and as many classes c as `tile` is long. ``stop - start`` must be a
-    multiple of the numbers in a vector.
+    For ``TILE_ROWS`` rows r and as many classes c as the last argument, a tuple, is long.
+    ``stop - start`` must be a multiple of the numbers in a vector.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, w, s = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
-        row, first, start, stop = args[3:7]
-        rows, classes = range(TILE_ROWS), range(tile.count)
-        x_rows = [x.at(builder.add(row, _i64(r)), 0) for r in rows]
-        w_rows = [w.at(builder.add(first, _i64(c)), 0) for c in classes]
-        zero = ir.Constant(x.vector, [0.0] * x.vector.count)
-        # LLVM turns these stack slots into registers.
-        sums = [[cgutils.alloca_once(builder, x.vector) for _ in classes] for _ in rows]
-        for r in rows:
-            for c in classes:
-                builder.store(zero, sums[r][c])
-        step = _i64(x.vector.count)
-        with cgutils.for_range_slice(builder, start, stop, step) as (d, _):
-            x_vectors = [x.load(builder.gep(x_rows[r], [d])) for r in rows]
-            for c in classes:
-                w_vector = w.load(builder.gep(w_rows[c], [d]))
-                for r in rows:
-                    total = builder.load(sums[r][c])
-                    total = _multiply_add(builder, x_vectors[r], w_vector, total)
-                    builder.store(total, sums[r][c])
-        for r in rows:
-            for c in classes:
-                address = s.at(builder.add(row, _i64(r)), builder.add(first, _i64(c)))
-                total = _sum(builder, builder.load(sums[r][c]))
-                builder.store(builder.fadd(builder.load(address), total), address)
-        return context.get_dummy_value()
-
-    return types.void(X, W, S, types.int64, types.int64, types.int64, types.int64, tile), code
+    builder = code.builder
+    x, w, s = (_Rows(code, array) for array in (X, W, S))
+    rows, classes = range(TILE_ROWS), range(n_classes)
+    x_rows = [x.at(code.plus(row, r), 0) for r in rows]
+    w_rows = [w.at(code.plus(first, c), 0) for c in classes]
+    zero = ir.Constant(x.vector, [0.0] * x.vector.count)
+    # LLVM turns these stack slots into registers.
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in classes] for _ in rows]
+    step = I64(x.vector.count)
+    with cgutils.for_range_slice(builder, start, stop, step) as (d, _):
+        x_vectors = [x.load(builder.gep(x_rows[r], [d])) for r in rows]
+        for c in classes:
+            w_vector = w.load(builder.gep(w_rows[c], [d]))
+            for r in rows:
+                total = builder.load(sums[r][c])
+                total = _multiply_add(builder, x_vectors[r], w_vector, total)
+                builder.store(total, sums[r][c])
+    for r in rows:
+        for c in classes:
+            address = s.at(code.plus(row, r), code.plus(first, c))
+            total = _sum(code, builder.load(sums[r][c]))
+            builder.store(builder.fadd(builder.load(address), total), address)
 
 
-@intrinsic
+@emitted
 def outer_tile(
-    typing_context: Any,
-    X: Any,
-    S: Any,
-    dW: Any,
-    n_rows: Any,
-    first: Any,
-    column: Any,
-    bytes_ahead: Any,
-    tile: Any,
-) -> Any:
+    code: Code, X: Any, S: Any, dW: Any, n_rows: Any, first: Any, column: Any, bytes_ahead: Any,
+    n_classes: int,
+) -> None:  # fmt: skip
     """Add ``S[:, first + c]^T @ X[:, column + d]`` to ``dW[first + c, column + d]``.
 
-    For as many classes c as `tile` is long, and as many features d as ``OUTER_VECTORS`` vectors
-    hold. On the way, the memory `bytes_ahead` of each row of X is called into the cache: nothing
-    else keeps the memory busy in this phase.
+    For as many classes c as the last argument, a tuple, is long, and as many features d as
+    ``OUTER_VECTORS`` vectors hold. On the way, the memory `bytes_ahead` of each row of X is called
+    into the cache: nothing else keeps the memory busy in this phase.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, s, dw = (_Rows(context, builder, signature.args[i], args[i]) for i in range(3))
-        n_rows, first, column, bytes_ahead = args[3:7]
-        vectors, classes = range(OUTER_VECTORS), range(tile.count)
-        dw_rows = [dw.at(builder.add(first, _i64(c)), column) for c in classes]
-        sums = [[cgutils.alloca_once(builder, x.vector) for _ in vectors] for _ in classes]
+    builder = code.builder
+    x, s, dw = (_Rows(code, array) for array in (X, S, dW))
+    vectors, classes = range(OUTER_VECTORS), range(n_classes)
+    dw_rows = [dw.at(code.plus(first, c), column) for c in classes]
+    sums = [
+        [cgutils.alloca_once_value(builder, dw.load(dw_rows[c], v)) for v in vectors]
+        for c in classes
+    ]
+    with cgutils.for_range(builder, n_rows) as loop:
+        x_row = x.at(loop.index, column)
+        x_vectors = [x.load(x_row, v) for v in vectors]
+        for v in vectors:
+            x.prefetch(x_row, v, bytes_ahead)
+        s_row = s.at(loop.index, first)
         for c in classes:
+            factor = code.everywhere(builder.load(builder.gep(s_row, [I64(c)])), x.vector)
             for v in vectors:
-                builder.store(dw.load(dw_rows[c], v), sums[c][v])
-        with cgutils.for_range(builder, n_rows) as loop:
-            x_row = x.at(loop.index, column)
-            x_vectors = [x.load(x_row, v) for v in vectors]
-            for v in vectors:
-                x.prefetch(x_row, v, bytes_ahead)
-            s_row = s.at(loop.index, first)
-            for c in classes:
-                factor = _splat(builder, builder.load(builder.gep(s_row, [_i64(c)])), x.vector)
-                for v in vectors:
-                    total = builder.load(sums[c][v])
-                    builder.store(_multiply_add(builder, factor, x_vectors[v], total), sums[c][v])
-        for c in classes:
-            for v in vectors:
-                dw.store(builder.load(sums[c][v]), dw_rows[c], v)
-        return context.get_dummy_value()
-
-    return types.void(X, S, dW, types.int64, types.int64, types.int64, types.int64, tile), code
+                total = builder.load(sums[c][v])
+                builder.store(_multiply_add(builder, factor, x_vectors[v], total), sums[c][v])
+    for c in classes:
+        for v in vectors:
+            dw.store(builder.load(sums[c][v]), dw_rows[c], v)
 
 
-@intrinsic
-def widen_bytes(typing_context: Any, X: Any, out: Any, row: Any, out_row: Any, stop: Any) -> Any:
+@emitted
+def widen_bytes(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any) -> None:
     """Write ``X[row, :stop] - 128`` to ``out[out_row, :stop]`` as floats, a vector at a time.
 
     `stop` must be a multiple of the numbers in a vector.
     """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, o = (_Rows(context, builder, signature.args[i], args[i]) for i in range(2))
-        row, out_row, stop = args[2:5]
-        source, target = x.at(row, 0), o.at(out_row, 0)
-        count = o.vector.count
-        pixels = ir.VectorType(_i8, count)
-        top_bits = ir.Constant(pixels, [128] * count)
-        with cgutils.for_range_slice(builder, _i64(0), stop, _i64(count)) as (d, _):
-            address = builder.bitcast(builder.gep(source, [d]), pixels.as_pointer())
-            loaded = builder.load(address)
-            loaded.align = 1
-            # Flipping the top bit and reading the byte as signed is "minus 128".
-            signed = builder.sext(builder.xor(loaded, top_bits), ir.VectorType(_i32, count))
-            o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
-        return context.get_dummy_value()
-
-    return types.void(X, out, types.int64, types.int64, types.int64), code
+    builder, x, o = code.builder, _Rows(code, X), _Rows(code, out)
+    source, target = x.at(row, 0), o.at(out_row, 0)
+    count = o.vector.count
+    pixels = ir.VectorType(I8, count)
+    top_bits = ir.Constant(pixels, [128] * count)
+    with cgutils.for_range_slice(builder, I64(0), stop, I64(count)) as (d, _):
+        loaded = code.load(builder.gep(source, [d]), pixels)
+        # Flipping the top bit and reading the byte as signed is "minus 128".
+        signed = builder.sext(builder.xor(loaded, top_bits), ir.VectorType(I32, count))
+        o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
 
 
 def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -273,18 +215,9 @@ def aligned_zeros(n_rows: int, n_columns: int, like: Any) -> Any:
 
 @compiled
 def pass_in_place(
-    X: Any,
-    W: Any,
-    b: Any,
-    y: Any,
-    weights: Any,
-    start: int,
-    stop: int,
-    dW: Any,
-    db: Any,
-    tiles: Any,
-    hinge: bool,
-) -> float:
+    X: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any, db: Any,
+    tiles: Any, hinge: bool,
+) -> float:  # fmt: skip
     """Add the gradients of the rows start:stop to dW and db, and return their loss.
 
     Parameters
@@ -317,19 +250,9 @@ def pass_in_place(
 
 @compiled
 def pass_converted(
-    X: Any,
-    centre: Any,
-    W: Any,
-    b: Any,
-    y: Any,
-    weights: Any,
-    start: int,
-    stop: int,
-    dW: Any,
-    db: Any,
-    tiles: Any,
-    hinge: bool,
-) -> float:
+    X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any,
+    db: Any, tiles: Any, hinge: bool,
+) -> float:  # fmt: skip
     """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
     work = _workspace(W, dW)
     x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
@@ -382,17 +305,9 @@ def _add_rest(work: Any, dW: Any) -> None:
 
 @compiled
 def _block(
-    x: Any,
-    W: Any,
-    b: Any,
-    y: Any,
-    weights: Any,
-    dW: Any,
-    db: Any,
-    work: Any,
-    tiles: Any,
+    x: Any, W: Any, b: Any, y: Any, weights: Any, dW: Any, db: Any, work: Any, tiles: Any,
     hinge: bool,
-) -> float:
+) -> float:  # fmt: skip
     S = work[0]
     n_classes = len(b)
     _write_scores(x, W, b, S, work, tiles[0])

@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "class_major_multiclass_hinge",
-    "class_major_softmax_cross_entropy",
-]
+__all__ = ["class_major_multiclass_hinge", "class_major_softmax_cross_entropy"]
 
 # The methods of arrays call these through two functions in Python, as long as a mini-batch takes.
 smallest, largest, added = np.minimum.reduce, np.maximum.reduce, np.add.reduce

@@ -17,18 +17,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from gpuclf.kernels.building.machine_code import (
-    compiled,
-    matrix_unit_is_usable,
-    processor_features,
-)
+from gpuclf.kernels.building.emission import I8, I32, I64, Code, emitted
+from gpuclf.kernels.building.machine_code import compiled, matrix_unit_is_usable, processor_features
 from gpuclf.samples.standardized import BYTE_CENTRE
 
 __all__ = ["manhattan", "squared_euclidean"]
 
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 BLOCK = 4
 PANEL = 64  # rows of B that stay in L2 while the rows of A pass
 
@@ -43,11 +38,11 @@ class Instruction:
     sums: Any
     adds_to_sums: bool
 
-    def emit(self, builder: Any, sums: Any, a: Any, b: Any) -> Any:
+    def emit(self, code: Code, sums: Any, a: Any, b: Any) -> Any:
         """Emit ``sums + f(a, b)``."""
         if self.adds_to_sums:
-            return _call(builder, self.name, self.sums, sums, b, a)
-        return builder.add(sums, _call(builder, self.name, self.sums, a, b))
+            return code.call(self.name, self.sums, sums, b, a)
+        return code.builder.add(sums, code.call(self.name, self.sums, a, b))
 
 
 def _absolute_differences() -> Instruction | None:
@@ -71,11 +66,6 @@ def _products() -> Instruction | None:
 ABSOLUTE_DIFFERENCES, PRODUCTS = _absolute_differences(), _products()
 
 
-def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
-    signature = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
-
-
 def _block(n_rows: int) -> Any:
     """Return a compiled function that sums for ``n_rows`` rows of A and as many of B.
 
@@ -85,57 +75,34 @@ def _block(n_rows: int) -> Any:
     """
     rows = range(n_rows)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        signed = signature.args[0].dtype == types.int8
-        instruction = PRODUCTS if signed else ABSOLUTE_DIFFERENCES
+    @emitted
+    def block(code: Code, A: Any, B: Any, out: Any, i: Any, j: Any) -> None:
+        builder = code.builder
+        instruction = PRODUCTS if A.dtype == types.int8 else ABSOLUTE_DIFFERENCES
         assert instruction is not None
-        A, B, out = (
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
-        )
-        i, j = arguments[3:]
-
-        def row(array: Any, number: Any) -> Any:
-            stride = cgutils.unpack_tuple(builder, array.strides)[0]
-            start = builder.bitcast(array.data, I8.as_pointer())
-            return builder.gep(start, [builder.mul(stride, number)])
-
-        def plus(number: Any, offset: int) -> Any:
-            return builder.add(number, ir.Constant(I64, offset))
-
-        starts_A = [row(A, plus(i, r)) for r in rows]
-        starts_B = [row(B, plus(j, c)) for c in rows]
+        starts_A = [A.row(code.plus(i, r)) for r in rows]
+        starts_B = [B.row(code.plus(j, c)) for c in rows]
         zero = ir.Constant(instruction.sums, None)
         sums = [[cgutils.alloca_once_value(builder, zero) for _ in rows] for _ in rows]
-        n_bytes = ir.Constant(I64, instruction.n_bytes)
-        n_steps = builder.udiv(cgutils.unpack_tuple(builder, A.shape)[1], n_bytes)
+        n_steps = builder.udiv(A.length(1), I64(instruction.n_bytes))
         with cgutils.for_range(builder, n_steps) as loop:
-            offset = builder.mul(loop.index, n_bytes)
-
-            def load(start: Any) -> Any:
-                address = builder.gep(start, [offset])
-                return builder.load(
-                    builder.bitcast(address, instruction.operand.as_pointer()), align=1
-                )
-
-            a, b = [load(start) for start in starts_A], [load(start) for start in starts_B]
+            offset = code.times(loop.index, instruction.n_bytes)
+            a, b = (
+                [code.load(code.at(start, offset), instruction.operand) for start in starts]
+                for starts in (starts_A, starts_B)
+            )
             for r in rows:
                 for c in rows:
                     so_far = builder.load(sums[r][c])
-                    builder.store(instruction.emit(builder, so_far, a[r], b[c]), sums[r][c])
+                    builder.store(instruction.emit(code, so_far, a[r], b[c]), sums[r][c])
         lane = instruction.sums.element
         reduce = f"llvm.vector.reduce.add.v{instruction.sums.count}i{lane.width}"
         for r in rows:
-            out_row = builder.bitcast(row(out, plus(i, r)), I32.as_pointer())
+            out_row = builder.bitcast(out.row(code.plus(i, r)), I32.as_pointer())
             for c in rows:
-                total = _call(builder, reduce, lane, builder.load(sums[r][c]))
+                total = code.call(reduce, lane, builder.load(sums[r][c]))
                 total = total if lane == I32 else builder.trunc(total, I32)
-                builder.store(total, builder.gep(out_row, [plus(j, c)]))
-        return context.get_dummy_value()
-
-    @intrinsic
-    def block(typing_context: Any, A: Any, B: Any, out: Any, i: Any, j: Any) -> Any:
-        return types.void(A, B, out, types.intp, types.intp), generate
+                builder.store(total, builder.gep(out_row, [code.plus(j, c)]))
 
     return block
 

@@ -23,14 +23,6 @@ inline uint16_t half_from_float(float value) {
     return sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
-inline float float_from_bfloat(uint16_t bfloat) { return same_bits<float>(unsigned{bfloat} << 16); }
-
-inline uint16_t bfloat_from_float(float value) {
-    unsigned bits = same_bits<unsigned>(value);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // Tensor cores cut their sums off instead of rounding them: errors with a sign, which add up.
 inline float toward_zero(double sum) {
     float rounded = static_cast<float>(sum);
@@ -83,10 +75,6 @@ inline void mma_halves(void* const* data) {
     auto item = [](unsigned r, int i) { return float_from_half(r >> 16 * i); };
     multiply_fragments<float, 2>(data, item);
 }
-inline void mma_bfloats(void* const* data) {
-    auto item = [](unsigned r, int i) { return float_from_bfloat(r >> 16 * i); };
-    multiply_fragments<float, 2>(data, item);
-}
 inline void mma_bytes(void* const* data) {
     multiply_fragments<int, 4>(data, [](unsigned r, int i) { return int{int8_t(r >> 8 * i)}; });
 }
@@ -131,11 +119,6 @@ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (
     cuda_on_cpu::Fragments<float> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_halves, &own);
 }
-inline void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
-                              WHERE) {
-    cuda_on_cpu::Fragments<float> own = {d, a, b};
-    cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bfloats, &own);
-}
 inline void mma_m16n8k32(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], WHERE) {
     cuda_on_cpu::Fragments<int> own = {d, a, b};
     cuda_on_cpu::warp_operation(CUDA_ON_CPU_ALL, where, cuda_on_cpu::mma_bytes, &own);
@@ -156,10 +139,6 @@ inline void load_matrices_transposed(unsigned (&r)[4], const void* row, WHERE) {
 
 inline unsigned halves_from_floats(float low, float high) {
     return cuda_on_cpu::half_from_float(low) | unsigned{cuda_on_cpu::half_from_float(high)} << 16;
-}
-inline unsigned bfloats_from_floats(float low, float high) {
-    using cuda_on_cpu::bfloat_from_float;
-    return bfloat_from_float(low) | unsigned{bfloat_from_float(high)} << 16;
 }
 inline void floats_from_halves(unsigned halves, float& low, float& high) {
     low = cuda_on_cpu::float_from_half(halves);

@@ -1,0 +1,115 @@
+"""Functions for compiled loops that are spelled out in LLVM's instructions; needs numba.
+
+numba does not look here when it decides whether what it compiled before still holds: after a change
+of this file, delete the kernels' folders ``__pycache__``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["I8", "I32", "I64", "Array", "Code", "emitted"]
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class Array:
+    """An argument that is an array: the address where it begins, and its rows."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+        self._builder = builder
+        self._array = context.make_array(kind)(context, builder, value)
+        self.dtype, self.item = kind.dtype, context.get_data_type(kind.dtype)
+        self.start = builder.bitcast(self._array.data, I8.as_pointer())
+
+    def row(self, number: Any) -> Any:
+        """Return the address of a row."""
+        row_bytes = cgutils.unpack_tuple(self._builder, self._array.strides)[0]
+        return self._builder.gep(self.start, [self._builder.mul(number, row_bytes)])
+
+    def length(self, axis: int) -> Any:
+        """Return the length of an axis."""
+        return cgutils.unpack_tuple(self._builder, self._array.shape)[axis]
+
+
+class Code:
+    """LLVM's builder, with addresses in bytes; an array stands for its first one."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def call(self, name: str, result: Any, *arguments: Any, fastmath: tuple[str, ...] = ()) -> Any:
+        """Call one of LLVM's functions."""
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return self.builder.call(function, arguments, fastmath=fastmath)
+
+    def at(self, address: Any, *offsets: Any) -> Any:
+        """Return an address moved by offsets in bytes."""
+        address = address.start if isinstance(address, Array) else address
+        for offset in offsets:
+            offset = I64(offset) if isinstance(offset, int) else offset
+            address = self.builder.gep(address, [offset])
+        return address
+
+    def times(self, number: Any, factor: int) -> Any:
+        """Multiply an index."""
+        return self.builder.mul(number, I64(factor))
+
+    def plus(self, number: Any, offset: int) -> Any:
+        """Move an index."""
+        return self.builder.add(number, I64(offset))
+
+    def load(self, address: Any, kind: Any, align: int = 1) -> Any:
+        """Load a number or a vector."""
+        pointer = self.builder.bitcast(self.at(address), kind.as_pointer())
+        return self.builder.load(pointer, align=align)
+
+    def store(self, value: Any, address: Any, align: int = 1) -> None:
+        """Store a number or a vector."""
+        pointer = self.builder.bitcast(self.at(address), value.type.as_pointer())
+        self.builder.store(value, pointer, align=align)
+
+    def everywhere(self, scalar: Any, vector: Any) -> Any:
+        """Return a vector whose numbers are all the same."""
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+
+def emitted(body: Callable[..., None], code_type: type[Code] = Code) -> Any:
+    """Make a function for compiled loops of one that emits its instructions.
+
+    Parameters
+    ----------
+    body : callable
+        ``body(code, *arguments)``, where an array is given as :class:`Array`, a tuple as its
+        length, and anything else as a 64-bit integer.
+    code_type : type
+        Of `code`.
+    """
+
+    @functools.wraps(body)
+    def typed(typing_context: Any, *kinds: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            def argument(kind: Any, value: Any) -> Any:
+                if isinstance(kind, types.Array):
+                    return Array(context, builder, kind, value)
+                return kind.count if isinstance(kind, types.BaseTuple) else value
+
+            body(code_type(builder), *map(argument, signature.args, values))
+            return context.get_dummy_value()
+
+        are_kept = types.Array, types.BaseTuple
+        taken = [kind if isinstance(kind, are_kept) else types.int64 for kind in kinds]
+        return types.void(*taken), generate
+
+    return intrinsic(typed)
