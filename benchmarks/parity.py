@@ -314,20 +314,22 @@ def check_kernel(function, kernel, put, sizes):
     return {"passed": all(share <= 1 for share in worst.values()), **record}
 
 
-def check_all(put, library, sizes, advance=lambda _: None, left_s=lambda: math.inf):
-    """Return a record for every kernel of `library` and every public operation, in time."""
-    checks = {
-        f"kernel {name}": lambda f=function, k=kernel: check_kernel(f, k, put, sizes)
-        for name, (function, kernel) in registered(library).items()
+def all_checks(put, library, sizes):
+    """Return by name what checks every kernel of `library` and every public operation."""
+    return {
+        f"kernel {name}": partial(check_kernel, *found, put, sizes)
+        for name, found in registered(library).items()
     } | {
-        name: lambda r=run, n=name: check_operation(
-            r, put, sizes, n.endswith(("Classifier", "SearchCV"))
-        )
+        name: partial(check_operation, run, put, sizes, name.endswith(("Classifier", "SearchCV")))
         for name, run in PUBLIC_RUNS.items()
     }
+
+
+def check_all(put, library, sizes, advance=lambda _: None, left_s=lambda: math.inf):
+    """Return the records of all checks, in time."""
     records = {}
     warnings.simplefilter("ignore", UserWarning)  # that a few samples have as many classes
-    for name, check in checks.items():
+    for name, check in all_checks(put, library, sizes).items():
         if left_s() <= 0:
             break
         advance(name)
