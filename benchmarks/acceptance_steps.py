@@ -7,6 +7,7 @@ the device's context, or a library that hangs, ends this process only.
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ from gpuclf.augment import horizontal_flip
 from gpuclf.bench import Implementation, Inputs, Reference, Unavailable, device_cases, run_case
 from gpuclf.bench.measure.cases import REG
 from gpuclf.bench.measure.devices import HostDevice
-from gpuclf.bench.measure.implementations import rotated
+from gpuclf.bench.measure.implementations import copied
 from gpuclf.bench.measure.roofline import measure_ceilings
 from gpuclf.bench.measure.timing import SLACK
 from gpuclf.devices.backends import to_device
@@ -209,7 +210,7 @@ def files_of_tests():
 
 
 def check_parity(context):
-    """Hold every kernel and every public operation against NumPy in float64."""
+    """Hold every kernel, model and estimator against NumPy in float64."""
     left = {"advance": context.advance, "left_s": context.left_s}
     if not context.settings.dry_run:
         records = parity.check_all(context.put, "cupy", parity.SIZES, **left)
@@ -372,7 +373,7 @@ def linear_walks(context):
 
     def prepare(case, inputs, walk):
         put = partial(to_device, backend=backend)
-        batches = rotated(inputs.bytes_[: case.samples], inputs, put)
+        batches = itertools.cycle(copied(inputs.bytes_[: case.samples], inputs, put))
         y, W = put(inputs.y[: case.samples]), put(inputs.W)
 
         def call():

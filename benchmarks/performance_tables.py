@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     records = {file: load(file) for file in (LADDER, CPU_LIMIT, FLEET)}
-    if "course_search" not in records[FLEET]:  # fleet.py --no-course
+    if "course_search" not in records[FLEET]:  # fleet.py --try
         sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")
     for page, tables in PAGES.items():
         found = expected = page.read_text()

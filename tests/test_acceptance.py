@@ -1,6 +1,6 @@
 """The acceptance command and what it judges with, without a GPU."""
 
-import inspect
+import itertools
 import json
 import os
 import signal
@@ -27,6 +27,7 @@ from gpuclf.devices import backends
 from gpuclf.devices.cupy import CupyProbe
 from gpuclf.dispatch import SEAMS, fusable
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models import MODELS
 from gpuclf.samples import streamed as streaming
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +126,8 @@ def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(fak
     torch, inputs = fake_cuda_graphs.torch, make_inputs(cache_bytes=2000)
     case = tiny_case(of)
     evaluate, state = peers._torch_loss(torch, case, inputs, "graphed")
-    batches = peers.rotated(inputs.floats, inputs, torch.tensor)
-    graphs = peers._captured(torch, evaluate, batches, **state)
+    copies = peers.copied(inputs.floats, inputs, torch.tensor)
+    graphs = itertools.cycle(peers._captured(torch, evaluate, copies, **state))
     assert len(fake_cuda_graphs.graphs) == inputs.copies(inputs.floats.nbytes) == 4
     first = inputs.start(case)
     for name, value in state["params"].items():
@@ -222,9 +223,10 @@ def test_a_ceiling_that_cannot_be_measured_leaves_the_others(fake_cupy, monkeypa
 # ------------------------------------------------------------------------------------- parity
 
 
-def test_every_public_operation_and_every_replaceable_function_has_inputs():
-    names = {n for n in gpuclf.__all__ if not inspect.ismodule(getattr(gpuclf, n))}
-    assert names <= parity.PUBLIC_RUNS.keys() | parity.NOT_RUN
+def test_every_model_and_every_replaceable_function_has_inputs():
+    assert {f"model {name}" for name in MODELS} <= parity.OPERATION_RUNS.keys()
+    estimators = {name for name in gpuclf.__all__ if name.endswith("Classifier")}
+    assert estimators <= parity.OPERATION_RUNS.keys()
     assert "softmax_cross_entropy" in SEAMS
     assert SEAMS.keys() <= parity.KERNEL_RUNS.keys()
 
@@ -275,7 +277,7 @@ def test_an_operation_that_raises_is_recorded_with_the_others(monkeypatch):
         raise ValueError("broken")
 
     runs = {"fails": fail, "works": lambda p: p.W * 2}
-    monkeypatch.setattr(parity, "PUBLIC_RUNS", runs)
+    monkeypatch.setattr(parity, "OPERATION_RUNS", runs)
     found = parity.check_all(np.array, "none", parity.SMALL_SIZES)
     assert found["fails"] == {"passed": False, "message": "ValueError: broken"}
     assert found["works"]["passed"]
