@@ -20,6 +20,7 @@ from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER
 from gpuclf.models.distances import squared_euclidean
 from gpuclf.models.linear import mean_weights
+from gpuclf.models.neighbors import k_neighbors
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -228,6 +229,7 @@ def _fleet_search(p):
 OPERATION_RUNS = {
     "Streamed": _streamed,
     "extract_features": lambda p: gpuclf.extract_features(p.images),
+    "k_neighbors": lambda p: k_neighbors(p.pixels, p.more, 4),
     "FleetSearchCV": _fleet_search,
     "KNeighborsClassifier": _neighbors,
     "LinearSVMClassifier": partial(_trained, "LinearSVMClassifier"),

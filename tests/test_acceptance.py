@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -229,6 +230,19 @@ def test_every_model_and_every_replaceable_function_has_inputs():
     assert estimators <= parity.OPERATION_RUNS.keys()
     assert "softmax_cross_entropy" in SEAMS
     assert SEAMS.keys() <= parity.KERNEL_RUNS.keys()
+
+
+def test_parity_alone_knows_every_replaceable_function():
+    """A function becomes known when its module is imported."""
+    marked = {
+        found
+        for path in (ROOT / "gpuclf").rglob("*.py")
+        for found in re.findall(r"^@fusable\(.*?\ndef (\w+)", path.read_text(), re.M | re.S)
+    }
+    code = "from benchmarks import parity; print(*parity.SEAMS); parity.registered('cupy')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == marked
 
 
 def test_parity_passes_what_is_right_and_finds_what_is_not():
