@@ -14,9 +14,9 @@ lint:
 	ruff format --check .
 	mypy --strict gpuclf
 
-bench:  ## record a run and redraw the README's picture from it
+bench:  ## record a run and write the tables and pictures from the records
 	gpuclf bench --json benchmarks/results/ladder.json
-	python benchmarks/draw_ladder.py
+	python benchmarks/performance_tables.py
 
 picture:
-	python benchmarks/draw_ladder.py
+	python benchmarks/performance_tables.py

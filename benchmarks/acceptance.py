@@ -12,25 +12,23 @@ the time budget ended it, 128 + n after signal n.
 
 import argparse
 import fnmatch
-import json
+import multiprocessing
 import os
-import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from benchmarks.acceptance_context import ROOT, Settings
-from benchmarks.acceptance_steps import STEPS
+from benchmarks.acceptance_steps import STEPS, serve
+from gpuclf.bench.report.table import new_table
 from gpuclf.devices.cupy import probe_cupy
 from gpuclf.files import format_seconds, write_json
 
@@ -77,76 +75,49 @@ class Worker:
 
     def ask(self, step, known, limit_s, advance):
         """Have a step done; return its answer, or why there is none after that time."""
-        self._start()
+        if self._process is None:
+            self._start()
         began = time.monotonic()  # the same clock in all processes of a machine
-        request = {"step": step, "known": known, "ends": began + limit_s}
-        with suppress(BrokenPipeError):  # if it has died, the next message is its end
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        while True:
-            left = limit_s - (time.monotonic() - began)
-            try:
-                message = self._messages.get(timeout=max(left, 0.01))
-            except queue.Empty:
-                self.close()
-                reason = f"ended after its limit of {limit_s:.0f} s"
-                return {"status": "failed", "message": reason, "seconds": limit_s}
-            if message is None:
-                self.close()
-                seconds = round(time.monotonic() - began, 3)
-                reason = f"its process died with code {self._code}; see {self._log.name}"
-                return {"status": "failed", "message": reason, "seconds": seconds}
-            if "answer" in message:
-                if message["answer"].pop("broken", False):
-                    self.close()
-                return message["answer"]
-            advance(message["progress"])
+        try:
+            self._pipe.send((step, known, began + limit_s))
+            while self._pipe.poll(max(began + limit_s - time.monotonic(), 0.01)):
+                found = self._pipe.recv()
+                if isinstance(found, dict):
+                    if found.pop("broken", False):
+                        self.close()
+                    return found
+                advance(found)
+            self.close()
+            reason = f"ended after its limit of {limit_s:.0f} s"
+        except (EOFError, ConnectionError):
+            code = self.close()
+            reason = f"its process died with code {code}; see {self._log}"
+        seconds = round(time.monotonic() - began, 3)
+        return {"status": "failed", "message": reason, "seconds": seconds}
 
     def _start(self):
-        if self._process is not None:
-            return
-        options = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+        options = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         if self._settings.dry_run:
             options["OMP_NUM_THREADS"] = "1"  # arrays so small gain nothing by threads
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.acceptance_steps",
-                "--serve",
-                json.dumps(asdict(self._settings)),
-            ],
-            cwd=ROOT,
-            env={**os.environ, **options},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            start_new_session=True,  # with what it starts, it ends as one group
-        )
-        self._messages = queue.Queue()
-        arguments = (self._process.stdout, self._messages)
-        self._reader = threading.Thread(target=self._read, args=arguments, daemon=True)
-        self._reader.start()
-
-    @staticmethod
-    def _read(lines, messages):
-        with lines:  # closed here: elsewhere that would wait for this thread
-            for line in lines:
-                messages.put(json.loads(line))
-        messages.put(None)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (self._settings, theirs, str(self._log))
+        self._process = context.Process(target=serve, args=arguments)
+        with mock.patch.dict(os.environ, options):
+            self._process.start()
+        theirs.close()
 
     def close(self):
-        """End the process and all that it has started."""
+        """End the process and all that it has started; return the code that it ended with."""
         if self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._code = self._process.wait()
-        self._reader.join(timeout=2)  # a child that lives on may hold the pipe
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process = None
+            return None
+        process, self._process = self._process, None
+        with suppress(ProcessLookupError):  # before it leads a group of its own
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+        self._pipe.close()
+        return process.exitcode
 
 
 @contextmanager
@@ -229,22 +200,13 @@ def print_record(record, console):
     title = "acceptance" + (
         " (DRY RUN on NumPy: no figure here means anything)" * record["dry_run"]
     )
-    steps = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    steps.add_column("step", min_width=max(map(len, STEPS)), no_wrap=True)
-    steps.add_column("status", min_width=len("not reached"), no_wrap=True)
-    steps.add_column("seconds", min_width=len("seconds"), no_wrap=True, justify="right")
-    steps.add_column("", no_wrap=True)
+    table = new_table(title, ["status", "seconds"], first="step", last=" ")
+    table.columns[-1].no_wrap = True
     for step in record["steps"]:
-        status = step["status"]
+        status = f"[{STYLES.get(step['status'], '')}]{step['status']}[/]"
         seconds = f"{step['seconds']:.1f}" if "seconds" in step else ""
-        note = step.get("message") or summary(step)
-        steps.add_row(
-            step["name"],
-            f"[{STYLES.get(status, '')}]{status}[/]",
-            seconds,
-            note.replace("[", r"\["),
-        )
-    console.print(steps)
+        table.add_row(step["name"], status, seconds, escape(step.get("message") or summary(step)))
+    console.print(table)
     timed = {
         step["name"].partition(": ")[2]: step["result"]["rows"]
         for step in record["steps"]
@@ -258,46 +220,54 @@ def print_record(record, console):
 
 def summary(step):
     """Say in a few words what a step found."""
-    found = step.get("result") or {}
-    if step["name"] == "environment" and found.get("machine"):
-        return found["machine"]["gpu"]["reason"]
-    if step["name"] == "gpu tests" and "summary" in found:
-        return found["summary"]
-    if step["name"] == "parity":
-        return f"{sum(record['passed'] for record in found.values())} of {len(found)} agree"
-    if step["name"] == "determinism" and found:
-        runs = [call["runs"] for call in found.values()]
-        return f"{len(found)} calls, {min(runs)} to {max(runs)} runs each, same bits"
-    if step["name"] == "ceilings" and found:
-        rates, operations = found["bytes_per_s"], found["operations_per_s"]
-        fastest = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in operations.items())
-        return f"copy {rates.get('copy', 0) / 1e12:.3g} TB/s; TFLOP/s: {fastest}"
-    if step["name"] == "cold starts" and found:
-        firsts = [row for row in found["rows"] if "first_call_s" in row]
-        return ", ".join(f"{r['implementation']} {r['first_call_s']:.2g} s" for r in firsts)
-    if step["name"].startswith("walks") and found:
-        rows = [row for row in found["rows"] if row["status"] == "timed"]
-        medians = {r["implementation"]: format_seconds(r["device_s"]["median"]) for r in rows}
-        return ", ".join(f"{name[5:]} {median}" for name, median in medians.items())
-    if step["name"].startswith("timings") and found:
-        statuses = [row["status"] for row in found["rows"]]
-        return ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-    return ""
+    name, found = step["name"].partition(":")[0], step.get("result")
+    return SUMMARIES[name](found) if found and name in SUMMARIES else ""
+
+
+def rates(found):
+    products = found["operations_per_s"].items()
+    fastest = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in products)
+    return f"copy {found['bytes_per_s'].get('copy', 0) / 1e12:.3g} TB/s; TFLOP/s: {fastest}"
+
+
+def runs(found):
+    numbers = [call["runs"] for call in found.values()]
+    return f"{len(found)} calls, {min(numbers)} to {max(numbers)} runs each, same bits"
+
+
+def first_calls(found):
+    rows = [row for row in found["rows"] if "first_call_s" in row]
+    return ", ".join(f"{row['implementation']} {row['first_call_s']:.2g} s" for row in rows)
+
+
+def medians(found):
+    rows = [row for row in found["rows"] if row["status"] == "timed"]
+    return ", ".join(f"{r['implementation'][5:]} {format_seconds(median(r))}" for r in rows)
+
+
+def statuses(found):
+    found = [row["status"] for row in found["rows"]]
+    return ", ".join(f"{found.count(status)} {status}" for status in sorted(set(found)))
+
+
+SUMMARIES = {
+    "environment": lambda found: found["machine"]["gpu"]["reason"],
+    "gpu tests": lambda found: found.get("summary", ""),
+    "parity": lambda found: f"{sum(r['passed'] for r in found.values())} of {len(found)} agree",
+    "determinism": runs,
+    "ceilings": rates,
+    "cold starts": first_calls,
+    "walks of the linear pass": medians,
+    "timings": statuses,
+}
 
 
 def times_table(timed):
     """Put implementations in rows and cases in columns."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("median, % of floor", no_wrap=True)
-    names = dict.fromkeys(row["implementation"] for rows in timed.values() for row in rows)
-    for label in timed:
-        table.add_column(label, justify="right", no_wrap=True)
-    for name in names:
-        cells = []
-        for rows in timed.values():
-            (row,) = [row for row in rows if row["implementation"] == name] or [None]
-            cells.append(cell(row))
-        table.add_row(name, *cells)
+    table = new_table("", list(timed), first="median, % of floor")
+    by_case = [{row["implementation"]: row for row in rows} for rows in timed.values()]
+    for name in dict.fromkeys(name for rows in by_case for name in rows):
+        table.add_row(name, *(cell(rows.get(name)) for rows in by_case))
     table.add_section()
     table.add_row("gpuclf against the best peer", *map(advantage, timed.values()))
     return table
@@ -305,15 +275,13 @@ def times_table(timed):
 
 def advantage(rows):
     """Return how many times faster this library is than the best of the others, in float32."""
-    medians = {True: [], False: []}
+    times = {True: [], False: []}
     for row in rows:
         if row["status"] == "timed" and row["precision"] == "float32" and not row["uploads"]:
             ours = row["implementation"].startswith("gpuclf")
             # Events around a call that is waited for count its launch too; a queue hides it.
-            medians[ours].append(min(row[kind]["median"] for kind in ("device_s", "queued_s")))
-    if not all(medians.values()):
-        return "-"
-    return f"{min(medians[False]) / min(medians[True]):.2f}x"
+            times[ours].append(min(row[kind]["median"] for kind in ("device_s", "queued_s")))
+    return f"{min(times[False]) / min(times[True]):.2f}x" if all(times.values()) else "-"
 
 
 def cell(row):
@@ -322,8 +290,11 @@ def cell(row):
         return "-"
     if row["status"] != "timed":
         return f"[red]{row['status'].upper()}[/]"
-    median = format_seconds(row["device_s"]["median"])
-    return f"{median} {100 * row['share_of_floor']:3.0f}"
+    return f"{format_seconds(median(row))} {100 * row['share_of_floor']:3.0f}"
+
+
+def median(row):
+    return row["device_s"]["median"]
 
 
 # ------------------------------------------------------------------------------------ command
@@ -332,19 +303,14 @@ def cell(row):
 def main(argv=None):
     """Read the options, run, print; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.acceptance",
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.acceptance", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the record")
-    parser.add_argument("--dry-run", action="store_true", help="every step, small, on NumPy")
-    parser.add_argument(
-        "--time-budget", type=float, default=TIME_BUDGET_S, metavar="SECONDS", help="end after this"
-    )
-    parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="STEP", help="names or patterns of steps"
-    )
-    parser.add_argument("--commit", default="", help="recorded where git does not know it")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="for the record")
+    add("--dry-run", action="store_true", help="every step, small, on NumPy")
+    add("--time-budget", type=float, default=TIME_BUDGET_S, metavar="SECONDS", help="end then")
+    add("--only", nargs="+", default=["*"], metavar="STEP", help="names or patterns of steps")
+    add("--commit", default="", help="recorded where git does not know it")
     arguments = parser.parse_args(argv)
     folder = arguments.out.resolve()
     if arguments.dry_run and folder.is_relative_to(ROOT / "benchmarks" / "results"):
@@ -360,11 +326,10 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     make = Settings.rehearsal if arguments.dry_run else Settings
     settings = make(out=str(folder), commit=arguments.commit)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    with (folder / "acceptance.log").open("w") as log:
-        worker = Worker(settings, log)
-        record, code = run(settings, folder, worker, arguments.only, arguments.time_budget)
-    print_record(record, console)
+    (folder / "acceptance.log").write_text("")
+    worker = Worker(settings, folder / "acceptance.log")
+    record, code = run(settings, folder, worker, arguments.only, arguments.time_budget)
+    print_record(record, Console(width=None if sys.stdout.isatty() else 150))
     print(f"record: {arguments.out / RECORD}", flush=True)
     return code
 

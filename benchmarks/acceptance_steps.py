@@ -1,12 +1,13 @@
 """The steps of the acceptance: what `python -m benchmarks.acceptance` has done in a process apart.
 
-That process reads the names of steps from its standard input and answers in JSON, a message a line.
-A kernel that breaks the device's context, or a library that hangs, ends this process only.
+That process is sent the names of steps and sends back progress and answers. A kernel that breaks
+the device's context, or a library that hangs, ends this process only.
 """
 
-import argparse
 import hashlib
 import importlib
+import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import time
 import traceback
 import xml.etree.ElementTree as ET
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from gpuclf.augment import horizontal_flip
 from gpuclf.bench import Implementation, Inputs, Reference, Unavailable, device_cases, run_case
 from gpuclf.bench.measure.cases import REG
 from gpuclf.bench.measure.devices import HostDevice
-from gpuclf.bench.measure.implementations import rotated
+from gpuclf.bench.measure.implementations import copied
 from gpuclf.bench.measure.roofline import measure_ceilings
 from gpuclf.bench.measure.timing import SLACK
 from gpuclf.devices.backends import to_device
@@ -51,7 +52,6 @@ from gpuclf.devices.machine import environment as describe_machine
 from gpuclf.kernels.linear_pass.on_gpu import linear_objective_on_tensor_cores
 from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
 from gpuclf.losses import softmax_cross_entropy
-from gpuclf.models import MODELS
 from gpuclf.samples.folding import FoldedSamples
 
 SANITIZERS = ("memcheck", "racecheck")
@@ -90,23 +90,25 @@ SLACK_OF_REHEARSAL = 1e3
 
 def environment(context):
     """Machine, GPU, driver, versions, commit, precision of each peer."""
-    found = describe_machine()
-    found["versions"]["gpuclf"] = gpuclf.__version__
+    machine = describe_machine()
+    machine["versions"]["gpuclf"] = gpuclf.__version__
     for name in ("triton", "nvidia-cublas", "nvidia-cublas-cu12", "jaxlib", "pytest"):
-        if (version := _version(name)) is not None:
-            found["versions"][name] = version
+        with suppress(importlib.metadata.PackageNotFoundError):
+            machine["versions"][name] = importlib.metadata.version(name)
+    gpu = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current"
+    changed = _output("git", "status", "--porcelain")
     return {
-        "machine": found,
-        "gpu": _output(
-            "nvidia-smi",
-            "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current",
-            "--format=csv,noheader",
-        ),
+        "machine": machine,
+        "gpu": _output("nvidia-smi", f"--query-gpu={gpu}", "--format=csv,noheader"),
         "commit": _output("git", "rev-parse", "HEAD"),
         "commit_said": context.settings.commit or None,
-        "changed_files": _changed_files(),
+        "changed_files": None if changed is None else changed.splitlines(),
         "source_sha256": _source_digest(),
-        "precision": _precisions(),
+        "precision": {
+            "CuPy": f"float32; CUPY_TF32={os.environ.get('CUPY_TF32', 'unset')}",
+            "PyTorch": _said("torch", lambda torch: torch.get_float32_matmul_precision()),
+            "JAX": _said("jax", lambda jax: jax.config.jax_default_matmul_precision),
+        },
         "data": f"synthetic images, {context.settings.samples:,} x 3,072 bytes, the size of "
         "CIFAR-10's training set",
     }
@@ -120,24 +122,12 @@ def _run(command, **options):
     )  # fmt: skip
 
 
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _output(*command):
     try:
         done = _run(command, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _changed_files():
-    status = _output("git", "status", "--porcelain")
-    return None if status is None else status.splitlines()
 
 
 def _source_digest():
@@ -148,36 +138,23 @@ def _source_digest():
     return digest.hexdigest()
 
 
-def _precisions():
-    said = {
-        "CuPy": lambda _: f"float32; CUPY_TF32={os.environ.get('CUPY_TF32', 'unset')}",
-        "PyTorch": lambda torch: (
-            f"float32 matmul precision {torch.get_float32_matmul_precision()!r}, set for each row"
-        ),
-        "JAX": lambda jax: (
-            f"default {jax.config.jax_default_matmul_precision!r}; each product states its own"
-        ),
-    }
-    found = {}
-    for (name, say), module in zip(said.items(), ("numpy", "torch", "jax"), strict=True):
-        try:
-            found[name] = say(importlib.import_module(module))
-        except ImportError:
-            found[name] = "not installed"
-    return found
+def _said(module, default_precision):
+    try:
+        return f"default {default_precision(importlib.import_module(module))!r}, set for each row"
+    except ImportError:
+        return "not installed"
 
 
 def gpu_tests(context):
     """Run the tests that need a GPU, in a process of their own."""
     files = ["tests/test_dispatch.py"] if context.settings.dry_run else files_of_tests()
-    report = Path(context.settings.out).resolve() / "gpu_tests.xml"
+    folder = Path(context.settings.out).resolve()
+    report, output = folder / "gpu_tests.xml", folder / "gpu_tests.log"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     # There, other versions may warn of something new; here, results count.
     command += ["-W", "default", "--doctest-continue-on-failure", f"--junitxml={report}", *files]
-    output = report.with_name("gpu_tests.log")
     limit = min(context.settings.tests_limit_s, context.left_s())
     report.unlink(missing_ok=True)
-    interrupted = False
     with output.open("w") as log:
         process = subprocess.Popen(
             command,
@@ -192,23 +169,38 @@ def gpu_tests(context):
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # pytest then writes what it has
-            code, interrupted = f"SIGINT after {limit:.3g} s", True
+            code = f"SIGINT after {limit:.3g} s"
             with suppress(subprocess.TimeoutExpired):
                 process.wait(INTERRUPT_S)
             process.kill()
             process.wait()
-    if code not in (0, 5) or not report.exists():  # 5: no test carries the mark
-        found = {"tail": _tail(output)}
-        if report.exists():
-            found |= _test_counts(report) | {"failed": _failed_tests(report)}
-            if interrupted and not found["failed"] and found["tests"] > found["skipped"]:
-                raise Incomplete(f"{code}; none of {found['tests']} tests failed until then", found)
-        last_line = (found["tail"].splitlines() or ["nothing was printed"])[-1]
-        raise Unfit(f"pytest ended with {code}: {last_line}", found)
-    counts = _test_counts(report)
-    if not context.settings.dry_run and counts["tests"] == counts["skipped"]:
-        raise Unfit("every test was skipped", counts | {"tail": _tail(output)})
-    return counts | {"summary": _tail(output).splitlines()[-1]}
+    tail = output.read_text(errors="replace").strip()[-TAIL_CHARACTERS:]
+    last_line = (tail.splitlines() or ["nothing was printed"])[-1]
+    found = results_of(report)
+    some_ran = found.get("tests", 0) > found.get("skipped", 0)
+    if code in (0, 5) and found:  # 5: no test carries the mark
+        if not some_ran and not context.settings.dry_run:
+            raise Unfit("every test was skipped", found | {"tail": tail})
+        return found | {"summary": last_line}
+    found["tail"] = tail
+    if isinstance(code, str) and some_ran and not found["failed"]:
+        raise Incomplete(f"{code}; none of {found['tests']} tests failed until then", found)
+    raise Unfit(f"pytest ended with {code}: {last_line}", found)
+
+
+def results_of(report):
+    """Return the counts of pytest's report and what failed; nothing where there is none."""
+    if not report.exists():
+        return {}
+    root = ET.parse(report).getroot()
+    counts = root.find("testsuite").attrib
+    found = {name: int(counts[name]) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        f"{test.get('classname')}.{test.get('name')}: {problem.get('message', '')[:300]}"
+        for test in root.iter("testcase")
+        for problem in (*test.findall("failure"), *test.findall("error"))
+    ]
+    return found | {"failed": failed[:50]}
 
 
 def files_of_tests():
@@ -217,26 +209,8 @@ def files_of_tests():
     return list(dict.fromkeys(KERNEL_TESTS + [str(path.relative_to(ROOT)) for path in found]))
 
 
-def _test_counts(report):
-    suite = ET.parse(report).getroot().find("testsuite")
-    return {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-
-
-def _failed_tests(report):
-    failed = []
-    for test in ET.parse(report).getroot().iter("testcase"):
-        for problem in (*test.findall("failure"), *test.findall("error")):
-            name = f"{test.get('classname')}.{test.get('name')}"
-            failed.append(f"{name}: {problem.get('message', '')[:300]}")
-    return failed[:50]
-
-
-def _tail(path):
-    return path.read_text(errors="replace").strip()[-TAIL_CHARACTERS:]
-
-
 def check_parity(context):
-    """Hold every kernel and every public operation against NumPy in float64."""
+    """Hold every kernel, model and estimator against NumPy in float64."""
     left = {"advance": context.advance, "left_s": context.left_s}
     if not context.settings.dry_run:
         records = parity.check_all(context.put, "cupy", parity.SIZES, **left)
@@ -288,15 +262,12 @@ def determinism(context):
 
 def sanitizer(tool, context):
     """Run the kernels small under compute-sanitizer; in a rehearsal, without it."""
-    command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--small-run"]
-    if context.settings.dry_run:
-        command.append("--dry-run")
-    else:
+    command = apart(context, "small run")
+    if not context.settings.dry_run:
         program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if not Path(program).exists():
             raise Skipped("compute-sanitizer is not installed")
-        checks = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)]
-        command = [*checks, *command]
+        command = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *command]
     try:
         done = _run(command, timeout=max(context.left_s(), 0.0))
     except subprocess.TimeoutExpired:
@@ -312,23 +283,18 @@ def sanitizer(tool, context):
 
 
 def small_run(context):
-    """Run every kernel and the losses at small sizes, each array in memory of its own."""
+    """Run every kernel and the models at small sizes, each array in memory of its own."""
     if context.settings.dry_run:
         if not rehearse_kernels():
             return
     else:
         context.device.xp.cuda.set_allocator(None)  # a pool would hide what lies out of bounds
-    runs = {
-        name: parity.check_kernel(*found, context.put, parity.SMALL_SIZES)
-        for name, found in parity.registered("cupy").items()
-    }
-    for name, model in MODELS.items():
-        run = partial(parity.model_run, model)
-        runs[name] = parity.check_operation(run, context.put, parity.SMALL_SIZES)
-    failed = [name for name, record in runs.items() if not record["passed"]]
+    checks = parity.all_checks(context.put, "cupy", parity.SMALL_SIZES)
+    chosen = {name: run for name, run in checks.items() if name.startswith(("kernel ", "model "))}
+    failed = [name for name, check in chosen.items() if not check()["passed"]]
     if failed:
         raise SystemExit(f"differ: {', '.join(failed)}")
-    print(f"{len(runs)} operations agree")
+    print(f"{len(chosen)} operations agree")
 
 
 def ceilings(context):
@@ -341,6 +307,9 @@ def ceilings(context):
 
 def timed(context, case, inputs, precise, implementations):
     """Check and time the implementations of a case; give their memory back."""
+    if "ceilings" not in context.known:
+        raise Skipped("no ceilings were measured, so nothing could be judged")
+    context.advance("float64 reference")
     settings = context.settings
     reference = Reference(case, inputs, precise)
     reference.results(case.samples)
@@ -366,35 +335,33 @@ def timed(context, case, inputs, precise, implementations):
             release(context.device)
 
 
-def recorded(case, rows):
-    """Return what the record keeps of a case."""
-    return {"case": case.as_dict(), "rows": [row.as_dict() for row in rows]}
+def judged(case, rows, own="gpuclf"):
+    """Return what the record keeps of a case, or raise what its rows say of it.
 
-
-def timings(label, context):
-    """Check and time one case."""
-    if "ceilings" not in context.known:
-        raise Skipped("no ceilings were measured, so nothing could be judged")
-    case = next(case for case in context.cases if case.group == label)
-    context.advance("float64 reference")
-    rows = timed(context, case, context.inputs, context.inputs_float64, context.implementations())
-    result = recorded(case, rows)
+    What others cannot do here is not this library's failure, but a rate above a ceiling is one of
+    the timer.
+    """
+    result = {"case": case.as_dict(), "rows": [row.as_dict() for row in rows]}
     failed = [row for row in rows if row.status in ("wrong", "failed", "rejected")]
-    bad = [f"{row.implementation} {row.status} ({row.reason})" for row in failed]
-    if any(row.implementation.startswith("gpuclf") or row.status == "rejected" for row in failed):
-        raise Unfit("; ".join(bad), result)
-    if bad:  # what others cannot do here is not this library's failure
-        raise Incomplete("; ".join(bad), result)
+    if failed:
+        ours = [r for r in failed if r.implementation.startswith(own) or r.status == "rejected"]
+        bad = "; ".join(f"{row.implementation} {row.status} ({row.reason})" for row in failed)
+        raise (Unfit if ours else Incomplete)(bad, result)
     late = [row.implementation for row in rows if (row.reason or "").endswith("out of time")]
     if late:
         raise Incomplete(f"out of time: {', '.join(late)}", result)
     return result
 
 
+def timings(label, context):
+    """Check and time one case."""
+    case = next(case for case in context.cases if case.group == label)
+    rows = timed(context, case, context.inputs, context.inputs_float64, context.implementations())
+    return judged(case, rows)
+
+
 def linear_walks(context):
     """Check and time the softmax pass with two readings of the samples, and with one."""
-    if "ceilings" not in context.known:
-        raise Skipped("no ceilings were measured, so nothing could be judged")
     case, inputs, truth_inputs = context.cases[0], context.inputs, context.inputs_float64
     backend = "cupy"
     if context.settings.dry_run:
@@ -406,7 +373,7 @@ def linear_walks(context):
 
     def prepare(case, inputs, walk):
         put = partial(to_device, backend=backend)
-        batches = rotated(inputs.bytes_[: case.samples], inputs, put)
+        batches = itertools.cycle(copied(inputs.bytes_[: case.samples], inputs, put))
         y, W = put(inputs.y[: case.samples]), put(inputs.W)
 
         def call():
@@ -421,12 +388,7 @@ def linear_walks(context):
         Implementation(f"walk {name}", backend, "uint8", partial(prepare, walk=walk), device=device)
         for name, walk in WALKS.items()
     ]
-    rows = timed(context, case, inputs, truth_inputs, ways)
-    result = recorded(case, rows)
-    bad = [f"{r.implementation} {r.status} ({r.reason})" for r in rows if r.status != "timed"]
-    if bad:
-        raise Unfit("; ".join(bad), result)
-    return result
+    return judged(case, timed(context, case, inputs, truth_inputs, ways), own="walk")
 
 
 def training(context):
@@ -451,15 +413,13 @@ def cold_starts(context):
     rows = []
     for name in COLD[:2] if context.settings.dry_run else COLD:
         context.advance(name)
-        command = [sys.executable, "-m", "benchmarks.acceptance_steps", "--cold", name]
-        command += ["--samples", str(context.settings.samples)]
-        command += ["--dry-run"] if context.settings.dry_run else []
         # What a compiler leaves running may still write there.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             of = ("CUPY", "TORCHINDUCTOR", "TRITON")
-            caches = {f"{library}_CACHE_DIR": folder for library in of}
+            caches = os.environ | {f"{library}_CACHE_DIR": folder for library in of}
+            command, left_s = apart(context, "cold start", name), max(context.left_s(), 0.0)
             try:
-                done = _run(command, env=os.environ | caches, timeout=max(context.left_s(), 0.0))
+                done = _run(command, env=caches, timeout=left_s)
             except subprocess.TimeoutExpired:
                 rows.append({"implementation": name, "unavailable": "out of time"})
                 continue
@@ -536,44 +496,26 @@ def run_step(context, name):
     return answer | {"seconds": round(time.perf_counter() - began, 3)}
 
 
-def serve(settings, requests, send):
-    """Answer requests until there are no more; after an accident, end: a new process is clean."""
-    context = Context(settings, lambda what: send({"progress": what}))
-    for line in requests:
-        request = json.loads(line)
-        context.known, context.ends = request["known"], request["ends"]
-        answer = run_step(context, request["step"])
-        send({"answer": answer})
-        if answer.get("broken"):
-            return
+def serve(settings, pipe, log):
+    """Answer requests until this process is ended, with all that it has started."""
+    os.setsid()  # as one group
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)  # what libraries print
+    os.dup2(output, 2)
+    context = Context(settings, pipe.send)
+    while True:
+        name, context.known, context.ends = pipe.recv()
+        pipe.send(run_step(context, name))
 
 
-def main():
-    """Run what `benchmarks.acceptance` asks a process of its own for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", metavar="SETTINGS", help="answer requests; settings as JSON")
-    parser.add_argument("--small-run", action="store_true")
-    parser.add_argument("--cold", metavar="IMPLEMENTATION")
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--dry-run", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.serve:
-        answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what libraries print is no answer
+FRESH = {"small run": small_run, "cold start": cold_start}
 
-        def send(message):
-            print(json.dumps(message), file=answers, flush=True)
 
-        serve(Settings(**json.loads(arguments.serve)), sys.stdin, send)
-        return
-    settings = Settings.rehearsal() if arguments.dry_run else Settings()
-    if arguments.samples:
-        settings = replace(settings, samples=arguments.samples)
-    if arguments.small_run:
-        small_run(Context(settings))
-    else:
-        cold_start(Context(settings), arguments.cold)
+def apart(context, what, *arguments):
+    """Return the command that does something of `FRESH` in a new process."""
+    settings = json.dumps(asdict(context.settings))
+    return [sys.executable, "-m", "benchmarks.acceptance_steps", what, settings, *arguments]
 
 
 if __name__ == "__main__":
-    main()
+    FRESH[sys.argv[1]](Context(Settings(**json.loads(sys.argv[2]))), *sys.argv[3:])

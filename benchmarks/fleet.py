@@ -1,9 +1,8 @@
-r"""What models cost in fleets, a grid search by fleets beside others, and the course's search.
+"""What models cost in fleets, a grid search by fleets beside others, and the course's search.
 
 python -m benchmarks.fleet --out benchmarks/results/fleet.json    in some five minutes, on CIFAR-10
 python benchmarks/performance_tables.py                           then writes docs/performance.md
-python -m benchmarks.fleet --out fleet.json --data synthetic --samples 300 --epochs 1 \
-    --models 1 2 --rounds 1 --no-course                           tries it out, in seconds
+python -m benchmarks.fleet --out fleet.json --try                 in seconds, on few images
 
 The searches compare 24 candidates on three folds of 10,000 images: FleetSearchCV and GridSearchCV
 over the same SoftmaxClassifier, by turns, and once GridSearchCV over scikit-learn's SGDClassifier
@@ -15,9 +14,9 @@ training images, and keeps the best on 1,000 validation images.
 """
 
 import argparse
-import json
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,7 +40,6 @@ from gpuclf.search import coarse_to_fine
 console = Console()
 BATCH = 200
 N_FOLDS = 3
-TURNS = 2  # of FleetSearchCV and GridSearchCV
 GRID = {
     "learning_rate": np.geomspace(1e-4, 3e-2, 6).tolist(),
     "reg": np.geomspace(1e-4, 1e0, 4).tolist(),
@@ -53,8 +51,15 @@ KINDS = {
 # 6 epochs of 250 steps; the ranges and the 1,000 images to validate on are `gpuclf search`'s.
 COURSE = {"batch_size": 196, "max_iter": 6}
 COURSE_SPACE = {"learning_rate": (1e-4, 1e-1), "reg": (1e-5, 1e0)}
-COURSE_ROUNDS, COURSE_PER_ROUND = 2, 32
 N_VALIDATION = 1000
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Time a call on a quiet machine."""
+    HostDevice().settle()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) -> list[dict]:
@@ -65,28 +70,19 @@ def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) 
         features, labels = Standardized.fit(X[:n_used]), y[:n_used]
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in track(range(rounds + 1), f"{kind}: cost per model", console=console):
-            for size in sizes:
+            for size, times in seconds.items():
                 models = [make(learning_rate=1e-3 / (k + 1)) for k in range(size)]
-                HostDevice().settle()
-                start = time.perf_counter()
-                fit_together(models, features, labels)
-                seconds[size].append(time.perf_counter() - start)
-        n_steps = -(-n_used // BATCH)
+                times.append(seconds_of(partial(fit_together, models, features, labels)))
         for size, times in seconds.items():
             of_fleet = median(times[1:])  # the first round compiles
-            rows.append(
-                {
-                    "model": kind,
-                    "n_models": size,
-                    "median_s": of_fleet,
-                    "step_per_model_s": of_fleet / n_steps / size,
-                }
-            )
+            of_step = of_fleet / -(-n_used // BATCH) / size
+            row = {"model": kind, "n_models": size, "median_s": of_fleet}
+            rows.append(row | {"step_per_model_s": of_step})
     return rows
 
 
 def searches(X: np.ndarray, y: np.ndarray, epochs: int) -> list[dict]:
-    """Run each search over the same folds."""
+    """Run each search over the same folds, this library's by turns."""
     softmax = SoftmaxClassifier(max_iter=epochs, batch_size=BATCH, random_state=0)
     options = {"cv": StratifiedKFold(N_FOLDS), "refit": False}
     sgd = SGDClassifier(loss="log_loss", max_iter=epochs, tol=None, random_state=0)
@@ -94,37 +90,31 @@ def searches(X: np.ndarray, y: np.ndarray, epochs: int) -> list[dict]:
     of_sgd = {"eta0": np.geomspace(1e-5, 1e0, 6).tolist(), "alpha": GRID["reg"]}
     of_sgd = {f"sgdclassifier__{name}": values for name, values in of_sgd.items()}
     pipeline = make_pipeline(StandardScaler(), sgd)
+    fleet, grid = "gpuclf, FleetSearchCV", "gpuclf, GridSearchCV"
     planned = {
-        "gpuclf, FleetSearchCV": (FleetSearchCV(softmax, GRID, **options), X, TURNS),
-        "gpuclf, GridSearchCV": (GridSearchCV(softmax, GRID, **options), X, TURNS),
+        fleet: (FleetSearchCV(softmax, GRID, **options), X),
+        grid: (GridSearchCV(softmax, GRID, **options), X),
         "scikit-learn, GridSearchCV": (
             GridSearchCV(pipeline, of_sgd, n_jobs=os.cpu_count(), **options),
             X.astype(np.float32),
-            1,
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in planned}
-    for turn in range(TURNS):
-        for name, (search, samples, turns) in planned.items():
-            if turn >= turns:
-                continue
-            with console.status(name):
-                HostDevice().settle()
-                start = time.perf_counter()
-                search.fit(samples, y)
-                seconds[name].append(time.perf_counter() - start)
-            console.print(f"{name}: {seconds[name][-1]:.1f} s, best {search.best_score_:.4f}")
-    of_fleet = median(seconds["gpuclf, FleetSearchCV"])
+    for name in (*planned, fleet, grid):
+        search, samples = planned[name]
+        with console.status(name):
+            seconds[name].append(seconds_of(partial(search.fit, samples, y)))
+        console.print(f"{name}: {seconds[name][-1]:.1f} s, best {search.best_score_:.4f}")
     return [
         {
             "search": name,
             "n_fits": N_FOLDS * len(search.cv_results_["params"]),
             "median_s": median(seconds[name]),
-            "times_as_long_as_the_fleet": median(seconds[name]) / of_fleet,
+            "times_as_long_as_the_fleet": median(seconds[name]) / median(seconds[fleet]),
             "best_score": float(search.best_score_),
             "best_params": search.best_params_,
         }
-        for name, (search, _, _) in planned.items()
+        for name, (search, _) in planned.items()
     ]
 
 
@@ -132,20 +122,18 @@ def course_search(X: np.ndarray, y: np.ndarray) -> dict:
     """Search coarse to fine, two rounds of 32 settings."""
     n_train = len(y) - N_VALIDATION
     classifier = SoftmaxClassifier(**COURSE, precision="float32", random_state=0)
+    features = Standardized.fit(X[:n_train])
+    options = {"rounds": 2, "per_round": 32, "rng": 0, "refit": False}
     HostDevice().settle()
     start = time.perf_counter()
     with console.status("the course's search"):
         found = coarse_to_fine(
-            *(classifier, COURSE_SPACE, Standardized.fit(X[:n_train]), y[:n_train]),
-            *(X[n_train:], y[n_train:]),
-            rounds=COURSE_ROUNDS,
-            per_round=COURSE_PER_ROUND,
-            rng=0,
-            refit=False,
+            classifier, COURSE_SPACE, features, y[:n_train], X[n_train:], y[n_train:], **options
         )
     seconds = time.perf_counter() - start
     best = found.best_val_accuracy
     console.print(f"{len(found.results)} settings in {seconds:.1f} s, best {best:.4f}")
+    kept = ("params", "val_accuracy", "diverged")
     return {
         "n_settings": len(found.results),
         "n_samples": n_train,
@@ -153,10 +141,7 @@ def course_search(X: np.ndarray, y: np.ndarray) -> dict:
         "seconds": seconds,
         "best_val_accuracy": best,
         "best_params": found.best_params,
-        "results": [
-            {name: row[name] for name in ("params", "val_accuracy", "diverged")}
-            for row in found.results
-        ],
+        "results": [{name: row[name] for name in kept} for row in found.results],
     }
 
 
@@ -164,33 +149,29 @@ def main() -> None:
     """Measure all parts and write the record; each is written as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="where to write the record")
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=5, help="of a candidate in the searches")
-    parser.add_argument("--models", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--rounds", type=int, default=5, help="of the costs")
-    parser.add_argument("--no-course", action="store_true", help="leave the course's search out")
-    parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
-    arguments = parser.parse_args()
-    dataset = load_dataset(arguments.data)
-    X, y = (a[: arguments.samples] for a in (dataset.X_train, dataset.y_train))
+    parser.add_argument("--try", action="store_true", dest="rehearsed", help="small, in seconds")
+    options = parser.parse_args()
+    n_samples, epochs, sizes, rounds = 10_000, 5, [1, 2, 4, 8, 16, 32, 64], 5
+    if options.rehearsed:
+        n_samples, epochs, sizes, rounds = 300, 1, [1, 2], 1
+    dataset = load_dataset("synthetic" if options.rehearsed else "auto")
+    X, y = (a[:n_samples] for a in (dataset.X_train, dataset.y_train))
     record: dict = {
         "dataset": dataset.name,
         "n_samples": len(y),
         "batch_size": BATCH,
-        "epochs": arguments.epochs,
+        "epochs": epochs,
         "n_folds": N_FOLDS,
         "grid": GRID,
         "environment": environment(),
     }
-    record["cost_per_model"] = cost_per_model(X, y, arguments.models, arguments.rounds)
-    write_json(arguments.out, record)
-    for row in record["cost_per_model"]:
-        console.print(json.dumps(row), soft_wrap=True)
-    record["searches"] = searches(X, y, arguments.epochs)
-    write_json(arguments.out, record)
-    if not arguments.no_course:
+    record["cost_per_model"] = cost_per_model(X, y, sizes, rounds)
+    write_json(options.out, record)
+    record["searches"] = searches(X, y, epochs)
+    write_json(options.out, record)
+    if not options.rehearsed:
         record["course_search"] = course_search(dataset.X_train, dataset.y_train)
-        write_json(arguments.out, record)
+        write_json(options.out, record)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,89 @@
-"""Write docs/performance.md's tables from the records of benchmarks/cpu_limit.py and fleet.py.
+"""Write the tables and pictures of README.md and docs/ from the records of benchmarks/results/.
 
-python benchmarks/performance_tables.py            writes the tables, and draws the fleet's pictures
-python benchmarks/performance_tables.py --check    fails if the tables are not the records', or if
-                                                   there is no record
+python benchmarks/performance_tables.py            writes the tables, and draws the pictures
+python benchmarks/performance_tables.py --check    fails if tables or the ladder's picture are not
+                                                   the records', or if there is no record
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
 from pathlib import Path
 
 from gpuclf.bench.report.markdown import markdown_table
-from gpuclf.bench.report.table import format_ratio
+from gpuclf.bench.report.table import TEXTBOOK, fastest, format_ratio
 from gpuclf.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
+LADDER, CPU_LIMIT, FLEET = "ladder.json", "cpu_limit.json", "fleet.json"
 
 
-def hardware(record: dict) -> str:
-    """Name data set, processor and libraries."""
+def processor(record: dict) -> str:
+    """Name processor and libraries."""
     found = record["environment"]
     return (
-        f"{record['dataset']}; {found['cpu']}, {found['threads']} threads, "
-        f"{found['blas'][0]['library']} {found['blas'][0]['version']}, NumPy "
-        f"{found['versions']['numpy']}"
+        f"{found['cpu']}, {found['threads']} threads, {found['blas'][0]['library']} "
+        f"{found['blas'][0]['version']}, NumPy {found['versions']['numpy']}"
     )
+
+
+# ----------------------------------------------------------------------------- ladder.json
+
+
+def by_case(record: dict) -> list[list[dict]]:
+    """Group the ladder's rows by operation and size."""
+    cases: dict[str, list[dict]] = {}
+    for row in record["rows"]:
+        if row["group"] == "ladder":
+            cases.setdefault(row["case"], []).append(row)
+    return list(cases.values())
+
+
+def ladder(record: dict) -> str:
+    """Write the time of every implementation in every case."""
+    cases = by_case(record)
+    names = dict.fromkeys(row["implementation"] for rows in cases for row in rows)
+    lines = [[name, *(ladder_cell(rows, name) for rows in cases)] for name in names]
+    titles = [f"{rows[0]['operation'].partition(' ')[0]}, {rows[0]['samples']:,}" for rows in cases]
+    return (
+        f"{markdown_table(['', *titles], lines)}\n\n"
+        f"Median of interleaved runs on {record['dataset']['name']}, "
+        f"{record['settings']['dtype']}; {processor(record)}. In brackets: times faster than the "
+        "textbook version. Record: `benchmarks/results/ladder.json`.\n"
+    )
+
+
+def ladder_cell(rows: list[dict], name: str) -> str:
+    """Write an implementation's time in a case, and how many times faster than the textbook."""
+    row = next((row for row in rows if row["implementation"] == name), None)
+    if row is None or row["median_s"] is None:
+        return "not yet measured on a GPU" if row and row["device"] == "cuda" else "not measured"
+    words, textbook = format_seconds(row["median_s"]), fastest(rows, TEXTBOOK)
+    if row["extrapolated"]:
+        return f"about {words}, from {row['measured_samples']} samples"
+    if textbook is None or row is textbook:
+        return words
+    return f"{words} ({format_ratio(textbook['median_s'] / row['median_s'])})"
+
+
+def source(record: dict) -> str:
+    """Name what the ladder's picture shows; it carries this name, whatever draws it."""
+    shown = [(row["implementation"], row["median_s"]) for row in by_case(record)[0]]
+    return "of medians " + hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------- cpu_limit.json
 
 
 def machine(record: dict) -> str:
     """Say what was measured, and on what."""
     row = record["profile"][0]
     return (
-        f"{hardware(record)}; float32. Measured in the same run: "
+        f"{record['dataset']}; {processor(record)}; float32. Measured in the same run: "
         f"{row['peak_flop_per_s'] / 1e9:.0f} GFLOP/s in a large matrix product, "
         f"{row['bytes_per_s'] / 1e9:.1f} GB/s read.\n"
     )
@@ -52,20 +101,18 @@ def profile(record: dict) -> str:
 def peers(record: dict) -> str:
     """Write how many times faster this library is than each other."""
     names = list(dict.fromkeys(row["implementation"] for row in record["rows"]))
-    cases = list(dict.fromkeys((row["operation"], row["samples"]) for row in record["rows"]))
+    cases: dict[str, dict[str, float | None]] = {}
+    for row in record["rows"]:
+        medians = cases.setdefault(f"{row['operation']}, {row['samples']:,}", dict.fromkeys(names))
+        medians[row["implementation"]] = row["median_s"]
     lines = []
-    for operation, samples in cases:
-        medians = dict.fromkeys(names) | {
-            row["implementation"]: row["median_s"]
-            for row in record["rows"]
-            if (row["operation"], row["samples"]) == (operation, samples)
-        }
+    for case, medians in cases.items():
         ours, cells = medians["gpuclf on NumPy"], []
         for name, median in medians.items():
             cells.append(format_seconds(median) if median else "-")
             if median and name != "gpuclf on NumPy":
                 cells[-1] += f" ({format_ratio(median / ours)})"
-        lines.append([f"{operation}, {samples:,}", *cells])
+        lines.append([case, *cells])
     return markdown_table(["", *names], lines)
 
 
@@ -88,20 +135,24 @@ def times_to_accuracy(record: dict) -> str:
     return markdown_table(["model", "", "wanted", "time to fit", "test accuracy"], rows, n_left=2)
 
 
+# ------------------------------------------------------------------------------ fleet.json
+
+
 def fleet_sizes(record: dict) -> str:
     """Write what a step costs a model, against the models that share it."""
-    rows = record["cost_per_model"]
-    kinds = list(dict.fromkeys(row["model"] for row in rows))
+    costs: dict[str, dict[int, float]] = {}
+    for row in record["cost_per_model"]:
+        costs.setdefault(row["model"], {})[row["n_models"]] = row["step_per_model_s"]
     lines = []
-    for size in dict.fromkeys(row["n_models"] for row in rows):
+    for size in dict.fromkeys(row["n_models"] for row in record["cost_per_model"]):
         cells = [f"{size}"]
-        for kind in kinds:
-            cost = {r["n_models"]: r["step_per_model_s"] for r in rows if r["model"] == kind}
+        for cost in costs.values():
             gain = f" ({format_ratio(cost[1] / cost[size])})" if 1 in cost else ""
             cells.append(format_seconds(cost[size]) + gain)
         lines.append(cells)
     picture = "![Time per model and step against the models in the fleet](fleet.svg)"
-    return f"{hardware(record)}.\n\n{picture}\n\n{markdown_table(['models', *kinds], lines)}"
+    table = markdown_table(["models", *costs], lines)
+    return f"{record['dataset']}; {processor(record)}.\n\n{picture}\n\n{table}"
 
 
 def fleet_searches(record: dict) -> str:
@@ -128,37 +179,52 @@ def course_search(record: dict) -> str:
     )
 
 
-def draw_fleet(record: dict) -> None:
-    """Draw the cost per model and the course's search."""
+# -------------------------------------------------------------------------------- pictures
+
+
+def draw(records: dict[str, dict]) -> None:
+    """Draw the ladder's first case, the fleet's cost per model and the course's search."""
     import matplotlib as mpl
 
-    from gpuclf.plots import plot_search
+    from gpuclf.plots import plot_ladder, plot_search
     from gpuclf.plots.drawing import COLOURS, MARKERS, new_axes
 
     mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
-    ax = new_axes(None, (6, 3.4))
-    kinds = dict.fromkeys(row["model"] for row in record["cost_per_model"])
+    plot_ladder(by_case(records[LADDER])[0]).figure.savefig(
+        DOCS / "ladder.svg", metadata={"Date": None, "Description": source(records[LADDER])}
+    )
+    ax, costs = new_axes(None, (6, 3.4)), records[FLEET]["cost_per_model"]
+    kinds = dict.fromkeys(row["model"] for row in costs)
     for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
-        rows = [row for row in record["cost_per_model"] if row["model"] == kind]
-        sizes, costs = zip(*((r["n_models"], r["step_per_model_s"]) for r in rows), strict=True)
-        ax.plot(sizes, [c / costs[0] for c in costs], color=colour, marker=marker, label=kind)
+        rows = [row for row in costs if row["model"] == kind]
+        sizes, times = zip(*((r["n_models"], r["step_per_model_s"]) for r in rows), strict=True)
+        ax.plot(sizes, [t / times[0] for t in times], color=colour, marker=marker, label=kind)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size}" for size in sizes])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("models in the fleet")
     ax.set_ylabel(f"time per model and step,\nbeside that in a fleet of {sizes[0]}")
     ax.legend(frameon=False)
-    ax.figure.savefig(PAGE.parent / "fleet.svg", metadata={"Date": None})
-    if "course_search" not in record:
-        return
-    ax = plot_search(record["course_search"]["results"])
-    ax.figure.savefig(PAGE.parent / "search.svg", metadata={"Date": None}, dpi=80)
+    ax.figure.savefig(DOCS / "fleet.svg", metadata={"Date": None})
+    ax = plot_search(records[FLEET]["course_search"]["results"])
+    ax.figure.savefig(DOCS / "search.svg", metadata={"Date": None}, dpi=80)
 
 
-TABLES = {
-    "cpu_limit.json": (machine, profile, peers, scaling, times_to_accuracy),
-    "fleet.json": (fleet_sizes, fleet_searches, course_search),
+# For each page its tables, in marked places of their names, and the record of each.
+PAGES = {
+    ROOT / "README.md": {ladder: LADDER},
+    DOCS / "performance.md": {
+        **dict.fromkeys((machine, profile, peers, scaling, times_to_accuracy), CPU_LIMIT),
+        **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
+    },
 }
+
+
+def load(file: str) -> dict:
+    """Read a record, which must be there."""
+    if not (RESULTS / file).exists():
+        sys.exit(f"benchmarks/results/{file} is missing, and its tables with it")
+    return json.loads((RESULTS / file).read_text())
 
 
 def main() -> None:
@@ -166,30 +232,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    page = PAGE.read_text()
-    expected = page
-    for file, tables in TABLES.items():
-        if not (RESULTS / file).exists():
-            if check:
-                sys.exit(f"benchmarks/results/{file} is missing, and its tables with it")
-            continue
-        record = json.loads((RESULTS / file).read_text())
-        for table in tables:
-            if table is course_search and "course_search" not in record:  # fleet.py --no-course
-                if check:
-                    sys.exit(f"benchmarks/results/{file} lacks the course's search")
-                continue
+    records = {file: load(file) for file in (LADDER, CPU_LIMIT, FLEET)}
+    if "course_search" not in records[FLEET]:  # fleet.py --try
+        sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")
+    for page, tables in PAGES.items():
+        found = expected = page.read_text()
+        for table, file in tables.items():
             name = table.__name__.replace("_", " ")
-            block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-            if not block.search(expected):
-                sys.exit(f"docs/performance.md has no place for the table '{name}'")
-            written = table(record).rstrip("\n") + "\n"
-            expected = block.sub(lambda m, written=written: m[1] + written + m[2], expected)
-        if file == "fleet.json" and not check:
-            draw_fleet(record)
-    if check and expected != page:
-        sys.exit("docs/performance.md is not the record's: python benchmarks/performance_tables.py")
-    PAGE.write_text(expected)
+            place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end\b)", re.S)
+            before, *after = place.split(expected, 1)
+            if not after:
+                sys.exit(f"{page.name} has no place for the table '{name}'")
+            written = table(records[file]).rstrip("\n") + "\n"
+            expected = "".join([before, after[0], written, *after[1:]])
+        if not check:
+            page.write_text(expected)
+        elif found != expected:
+            sys.exit(f"{page.name} is not the record's: python benchmarks/performance_tables.py")
+    if not check:
+        draw(records)
+    elif source(records[LADDER]) not in (DOCS / "ladder.svg").read_text():
+        sys.exit("docs/ladder.svg is not the record's: python benchmarks/performance_tables.py")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The acceptance command and what it judges with, without a GPU."""
 
-import inspect
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from gpuclf.devices import backends
 from gpuclf.devices.cupy import CupyProbe
 from gpuclf.dispatch import SEAMS, fusable
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models import MODELS
 from gpuclf.samples import streamed as streaming
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +127,8 @@ def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(fak
     torch, inputs = fake_cuda_graphs.torch, make_inputs(cache_bytes=2000)
     case = tiny_case(of)
     evaluate, state = peers._torch_loss(torch, case, inputs, "graphed")
-    batches = peers.rotated(inputs.floats, inputs, torch.tensor)
-    graphs = peers._captured(torch, evaluate, batches, **state)
+    copies = peers.copied(inputs.floats, inputs, torch.tensor)
+    graphs = itertools.cycle(peers._captured(torch, evaluate, copies, **state))
     assert len(fake_cuda_graphs.graphs) == inputs.copies(inputs.floats.nbytes) == 4
     first = inputs.start(case)
     for name, value in state["params"].items():
@@ -222,11 +224,25 @@ def test_a_ceiling_that_cannot_be_measured_leaves_the_others(fake_cupy, monkeypa
 # ------------------------------------------------------------------------------------- parity
 
 
-def test_every_public_operation_and_every_replaceable_function_has_inputs():
-    names = {n for n in gpuclf.__all__ if not inspect.ismodule(getattr(gpuclf, n))}
-    assert names <= parity.PUBLIC_RUNS.keys() | parity.NOT_RUN
+def test_every_model_and_every_replaceable_function_has_inputs():
+    assert {f"model {name}" for name in MODELS} <= parity.OPERATION_RUNS.keys()
+    estimators = {name for name in gpuclf.__all__ if name.endswith("Classifier")}
+    assert estimators <= parity.OPERATION_RUNS.keys()
     assert "softmax_cross_entropy" in SEAMS
     assert SEAMS.keys() <= parity.KERNEL_RUNS.keys()
+
+
+def test_parity_alone_knows_every_replaceable_function():
+    """A function becomes known when its module is imported."""
+    marked = {
+        found
+        for path in (ROOT / "gpuclf").rglob("*.py")
+        for found in re.findall(r"^@fusable\(.*?\ndef (\w+)", path.read_text(), re.M | re.S)
+    }
+    code = "from benchmarks import parity; print(*parity.SEAMS); parity.registered('cupy')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == marked
 
 
 def test_parity_passes_what_is_right_and_finds_what_is_not():
@@ -275,7 +291,7 @@ def test_an_operation_that_raises_is_recorded_with_the_others(monkeypatch):
         raise ValueError("broken")
 
     runs = {"fails": fail, "works": lambda p: p.W * 2}
-    monkeypatch.setattr(parity, "PUBLIC_RUNS", runs)
+    monkeypatch.setattr(parity, "OPERATION_RUNS", runs)
     found = parity.check_all(np.array, "none", parity.SMALL_SIZES)
     assert found["fails"] == {"passed": False, "message": "ValueError: broken"}
     assert found["works"]["passed"]
@@ -624,51 +640,24 @@ def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, mon
 
 @pytest.mark.slow
 def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
-    with (
-        (tmp_path / "log").open("w") as log,
-        closing(acceptance.Worker(steps.Settings.rehearsal(), log)) as worker,
-    ):
+    log = tmp_path / "log"
+    log.touch()
+    with closing(acceptance.Worker(steps.Settings.rehearsal(), log)) as worker:
         hung = worker.ask("environment", {}, 0.05, print)
         assert hung["status"] == "failed"
         assert "limit of" in hung["message"]
         missing = worker.ask("no such step", {}, 60, print)
         assert missing["message"] == "KeyError: 'no such step'"
+        assert "no such step" in log.read_text()
         assert worker._process is None  # after an accident, the next one is new
-        done = worker.ask("ceilings", {}, 60, print)
+        said = []
+        done = worker.ask("determinism", {}, 60, said.append)
         assert done["status"] == "passed"
+        assert len(said) > 1
+        assert os.getpgid(worker._process.pid) == worker._process.pid
         os.kill(worker._process.pid, signal.SIGKILL)
         dead = worker.ask("ceilings", {}, 60, print)
         assert "died with code -9" in dead["message"]
-
-
-@pytest.mark.slow
-def test_a_grandchild_that_holds_the_pipe_does_not_hold_up_the_end(tmp_path, monkeypatch):
-    """It has left the group that is killed, as a daemon does."""
-    code = (
-        "import json, subprocess, sys\n"
-        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-        "print(json.dumps({'progress': child.pid}), flush=True)\n"
-        "sys.stdin.read()"
-    )
-    start, clock, children = subprocess.Popen, SimpleNamespace(now=0.0), []
-    monkeypatch.setattr(
-        acceptance.subprocess,
-        "Popen",
-        lambda command, **options: start([sys.executable, "-c", code], **options),
-    )
-    monkeypatch.setattr(acceptance, "time", SimpleNamespace(monotonic=lambda: clock.now))
-
-    def advance(child):
-        children.append(child)
-        clock.now = 1e6  # the limit has passed
-
-    with (tmp_path / "log").open("w") as log:
-        worker = acceptance.Worker(steps.Settings.rehearsal(), log)
-        answer = worker.ask("environment", {}, 1000.0, advance)
-    assert answer["message"] == "ended after its limit of 1000 s"
-    os.kill(children[0], signal.SIGKILL)  # which fails if it has ended before
-    worker._reader.join(timeout=60)
-    assert not worker._reader.is_alive()
 
 
 @pytest.mark.slow

@@ -80,24 +80,22 @@ class Reference:
         DisagreementError
             If a difference is more than rounding.
         """
-        n_samples = self.case.measured_samples(implementation.loops)
-        worst: dict[str, float] = {}
-        expected = self.results(n_samples)
-        precision = implementation.precision_on(self.inputs)
-        for result, wanted in zip(
-            first_results(self.case, self.inputs, call), expected, strict=True
-        ):
-            errors = compare(implementation.name, result, wanted, precision, self.case)
-            worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
-        return worst
+        return self._compared(implementation, first_results(self.case, self.inputs, call))
 
     def check_again(self, implementation: Implementation, call: Call) -> dict[str, float]:
         """Compare one more call, after others: of a step, whose parameters have moved, nothing."""
         if self.case.is_training:
             return {}
-        (wanted,) = self.results(self.case.measured_samples(implementation.loops))
+        return self._compared(implementation, [call()])
+
+    def _compared(self, implementation: Implementation, results: list[Any]) -> dict[str, float]:
+        expected = self.results(self.case.measured_samples(implementation.loops))
         precision = implementation.precision_on(self.inputs)
-        return compare(implementation.name, call(), wanted, precision, self.case)
+        errors = [
+            compare(implementation.name, result, wanted, precision, self.case)
+            for result, wanted in zip(results, expected, strict=True)
+        ]
+        return {what: max(error[what] for error in errors) for what in errors[0]}
 
 
 def first_results(case: Case, inputs: Inputs, call: Call) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -80,31 +80,17 @@ class Implementation:
         return "float64" if inputs.dtype == np.float64 else self.precision
 
 
-def naive_twin(model: Model) -> Callable[..., Any]:
-    """Return the course's loops over samples and classes."""
-    if model.naive is None:
-        raise Unavailable("nobody has written its loops")
-    return model.naive
-
-
-def pure_python_twin(model: Model) -> Callable[..., Any]:
-    """Return loops over features too, without NumPy."""
-    if model.name not in pure_python.TWINS:
-        raise Unavailable("nobody has written its loops")
-    return pure_python.TWINS[model.name]
-
-
-def loops(
-    twin_of: Callable[[Model], Callable[..., Any]], n_times: int, case: Case, inputs: Inputs
-) -> Call:
-    """Call Python loops on a subset."""
+def loops(twin_of: Callable[[Model], Any], n_times: int, case: Case, inputs: Inputs) -> Call:
+    """Call Python loops on a subset; `twin_of` is None for a model that has none."""
     if case.model is None or case.kind != LOSS:
         raise Unavailable("the loops would take hours")
     if case.models > 1:
         raise Unavailable("the loops know one model")
+    loss = twin_of(case.model)
+    if loss is None:
+        raise Unavailable("nobody has written its loops")
     rows = slice(case.measured_samples(n_times))
     X, y, params = inputs.floats[rows], inputs.y[rows], inputs.start(case)
-    loss = twin_of(case.model)
     return lambda: loss(params, X, y, REG)
 
 
@@ -119,7 +105,7 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
     if case.model.textbook is None:
         raise Unavailable("nobody has written its textbook version")
     objective = partial(case.model.textbook, xp=xp)
-    batches = rotated(inputs.floats[: case.samples], inputs, put)
+    batches = itertools.cycle(copied(inputs.floats[: case.samples], inputs, put))
     y, params = put(inputs.y[: case.samples]), put(inputs.start(case))
     if case.models > 1:  # as the textbook has it, one after another
         return lambda: _of_each(objective, params["W"], next(batches), y)
@@ -154,10 +140,9 @@ def predicted(labels: Any) -> tuple[float, Any]:
     return 0.0, labels
 
 
-def rotated(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> Iterator[Any]:
-    """Return copies that take turns, so that no call finds its samples in the cache."""
-    nbytes = getattr(samples, "X", samples).nbytes
-    return itertools.cycle([put(samples) for _ in range(inputs.copies(nbytes))])
+def copied(samples: Any, inputs: Inputs, put: Callable[[Any], Any]) -> list[Any]:
+    """Return copies to be taken by turns, so that no call finds its samples in the cache."""
+    return [put(samples) for _ in range(inputs.copies(getattr(samples, "X", samples).nbytes))]
 
 
 def _on_cupy(prepare: Callable[..., Call]) -> Callable[..., Call]:
@@ -201,7 +186,7 @@ def _gpuclf_call(
         passing = gpuclf.Streamed(samples.X, backend)
         batches = itertools.repeat(gpuclf.Standardized(passing, samples.mean, samples.scale))
     else:
-        batches = rotated(samples, inputs, put)
+        batches = itertools.cycle(copied(samples, inputs, put))
     y, params = put(inputs.y[: case.samples]), put(inputs.start(case))
     if case.kind == LOSS:
         return lambda: model.loss(params, next(batches), y, REG, precision=precision)
@@ -245,32 +230,36 @@ def device_implementations(device: str = "cuda") -> list[Implementation]:
     library = {"cuda": "cupy", "cpu": "numpy"}[device]
     prepared: list[Callable[..., Call]] = [textbook_numpy, gpuclf_floats, gpuclf_bytes]
     textbook_, floats, bytes_ = map(_on_cupy, prepared) if device == "cuda" else prepared
-    before, streamed = {"uploads": "before"}, {"uploads": "streamed"}
-    listed = [
-        Implementation("plain CuPy", library, "float", textbook_),
-        Implementation("gpuclf", library, "float", floats),
-        Implementation(
-            "gpuclf TF32", library, "float", partial(floats, precision="tf32"), precision="tf32"
-        ),
-        Implementation("gpuclf uint8", library, "uint8", bytes_),
-        Implementation("gpuclf +upload", library, "float", partial(floats, **before), uploads=True),
-        Implementation(
-            "gpuclf uint8 +upload", library, "uint8", partial(bytes_, **before), uploads=True
-        ),
-        Implementation(
-            "gpuclf uint8 streamed", library, "uint8", partial(bytes_, **streamed), uploads=True
-        ),
+
+    def listed(name: str, prepare: Callable[..., Call], **options: Any) -> Implementation:
+        return Implementation(
+            name,
+            library,
+            "uint8" if prepare is bytes_ else "float",
+            partial(prepare, **options),
+            precision=options.get("precision", "float32"),
+            uploads="uploads" in options,
+            device=device,
+        )
+
+    return [
+        listed("plain CuPy", textbook_),
+        listed("gpuclf", floats),
+        listed("gpuclf TF32", floats, precision="tf32"),
+        listed("gpuclf uint8", bytes_),
+        listed("gpuclf +upload", floats, uploads="before"),
+        listed("gpuclf uint8 +upload", bytes_, uploads="before"),
+        listed("gpuclf uint8 streamed", bytes_, uploads="streamed"),
     ]
-    return [replace(implementation, device=device) for implementation in listed]
 
 
-def _loops(name: str, twin_of: Callable[[Model], Callable[..., Any]], n: int) -> Implementation:
-    return Implementation(name, "python", "float", partial(loops, twin_of, n), loops=n)
+def _loops(name: str, twin_of: Callable[[Model], Any], n_times: int) -> Implementation:
+    return Implementation(name, "python", "float", partial(loops, twin_of, n_times), loops=n_times)
 
 
 IMPLEMENTATIONS = [
-    _loops("pure Python loops", pure_python_twin, 1),
-    _loops("naive loops", naive_twin, 16),
+    _loops("pure Python loops", lambda model: pure_python.TWINS.get(model.name), 1),
+    _loops("naive loops", lambda model: model.naive, 16),
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),
     Implementation("gpuclf on NumPy, uint8", "numpy", "uint8", gpuclf_bytes),

@@ -23,15 +23,14 @@ from gpuclf.bench.measure.implementations import (
     Call,
     Implementation,
     Unavailable,
+    copied,
     decline_tf32_neighbors,
     predicted,
-    rotated,
 )
 from gpuclf.models import SOFTMAX
 
 __all__ = ["PEERS", "device_peers"]
 
-TORCH_PRECISIONS = {"float32": "highest", "tf32": "high"}
 JAX_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32"}
 GRAPH_WARM_UPS = 3
 
@@ -61,48 +60,39 @@ def pytorch(
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
     if how == "graphed" and inputs.device == "cpu":
         raise Unavailable("CUDA graphs need a CUDA device")
-    call = _torch_call(torch, case, inputs, how, precision, uploads)
     if precision == "float32":
-        return call
-
-    def in_precision() -> tuple[Any, Any]:
-        with _torch_precision(torch, precision):
-            return call()
-
-    return in_precision
-
-
-def _torch_call(
-    torch: Any, case: Case, inputs: Inputs, how: str, precision: str, uploads: bool
-) -> Call:
-    if case.is_epoch:
-        return _torch_epoch(torch, case, inputs, how)
-    state: dict[str, Any] = {}
-    batches: Iterator[Any]
-    if case.model is None:
-        evaluate = _torch_neighbors(torch, case, inputs, how)
-        queries = inputs.float_pixels[: case.samples]
-        batches = itertools.repeat(torch.tensor(queries, device=inputs.device))
-    else:
-        evaluate, state = _torch_loss(torch, case, inputs, how)
-        put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
-        batches = rotated(inputs.floats[: case.samples], inputs, put)
-    if how == "graphed":
-        with _torch_precision(torch, precision):
-            graphs = _captured(torch, evaluate, batches, **state)
-        return lambda: _replay(*next(graphs))
-    if uploads:
-        batches = (X.to(inputs.device) for X in batches)
-    return lambda: evaluate(next(batches))
+        return _torch_call(torch, case, inputs, how, uploads)
+    with _torch_tf32(torch):
+        call = _torch_call(torch, case, inputs, how, uploads)
+    return _torch_tf32(torch)(call)
 
 
 @contextmanager
-def _torch_precision(torch: Any, precision: str) -> Iterator[None]:
-    torch.set_float32_matmul_precision(TORCH_PRECISIONS[precision])
+def _torch_tf32(torch: Any) -> Iterator[None]:
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(TORCH_PRECISIONS["float32"])
+        torch.set_float32_matmul_precision("highest")
+
+
+def _torch_call(torch: Any, case: Case, inputs: Inputs, how: str, uploads: bool) -> Call:
+    if case.is_epoch:
+        return _torch_epoch(torch, case, inputs, how)
+    if case.model is None:
+        evaluate, state = _torch_neighbors(torch, case, inputs, how), {}
+        copies = [torch.tensor(inputs.float_pixels[: case.samples], device=inputs.device)]
+    else:
+        evaluate, state = _torch_loss(torch, case, inputs, how)
+        put = partial(torch.tensor, device="cpu" if uploads else inputs.device)
+        copies = copied(inputs.floats[: case.samples], inputs, put)
+    if how == "graphed":
+        graphs = itertools.cycle(_captured(torch, evaluate, copies, **state))
+        return lambda: _replay(*next(graphs))
+    batches = itertools.cycle(copies)
+    if uploads:
+        return lambda: evaluate(next(batches).to(inputs.device))
+    return lambda: evaluate(next(batches))
 
 
 def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
@@ -120,7 +110,7 @@ def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
         if case.samples % case.batch_size:
             raise Unavailable("a graph's batches are of one size")
         rows = put(np.zeros(case.batch_size, np.int64))
-        ((graph, loss),) = _capture(torch, train, [rows], **state)
+        ((graph, loss),) = _captured(torch, train, [rows], **state)
 
         def replay(batch: Any) -> Any:
             rows.copy_(batch)
@@ -140,8 +130,10 @@ def _torch_epoch(torch: Any, case: Case, inputs: Inputs, how: str) -> Call:
 def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
     """Return ``evaluate(X, y) -> (loss, result)``, and the parameters and velocities it moves."""
     functional = torch.nn.functional
-    data_loss = _data_loss(
+    loss_of = _objective(
         case,
+        torch.matmul,
+        torch.relu,
         softmax_cross_entropy=functional.cross_entropy,
         # Theirs is divided by the number of classes.
         multiclass_hinge=lambda scores, y: (
@@ -149,17 +141,6 @@ def _torch_loss(torch: Any, case: Case, inputs: Inputs, how: str) -> Any:
         ),
     )
     labels = torch.tensor(inputs.y[: case.samples], dtype=torch.int64, device=inputs.device)
-
-    def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
-        if "W1" in params:
-            hidden = torch.relu(X @ params["W1"] + params["b1"])
-            scores = hidden @ params["W2"] + params["b2"]
-            penalty = params["W1"].square().sum() + params["W2"].square().sum()
-        else:
-            scores, penalty = X @ params["W"], params["W"].square().sum()
-            scores = scores + params["b"] if "b" in params else scores
-        return data_loss(scores, y) + REG * penalty
-
     params = {
         name: torch.tensor(value, requires_grad=True, device=inputs.device)
         for name, value in inputs.start(case).items()
@@ -202,30 +183,15 @@ def _compiled(torch: Any, function: Callable[..., Any], inputs: Inputs) -> Any:
 def _captured(
     torch: Any,
     evaluate: Callable[[Any], Any],
-    batches: Iterator[Any],
-    params: dict[str, Any] | None = None,
-    optimizer: Any = None,
-) -> Iterator[tuple[Any, Any]]:
-    """Capture a CUDA graph for each copy of the samples; return (graph, its result) by turns.
-
-    The warm-ups that a capture needs move the parameters of a training step. They are put back in
-    place, because the graphs hold their addresses.
-    """
-    first = next(batches)
-    copies = [first]
-    while (X := next(batches)) is not first:
-        copies.append(X)
-    return itertools.cycle(_capture(torch, evaluate, copies, params, optimizer))
-
-
-def _capture(
-    torch: Any,
-    evaluate: Callable[[Any], Any],
     given: list[Any],
     params: dict[str, Any] | None = None,
     optimizer: Any = None,
 ) -> list[tuple[Any, Any]]:
-    """Capture a graph for each argument."""
+    """Capture a CUDA graph for each argument; return it with the result that it writes.
+
+    The warm-ups that a capture needs move the parameters of a training step. They are put back in
+    place, because the graphs hold their addresses.
+    """
     before = [(value, value.detach().clone()) for value in (params or {}).values()]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -291,33 +257,26 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
 
         compiled = jax.jit(nearest_labels)
         return lambda: predicted(compiled(queries, train, labels))
-    batches = rotated(inputs.floats[: case.samples], inputs, put)
-    data_loss = _data_loss(
+    batches = itertools.cycle(copied(inputs.floats[: case.samples], inputs, put))
+
+    def own_scores(scores: Any, y: Any) -> Any:
+        return jnp.take_along_axis(scores, y[:, None], axis=1)
+
+    loss_of = _objective(
         case,
-        softmax_cross_entropy=lambda scores, own: (
-            jax.nn.logsumexp(scores, axis=1) - own[:, 0]
+        matmul,
+        jax.nn.relu,
+        softmax_cross_entropy=lambda scores, y: (
+            jax.nn.logsumexp(scores, axis=1) - own_scores(scores, y)[:, 0]
         ).mean(),
-        multiclass_hinge=lambda scores, own: (
-            (
-                jax.nn.relu(scores - own + 1).sum(axis=1) - 1  # the own class's margin is 1
-            ).mean()
-        ),
+        multiclass_hinge=lambda scores, y: (
+            # The own class's margin is 1.
+            jax.nn.relu(scores - own_scores(scores, y) + 1).sum(axis=1) - 1
+        ).mean(),
     )
-
-    def loss_of(params: dict[str, Any], X: Any, y: Any) -> Any:
-        if "W1" in params:
-            hidden = jax.nn.relu(matmul(X, params["W1"]) + params["b1"])
-            scores = matmul(hidden, params["W2"]) + params["b2"]
-            penalty = (params["W1"] ** 2).sum() + (params["W2"] ** 2).sum()
-        else:
-            scores, penalty = matmul(X, params["W"]), (params["W"] ** 2).sum()
-            scores = scores + params["b"] if "b" in params else scores
-        return data_loss(scores, jnp.take_along_axis(scores, y[:, None], axis=1)) + REG * penalty
-
     params = {name: put(value) for name, value in inputs.start(case).items()}
     if not case.is_training:
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))
-
         return lambda: loss_and_gradient(params, next(batches), y)
 
     def step(params: Any, velocity: Any, X: Any, y: Any) -> Any:
@@ -407,12 +366,32 @@ def _decline(case: Case, precision: str) -> None:
         raise Unavailable("written for one model")
 
 
-def _data_loss(case: Case, **losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return the peer's version of a model's data loss."""
+def _objective(
+    case: Case,
+    matmul: Callable[[Any, Any], Any],
+    relu: Callable[[Any], Any],
+    **losses: Callable[[Any, Any], Any],
+) -> Callable[[dict[str, Any], Any, Any], Any]:
+    """Return ``loss(params, X, y)`` of a linear model or a net, for a library to differentiate.
+
+    `losses` are its versions of data losses, by the names that models give theirs.
+    """
     name = getattr(case.model and case.model.data_loss, "machine_code", None)
     if name not in losses:
         raise Unavailable("nobody has written this data loss for it")
-    return losses[name]
+    data_loss = losses[name]
+
+    def loss(params: dict[str, Any], X: Any, y: Any) -> Any:
+        of_layer = ""
+        if "W1" in params:
+            X, of_layer = relu(matmul(X, params["W1"]) + params["b1"]), "2"
+        scores = matmul(X, params[f"W{of_layer}"])
+        if f"b{of_layer}" in params:
+            scores = scores + params[f"b{of_layer}"]
+        penalty = sum((value**2).sum() for name, value in params.items() if name[0] == "W")
+        return data_loss(scores, y) + REG * penalty
+
+    return loss
 
 
 def _import(name: str, title: str) -> Any:

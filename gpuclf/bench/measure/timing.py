@@ -31,6 +31,10 @@ STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
 SLACK = 1.1
 LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
 
+# What a row takes over as it is.
+OF_CASE = ("group", "operation", "samples", "models", "hidden_units")
+OF_IMPLEMENTATION = ("array_library", "device", "features", "uploads")
+
 Result = TypeVar("Result")
 Seconds = dict[str, list[float]]
 
@@ -311,24 +315,17 @@ def new_row(
     measured = case.measured_samples(implementation.loops)
     row = Row(
         case=case.title,
-        group=case.group,
-        operation=case.operation,
         implementation=implementation.name,
-        array_library=implementation.array_library,
-        device=implementation.device,
-        features=implementation.features,
         dtype=inputs.dtype.name,
         precision=implementation.precision_on(inputs),
-        samples=case.samples,
         measured_samples=measured,
         extrapolated=measured < case.samples,
         classes=inputs.n_classes,
-        models=case.models,
-        hidden_units=case.hidden_units,
-        uploads=implementation.uploads,
         bytes=work.bytes,
         operations=work.operations,
         calls_a_turn=1 if implementation.extrapolated else case.calls_a_turn,
+        **{name: getattr(case, name) for name in OF_CASE},
+        **{name: getattr(implementation, name) for name in OF_IMPLEMENTATION},
     )
     if implementation.device in ceilings:
         width = 1 if implementation.features == "uint8" else inputs.dtype.itemsize

@@ -10,7 +10,7 @@ On a shared machine two runs of the same code differ by more than most changes d
 - what became slower is measured again in another process, and the faster measurement counts
   (:func:`undisturbed`);
 - what no single run can show, that runs of the same code differ though nothing disturbs them, is
-  a constant that was measured (benchmarks/comparison_trial.py);
+  a constant that was measured (`BETWEEN_RUNS`);
 - the intervals of all rows hold together, with 95 %, and one more row is all of them together;
 - where most calls were disturbed, nothing can be told, and that is said.
 """

@@ -16,8 +16,7 @@ from xml.etree.ElementTree import Element
 from gpuclf.bench.report.table import format_number, format_ratio, format_share
 from gpuclf.files import format_seconds
 
-__all__ = ["COLUMNS", "Row", "boxed_table", "cell", "duration", "ladder", "rate"]
-__all__ += ["roofline", "scaling", "tag"]
+__all__ = ["COLUMNS", "Row", "cell", "duration", "ladder", "rate", "roofline", "scaling", "tag"]
 
 Row = dict[str, Any]
 Point = tuple[float, float]
@@ -183,34 +182,17 @@ def _colour(style: int) -> str:
     return f"s{style % COLOURS}"
 
 
-def boxed_table(head: Any, body: list[Any], label: str, **attributes: Any) -> Element:
-    """Put cells into a table, and it into a box that scrolls where it is narrow."""
-    lines = tag("thead", tag("tr", head)), tag("tbody", [tag("tr", cells) for cells in body])
-    table = tag("table", lines, **attributes)
-    return tag("div", table, class_="box", tabindex=0, role="region", aria_label=label)
-
-
-def _figure(
-    title: str, class_: str, height: float, drawn: Any, rows: list[Row], columns: list[str]
-) -> Element:
-    """Draw, and write the same numbers into a table for those who cannot see the picture."""
+def _figure(title: str, class_: str, height: float, drawn: Any, rows: list[Row]) -> Element:
+    """Put a title above what is drawn, and say in a sentence what it shows."""
     timed = [row for row in rows if row["timed"]]
     description = "No implementation has a time."
     if timed:
         ends = [f(timed, key=lambda row: row["median_s"]) for f in (min, max)]
         fastest, slowest = (f"{r['implementation']}, {duration(r['median_s'])}" for r in ends)
         description = f"{len(timed)} times. Fastest: {fastest}. Slowest: {slowest}."
-    names = tag("title", title), tag("desc", f"{description} The numbers are in the table below.")
+    names = tag("title", title), tag("desc", f"{description} The numbers are in the table of rows.")
     picture = tag("svg", names, drawn, role="img", class_=class_, height=f"{height:.0f}")
-    head = [tag("th", n, scope="col") for n in ("implementation", *columns, "status", "case")]
-    body = []
-    for row in rows:
-        numbers = [cell(row, column)[0] for column in columns]
-        words = row["implementation"], *numbers, row["status"], row["case"]
-        body.append([tag("td", text) for text in words])
-    table = boxed_table(head, body, f"{title}: numbers")
-    details = tag("details", tag("summary", "Numbers"), table)
-    return tag("figure", tag("figcaption", tag("h3", title)), picture, details)
+    return tag("figure", tag("figcaption", tag("h3", title)), picture)
 
 
 def _axes(x: LogScale, y: LogScale, y_unit: str, x_name: str) -> list[Element]:
@@ -245,13 +227,11 @@ def _labels(points: dict[str, Point], styles: Styles) -> list[Element]:
     return drawn
 
 
-def _plot(
-    title: str, drawn: Any, marks: list[Mark], styles: Styles, rows: list[Row], columns: list[str]
-) -> Element:
+def _plot(title: str, drawn: Any, marks: list[Mark], styles: Styles, rows: list[Row]) -> Element:
     """Put marks above what is drawn, and name each implementation at its last one."""
     above = [_mark(*at, styles[name], words) for name, at, words in marks]
     above += _labels({name: at for name, at, _ in marks}, styles)
-    return _figure(title, "plot", PLOT_HEIGHT + 40, (drawn, above), rows, columns)
+    return _figure(title, "plot", PLOT_HEIGHT + 40, (drawn, above), rows)
 
 
 # ----------------------------------------------------------------------------------- charts
@@ -299,8 +279,7 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
         behind.append(_line(x, top, x, height - 4, "floor thin"))
         side = ("strong", 5) if x < 0.6 else ("strong end", -5)
         bars.append(_text(label, x, height, *side))
-    columns = ["median", "p20..p80", "n", "vs textbook", "floor"]
-    return _figure(rows[0]["case"], "bars", height + 6, (behind, bars), rows, columns)
+    return _figure(rows[0]["case"], "bars", height + 6, (behind, bars), rows)
 
 
 def roofline(
@@ -343,8 +322,7 @@ def roofline(
     for row in sorted(rows, key=lambda row: row["speed"]):
         words = f"{row['implementation']}: {row['case']}, {cell(row, 'speed')[0]}"
         marks.append((row["implementation"], place(row["intensity"], row["speed"]), words))
-    columns = ["operations a byte", "speed", "share of floor"]
-    return _plot(title, drawn, marks, styles, rows, columns)
+    return _plot(title, drawn, marks, styles, rows)
 
 
 def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element:
@@ -372,8 +350,6 @@ def scaling(rows: list[Row], styles: Styles, break_even: list[float]) -> Element
             drawn.append(_line(*last[name], *at, curve))
         last[name] = at
         marks.append((name, at, f"{name}, {row['size']:,} {group}: {duration(three[1])}"))
-    columns, what = ["size", "median", "p20..p80", "n"], "time"
-    if group == "models":
-        columns, what = [*columns, "median a model"], "time a model"
+    what = "time a model" if group == "models" else "time"
     title = f"{rows[0]['operation']}: {what} against {group}"
-    return _plot(title, drawn, marks, styles, rows, columns)
+    return _plot(title, drawn, marks, styles, rows)
