@@ -512,7 +512,6 @@ def test_the_same_seed_trains_the_same_model(small, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
 @pytest.mark.parametrize(
     ("model", "accuracy"), [("softmax", 0.39), ("svm", 0.385), ("two-layer", 0.54)]
 )
@@ -756,7 +755,6 @@ def test_the_time_to_train_is_not_announced_from_so_few_samples_as_tell_nothing(
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
 @pytest.mark.parametrize(
     ("model", "accuracy"), [("softmax", 0.39), ("svm", 0.385), ("two-layer", 0.52)]
 )
