@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -72,6 +73,25 @@ def pytest_collection_modifyitems(config, items):
         for i, item in enumerate(alike):
             if i not in kept:
                 item.add_marker(pytest.mark.slow)
+
+
+# They compile the same loops: in one process each is compiled once.
+COMPILE_THE_SAME = {"test_compiled_linear.py", "test_acceptance.py", "test_cli.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give the files that compile the same loops to one worker, first; the others test by test."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "compiled" if Path(path).name in COMPILE_THE_SAME else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_sessionfinish(session):

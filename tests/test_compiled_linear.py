@@ -64,6 +64,7 @@ def assert_agrees(given, dtype):
 KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_agrees_with_the_shared_pass(dtype, kind):
@@ -236,6 +237,7 @@ def squared_hinge(scores, labels, weights):
     return loss, dscores * weights[:, None]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loss_of_ones_own_stays_in_python_between_the_compiled_products(dtype, kind, monkeypatch):
