@@ -59,7 +59,7 @@ class Browser:
         request = urllib.request.Request(
             self._url + command, json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
-        with OPENER.open(request, timeout=60) as answer:
+        with OPENER.open(request, timeout=600) as answer:
             return json.load(answer)["value"]
 
     def open(self, path):
@@ -103,7 +103,7 @@ class Browser:
 
     def close(self):
         request = urllib.request.Request(self._url, method="DELETE")
-        OPENER.open(request, timeout=60).close()
+        OPENER.open(request, timeout=600).close()
 
 
 @contextmanager

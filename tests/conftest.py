@@ -1,9 +1,11 @@
 """What is left out and what is said of it; the array libraries that shared functions run on."""
 
 import importlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,34 @@ from cuda_on_cpu.compilation import compiler
 from gpuclf import arrays
 from gpuclf.devices.cupy import probe_cupy
 from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.building.machine_code import (
+    matrix_unit_is_usable,
+    numba_is_usable,
+    processor_features,
+)
 from gpuclf.samples import walk as row_blocks
+
+
+def _gpu():
+    return None if probe_cupy().usable else probe_cupy().reason
+
+
+def _real_data():
+    return None if os.environ.get("GPUCLF_DATA") else "GPUCLF_DATA names no folder with CIFAR-10"
+
+
+def _amx():
+    return None if matrix_unit_is_usable() else "no matrix unit for bytes (AMX), or no numba"
+
+
+def _vnni():
+    is_there = numba_is_usable() and processor_features().get("avx512vnni")
+    return None if is_there else "no dot products of bytes (AVX-512 VNNI), or no numba"
+
+
+# What a marker needs: why it cannot be had here, or None.
+WHY_LEFT_OUT = {"gpu": _gpu, "real_data": _real_data, "amx": _amx, "vnni": _vnni}
+left_out = {}  # by marker: how many tests, and why
 
 
 def pytest_configure(config):
@@ -27,11 +56,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs a CUDA device where there is none, and mark repetitions as slow."""
-    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if for_gpu and not probe_cupy().usable:
-        config.hook.pytest_deselected(items=for_gpu)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Leave out what this machine cannot run, and mark repetitions as slow."""
+    for marker, why in WHY_LEFT_OUT.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and (reason := why()) is not None:
+            left_out[marker] = len(marked), reason
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("essential_cases"):
@@ -44,10 +75,43 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.slow)
 
 
+# They compile the same loops: in one process each is compiled once.
+COMPILE_THE_SAME = {"test_compiled_linear.py", "test_acceptance.py", "test_cli.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give the files that compile the same loops to one worker, first; the others test by test."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "compiled" if Path(path).name in COMPILE_THE_SAME else nodeid
+
+    return Scheduling(config, log)
+
+
+def pytest_sessionfinish(session):
+    """Tell the process that prints the summary what pytest-xdist's worker left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Hear what a worker left out; every worker collects the same."""
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Count the skipped tests, a line for each reason."""
-    if not probe_cupy().usable:
-        terminalreporter.line(f"\nTests marked gpu are left out: {probe_cupy().reason}")
+    """Count the tests left out and those skipped, a line for each reason."""
+    if left_out:
+        terminalreporter.section("left out")
+    for marker, (count, reason) in left_out.items():
+        terminalreporter.line(f"{count:5} marked {marker}: {reason}")
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     if reasons:

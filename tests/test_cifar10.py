@@ -752,10 +752,6 @@ def test_download_folder_that_cannot_be_made(tmp_path, server):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(
-    not os.environ.get("GPUCLF_DATA"),
-    reason="set GPUCLF_DATA to a folder with CIFAR-10 to run this",
-)
 def test_real_data():
     data = load_cifar10(Path(os.environ["GPUCLF_DATA"]), download=False)
     assert data.X_train.shape == (50_000, 3072)

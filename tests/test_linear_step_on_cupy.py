@@ -152,6 +152,7 @@ def test_each_kernel(cuda_on_cpu, d, c, model):
     assert cuda_on_cpu.launches == [*STEP, "sum_losses"]
 
 
+@pytest.mark.slow
 def test_columns_far_from_the_centre_of_bytes(cuda_on_cpu):
     given = problem(d=336, c=4)
     pixels = 240 + given["X"].X % 4  # some 110 standard deviations from 128
@@ -182,7 +183,7 @@ def test_an_epoch_as_exact_as_the_shared_loop(cuda_on_cpu, order, model):
             np.testing.assert_array_equal(given[name][key], value)
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
@@ -254,6 +255,7 @@ def test_several_models_side_by_side(cuda_on_cpu, models, c, model, shares):
     assert cuda_on_cpu.launches == [*(6 * STEP), "sum_losses"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, 1e30])
 def test_a_model_that_diverges_does_not_disturb_the_others(cuda_on_cpu, value):
     runs = {}
@@ -443,7 +445,7 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_kernels_are_caught(cuda_on_cpu, monkeypatch, name):
     monkeypatch.setattr(sgd_over_bytes, "PROJECTION_BLOCKS", 2)  # of one chunk, and of two

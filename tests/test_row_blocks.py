@@ -5,6 +5,7 @@ import textwrap
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -17,9 +18,19 @@ from gpuclf.naive import softmax_loss_naive
 from gpuclf.samples import walk as row_blocks
 from gpuclf.samples.walk import block_rows, concat_row_blocks, row_slices, sum_over_row_blocks
 
+LONG_S = 120  # no test waits so long, unless what it waits for never comes
+
 
 @pytest.fixture
-def three_workers(monkeypatch):
+def many_threads(monkeypatch):
+    """As many threads as there are shares, however few cores the machine has."""
+    with ThreadPoolExecutor(8) as pool:
+        monkeypatch.setattr(row_blocks, "_thread_pool", lambda: pool)
+        yield
+
+
+@pytest.fixture
+def three_workers(many_threads, monkeypatch):
     monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)
 
 
@@ -94,13 +105,11 @@ def test_sums_over_blocks_equal_one_block(lib, three_workers, n, step, parallel)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
-def test_the_order_of_additions_is_fixed_whichever_thread_ends_first(monkeypatch, workers):
+def test_the_order_of_additions_is_fixed_whichever_thread_ends_first(
+    many_threads, monkeypatch, workers
+):
     monkeypatch.setattr(row_blocks, "cpu_workers", lambda: workers)
     values = [1e16, 1.0, -1e16, 3.0, 1e-3, 1e16, 7.0, -1e16, 0.1, 1.0, 2.0]
-
-    def partial(rows, delays):
-        time.sleep(delays[rows.start])
-        return [np.array(values[rows.start])]
 
     # Each worker adds its own stretch from left to right; then the stretches, from left to right.
     bounds = [len(values) * w // workers for w in range(workers + 1)]
@@ -113,10 +122,22 @@ def test_the_order_of_additions_is_fixed_whichever_thread_ends_first(monkeypatch
     expected = stretches[0]
     for total in stretches[1:]:
         expected += total
-    for delays in (np.zeros(11), np.linspace(0, 0.004, 11), np.linspace(0.004, 0, 11)):
-        (found,) = sum_over_row_blocks(
-            lambda rows, delays=delays: partial(rows, delays), len(values), 1, parallel=True
-        )
+    for order in (range(workers), range(workers)[::-1]):
+        order_of_ends = []
+        ended = [threading.Event() for _ in order]
+        waits_for = dict(pairwise(order[::-1]))
+
+        def partial(rows, ended=ended, waits_for=waits_for, order_of_ends=order_of_ends):
+            (share,) = (w for w, a in enumerate(pairwise(bounds)) if a[0] <= rows.start < a[1])
+            if share in waits_for:
+                assert ended[waits_for[share]].wait(LONG_S)
+            if rows.stop == bounds[share + 1]:
+                order_of_ends.append(share)
+                ended[share].set()
+            return [np.array(values[rows.start])]
+
+        (found,) = sum_over_row_blocks(partial, len(values), 1, parallel=True)
+        assert order_of_ends == list(order)
         assert found == expected
 
 
@@ -127,7 +148,7 @@ def test_blocks_run_in_several_threads_only_when_asked(three_workers):
 
         def partial(rows, seen=seen, gate=gate):
             seen.add(threading.get_ident())
-            gate.wait(timeout=10)  # passes only if the threads really overlap
+            gate.wait(LONG_S)  # passes only if the threads really overlap
             return [np.zeros(1)]
 
         sum_over_row_blocks(partial, 3, 1, parallel=parallel)
@@ -160,12 +181,16 @@ def test_parts_are_put_together_along_the_rows(lib):
 def test_an_exception_in_any_thread_reaches_the_caller_and_blas_recovers(
     three_workers, blas_of_two_threads, bad_row
 ):
-    ended = []
+    ended, raised = [], threading.Event()
+    bad_share = range(bad_row // 3 * 3, bad_row // 3 * 3 + 3)
 
     def partial(rows):
         if rows.start == bad_row:
+            raised.set()
             raise KeyError(f"row {bad_row}")
-        time.sleep(0.002)
+        if rows.start not in bad_share:
+            assert raised.wait(LONG_S)
+            time.sleep(0.01)  # a caller who does not wait for us is caught
         ended.append(rows.start)
         return [np.zeros(1)]
 
@@ -173,10 +198,7 @@ def test_an_exception_in_any_thread_reaches_the_caller_and_blas_recovers(
         sum_over_row_blocks(partial, 9, 1, parallel=True)
     assert blas_threads() == 2
     # Nothing goes on behind the caller's back: the other shares are finished.
-    n_ended = len(ended)
-    time.sleep(0.02)
-    assert len(ended) == n_ended
-    assert set(ended) >= set(range(9)) - set(range(bad_row // 3 * 3, bad_row // 3 * 3 + 3))
+    assert sorted(ended) == [i for i in range(9) if i not in bad_share or i < bad_row]
 
 
 # ------------------------------------------------------------------------------ BLAS threads
@@ -191,24 +213,27 @@ def test_the_callers_blas_threads_are_unchanged_after_a_call(small_blocks):
 
 
 def test_overlapping_calls_leave_the_blas_threads_unchanged(blas_of_two_threads, three_workers):
-    inside = threading.Barrier(2)
+    inside, early_is_over = threading.Barrier(2), threading.Event()
 
     def partial(rows):
         if rows.start == 0:
-            inside.wait(timeout=10)  # both calls are in the middle
-            time.sleep(0.02 if threading.current_thread().name == "late" else 0.0)
+            inside.wait(LONG_S)  # both calls are in the middle
+            if threading.current_thread().name == "late":
+                assert early_is_over.wait(LONG_S)
         return [np.ones(1)]
 
     results = {}
 
     def call(name):
         (results[name],) = sum_over_row_blocks(partial, 9, 1, parallel=True)
+        if name == "early":
+            early_is_over.set()
 
     threads = [threading.Thread(target=call, args=(n,), name=n) for n in ("early", "late")]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(LONG_S)
     assert {name: total.item() for name, total in results.items()} == {"early": 9, "late": 9}
     assert blas_threads() == 2
 
@@ -245,7 +270,7 @@ def test_many_callers_at_once_get_the_same_bits(small_blocks, blas_of_two_thread
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(LONG_S)
     assert not failures
     assert blas_threads() == 2
 
@@ -296,7 +321,7 @@ def test_a_forked_child_can_compute_after_its_parent_did():
         assert row_blocks._thread_pool.cache_info().currsize == 1  # the parent used the pool
         child = os.fork()
         if child == 0:
-            signal.alarm(15)
+            signal.alarm(60)
             again, again_dW = softmax_loss_vectorized(W, X, y, 0.1)
             same = again == loss and np.array_equal(again_dW, dW)
             os._exit(0 if same else 3)
@@ -308,7 +333,7 @@ def test_a_forked_child_can_compute_after_its_parent_did():
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LONG_S,
         check=False,
     )
     assert run.returncode == 0, run.stderr
