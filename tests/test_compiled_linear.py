@@ -331,6 +331,7 @@ from gpuclf.kernels.linear_pass import loops as linear_loops
 binding.get_host_cpu_features = real
 import test_compiled_linear as tests
 tests.compiled_linear.MIN_MULTIPLICATIONS = 0
+tests.compiled_linear.MAX_ROWS_FOR_BLAS = 0
 for kind in ("bytes",):
     tests.assert_agrees(tests.arguments(37, 70, 10, tests.np.float32, kind), tests.np.float32)
 print(linear_loops.VECTOR_BYTES, linear_loops.TILE_ROWS)
