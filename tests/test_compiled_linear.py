@@ -276,16 +276,11 @@ def test_declines_what_is_too_small(monkeypatch, limit):
 
 
 @pytest.mark.parametrize("kind", ["floats", "standardized bytes"])
-@pytest.mark.parametrize(("vector_bytes", "cores"), [(32, 2), (32, 1), (64, 2)])
-def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(
-    monkeypatch, kind, vector_bytes, cores
-):
-    from gpuclf.kernels.linear_pass import loops
-
-    monkeypatch.setattr(loops, "VECTOR_BYTES", vector_bytes)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(monkeypatch, kind, cores):
     monkeypatch.setattr(compiled_linear, "cpu_workers", lambda: cores)
     monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 170)
-    blas_is_faster = kind == "floats" and (vector_bytes, cores) == (32, 2)
+    blas_is_faster = kind == "floats" and cores == 2
     assert (compiled_linear_pass(**arguments(170, kind=kind)) is NotImplemented) == blas_is_faster
     assert compiled_linear_pass(**arguments(171, kind=kind)) is not NotImplemented
 

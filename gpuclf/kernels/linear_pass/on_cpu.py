@@ -9,8 +9,8 @@ A data loss that is not in machine code stays in Python: it is called for a stre
 the two compiled products, so X is read twice.
 
 Declines what the shared body does better: little work, few features, wide W, several models,
-samples that are not one contiguous matrix; on processors without AVX-512, a mini-batch of floats,
-which one thread walks here and all of BLAS's threads there.
+samples that are not one contiguous matrix; a mini-batch of floats, which one thread walks here and
+all of BLAS's threads there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_CLASSES = 48
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 4096
 MIN_STRETCH_ROWS = 512
-MAX_ROWS_FOR_BLAS = 512  # of floats, without AVX-512: BLAS shares so few among its threads
+MAX_ROWS_FOR_BLAS = 512  # of floats: BLAS shares so few among its threads
 OWN_LOSS_ROWS = 256  # of a call of a loss in Python: its rows should still be in a cache after it
 
 
@@ -79,8 +79,7 @@ def compiled_linear_pass(
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
     in_place = X.dtype == W.dtype and centre is None
-    suits_blas = loops.VECTOR_BYTES < 64 and cpu_workers() > 1 and n_samples <= MAX_ROWS_FOR_BLAS
-    if suits_blas and in_place and known is not None:
+    if in_place and known is not None and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
         return NotImplemented
     (padded, padded_outer), tiles = loops.tiles(n_classes)
     WT = loops.aligned_zeros(padded, n_features, W)
