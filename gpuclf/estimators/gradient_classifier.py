@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -167,7 +168,8 @@ class GradientClassifier(ArrayClassifier):
             if is_alone and (callback is not None or X_val is not None):
                 # A copy: training goes on in place, and callbacks may keep what they see.
                 copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
-                first.params_, first.n_iter_ = copied, epoch
+                first._record(replace(members[0], params=copied, velocity=None))
+                first.n_iter_ = epoch
             if validates:
                 if held_out is None:
                     of_val = first.score(X_val, y_val)
