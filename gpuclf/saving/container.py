@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,9 +131,11 @@ def _digest(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 def _write_whole(path: Path, data: bytes) -> None:
     path = path.resolve()  # what a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.unfinished")
     try:
         with unfinished.open("xb") as file:
+            if path.exists():
+                shutil.copymode(path, unfinished)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else a crash may leave the new name with no content

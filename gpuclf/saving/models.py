@@ -21,6 +21,7 @@ from gpuclf.estimators import (
 )
 from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.models import Model
 from gpuclf.saving.container import read_container, refuse, write_container
 from gpuclf.saving.values import LEFT_OUT, ValueReader, ValueWriter
 from gpuclf.training.history import History
@@ -60,7 +61,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         If a hyper-parameter cannot be stored (a function for `augment` that is not gpuclf's own):
         the file then has its default.
     """
-    model = getattr(model, "best_estimator_", model)
+    if getattr(model, "refit", True):
+        model = getattr(model, "best_estimator_", model)
     if type(model) is not CLASSES.get(type(model).__name__):
         if not isinstance(model, ArrayClassifier) and hasattr(model, "refit"):
             raise TypeError(
@@ -184,7 +186,7 @@ class _ModelReader(ValueReader):
         for name, value in node["fitted"].items():
             hidden = getattr(kind, name, None)
             is_name = name.isidentifier() and "__" not in name
-            if not is_name or callable(hidden) or isinstance(hidden, property):
+            if not is_name or callable(hidden) or isinstance(hidden, property | Model):
                 raise ValueError(f"{kind.__name__} has no attribute {name!r} to fill")
             setattr(model, name, self.read(value))
         return model

@@ -20,6 +20,13 @@ __all__ = ["LEFT_OUT", "ValueReader", "ValueWriter"]
 
 MAX_LABEL_CHARACTERS = 10**7  # NumPy gives each label the length of the longest
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+SCALARS: dict[str, type[np.generic]] = {
+    kind.__name__: kind
+    for kind in (
+        *(np.bool_, np.str_, np.float16, np.float32, np.float64),
+        *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+    )
+}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"augment.{name}": getattr(augment, name) for name in augment.__all__
 }
@@ -55,6 +62,9 @@ class ValueWriter:
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"is": "float", "text": repr(value)}
+        if type(value) in SCALARS.values():
+            item = self.write(value.item(), where)
+            return {"is": "scalar", "type": type(value).__name__, "value": item}
         if id(value) not in self._seen:
             self._seen[id(value)] = value, self._write_object(value, where)
         return self._seen[id(value)][1]
@@ -87,15 +97,12 @@ class ValueWriter:
         return self.write_other(value, where)
 
     def write_other(self, value: Any, where: str) -> Any:
-        """Write a history, a NumPy scalar or an array; a subclass knows more."""
+        """Write a history or an array; a subclass knows more."""
         from gpuclf.training.history import History
 
         if type(value) is History:
             items = {k: self.write(v, f"{where}.{k}") for k, v in vars(value).items()}
             return {"is": "history", "items": items}
-        if isinstance(value, np.generic):
-            array = self._array(np.asarray(value), where)
-            return array if array is LEFT_OUT else {"is": "scalar", "array": array}
         try:
             array = to_host(value)
         except TypeError:  # no array
@@ -201,10 +208,11 @@ class ValueReader:
         return values
 
     def _read_scalar(self, node: Any) -> Any:
-        array = self.read(node["array"])
-        if not isinstance(array, np.ndarray) or array.ndim:
-            raise ValueError("a scalar is stored as something else")
-        return array[()]
+        kind, value = SCALARS[node["type"]], self.read(node["value"])
+        scalar = kind(value)
+        if type(value) is not type(scalar.item()):
+            raise ValueError(f"a {node['type']} is written as {value!r}")
+        return scalar
 
     def _read_labels(self, node: Any) -> np.ndarray:
         labels = self.read(node["items"])
