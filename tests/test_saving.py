@@ -305,6 +305,13 @@ def test_a_class_of_one_s_own_is_sent_to_pickle(tmp_path):
     with pytest.raises(TypeError, match=r"Mine is none of gpuclf's classifiers.*use pickle"):
         model.save(tmp_path / "model")
     assert_same(pickle.loads(pickle.dumps(model)), model)
+    ensemble = gpuclf.FleetEnsemble(Mine(max_iter=2), [{}, {"reg": 0.1}]).fit(*make_data())
+    with pytest.raises(TypeError, match="Mine is none of"):
+        ensemble.save(tmp_path / "model")
+    ensemble.estimators_ = {"a": object()}
+    ensemble.estimator = gpuclf.SoftmaxClassifier()
+    with pytest.raises(ValueError, match="estimators_ must be a list"):
+        ensemble.save(tmp_path / "model")
 
 
 @every_kind
@@ -790,5 +797,5 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_importing_gpuclf_does_not_import_safetensors():
-    script = "import gpuclf.saving.models; print('safetensors' in sys.modules)"
+    script = "import gpuclf.saving.checkpoints; print('safetensors' in sys.modules)"
     assert run_without("cupy", script) == ["False"]
