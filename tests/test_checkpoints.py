@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from test_saving import DAMAGES, assert_same
+from models_to_save import DAMAGES, assert_same
 
 from gpuclf import Standardized, Streamed
 from gpuclf.saving import checkpoints as module

@@ -166,6 +166,10 @@ class _ModelWriter(ValueWriter):
 class _ModelReader(ValueReader):
     """Reads classifiers too."""
 
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.kinds["estimator"] = self._read_estimator
+
     def _read_estimator(self, node: Any) -> ArrayClassifier:
         kind = CLASSES.get(node["class"])
         if kind is None:

@@ -167,6 +167,20 @@ class ValueReader:
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = arrays
         self._read: dict[str, Any] = {}  # what several places share
+        self.kinds: dict[str, Callable[[Any], Any]] = {
+            "array": self._read_array,
+            "dict": self._read_dict,
+            "float": self._read_float,
+            "floats": self._read_floats,
+            "function": self._read_function,
+            "generator": self._read_generator,
+            "history": self._read_history,
+            "labels": self._read_labels,
+            "partial": self._read_partial,
+            "random_state": self._read_random_state,
+            "scalar": self._read_scalar,
+            "tuple": self._read_tuple,
+        }
 
     def read(self, node: Any) -> Any:
         """Return the value of a JSON value."""
@@ -175,14 +189,13 @@ class ValueReader:
         if not isinstance(node, dict):
             return node
         kind = node["is"]
-        method = getattr(self, f"_read_{kind}", None) if str(kind).isidentifier() else None
-        if method is None:
+        if kind not in self.kinds:
             raise ValueError(f"unknown kind of value {kind!r}")
         name = node.get("name")
         if name is None:
-            return method(node)
+            return self.kinds[kind](node)
         if name not in self._read:
-            self._read[name] = method(node)
+            self._read[name] = self.kinds[kind](node)
         return self._read[name]
 
     def finish(self) -> None:
