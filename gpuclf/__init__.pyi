@@ -41,5 +41,6 @@ from .naive import svm_loss_naive as svm_loss_naive
 from .naive import two_layer_loss_naive as two_layer_loss_naive
 from .samples.standardized import Standardized as Standardized
 from .samples.streamed import Streamed as Streamed
+from .saving.models import load as load
 
 __version__: str

@@ -151,7 +151,7 @@ def to_host(x: Any) -> Any:
 
     Parameters
     ----------
-    x : array, dict of arrays, Standardized, or scalar
+    x : array, dict of arrays, Standardized, fitted classifier (a copy is moved), or scalar
 
     Examples
     --------

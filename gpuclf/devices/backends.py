@@ -102,7 +102,7 @@ def to_device(x: Any, backend: str | Backend = "auto", *, like: Array = None) ->
 
     Parameters
     ----------
-    x : array, dict of arrays, or Standardized
+    x : array, dict of arrays, Standardized, or fitted classifier (a copy is moved)
         A NumPy array that is to stay in NumPy is returned as it is, without a copy.
     backend : {"auto", "numpy", "cupy"} or Backend
     like : array, optional

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.estimators.keeping import Kept
 from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
@@ -24,7 +25,7 @@ __all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

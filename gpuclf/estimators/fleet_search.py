@@ -25,6 +25,7 @@ from gpuclf.estimators.fleet_fitting import (
     model_with,
 )
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.estimators.keeping import Saved
 from gpuclf.training import stacked
 
 __all__ = ["FleetSearchCV"]
@@ -43,7 +44,7 @@ Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
 @dataclass(eq=False, repr=False)
-class FleetSearchCV(BaseSearchCV):  # type: ignore[misc]
+class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see

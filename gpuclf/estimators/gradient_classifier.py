@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import cleandoc
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -264,7 +264,7 @@ class GradientClassifier(ArrayClassifier):
             if is_alone and (callback is not None or X_val is not None):
                 # A copy: training goes on in place, and callbacks may keep what they see.
                 copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
-                first.params_, first.n_iter_ = copied, epoch
+                first._record(replace(members[0], params=copied, velocity=None), epoch)
             if validates:
                 of_val = (
                     first._accuracies(params, held_out) if held_out else first.score(X_val, y_val)
