@@ -108,7 +108,7 @@ def read_idx_dataset(path: Path) -> ImageDataset:
     name = "Fashion-MNIST" if is_fashion else "MNIST"
     height, width = X.shape[1:]
     return ImageDataset(
-        *(X.reshape(len(X), -1), y, X_test.reshape(len(X_test), -1), y_test),
+        *(X.reshape(-1, height * width), y, X_test.reshape(-1, height * width), y_test),
         name=name if n_classes == 10 else path.resolve().name,
         class_names=_FASHION if is_fashion and n_classes == 10 else digits,
         source=f"IDX files of {files['train', 'images'].parent}",

@@ -36,6 +36,7 @@ def load_samples(
     test_data: str | os.PathLike[str] | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    layout: str | None = None,
 ) -> ImageDataset:
     """Load samples from a file or folder, whichever known form it has.
 
@@ -61,6 +62,8 @@ def load_samples(
         Part of each class to test on where there is no test part; by default 0.2. 0 for none.
     seed : int, default 0
         Of the draw of that part.
+    layout : {"NHWC", "NCHW", "NHW"}, optional
+        Of images in ``.npz`` and ``.npy``, where their shape has two readings.
 
     Returns
     -------
@@ -85,23 +88,23 @@ def load_samples(
     ((1, 28, 28), ('T-shirt/top', 'Trouser'))
     """
     wanted = check_size(size)
-    dataset = _resized(_read(Path(path).expanduser(), wanted), wanted)
+    dataset = _resized(_read(Path(path).expanduser(), wanted, layout), wanted)
     if test_data is None:
         return with_test_part(dataset, test_fraction, seed)
     if test_fraction is not None:
         raise ValueError("give test_data or test_fraction, not both")
-    other = _resized(_read(Path(test_data).expanduser(), wanted), wanted)
+    other = _resized(_read(Path(test_data).expanduser(), wanted, layout), wanted)
     return _with_test_data(dataset, other)
 
 
-def _read(path: Path, size: tuple[int, int] | None) -> ImageDataset:
+def _read(path: Path, size: tuple[int, int] | None, layout: str | None) -> ImageDataset:
     """Read a data set in its own size, but for pictures; it may have no test part."""
     if not path.exists():
         raise DatasetNotFoundError(f"there is no {path}. Known forms of samples:{_FORMS}")
     if path.suffix.lower() == ".npz" and path.is_file():
-        return read_npz(path)
+        return read_npz(path, layout)
     if path.suffix.lower() == ".npy" and path.is_file():
-        return read_npy(path)
+        return read_npy(path, layout)
     if find_idx_files(path):
         return read_idx_dataset(path)
     if path.is_dir():
@@ -112,7 +115,7 @@ def _read(path: Path, size: tuple[int, int] | None) -> ImageDataset:
         except DatasetNotFoundError:
             pass
         if find_npy_pairs(path):
-            return read_npy_folder(path)
+            return read_npy_folder(path, layout)
         if looks_like_image_folder(path):
             return read_image_folder(path, size or _PICTURE_SIZE)
     raise DatasetError(f"{path} is {_what_is_there(path)}. Known forms of samples:{_FORMS}")

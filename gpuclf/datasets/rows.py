@@ -21,6 +21,7 @@ from gpuclf.datasets.decoding import (
     is_picture,
     resize_planes,
 )
+from gpuclf.devices.uploads import row_slices
 from gpuclf.samples.walk import block_rows, concat_row_blocks
 
 __all__ = ["LAYOUTS", "ImageShape", "as_bytes", "as_rows", "resize_rows", "to_rows"]
@@ -259,8 +260,7 @@ def as_bytes(rows: Array, name: str = "images") -> Array:
     def block(part: slice) -> Array:
         return xp.astype(rows[part, :], dtype, copy=False)
 
-    blocks = [slice(start, start + step) for start in range(0, n_rows, step)]
-    high = _check_range((block(part) for part in blocks), is_float, name)
+    high = _check_range((block(part) for part in row_slices(n_rows, step)), is_float, name)
     factor = 255 if is_float and high <= 1 else 1
 
     def bytes_of(part: slice) -> Array:
@@ -276,8 +276,8 @@ def _check_range(blocks: Iterable[Array], is_float: bool, name: str) -> float:
         xp = library_of(values)
         lows.append(float(xp.min(values)))
         highs.append(float(xp.max(values)))
-        if math.isnan(highs[-1]):
-            raise ValueError(f"{name} hold NaN; replace it, or leave these images out")
+        if not (math.isfinite(lows[-1]) and math.isfinite(highs[-1])):
+            raise ValueError(f"{name} hold NaN or infinity; replace it, or leave these images out")
         whole = whole and (not is_float or bool(xp.all(values == xp.round(values))))
     low, high = min(lows), max(highs)
     found = f"{name} are {low:g}..{high:g}, neither fractions 0..1 nor whole numbers 0..255"
@@ -307,4 +307,4 @@ def resize_rows(rows: Array, image_shape: ImageShape, size: tuple[int, int]) -> 
             "gpuclf.to_host(images)"
         )
     resized = resize_planes(rows.reshape(-1, *image_shape[1:]), size)
-    return resized.reshape(len(rows), -1)
+    return resized.reshape(len(rows), image_shape[0] * math.prod(size))

@@ -30,7 +30,7 @@ _WORDS = (("x", "y"), ("images", "labels"), ("data", "labels"), ("samples", "lab
 _DEFLATE_RATIO = 1040  # no deflated stream is longer by more
 
 
-def read_npz(path: Path) -> ImageDataset:
+def read_npz(path: Path, layout: str | None = None) -> ImageDataset:
     """Read an archive of X and y, or of X_train, y_train, X_test, y_test."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -54,10 +54,10 @@ def read_npz(path: Path) -> ImageDataset:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # zipfile raises nearly anything on altered archives
         raise DatasetError(f"{path} is damaged: {type(error).__name__}: {error}"[:300]) from error
-    return _dataset(arrays, path)
+    return _dataset(arrays, path, layout)
 
 
-def read_npy(path: Path) -> ImageDataset:
+def read_npy(path: Path, layout: str | None = None) -> ImageDataset:
     """Read samples, and their labels from the file beside."""
     labels = next((p for p in _label_files(path) if p.is_file() and p != path), None)
     if labels is None:
@@ -66,7 +66,7 @@ def read_npy(path: Path) -> ImageDataset:
             f"{path} has no labels beside it: expected {expected} in the same folder, one label a "
             "sample."
         )
-    return _dataset([_read_npy(path), _read_npy(labels)], path)
+    return _dataset([_read_npy(path), _read_npy(labels)], path, layout)
 
 
 def find_npy_pairs(folder: Path) -> dict[str, Path]:
@@ -79,7 +79,7 @@ def find_npy_pairs(folder: Path) -> dict[str, Path]:
     return pairs
 
 
-def read_npy_folder(folder: Path) -> ImageDataset:
+def read_npy_folder(folder: Path, layout: str | None = None) -> ImageDataset:
     """Read X_train.npy, y_train.npy and the same of test, or X.npy and y.npy."""
     pairs = find_npy_pairs(folder)
     train = pairs.get("train", pairs.get(""))
@@ -90,7 +90,7 @@ def read_npy_folder(folder: Path) -> ImageDataset:
     for path in paths:
         labels = next(p for p in _label_files(path, named=True) if p.is_file())
         arrays += [_read_npy(path), _read_npy(labels)]
-    return _dataset(arrays, folder)
+    return _dataset(arrays, folder, layout)
 
 
 def _label_files(path: Path, *, named: bool = False) -> list[Path]:
@@ -107,7 +107,7 @@ def _label_files(path: Path, *, named: bool = False) -> list[Path]:
     return [path.with_name(f"{stem}.npy") for stem in dict.fromkeys(stems)]
 
 
-def _dataset(arrays: list[npt.NDArray[Any]], path: Path) -> ImageDataset:
+def _dataset(arrays: list[npt.NDArray[Any]], path: Path, layout: str | None) -> ImageDataset:
     """Make a data set of X, y and, where there are four arrays, X_test, y_test."""
     where = str(path)
     X, y, *test = arrays
@@ -118,7 +118,7 @@ def _dataset(arrays: list[npt.NDArray[Any]], path: Path) -> ImageDataset:
                 "labels as samples."
             )
     try:
-        rows, image_shape, layout = as_rows(X, name="X")
+        rows, image_shape, layout = as_rows(X, layout, name="X")
         rows = _usable(rows, image_shape)
         test_rows = rows[:0]
         if test:
