@@ -37,7 +37,9 @@ def run_to_json(path, *arguments):
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("model", ["softmax", "two-layer", "knn"])
+@pytest.mark.parametrize(
+    "model", ["softmax", pytest.param("two-layer", marks=pytest.mark.slow), "knn"]
+)
 def test_training_on_a_folder_of_pictures(tmp_path, pictures, model):
     found = run_to_json(
         *(tmp_path / "a.json", "train", model, "--data", pictures),
@@ -51,7 +53,7 @@ def test_training_on_a_folder_of_pictures(tmp_path, pictures, model):
 
 
 def test_options_of_own_samples(tmp_path, pictures):
-    X, y = np.full((3, 9, 9, 3), list(COLOURS.values())[0], np.uint8), np.array(["leaf"] * 3)
+    X, y = np.full((3, 9, 9, 3), COLOURS["leaf"], np.uint8), np.array(["leaf"] * 3)
     np.savez(tmp_path / "test.npz", X=X, y=y)
     arguments = ("train", "knn", "--data", pictures, "--neighbors", 1, "--image-size", 9)
     found = run_to_json(tmp_path / "a.json", *arguments, "--test-data", tmp_path / "test.npz")

@@ -121,6 +121,13 @@ def test_labels_of_any_kind(tmp_path, labels, names, encoded):
     assert data.y_train.dtype == np.int64
 
 
+def test_test_labels_count_in_the_classes_of_training(tmp_path):
+    y, y_test = np.array(["cat", "ant", "cat", "bee"]), np.array(["cat", "bee"])
+    np.savez(tmp_path / "a.npz", X=FEATURES[:4], y=y, X_test=FEATURES[:2], y_test=y_test)
+    data = load_samples(tmp_path / "a.npz")
+    assert (data.y_train.tolist(), data.y_test.tolist()) == ([2, 0, 2, 1], [2, 1])
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -117,6 +117,11 @@ def test_a_layout_that_does_not_fit_is_refused():
         to_rows(COLOUR, layout="HWC")
     with pytest.raises(ValueError, match=r"\(5, 6, 7, 3\), which is not of layout 'NHW'"):
         to_rows(COLOUR, layout="NHW")
+    with pytest.raises(ValueError, match=r"a batch of its own: images\[None, \.\.\.\]"):
+        to_rows(COLOUR[0], layout="NHWC")
+    np.testing.assert_array_equal(
+        to_rows(COLOUR[0][None, ...], layout="NHWC"), rows_by_loops(COLOUR[:1])
+    )
 
 
 # --- values --------------------------------------------------------------------------------------

@@ -82,8 +82,14 @@ def as_rows(
         return X, None, None
     layout = layout or _layout_of(shape, name)
     if len(layout) != len(shape):
+        remedy = (
+            f"a single image is a batch of its own: {name}[None, ...]"
+            if len(shape) == len(layout) - 1
+            else "leave layout out"
+        )
         raise ValueError(
-            f"{name} has shape {shape}, which is not of layout {layout!r}: {len(layout)} axes"
+            f"{name} has shape {shape}, which is not of layout {layout!r}, {len(layout)} axes; "
+            f"{remedy}"
         )
     if layout == "NHWC":
         X = xp.permute_dims(X, (0, 3, 1, 2))
