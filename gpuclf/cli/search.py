@@ -33,7 +33,7 @@ def search(
     model: Annotated[options.ModelName, typer.Argument(help="What to search for.")],
     backend: options.BackendOption = options.BackendName.auto,
     dtype: options.DtypeOption = options.DtypeName.float32,
-    data: options.SamplesOption = "auto",
+    data_name: options.SamplesOption = "auto",
     data_dir: options.DataDirOption = None,
     image_size: options.ImageSizeOption = None,
     test_data: options.TestDataOption = None,
@@ -80,7 +80,7 @@ def search(
 
     output.prepare(json)
     output.prepare_picture(plot)
-    chosen_samples = options.chosen_data(data, data_dir, image_size, test_data, test_fraction)
+    data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
     ranges = given(learning_rate=learning_rate, reg=reg)
     chosen = given(max_iter=epochs, hidden_size=hidden_size, metric=metric)
@@ -99,7 +99,7 @@ def search(
     classifier = recipe.make(settings)
     check_search(classifier, space, **drawn)  # before the data are loaded
 
-    dataset, where = output.load_for(backend, chosen_samples, data_dir, seed, per_call=None)
+    dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)
     parts = output.parts(dataset, where)
     X, y = parts["train"]
     if recipe.by_gradients:  # once, not for each candidate

@@ -23,7 +23,7 @@ def train(
     model: Annotated[options.ModelName, typer.Argument(help="What to train.")],
     backend: options.BackendOption = options.BackendName.auto,
     dtype: options.DtypeOption = options.DtypeName.float32,
-    data: options.SamplesOption = "auto",
+    data_name: options.SamplesOption = "auto",
     data_dir: options.DataDirOption = None,
     image_size: options.ImageSizeOption = None,
     test_data: options.TestDataOption = None,
@@ -51,19 +51,19 @@ def train(
 ) -> None:
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     output.prepare(json)
-    samples = options.chosen_data(data, data_dir, image_size, test_data, test_fraction)
+    data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
     refuse_foreign(model, chosen)
     recipe = RECIPES[model]
     settings = recipe.training | chosen
-    if isinstance(samples, options.OwnSamples):
+    if isinstance(data, options.OwnSamples):
         settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = 60
     title = f"{model} on {{}}"
     if not recipe.by_gradients:
-        dataset, where = output.load_for(backend, samples, data_dir, seed, per_call=None)
+        dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)
         accuracy, seconds = train_knn(recipe.make(settings), dataset, where)
         names = {"neighbours": settings["n_neighbors"], "metric": settings["metric"]}
         results = output.report(title.format(dataset.name), accuracy, seconds, **names)
@@ -71,7 +71,7 @@ def train(
         classifier = recipe.make(settings | {"precision": str(dtype), "random_state": seed})
         classifier.check_hyperparameters()  # before the data are loaded
         per_call = classifier.batch_size if classifier.solver == "sgd" else 0
-        dataset, where = output.load_for(backend, samples, data_dir, seed, per_call)
+        dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
         accuracy, seconds = _train_by_gradients(model, classifier, output.parts(dataset, where))
         results = output.report(title.format(dataset.name), accuracy, seconds)
         for name in ("loss_history", "val_accuracy_history", "train_accuracy_history"):
