@@ -1,4 +1,5 @@
 import io
+import itertools
 import pickle
 import struct
 import zipfile
@@ -276,42 +277,51 @@ def short_cifar(monkeypatch):
 
 def python2_pickle(content):
     """Return the pickle of a dict as Python 2 and NumPy 1 wrote it, of lists and one array."""
+    n_memos = itertools.count()
+
+    def memo():
+        n = next(n_memos)
+        return b"q" + bytes([n]) if n < 256 else b"r" + struct.pack("<I", n)
 
     def string(text):
-        return b"T" + struct.pack("<I", len(text)) + text
+        short = len(text) < 256
+        length = b"U" + bytes([len(text)]) if short else b"T" + struct.pack("<I", len(text))
+        return length + text + memo()
+
+    def array(values):
+        lengths = b"".join(b"J" + struct.pack("<i", n) for n in values.shape)
+        return b"".join(
+            [
+                b"cnumpy.core.multiarray\n_reconstruct\n" + memo() + b"cnumpy\nndarray\n" + memo(),
+                b"K\x00\x85" + memo() + string(b"b") + b"\x87" + memo() + b"R" + memo(),
+                b"(K\x01" + lengths + b"\x86" + memo() + b"cnumpy\ndtype\n" + memo(),
+                string(b"u1") + b"K\x00K\x01\x87" + memo() + b"R" + memo(),
+                b"(K\x03" + string(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t" + memo(),
+                b"b\x89" + string(values.tobytes()) + b"t" + memo() + b"b",
+            ]
+        )
 
     def value(v):
         if isinstance(v, np.ndarray):
-            n, d = (b"M" + struct.pack("<H", k) for k in v.shape)
-            return (
-                b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
-                + string(b"b")
-                + b"\x87R(K\x01"
-                + n
-                + d
-                + b"\x86cnumpy\ndtype\n"
-                + string(b"u1")
-                + b"K\x00K\x01\x87R(K\x03"
-                + string(b"|")
-                + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-                + string(v.tobytes())
-                + b"tb"
-            )
-        items = (string(i) if isinstance(i, bytes) else b"K" + bytes([i]) for i in v)
-        return b"](" + b"".join(items) + b"e"
+            return array(v)
+        empty = b"]" + memo()
+        items = [string(i) if isinstance(i, bytes) else b"K" + bytes([i]) for i in v]
+        appended = (b"(" + b"".join(items[i : i + 1000]) + b"e" for i in range(0, len(v), 1000))
+        return empty + b"".join(appended)
 
-    return b"\x80\x02}(" + b"".join(string(k) + value(v) for k, v in content.items()) + b"u."
+    start = b"\x80\x02}" + memo() + b"("
+    return start + b"".join(string(k) + value(v) for k, v in content.items()) + b"u."
 
 
-def add_cifar100(folder):
+def add_cifar100(folder, n_train=20, n_test=10, n_pixels=3072):
     folder.mkdir(parents=True)
     made = {}
-    for part, n in (("train", 20), ("test", 10)):
-        X = RNG.integers(0, 256, (n, 3072), np.uint8)
+    for part, n in (("train", n_train), ("test", n_test)):
+        X = RNG.integers(0, 256, (n, n_pixels), np.uint8)
         fine = RNG.integers(0, 100, n)
         made[part] = X, fine
         content = {
-            b"filenames": [b"a.png"] * n,
+            b"filenames": [b"%06d.png" % i for i in range(n)],
             b"fine_labels": fine.tolist(),
             b"coarse_labels": (fine // 5).tolist(),
             b"data": X,
@@ -339,11 +349,18 @@ def test_cifar100(tmp_path, short_cifar, place):
     assert (data.name, data.image_shape) == ("CIFAR-100", (3, 32, 32))
 
 
+def test_as_many_images_and_names_as_cifar100_has(tmp_path, monkeypatch):
+    """The reader bounds what a pickle may do: the published files must be within."""
+    monkeypatch.setattr(cifar100, "_PIXELS", 3)
+    made = add_cifar100(tmp_path / "a", 50_000, 10_000, n_pixels=3)
+    np.testing.assert_array_equal(load_samples(tmp_path / "a").y_train, made["train"][1])
+
+
 def test_a_label_beyond_the_classes_of_cifar100(tmp_path, short_cifar):
     add_cifar100(tmp_path / "a")
     content = (tmp_path / "a" / "test").read_bytes()
-    at = content.index(b"fine_labels](") + len(b"fine_labels](")
-    (tmp_path / "a" / "test").write_bytes(content[: at + 1] + b"\xc8" + content[at + 2 :])
+    at = content.index(b"(K", content.index(b"fine_labels")) + 2
+    (tmp_path / "a" / "test").write_bytes(content[:at] + b"\xc8" + content[at + 1 :])
     with pytest.raises(
         DatasetError, match=r"not part of CIFAR-100: .* 0\.\.99, found 200"
     ) as error:
