@@ -153,8 +153,8 @@ def _check_images(images: Array, image_shape: tuple[int, int, int]) -> Array:
         )
     if images.dtype != xp.uint8:
         raise TypeError(
-            f"images must be uint8, pixels of 0..255, got {images.dtype}; convert them with "
-            "images.astype('uint8')"
+            f"images must be uint8, pixels of 0..255, got {images.dtype}; convert fractions 0..1 "
+            "or whole numbers with gpuclf.datasets.to_rows(images)"
         )
     return xp.reshape(images, (-1, *image_shape))
 

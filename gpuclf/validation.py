@@ -41,10 +41,14 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
         colours_last = stored.ndim == 4 and stored.shape[-1] == 3 != stored.shape[1]
         order = "permute" if hasattr(stored, "permute") else "transpose"  # PyTorch's word for it
         planes = f".{order}(0, 3, 1, 2)" if colours_last else ""
-        raise ValueError(
-            f"{name} must have shape (N, D), one sample a row, got {tuple(stored.shape)}; flatten "
-            f"images{', the planes first,' if planes else ''} with "
+        remedy = (
+            f"make a single sample a row with {name}.reshape(1, -1)"
+            if stored.ndim == 1
+            else f"flatten images{', the planes first,' if planes else ''} with "
             f"{name}{planes}.reshape(len({name}), -1)"
+        )
+        raise ValueError(
+            f"{name} must have shape (N, D), one sample a row, got {tuple(stored.shape)}; {remedy}"
         )
     n_samples, n_features = map(int, stored.shape)
     if n_samples == 0 or n_features == 0:

@@ -27,7 +27,7 @@ from gpuclf.datasets import ImageDataset, make_synthetic
 from gpuclf.devices.cupy import CupyProbe
 from gpuclf.preprocessing import subtract_mean_image
 
-N_TRAIN, N_TEST, N_VALIDATION = 1400, 120, 1000
+N_TRAIN, N_TEST, N_VALIDATION = 1400, 120, 280
 PRECISE = "float64"
 
 

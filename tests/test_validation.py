@@ -195,7 +195,8 @@ def test_empty_X_is_refused_with_its_shape(lib, function, shape):
 @pytest.mark.parametrize("shape", [(D,), (2, 3, D), (N, 3, 32, 32)])
 def test_X_that_is_no_matrix_is_refused_with_the_remedy(lib, function, shape):
     X = lib.asarray(np.zeros(shape))
-    message = rf"shape \(N, D\), .* got {re.escape(str(shape))}; .* X\.reshape\(len\(X\), -1\)"
+    rows = "1" if len(shape) == 1 else r"len\(X\)"
+    message = rf"shape \(N, D\), .* got {re.escape(str(shape))}; .* X\.reshape\({rows}, -1\)"
     with pytest.raises(ValueError, match=message):
         call(function, asarray=lib.asarray, X=X)
 

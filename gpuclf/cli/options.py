@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -16,11 +16,17 @@ __all__ = [
     "DataOption",
     "DtypeName",
     "DtypeOption",
+    "ImageSizeOption",
     "JsonOption",
     "MetricName",
     "ModelName",
+    "OwnSamples",
     "PlotOption",
+    "SamplesOption",
     "SeedOption",
+    "TestDataOption",
+    "TestFractionOption",
+    "chosen_data",
 ]
 
 
@@ -40,6 +46,28 @@ DataOption = Annotated[
     DataName,
     typer.Option(help="auto: CIFAR-10 if it is on disk, else synthetic; cifar10 may download."),
 ]
+SamplesOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="NAME|PATH",
+        help="auto: CIFAR-10 if it is on disk, else synthetic; cifar10 may download. Or a path of "
+        "own samples: a folder with a folder of images a class, .npz, .npy, MNIST's IDX files, ...",
+    ),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of own images, each way; default 32 for pictures, else their own."),
+]
+TestDataOption = Annotated[
+    Path | None, typer.Option(exists=True, help="Own samples to test on, as --data takes them.")
+]
+TestFractionOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, max=0.99, help="Of own samples that have no test part, to test on; default 0.2."
+    ),
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
@@ -58,3 +86,37 @@ PlotOption = Annotated[
     typer.Option("--plot", dir_okay=False, writable=True, help="Draw the result to this file."),
 ]
 MetricOption = Annotated[MetricName | None, typer.Option(help="knn only; default l2.")]
+
+
+class OwnSamples(NamedTuple):
+    """What the options say of samples that :func:`gpuclf.datasets.load_samples` reads."""
+
+    path: Path
+    size: int | None
+    test_data: Path | None
+    test_fraction: float | None
+
+
+def chosen_data(
+    data: str,
+    data_dir: Path | None,
+    image_size: int | None,
+    test_data: Path | None,
+    test_fraction: float | None,
+) -> DataName | OwnSamples:
+    """Return the data set that ``--data`` names or where own samples lie."""
+    given = {"image-size": image_size, "test-data": test_data, "test-fraction": test_fraction}
+    if data in list(DataName):
+        for option, value in given.items():
+            if value is not None:
+                raise typer.BadParameter(f"--{option} is for own samples; --data is {data}")
+        return DataName(data)
+    if not Path(data).expanduser().exists():
+        raise typer.BadParameter(
+            f"--data must be {', '.join(DataName)} or the path of own samples; there is no {data}"
+        )
+    if data_dir is not None:
+        raise typer.BadParameter("--data-dir is the folder of CIFAR-10; --data names own samples")
+    if test_data is not None and test_fraction is not None:
+        raise typer.BadParameter("give --test-data or --test-fraction, not both")
+    return OwnSamples(Path(data), image_size, test_data, test_fraction)

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gpuclf.cli.options import BackendName, DataName
+from gpuclf.cli.options import BackendName, DataName, OwnSamples
 
 __all__ = [
     "N_VALIDATION",
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "load_for",
     "machine_line",
+    "n_validation",
     "parts",
     "prepare",
     "prepare_picture",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 console = Console()
-N_VALIDATION = 1000  # the last of the training images
+N_VALIDATION = 1000  # the last of the training images; a fifth where that is less
 
 
 def prepare(json: Path | None) -> None:
@@ -77,15 +78,33 @@ def prepare_picture(path: Path | None) -> None:
     prepare(path)
 
 
-def load(data: DataName, data_dir: Path | None, seed: int) -> Any:
-    """Load the data set that the options name."""
-    from gpuclf.datasets import load_dataset
+def load(data: DataName | OwnSamples, data_dir: Path | None, seed: int) -> Any:
+    """Load the data set that the options name, or own samples, in random order."""
+    from gpuclf.datasets import load_dataset, load_samples
 
-    return load_dataset(str(data), data_dir, seed)
+    if isinstance(data, DataName):
+        return load_dataset(str(data), data_dir, seed)
+    path, size, test_data, test_fraction = data
+    dataset = load_samples(path, size, test_data=test_data, test_fraction=test_fraction, seed=seed)
+    order = _mixed(dataset.y_train, seed)
+    return dataset._replace(X_train=dataset.X_train[order], y_train=dataset.y_train[order])
+
+
+def _mixed(y: Any, seed: int) -> Any:
+    """Return a random order, one sample of each class first: the last ones are not trained on."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(y))
+    first = np.unique(y[order], return_index=True)[1]
+    return np.concatenate([order[first], np.delete(order, first)])
 
 
 def load_for(
-    backend: BackendName, data: DataName, data_dir: Path | None, seed: int, per_call: int | None
+    backend: BackendName,
+    data: DataName | OwnSamples,
+    data_dir: Path | None,
+    seed: int,
+    per_call: int | None,
 ) -> tuple[Any, Any]:
     """Load the data set, say which it is and what computes; return it and the backend.
 
@@ -108,11 +127,16 @@ def load_for(
     return dataset, where
 
 
+def n_validation(dataset: Any) -> int:
+    """Return how many of the training images are kept back to validate on."""
+    return min(N_VALIDATION, max(1, len(dataset.X_train) // 5))
+
+
 def parts(dataset: Any, where: Any) -> dict[str, tuple[Any, Any]]:
     """Return images and labels to train on, to validate on and to test on, on the backend."""
     from gpuclf.devices.backends import to_device
 
-    n_train = len(dataset.X_train) - N_VALIDATION
+    n_train = len(dataset.X_train) - n_validation(dataset)
     cut = {
         "train": (dataset.X_train[:n_train], dataset.y_train[:n_train]),
         "val": (dataset.X_train[n_train:], dataset.y_train[n_train:]),

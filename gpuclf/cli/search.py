@@ -30,8 +30,11 @@ def search(
     model: Annotated[options.ModelName, typer.Argument(help="What to search for.")],
     backend: options.BackendOption = options.BackendName.auto,
     dtype: options.DtypeOption = options.DtypeName.float32,
-    data: options.DataOption = options.DataName.auto,
+    data_name: options.SamplesOption = "auto",
     data_dir: options.DataDirOption = None,
+    image_size: options.ImageSizeOption = None,
+    test_data: options.TestDataOption = None,
+    test_fraction: options.TestFractionOption = None,
     seed: options.SeedOption = 0,
     rounds: Annotated[
         int | None,
@@ -74,6 +77,7 @@ def search(
 
     output.prepare(json)
     output.prepare_picture(plot)
+    data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
     ranges = given(learning_rate=learning_rate, reg=reg)
     chosen = given(max_iter=epochs, hidden_size=hidden_size, metric=metric)
@@ -145,13 +149,14 @@ def _seconds_to_train(
     best: Any, candidate: Any, results: list[dict[str, Any]], n_searched: int, dataset: Any
 ) -> float:
     """Return how long training and testing the best setting may take, given the candidates."""
-    n_train = len(dataset.X_train) - output.N_VALIDATION
+    n_val = output.n_validation(dataset)
+    n_train = len(dataset.X_train) - n_val
     if hasattr(candidate, "max_iter"):
         of_candidate = ceil(n_searched / candidate.batch_size) * candidate.max_iter  # steps
         longer: float = ceil(n_train / best.batch_size) * best.max_iter / of_candidate
         return median([float(row["fit_seconds"]) for row in results]) * longer
     # Nothing is trained, scoring takes the time; a candidate scores two validation sets.
-    longer = (output.N_VALIDATION + len(dataset.X_test)) / (2 * output.N_VALIDATION) * len(results)
+    longer = (n_val + len(dataset.X_test)) / (2 * n_val) * len(results)
     return median([float(row["seconds"]) for row in results]) * longer * n_train / n_searched
 
 

@@ -22,8 +22,11 @@ def train(
     model: Annotated[options.ModelName, typer.Argument(help="What to train.")],
     backend: options.BackendOption = options.BackendName.auto,
     dtype: options.DtypeOption = options.DtypeName.float32,
-    data: options.DataOption = options.DataName.auto,
+    data_name: options.SamplesOption = "auto",
     data_dir: options.DataDirOption = None,
+    image_size: options.ImageSizeOption = None,
+    test_data: options.TestDataOption = None,
+    test_fraction: options.TestFractionOption = None,
     seed: options.SeedOption = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or L-BFGS iterations.")] = None,
     learning_rate: Annotated[
@@ -47,11 +50,14 @@ def train(
 ) -> None:
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     output.prepare(json)
+    data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
     refuse_foreign(model, chosen)
     recipe = RECIPES[model]
     settings = recipe.training | chosen
+    if isinstance(data, options.OwnSamples):
+        settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = 60
     title = f"{model} on {{}}"

@@ -1,10 +1,17 @@
-"""CIFAR-10, a stand-in of its shape made in memory, the course's split of them, and the spiral."""
+"""Data sets: CIFAR-10 and 100, a stand-in made in memory, MNIST, the spiral, and one's own samples.
+
+Images are rows in one layout everywhere: the planes one after another, each row-major.
+"""
 
 import os
 
 from gpuclf.datasets.cifar10 import load_cifar10
+from gpuclf.datasets.cifar100 import load_cifar100
 from gpuclf.datasets.course_split import CourseSplit, course_split
 from gpuclf.datasets.image_dataset import DatasetError, DatasetNotFoundError, ImageDataset
+from gpuclf.datasets.image_folder import load_image_folder
+from gpuclf.datasets.own_samples import load_samples
+from gpuclf.datasets.rows import to_rows
 from gpuclf.datasets.spiral import make_spiral
 from gpuclf.datasets.synthetic import make_synthetic
 
@@ -15,9 +22,13 @@ __all__ = [
     "ImageDataset",
     "course_split",
     "load_cifar10",
+    "load_cifar100",
     "load_dataset",
+    "load_image_folder",
+    "load_samples",
     "make_spiral",
     "make_synthetic",
+    "to_rows",
 ]
 
 _CHOICES = ("auto", "cifar10", "synthetic")
@@ -91,4 +102,5 @@ def _synthetic_dataset(seed: int, remark: str = "") -> ImageDataset:
         name="synthetic (CIFAR-shaped)",
         class_names=tuple(f"class {label}" for label in range(10)),
         source=f"synthetic, seed {seed}{remark}",
+        image_shape=(3, 32, 32),
     )

@@ -165,6 +165,7 @@ def _read_dataset(version: "_Version", folder: Path) -> ImageDataset:
         name="CIFAR-10",
         class_names=class_names,
         source=f"CIFAR-10, {version.name} version, {folder}",
+        image_shape=(3, 32, 32),
     )
 
 

@@ -27,9 +27,9 @@ class DatasetNotFoundError(DatasetError, FileNotFoundError):
 
 
 class _Splits(NamedTuple):
-    X_train: npt.NDArray[np.uint8]
+    X_train: npt.NDArray[Any]
     y_train: npt.NDArray[np.int64]
-    X_test: npt.NDArray[np.uint8]
+    X_test: npt.NDArray[Any]
     y_test: npt.NDArray[np.int64]
 
 
@@ -38,8 +38,9 @@ class ImageDataset(_Splits):
 
     Attributes
     ----------
-    X_train, X_test : ndarray of uint8, shape (N, 3072)
-        Images, one a row: the red, green and blue plane, each 32 x 32 row-major.
+    X_train, X_test : ndarray, shape (N, D)
+        Images of uint8, one a row: the red, green and blue plane (or a single grey one), each
+        row-major. Or other samples, of floats.
     y_train, y_test : ndarray of int64, shape (N,)
         Labels, positions in `class_names`.
     name : str
@@ -48,6 +49,8 @@ class ImageDataset(_Splits):
         Name of each label.
     source : str
         Where the data came from, in a few words, for anything that reports a result.
+    image_shape : tuple of int or None
+        (channels, height, width), their product being D; None of samples that are no images.
 
     Examples
     --------
@@ -62,23 +65,26 @@ class ImageDataset(_Splits):
     name: str
     class_names: tuple[str, ...]
     source: str
+    image_shape: tuple[int, int, int] | None
 
     def __new__(
         cls,
-        X_train: npt.NDArray[np.uint8],
+        X_train: npt.NDArray[Any],
         y_train: npt.NDArray[np.int64],
-        X_test: npt.NDArray[np.uint8],
+        X_test: npt.NDArray[Any],
         y_test: npt.NDArray[np.int64],
         *,
         name: str = "unnamed",
         class_names: tuple[str, ...] = (),
         source: str = "unknown",
+        image_shape: tuple[int, int, int] | None = None,
     ) -> Self:
         """Attach a description to the four arrays."""
         self = super().__new__(cls, X_train, y_train, X_test, y_test)
         self.name = name
         self.class_names = class_names
         self.source = source
+        self.image_shape = image_shape
         return self
 
     def _replace(self, **changes: Any) -> Self:

@@ -18,10 +18,16 @@ N_CLASSES = 10
 LARGEST_FILE_BYTES = 64 << 20
 
 
-def read_python_batch(path: Path, X: npt.NDArray[np.uint8], y: npt.NDArray[np.int64]) -> None:
-    """Fill `X` and `y` from a pickled dict with the keys b"data" and b"labels"."""
-    batch = _unpickle(path)
-    data, labels = batch.get(b"data"), batch.get(b"labels")
+def read_python_batch(
+    path: Path,
+    X: npt.NDArray[np.uint8],
+    y: npt.NDArray[np.int64],
+    labels_key: bytes = b"labels",
+    n_classes: int = N_CLASSES,
+) -> None:
+    """Fill `X` and `y` from a pickled dict with the keys b"data" and `labels_key`."""
+    batch = _unpickle(path, max(LARGEST_FILE_BYTES, 2 * X.nbytes))
+    data, labels = batch.get(b"data"), batch.get(labels_key)
 
     expected = f"b'data' to be uint8 of shape {X.shape}"
     if not isinstance(data, _PickledArray) or data.array is None:
@@ -29,14 +35,14 @@ def read_python_batch(path: Path, X: npt.NDArray[np.uint8], y: npt.NDArray[np.in
     if data.array.shape != X.shape:
         damaged(path, expected, f"shape {data.array.shape}")
 
-    expected = f"b'labels' to be a list of {len(y):,} integers 0..{N_CLASSES - 1}"
+    expected = f"{labels_key!r} to be a list of {len(y):,} integers 0..{n_classes - 1}"
     if not isinstance(labels, list):
         damaged(path, expected, _kind(labels))
     if len(labels) != len(y):
         damaged(path, expected, f"{len(labels):,} of them")
     # By type, as True and 1.0 would pass for labels otherwise.
-    if set(map(type, labels)) != {int} or min(labels) < 0 or max(labels) >= N_CLASSES:
-        i = next(i for i, v in enumerate(labels) if type(v) is not int or not 0 <= v < N_CLASSES)
+    if set(map(type, labels)) != {int} or min(labels) < 0 or max(labels) >= n_classes:
+        i = next(i for i, v in enumerate(labels) if type(v) is not int or not 0 <= v < n_classes)
         # Only a number of ordinary size is worth printing, and the file may have any.
         plain = type(labels[i]) is int and abs(labels[i]) < 1 << 63
         damaged(path, expected, f"{labels[i] if plain else _kind(labels[i])} at position {i}")
@@ -44,11 +50,11 @@ def read_python_batch(path: Path, X: npt.NDArray[np.uint8], y: npt.NDArray[np.in
     y[...] = labels
 
 
-def read_python_class_names(path: Path) -> tuple[str, ...]:
-    """Return the names of a pickled dict with the key b"label_names"."""
-    names = _unpickle(path).get(b"label_names")
+def read_python_class_names(path: Path, key: bytes = b"label_names") -> tuple[str, ...]:
+    """Return the names of a pickled dict with this key."""
+    names = _unpickle(path).get(key)
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        damaged(path, "b'label_names' to be a list of byte strings", _kind(names))
+        damaged(path, f"{key!r} to be a list of byte strings", _kind(names))
     return tuple(name.decode("ascii", "replace") for name in names)
 
 
@@ -147,11 +153,11 @@ class _BatchUnpickler(pickle.Unpickler):
             raise _ForbiddenGlobalError(f"{module}.{name}"[:80]) from None
 
 
-def _unpickle(path: Path) -> dict[object, object]:
+def _unpickle(path: Path, largest: int = LARGEST_FILE_BYTES) -> dict[object, object]:
     """Return the dict that a pickle of Python 2 holds; strings in it are bytes."""
     size = file_size(path)
-    if size > LARGEST_FILE_BYTES:
-        damaged(path, f"at most {LARGEST_FILE_BYTES:,} bytes", f"{size:,}")
+    if size > largest:
+        damaged(path, f"at most {largest:,} bytes", f"{size:,}")
     try:
         with path.open("rb") as file:
             content = _BatchUnpickler(file, encoding="bytes").load()
