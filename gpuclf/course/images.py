@@ -90,7 +90,9 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     side = math.ceil(math.sqrt(n_images))
     tile = height + padding, width + padding
     tiles = np.zeros((side * side, *tile, channels))
-    tiles[:n_images, :height, :width] = ubound * (images - low) / np.where(spread == 0, 1, spread)
+    # Divided first: the brightest is ubound exactly, which imshow would otherwise complain of.
+    stretched = (images - low) / np.where(spread == 0, 1, spread)
+    tiles[:n_images, :height, :width] = ubound * stretched
     grid = tiles.reshape(side, side, *tile, channels).swapaxes(1, 2)
     return grid.reshape(side * tile[0], side * tile[1], channels)[
         : side * tile[0] - padding, : side * tile[1] - padding
