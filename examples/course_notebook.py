@@ -37,7 +37,7 @@ from gpuclf.course import (
     svm_loss_vectorized,
     visualize_grid,
 )
-from gpuclf.datasets import load_dataset
+from gpuclf.datasets import load_dataset, make_synthetic
 from gpuclf.plots import import_pyplot
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -60,19 +60,22 @@ def load_images():
     if arguments.data == "cifar10" and "GPUCLF_DATA" in os.environ:
         root = os.environ["GPUCLF_DATA"]
         return *load_CIFAR10(root), root
-    dataset = load_dataset("synthetic" if quick else arguments.data)
-    X, y, X_test, y_test = dataset
+    if quick:
+        (X, y), source = make_synthetic(500), "synthetic, few"
+        X, X_test, y, y_test = X[:400], X[400:], y[:400], y[400:]
+    else:
+        dataset = load_dataset(arguments.data)
+        (X, y, X_test, y_test), source = dataset, dataset.source
     X, X_test = (
-        rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).astype(float)
-        for rows in ((X[:1_200], X_test[:200]) if quick else (X, X_test))
+        rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).astype(float) for rows in (X, X_test)
     )
-    return X, y[: len(X)], X_test, y_test[: len(X_test)], dataset.source
+    return X, y, X_test, y_test, source
 
 
 images, labels, test_images, test_labels, source = load_images()
 print(source)
-n_train, n_val, n_test = (1_000, 200, 200) if quick else (49_000, 1_000, 1_000)
-n_iters = 200 if quick else 1_500
+n_train, n_val, n_test = (300, 100, 100) if quick else (49_000, 1_000, 1_000)
+n_iters = 40 if quick else 1_500
 validation = {}
 
 # %% [markdown]
@@ -80,7 +83,7 @@ validation = {}
 # Three ways to the same distances, then the votes of one and of five neighbours.
 
 # %%
-n_known, n_asked = (600, 50) if quick else (5_000, 500)
+n_known, n_asked = (200, 50) if quick else (5_000, 500)
 X_known, y_known = images[:n_known].reshape(n_known, -1), labels[:n_known]
 X_asked, y_asked = test_images[:n_asked].reshape(n_asked, -1), test_labels[:n_asked]
 neighbors = KNearestNeighbor()

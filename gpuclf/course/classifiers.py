@@ -379,7 +379,8 @@ def _batches(X: Array, y: Array, num_iters: int, batch_size: int) -> Iterator[tu
     for _ in range(num_iters):
         drawn = np.random.choice(int(X.shape[0]), batch_size)  # noqa: NPY002
         rows = to_device(drawn, like=X)
-        yield xp.take(X, rows, axis=0), xp.take(y, rows, axis=0)
+        # numpy.take copies all of X first where it is not contiguous, as X[:, :-1] is not.
+        yield X[rows] if xp is np else xp.take(X, rows, axis=0), xp.take(y, rows)
 
 
 def _stepped(value: Array, gradient: Array, rate: float) -> Array:
