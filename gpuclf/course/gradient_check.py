@@ -45,8 +45,8 @@ def eval_numerical_gradient(
 
     Raises
     ------
-    TypeError
-        If `x` is no array of floats, or f returns a tuple.
+    TypeError, ValueError
+        If `x` is no array of floats, or is read-only, or f returns a tuple.
 
     See Also
     --------
@@ -163,6 +163,8 @@ def _difference(f: Callable[[Array], Any], x: Array, at: tuple[int, ...], h: flo
             f"x must be an array of floats, which a step of h = {h:g} can move, got {x.dtype}; "
             "convert it with x.astype(float)"
         )
+    if xp is np and not x.flags.writeable:
+        raise ValueError("x is moved in place, but this one is read-only; pass x.copy()")
     before = float(to_host(x[at]))
     try:
         x[at] = before + h
