@@ -633,7 +633,9 @@ def test_the_notebook_has_the_published_figures_on_cifar10(monkeypatch, tmp_path
     cells = run_notebook(monkeypatch, "--data", "cifar10", "--out", tmp_path / "grid.png")
     assert cells["right_of_k"] == {1: 137, 5: 139}
     assert cells["first_loss"] == pytest.approx(2.302, abs=0.1)
-    for name, least in {"svm": 0.37, "softmax": 0.37, "net": 0.48}.items():
-        assert cells["validation"][name] > least
-    assert cells["validation"]["svm on features"] > 0.42
-    assert cells["validation"]["net on features"] > 0.55
+    least = {
+        "svm": 0.375, "softmax": 0.375, "net": 0.45, "svm on features": 0.49,
+        "net on features": 0.63,
+    }  # fmt: skip
+    for name, accuracy in least.items():
+        assert cells["validation"][name] > accuracy, name
