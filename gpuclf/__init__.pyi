@@ -1,5 +1,6 @@
 from . import arrays as arrays
 from . import augment as augment
+from . import course as course
 from . import datasets as datasets
 from . import devices as devices
 from . import estimators as estimators
