@@ -17,7 +17,7 @@ LOWER = (
     "arrays", "devices", "dispatch", "files", "validation", "samples", "augment", "preprocessing",
     "image_features", "losses", "layers", "kernels", "models", "naive", "textbook",
 )  # fmt: skip
-UPPER = ("training", "search", "datasets", "plots", "estimators", "bench", "cli")
+UPPER = ("training", "search", "datasets", "plots", "estimators", "saving", "course", "bench", "cli")
 
 
 def run_python(script):
@@ -85,7 +85,7 @@ def importers_of(package):
 
 def test_importing_gpuclf_imports_nothing_heavy():
     loaded = run_python("import gpuclf, sys; print(*sys.modules)").split()
-    heavy = {"cupy", "sklearn", "scipy", "torch", "numba", "rich", "typer", "pooch", "jax"}
+    heavy = {"cupy", "sklearn", "scipy", "torch", "numba", "rich", "typer", "pooch", "jax", "safetensors"}
     assert "gpuclf" in loaded
     assert not heavy.intersection(loaded)
 
@@ -99,6 +99,7 @@ def test_the_losses_import_nothing_heavy_either():
         print(*sys.modules)
     """
     heavy = {"cupy", "sklearn", "torch", "numba", "rich", "typer", "pooch", "jax", "matplotlib"}
+    heavy |= {"safetensors"}
     assert not heavy.intersection(run_python(script).split())
 
 

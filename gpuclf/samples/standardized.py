@@ -263,4 +263,6 @@ def take_rows(X: Array, indices: Array) -> Array:
                 f"{tuple(indices.shape)}"
             )
         (indices,) = xp.nonzero(indices)
+    if xp is np and not X.flags.c_contiguous:
+        return X[indices]  # numpy.take would copy all of X first
     return xp.take(X, indices, axis=0)
