@@ -21,8 +21,8 @@ import numpy.typing as npt
 __all__ = ["ForbiddenPickleError", "MalformedPickleError", "PickledArray", "read_pickle"]
 
 # data_batch_1 has 30,098 instructions and memo entries up to 10,013. Saved again by Python 3 with
-# protocol 2, the longest form, it has 110,000 and 40,000.
-MOST_INSTRUCTIONS = 1 << 18
+# protocol 2, the longest form, it has 90,122 and 40,043.
+MOST_INSTRUCTIONS = 1 << 17
 MOST_MEMO_ENTRIES = 1 << 16
 LONGEST_TUPLE = 16  # the state of a dtype has 8 or 9 items, no other tuple as many
 
@@ -78,6 +78,7 @@ _NAMES = {
         "ndarray": ("numpy",),
         "dtype": ("numpy",),
         "encode": ("_codecs",),
+        "bytes": ("__builtin__", "builtins"),
     }.items()
     for module in modules
 }
@@ -126,25 +127,26 @@ class _Machine:
         self.encoded = 0  # characters
 
     def run(self) -> object:
+        data, number = self.data, 0
         try:
             for _ in range(MOST_INSTRUCTIONS):
-                code = self.data[self.at]
+                code = data[self.at]
                 if code == _STOP:
                     return self.stack[-1]
                 width, follow = _INSTRUCTIONS.get(code) or _refuse(code)
-                follow(self, self.number(width, 1))
+                start, self.at = self.at + 1, self.at + 1 + width
+                if width:
+                    number = int.from_bytes(data[start : self.at], "little")
+                    if self.at > len(data):
+                        break
+                follow(self, number)
+            else:
+                raise ForbiddenPickleError(f"more than {MOST_INSTRUCTIONS:,} instructions")
         except (IndexError, KeyError):  # of the data, the stack or the memo
-            raise MalformedPickleError("it ends too early") from None
+            pass
         except UnicodeDecodeError:
             raise MalformedPickleError("a string that is not UTF-8") from None
-        raise ForbiddenPickleError(f"more than {MOST_INSTRUCTIONS:,} instructions")
-
-    def number(self, width: int, skip: int = 0) -> int:
-        start = self.at + skip
-        self.at = start + width
-        if self.at > len(self.data):
-            raise MalformedPickleError("it ends too early")
-        return int.from_bytes(self.data[start : self.at], "little")
+        raise MalformedPickleError("it ends too early")
 
     def take(self, n: int) -> bytes:
         start, self.at = self.at, self.at + n
@@ -155,6 +157,8 @@ class _Machine:
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.at, self.at + 100)
         if end < 0:
+            if self.at + 100 >= len(self.data):
+                raise MalformedPickleError("it ends too early")
             raise ForbiddenPickleError("a name that does not end")
         start, self.at = self.at, end + 1
         return self.data[start:end]
@@ -248,6 +252,8 @@ class _Machine:
                     self.stack.append(text.encode("latin1"))
                 except UnicodeEncodeError:
                     raise MalformedPickleError("bytes that are none") from None
+            case "bytes", ():  # how Python 3 writes no bytes for the protocol of Python 2
+                self.stack.append(b"")
             case "dtype", (str() | bytes() as code, *_):
                 if code not in ("u1", "|u1", b"u1", b"|u1"):
                     code = code[:20]
