@@ -67,7 +67,7 @@ def _unpickle(path: Path) -> dict[bytes, object]:
     if size > LARGEST_FILE_BYTES:
         damaged(path, f"at most {LARGEST_FILE_BYTES:,} bytes", f"{size:,}")
     with reading(path), path.open("rb") as file:
-        data = file.read(LARGEST_FILE_BYTES)
+        data = file.read(size)
     try:
         content = read_pickle(data)
     except ForbiddenPickleError as error:
