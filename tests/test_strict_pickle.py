@@ -124,10 +124,10 @@ def doubled(n):
         "a list in itself": (b"\x80\x02]q\x00h\x00a.", "a list in a list"),
         "a dict in itself": (b"\x80\x02}q\x00N h\x00s.".replace(b" ", b""), "as a key"),
         "bytes made of one text often": (
-            b"\x80\x02c_codecs\nencode\nq\x00X\x40\x42\x0f\x00"
-            + b"a" * 1_000_000
+            b"\x80\x02c_codecs\nencode\nq\x00X\xa0\x86\x01\x00"
+            + b"a" * 100_000
             + b"X\x06\x00\x00\x00latin1\x86q\x01"
-            + b"h\x00h\x01R" * 30_000
+            + b"h\x00h\x01R" * 1_000
             + b".",
             "more bytes than the file has",
         ),
