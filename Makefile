@@ -1,4 +1,4 @@
-.PHONY: check test test-all lint bench picture
+.PHONY: check test test-all fuzz lint bench picture
 
 check:  ## everything that CI runs
 	bash .ci/run
@@ -8,6 +8,10 @@ test:  ## the essential tests
 
 test-all:  ## the slow ones too
 	python -m pytest -n auto -m ""
+
+fuzz:  ## the parsers of files from outside, on mutated files; exit code 1 and the input where one fails
+	python -m tests.fuzz.fuzz
+	HYPOTHESIS_PROFILE=nightly python -m pytest -q -m "" tests/fuzz
 
 lint:
 	ruff check .

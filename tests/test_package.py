@@ -17,7 +17,17 @@ LOWER = (
     "arrays", "devices", "dispatch", "files", "validation", "samples", "augment", "preprocessing",
     "image_features", "losses", "layers", "kernels", "models", "naive", "textbook",
 )  # fmt: skip
-UPPER = ("training", "search", "datasets", "plots", "estimators", "saving", "course", "bench", "cli")
+UPPER = (
+    "training",
+    "search",
+    "datasets",
+    "plots",
+    "estimators",
+    "saving",
+    "course",
+    "bench",
+    "cli",
+)
 
 
 def run_python(script):
@@ -85,7 +95,18 @@ def importers_of(package):
 
 def test_importing_gpuclf_imports_nothing_heavy():
     loaded = run_python("import gpuclf, sys; print(*sys.modules)").split()
-    heavy = {"cupy", "sklearn", "scipy", "torch", "numba", "rich", "typer", "pooch", "jax", "safetensors"}
+    heavy = {
+        "cupy",
+        "sklearn",
+        "scipy",
+        "torch",
+        "numba",
+        "rich",
+        "typer",
+        "pooch",
+        "jax",
+        "safetensors",
+    }
     assert "gpuclf" in loaded
     assert not heavy.intersection(loaded)
 

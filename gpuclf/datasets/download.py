@@ -1,11 +1,13 @@
 """Downloads that go on where they stopped."""
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpuclf.datasets.image_dataset import DatasetError, file_size
+from gpuclf.datasets.image_dataset import DatasetError, file_md5, file_size
+from gpuclf.files import sweep
 
 __all__ = ["download"]
 
@@ -15,38 +17,46 @@ _TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 18
 
 
-def download(url: str, md5: str, root: Path) -> None:
+def download(url: str, md5: str, root: Path, *, alone: bool) -> None:
     """Fetch an archive into `root`; it is there afterwards only if it is right.
 
-    What arrived before a failure is kept, and the next call goes on from there.
+    Parameters
+    ----------
+    url, md5 : str
+    root : Path
+        Made if need be.
+    alone : bool
+        Whether no other process fetches into `root` meanwhile. Then what arrived before a failure
+        is kept, and the next call goes on from there.
 
     Raises
     ------
     DatasetError
         With the remedy.
     """
-    import pooch  # type: ignore[import-untyped]
     import requests
 
     archive = url.rpartition("/")[2]
-    part = root / f"{archive}.part"
+    prefix, suffix = f".{archive}.", ".part"
+    own = f"{archive}{suffix}" if alone else f"{prefix}{secrets.token_hex(8)}{suffix}"
+    part = root / own
     by_hand = (
         f"Or download {url} by other means, put it into {root} and load again; or pass a "
         "folder that has CIFAR-10 as data_dir=."
     )
-
-    def collect(url: str, output_file: str, pooch: object) -> None:
-        _fetch_patiently(url, part)
-        part.replace(output_file)  # pooch checks it
-
     try:
-        pooch.retrieve(
-            url,
-            known_hash=f"md5:{md5}",
-            fname=archive,
-            path=root,
-            downloader=collect,
-        )
+        root.mkdir(parents=True, exist_ok=True)
+        sweep(root, prefix, suffix)
+        try:
+            _fetch_patiently(url, part)
+            found = file_md5(part)
+            if found == md5:
+                part.replace(root / archive)
+                return
+            part.unlink()
+        finally:
+            if not alone:
+                part.unlink(missing_ok=True)
     except requests.RequestException as error:
         kept = ""
         if part.is_file():
@@ -54,16 +64,16 @@ def download(url: str, md5: str, root: Path) -> None:
         raise DatasetError(
             f"CIFAR-10 could not be downloaded from {url}: {error}.{kept} {by_hand}"
         ) from error
-    except ValueError as error:
-        raise DatasetError(
-            f"What {url} sent is not CIFAR-10: {error} Load again to start afresh. {by_hand}"
-        ) from error
     except OSError as error:
         raise DatasetError(
             f"The download of {url} could not be written to {root} ({error}). Pass "
             "a folder that is writable and has 400 MB free as data_dir=, or set the environment "
             f"variable GPUCLF_DATA to one."
         ) from error
+    raise DatasetError(
+        f"What {url} sent is not CIFAR-10: expected MD5 {md5}, found {found}. It was deleted. "
+        f"Load again to start afresh. {by_hand}"
+    )
 
 
 def _fetch_patiently(url: str, part: Path) -> None:

@@ -1,5 +1,6 @@
 """A data set of images in memory, and what is wrong with files that should hold one."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ __all__ = [
     "DatasetNotFoundError",
     "ImageDataset",
     "damaged",
+    "file_md5",
     "file_size",
     "reading",
 ]
@@ -119,3 +121,9 @@ def file_size(path: Path) -> int:
     """Return the number of bytes."""
     with reading(path):
         return path.stat().st_size
+
+
+def file_md5(path: Path) -> str:
+    """Return the MD5 of the content, in hexadecimal."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,14 +1,17 @@
 """The Python version of CIFAR-10: pickles, read without trusting them."""
 
-import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpuclf.datasets.image_dataset import DatasetError, damaged, file_size
+from gpuclf.datasets.image_dataset import DatasetError, damaged, file_size, reading
+from gpuclf.datasets.strict_pickle import (
+    ForbiddenPickleError,
+    MalformedPickleError,
+    PickledArray,
+    read_pickle,
+)
 
 __all__ = ["LARGEST_FILE_BYTES", "N_CLASSES", "read_python_batch", "read_python_class_names"]
 
@@ -30,11 +33,13 @@ def read_python_batch(
     data, labels = batch.get(b"data"), batch.get(labels_key)
 
     expected = f"b'data' to be uint8 of shape {X.shape}"
-    if not isinstance(data, _PickledArray) or data.array is None:
+    if not isinstance(data, PickledArray) or data.array is None:
         damaged(path, expected, _kind(data))
     if data.array.shape != X.shape:
         damaged(path, expected, f"shape {data.array.shape}")
 
+    if labels is None and b"fine_labels" in batch:
+        damaged(path, "b'labels'", "b'fine_labels': this is a file of CIFAR-100")
     expected = f"{labels_key!r} to be a list of {len(y):,} integers 0..{n_classes - 1}"
     if not isinstance(labels, list):
         damaged(path, expected, _kind(labels))
@@ -53,128 +58,36 @@ def read_python_batch(
 def read_python_class_names(path: Path, key: bytes = b"label_names") -> tuple[str, ...]:
     """Return the names of a pickled dict with this key."""
     names = _unpickle(path).get(key)
-    if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        damaged(path, f"{key!r} to be a list of byte strings", _kind(names))
-    return tuple(name.decode("ascii", "replace") for name in names)
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
+        damaged(path, f"{key!r} to be a list of strings", _kind(names))
+    return tuple(n if isinstance(n, str) else n.decode("ascii", "replace") for n in names)
 
 
 def _kind(found: object) -> str:
     return "nothing" if found is None else f"a value of type {type(found).__name__.strip('_')}"
 
 
-# A pickle is a program. It may name any importable object, call it with arguments of its choice
-# (REDUCE), hand it a state (BUILD) and so run what it likes. Letting it name numpy.ndarray and
-# numpy.dtype is not harmless either: these can then be called at will, and a forged state reaches
-# NumPy's C code. Here every name that a pickled array needs stands for an object of this module
-# instead, which checks what it is given; the pickle never gets hold of anything of NumPy's.
-
-
-class _ForbiddenGlobalError(Exception):
-    """A pickle names something other than what an array of bytes is made of."""
-
-
-class _ForeignArrayError(Exception):
-    """A pickle builds an array of another kind than bytes."""
-
-
-class _StandIn:
-    """What a pickle may name: nothing can be stored on it, and it is called with checks."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., object] | None = None) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        if self._call is None:
-            raise _ForeignArrayError("a malformed array")
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise _ForeignArrayError("a malformed array")
-
-
-class _PickledDtype:
-    """Stands for the one dtype that is read, uint8."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore the state: byte order and alignment mean nothing to bytes."""
-
-
-class _PickledArray:
-    """Stands for an array of bytes; `array` is a read-only view of the bytes in the pickle."""
-
-    __slots__ = ("array",)
-
-    def __init__(self) -> None:
-        self.array: npt.NDArray[np.uint8] | None = None
-
-    def __setstate__(self, state: object) -> None:
-        match state:
-            case (int(), tuple(shape), _PickledDtype(), bool(fortran_order), bytes(content)):
-                pass
-            case _:
-                raise _ForeignArrayError("a malformed array")
-        order: Any = "F" if fortran_order else "C"
-        self.array = np.frombuffer(content, np.uint8).reshape(shape, order=order)
-
-
-def _dtype(code: object = None, *flags: object) -> _PickledDtype:
-    if code not in (b"u1", "u1", b"|u1", "|u1"):
-        shown = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
-        raise _ForeignArrayError(f"an array of dtype {shown[:20]!r}")
-    return _PickledDtype()
-
-
-def _encode(text: object = None, encoding: object = None) -> bytes:
-    """Return bytes, as Python 3 writes them for the protocol of Python 2."""
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise _ForbiddenGlobalError("_codecs.encode with unusual arguments")
-    return text.encode("latin1")
-
-
-_make_array = _StandIn(lambda *arguments: _PickledArray())
-_PICKLE_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"): _make_array,
-    ("numpy._core.multiarray", "_reconstruct"): _make_array,
-    ("numpy", "ndarray"): _StandIn(),  # mentioned, never called
-    ("numpy", "dtype"): _StandIn(_dtype),
-    ("_codecs", "encode"): _StandIn(_encode),
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        try:
-            return _PICKLE_GLOBALS[module, name]
-        except KeyError:
-            raise _ForbiddenGlobalError(f"{module}.{name}"[:80]) from None
-
-
-def _unpickle(path: Path, largest: int = LARGEST_FILE_BYTES) -> dict[object, object]:
-    """Return the dict that a pickle of Python 2 holds; strings in it are bytes."""
+def _unpickle(path: Path, largest: int = LARGEST_FILE_BYTES) -> dict[bytes, object]:
+    """Return the dict that a pickle holds; its keys are bytes, as Python 2 wrote them."""
     size = file_size(path)
     if size > largest:
         damaged(path, f"at most {largest:,} bytes", f"{size:,}")
+    with reading(path), path.open("rb") as file:
+        data = file.read(size)
     try:
-        with path.open("rb") as file:
-            content = _BatchUnpickler(file, encoding="bytes").load()
-    except _ForbiddenGlobalError as error:
+        content = read_pickle(data)
+    except ForbiddenPickleError as error:
         raise DatasetError(
             f"{path} is not CIFAR-10: its pickle asks for {error}, which the data set does not "
-            "contain and which could run foreign code. Nothing of it was run. Do not open this "
-            "file with pickle; delete it and download CIFAR-10 again."
+            "contain. Nothing of it was run. Do not open this file with pickle, where it could "
+            "run foreign code; delete it and download CIFAR-10 again."
         ) from None
-    except _ForeignArrayError as error:
-        damaged(path, "arrays of uint8", str(error))
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-    except Exception as error:
-        # On bytes that are not a pickle, the unpickler raises nearly anything.
-        reason = f"{type(error).__name__}: {error}"[:120]
-        damaged(path, "a complete pickle", f"{size:,} bytes that cannot be read as one ({reason})")
+    except MalformedPickleError as error:
+        found = f"{size:,} bytes that cannot be read as one ({error})"
+        damaged(path, "a complete pickle of lists and arrays of uint8", found)
     if not isinstance(content, dict):
         damaged(path, "a pickled dict", _kind(content))
-    return content
+    # Opened as text and saved again by Python 3, keys are text.
+    return {
+        k if isinstance(k, bytes) else k.encode("utf-8", "replace"): content[k] for k in content
+    }

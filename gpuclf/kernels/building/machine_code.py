@@ -12,6 +12,7 @@ from typing import Any
 __all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_features"]
 
 logger = logging.getLogger(__name__)
+damaged_caches: set[str] = set()
 
 # Linux's numbers on x86-64.
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -73,6 +74,38 @@ def compiled(function: Any) -> Any:
 
     options = {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
+        dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that could be written to
         return njit(**options)(function)
+    store = dispatcher._cache
+    for name in ("load_overload", "save_overload"):
+        setattr(store, name, _forgiving(getattr(store, name), store))
+    return dispatcher
+
+
+def _forgiving(method: Any, store: Any) -> Any:
+    """Let a damaged file in numba's cache cost a compilation, where it would end every call."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except Exception as reason:  # unpickling what is damaged raises nearly anything
+            _say_that_it_is_damaged(store.cache_path, f"{type(reason).__name__}: {reason}")
+        try:
+            store.flush()  # so that the next process need not compile
+        except Exception:
+            store.disable()
+        return None
+
+    return call
+
+
+def _say_that_it_is_damaged(folder: str, reason: str) -> None:
+    logger.log(
+        logging.DEBUG if damaged_caches else logging.WARNING,
+        "numba's cache in %s is damaged or cannot be used (%s): compiling without it. If this "
+        "is said again, delete that folder",
+        folder,
+        reason,
+    )
+    damaged_caches.add(folder)
