@@ -1,6 +1,7 @@
 """What is left out and what is said of it; the array libraries that shared functions run on."""
 
 import importlib
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -198,6 +199,12 @@ LIBRARIES = {
     "torch": torch_library,
     "cupy": cupy_library,
 }
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_logged():
+    """Undo what the command line did to the logger: caplog would miss warnings."""
+    logging.getLogger("gpuclf").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(

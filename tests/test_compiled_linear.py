@@ -20,6 +20,8 @@ from gpuclf.samples.standardized import Standardized
 pytest.importorskip("numba", reason="numba is not installed")
 
 TOLERANCES = {np.float32: 5e-6, np.float64: 1e-13}
+# Each dtype is compiled anew.
+DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def samples(kind, n, d, dtype, rng):
     return Standardized.fit(X) if "standardized" in kind else X
 
 
-def arguments(n=170, d=70, c=10, dtype=np.float64, kind="floats", loss=softmax_cross_entropy):
+def arguments(n=170, d=70, c=10, dtype=np.float32, kind="floats", loss=softmax_cross_entropy):
     rng = np.random.default_rng(0)
     X = samples(kind, n, d, dtype, rng)
     W = (rng.standard_normal((d, c)) / d).astype(dtype)
@@ -65,9 +67,8 @@ def assert_agrees(given, dtype):
 KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
 
 
-@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_shared_pass(dtype, kind):
     # Rows around blocks of 16, features around vectors of 4 to 16 numbers and their pairs.
     # Few rows of standardised samples are written out before the pass.
@@ -76,20 +77,23 @@ def test_agrees_with_the_shared_pass(dtype, kind):
             assert_agrees(arguments(n, d, 10, dtype, kind), dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_shared_pass_on_the_hinge_loss(dtype):
     for kind in KINDS:
         assert_agrees(arguments(177, 65, 10, dtype, kind, multiclass_hinge), dtype)
 
 
 def test_a_margin_of_exactly_zero_has_no_gradient():
-    given = arguments(loss=multiclass_hinge) | {"W": np.zeros((70, 10)), "b": np.zeros(10)}
+    given = arguments(loss=multiclass_hinge) | {
+        "W": np.zeros((70, 10), np.float32),
+        "b": np.zeros(10, np.float32),
+    }
     given["b"][3] = -1.0  # the margin of class 3 is 0 for all samples of other classes
     given["y"][:] = 5
     _, dW, db = compiled_linear_pass(**given)
     assert (dW[:, 3] == 0).all()
     assert db[3] == 0
-    assert_agrees(given, np.float64)
+    assert_agrees(given, np.float32)
 
 
 @pytest.mark.slow
@@ -135,16 +139,17 @@ def test_numba_that_cannot_be_imported_is_like_none(monkeypatch, caplog):
 
 
 def test_without_bias():
-    assert_agrees(arguments() | {"b": None}, np.float64)
+    assert_agrees(arguments() | {"b": None}, np.float32)
 
 
+@pytest.mark.slow
 def test_mixed_floats_are_computed_in_the_dtype_of_the_parameters():
-    given = arguments()
+    given = arguments(dtype=np.float64)
     X = np.random.default_rng(1).standard_normal((170, 70)).astype(np.float32)
     assert_agrees(given | {"samples": FoldedSamples(X, 10, np.float64)}, np.float64)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [16, 80, 1040])
 def test_the_same_bits_wherever_the_samples_lie(d, dtype):
     given = arguments(177, d, 10, dtype)
@@ -163,7 +168,7 @@ def test_the_same_bits_wherever_the_samples_lie(d, dtype):
 @pytest.mark.parametrize("labels", [np.uint8, np.int32, np.int64])
 def test_labels_of_any_integer_type(labels):
     given = arguments()
-    assert_agrees(given | {"y": given["y"].astype(labels)}, np.float64)
+    assert_agrees(given | {"y": given["y"].astype(labels)}, np.float32)
 
 
 @pytest.mark.slow
@@ -171,7 +176,7 @@ def test_read_only_arrays():
     given = arguments()
     for array in (given["W"], given["b"], given["samples"].stored, given["y"], given["weights"]):
         array.flags.writeable = False
-    assert_agrees(given, np.float64)
+    assert_agrees(given, np.float32)
 
 
 @pytest.mark.parametrize("shift", [1e3, -1e3])
@@ -187,7 +192,7 @@ def test_scores_far_from_zero_lose_no_more_digits_than_the_shared_pass_does(shif
 
 
 def test_one_sample():
-    assert_agrees(arguments(n=1), np.float64)
+    assert_agrees(arguments(n=1), np.float32)
 
 
 def test_score_gaps_of_ten_thousand_stay_finite():
