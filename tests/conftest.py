@@ -49,6 +49,21 @@ WHY_LEFT_OUT = {"gpu": _gpu, "real_data": _real_data, "amx": _amx, "vnni": _vnni
 left_out = {}  # by marker: how many tests, and why
 
 
+def pytest_addoption(parser):
+    """Let CI run once what needs neither PyTorch, JAX nor CuPy, and the rest where they are."""
+    parser.addoption("--passed", type=Path, help="write the names of the tests that pass")
+    parser.addoption("--but", type=Path, help="leave out the tests named in this file")
+
+
+passed = []  # names, where --passed wants them
+
+
+def pytest_runtest_logreport(report):
+    """Remember what passed."""
+    if report.when == "call" and report.passed:
+        passed.append(report.nodeid)
+
+
 def pytest_configure(config):
     """Run what is asked for by its full name, slow or not."""
     if config.option.markexpr == "not slow" and any("::" in name for name in config.args):
@@ -64,6 +79,10 @@ def pytest_collection_modifyitems(config, items):
             left_out[marker] = len(marked), reason
             config.hook.pytest_deselected(items=marked)
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    if file := config.getoption("but"):
+        done = set(file.read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+        items[:] = [item for item in items if item.nodeid not in done]
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("essential_cases"):
@@ -99,6 +118,8 @@ def pytest_sessionfinish(session):
     """Tell the process that prints the summary what pytest-xdist's worker left out."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = left_out
+    elif file := session.config.getoption("passed"):
+        file.write_text("\n".join(passed) + "\n")
 
 
 @pytest.hookimpl(optionalhook=True)
