@@ -24,3 +24,4 @@ bench:  ## record a run and write the tables and pictures from the records
 
 picture:
 	python benchmarks/performance_tables.py
+	python .ci/trace_lines.py
