@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -15,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.keeping import Kept
 from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
@@ -25,7 +25,7 @@ __all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

@@ -13,10 +13,10 @@ import numpy as np
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
-from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.arrays import array_namespace, to_host
 from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.bases import BaseSearchCV
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
@@ -44,7 +44,7 @@ Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
 @dataclass(eq=False, repr=False)
-class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
+class FleetSearchCV(Saved, BaseSearchCV):
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see
