@@ -10,7 +10,17 @@ from typing import Any
 
 from gpuclf.estimators.bases import torn_down_after
 
-__all__ = ["SECONDS_WITHOUT_A_WORD", "Tasks", "as_told", "has_callbacks", "shown", "watched"]
+__all__ = [
+    "SECONDS_WITHOUT_A_WORD",
+    "Tasks",
+    "as_told",
+    "has_callbacks",
+    "part_task",
+    "root_task",
+    "shown",
+    "sub_fit",
+    "watched",
+]
 
 SECONDS_WITHOUT_A_WORD = 2.0
 
@@ -79,6 +89,8 @@ class Tasks:
 
     def next(self, **more: Any) -> bool:
         """End a task and begin the next one; tell whether a callback wants to stop."""
+        if self.current is None:  # one before it has stopped another fleet
+            self._begin()
         if self.current is None:
             return False
         stop = bool(self.current.call_on_fit_task_end(**self.told, **more))
@@ -95,6 +107,50 @@ class Tasks:
 
 
 @contextmanager
+def root_task(
+    estimator: Any, n_parts: int, told: dict[str, Any], **at_end: Any
+) -> Iterator[Any | None]:
+    """Give the context of a whole fit to scikit-learn's callbacks; None where there are none."""
+    if not has_callbacks(estimator):
+        yield None
+        return
+    with torn_down_after(estimator):
+        root = estimator._init_callback_context(max_subtasks=n_parts)
+        root.call_on_fit_task_begin(**told)
+        yield root
+        root.call_on_fit_task_end(**told, **at_end)
+
+
+@contextmanager
+def part_task(
+    root: Any | None, name: str, n_epochs: int, told: dict[str, Any]
+) -> Iterator[Tasks | None]:
+    """Give the epochs of a part of a fit (a fold, the members of an ensemble); None of None."""
+    if root is None:
+        yield None
+        return
+    context = root.subcontext(name, max_subtasks=n_epochs)
+    context.call_on_fit_task_begin(**told)
+    tasks = Tasks(context, n_epochs, "epoch", **told)
+    yield tasks
+    tasks.close()
+    context.call_on_fit_task_end(**told)
+
+
+@contextmanager
+def sub_fit(root: Any | None, name: str, estimator: Any, told: dict[str, Any]) -> Iterator[None]:
+    """Let the callbacks see the fit of another estimator, as a part of this one."""
+    if root is None:
+        yield
+        return
+    context = root.subcontext(name)
+    with context.propagate_callback_context(estimator):
+        context.call_on_fit_task_begin(**told)
+        yield
+    context.call_on_fit_task_end(**told)
+
+
+@contextmanager
 def watched(
     estimator: Any, X: Any, y: Any, sample_weight: Any, callback: Any = None
 ) -> Iterator[Any]:
@@ -102,24 +158,22 @@ def watched(
 
     Nothing changes where there are none of scikit-learn's.
     """
-    if not has_callbacks(estimator):
-        yield callback
-        return
     told = as_told(estimator, X, y, sample_weight)
+    # No attributes are needed: the estimator has its parameters after each epoch.
+    at_end: dict[str, Any] = {"reconstruction_attributes": {}}
     n_epochs = int(estimator.max_iter)
-    with torn_down_after(estimator):
-        root = estimator._init_callback_context(max_subtasks=n_epochs)
-        root.call_on_fit_task_begin(**told)
+    with root_task(estimator, n_epochs, told, **at_end) as root:
+        if root is None:
+            yield callback
+            return
         tasks = Tasks(root, n_epochs, "epoch", **told)
 
         def watch(epoch: int, history: Any) -> bool:
             stop = callback is not None and bool(callback(epoch, history))
-            # No attributes are needed: the estimator has its parameters of this epoch.
-            return tasks.next(reconstruction_attributes={}) or stop
+            return tasks.next(**at_end) or stop
 
         yield watch
         tasks.close()
-        root.call_on_fit_task_end(**told, reconstruction_attributes={})
 
 
 def as_told(estimator: Any, X: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
