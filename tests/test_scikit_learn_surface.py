@@ -32,6 +32,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 # ------------------------------------------------------------------------------- coefficients
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("kind", LINEAR)
@@ -73,6 +74,7 @@ def test_features_are_selected_by_coefficients():
 REG = 1e-2
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("class_weight", [None, "balanced", "dict"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_digits, load_breast_cancer])
@@ -107,6 +109,7 @@ def test_coefficients_are_those_of_logistic_regression(load, weighted, class_wei
 # ------------------------------------------------------------------------------- probabilities
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("kind", ["softmax", "softmax-lbfgs", "two-layer"])
 def test_logarithms_of_probabilities(lib, kind):
     X, y = make_data()
@@ -123,6 +126,7 @@ def test_logarithms_of_probabilities(lib, kind):
 # -------------------------------------------------------------------------------- class weights
 
 
+@pytest.mark.essential_cases(6)
 @every_kind
 def test_class_weights_are_sample_weights(lib, kind):
     X, y = make_data()
@@ -140,6 +144,7 @@ def test_class_weights_are_sample_weights(lib, kind):
     )
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_balanced_class_weights_give_every_class_the_same_weight(lib, weighted):
     X, y = make_data()
@@ -213,6 +218,7 @@ def test_class_weights_are_saved(tmp_path, weights):
 # ---------------------------------------------------------------------------------- warm starts
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("standardize", [True, False])
 @every_kind
 def test_a_warm_start_begins_with_the_same_function(lib, kind, standardize):
@@ -425,6 +431,7 @@ def test_callbacks_that_a_fleet_cannot_call_are_not_passed_over():
 # ----------------------------------------------------------------------------------- ensembles
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize(
     ("kind", "voting"), [("softmax", None), ("softmax", "hard"), ("svm", None), ("two-layer", None)]
@@ -542,6 +549,7 @@ def test_sparse_samples_are_refused_by_name(form):
         model.fit(given.toarray(), y)  # the remedy
 
 
+@pytest.mark.essential_cases(2)
 def test_several_outputs_are_refused_with_a_remedy_that_works(lib):
     X, y = make_data()
     both = np.stack([y, y[::-1]], axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -167,7 +167,7 @@ def labels_of(classes: Any) -> Any:
     """Return classes= of partial_fit as an array: of lists, sets, pandas, polars, as any other."""
     if isinstance(classes, np.ndarray):
         return classes
-    if isinstance(classes, set | frozenset):
+    if isinstance(classes, Set):  # keys of a dict too
         classes = list(classes)
     root = type(classes).__module__.partition(".")[0]
     if root in ("cupy", "torch") or hasattr(classes, "__array_namespace__"):
