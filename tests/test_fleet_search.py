@@ -44,6 +44,10 @@ MIXED = [
 # scikit-learn's own checks that need pandas or polars skip themselves with a SkipTestWarning.
 @pytest.mark.essential_cases(6)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:scoring failed for")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # within check_cv
 @parametrize_with_checks(
     [FleetSearchCV(SoftmaxClassifier(random_state=0), {"reg": [1e-3, 1e-2]}, cv=2)]
 )

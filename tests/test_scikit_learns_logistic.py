@@ -27,8 +27,10 @@ def test_the_dense_part_of_scikit_learns_tests_passes(tmp_path):
     report = tmp_path / "report.json"
     paths = [str(Path(place).parent) for place in (gpuclf.__path__[0], logistic_shim.__file__)]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "logistic_shim", "-p", "no:cacheprovider"]
-        + ["--pyargs", OF_SCIKIT_LEARN],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "logistic_shim"),
+            *("-p", "no:cacheprovider", "--pyargs", OF_SCIKIT_LEARN),
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GPUCLF_SHIM_REPORT": str(report)},
         capture_output=True,
