@@ -373,6 +373,7 @@ def test_a_callback_of_scikit_learns_may_stop_and_is_torn_down_after_an_error(tm
     recorder = Recorder(stops_at=2)
     model = KINDS["softmax"]().set_callbacks(recorder).fit(X, y)
     assert model.n_iter_ == 2
+    assert recorder.heard.count("begin epoch") == 2
     before = dict(vars(model))
     for wrong in (lambda: model.fit(X, y[:-1]), lambda: model.set_params(reg=-1.0).fit(X, y)):
         with pytest.raises(ValueError, match=r"reg|inconsistent"):

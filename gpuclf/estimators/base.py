@@ -73,9 +73,10 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
-        if len(shape := getattr(y, "shape", ())) == 2 and shape[1] > 1:
+        shape: tuple[int, ...] = tuple(getattr(y, "shape", None) or ())
+        if len(shape) == 2 and shape[1] > 1:
             raise ValueError(
-                f"y has shape {tuple(shape)}, and several outputs for a sample are not supported: "
+                f"y has shape {shape}, and several outputs for a sample are not supported: "
                 "fit one classifier for each, sklearn.multioutput.MultiOutputClassifier("
                 f"{type(self).__name__}())"
             )
