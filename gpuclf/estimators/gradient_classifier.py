@@ -204,8 +204,10 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
             numbers are converted to float64. The model is computed in float64 for float64
             samples and in float32 for float32 and uint8, unless `precision` says otherwise.
             The mean and scale of Standardized samples are kept, for later samples that come raw.
+            Sparse samples are not supported: ``X.toarray()``.
         y : array-like of shape (N,)
-            Class labels; on a device, integers on the same device.
+            Class labels; on a device, integers on the same device. For several outputs there is
+            :class:`sklearn.multioutput.MultiOutputClassifier`.
         sample_weight : array-like of shape (N,), optional
             A sample of weight 2 counts as two samples.
         X_val, y_val : array-like, optional
