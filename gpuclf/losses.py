@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.dispatch import fusable
 
-__all__ = ["multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]
+__all__ = ["log_softmax", "multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]
 
 
 def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
@@ -44,6 +44,28 @@ def softmax(logits: Array) -> Array:
     xp = array_namespace(logits)
     unnormalised = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     return unnormalised / xp.sum(unnormalised, axis=-1, keepdims=True)
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return the logarithms of :func:`softmax`, finite also where a probability rounds to 0.
+
+    Parameters
+    ----------
+    logits : array of shape (..., C)
+
+    Returns
+    -------
+    array of shape (..., C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_softmax(np.array([[0.0, 1e4]]))
+    array([[-10000.,      0.]])
+    """
+    xp = array_namespace(logits)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 @fusable(

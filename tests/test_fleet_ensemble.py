@@ -6,13 +6,27 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_estimators import KINDS, SGD_KINDS, make_pixels
 
-from gpuclf import FleetEnsemble, FleetSearchCV
+from gpuclf import FleetEnsemble, FleetSearchCV, LinearSVMClassifier, SoftmaxClassifier
 from gpuclf.estimators import gradient_classifier
 from gpuclf.training import DivergedError
 
 MEMBERS = [{"learning_rate": rate} for rate in (1e-3, 1e-2, 5e-2)] + [{"random_state": 7}]
+
+
+# scikit-learn's own checks that need pandas or polars skip themselves with a SkipTestWarning.
+@pytest.mark.essential_cases(8)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks(
+    [
+        FleetEnsemble(SoftmaxClassifier(random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]),
+        FleetEnsemble(LinearSVMClassifier(random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]),
+    ]
+)
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
 
 
 def by_hand(kind, X, y, voting):

@@ -15,10 +15,11 @@ from sklearn.model_selection import (
     StratifiedKFold,
 )
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 import gpuclf
-from gpuclf import FleetSearchCV, Standardized, Streamed
+from gpuclf import FleetSearchCV, SoftmaxClassifier, Standardized, Streamed
 from gpuclf.estimators import gradient_classifier
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.training import DivergedError
@@ -38,6 +39,20 @@ MIXED = [
     {"learning_rate": [1e-3, 1e-2], "batch_size": [10, 30], "momentum": [0.0, 0.9]},
     {"max_iter": [2, 4], "standardize": [True, False], "nesterov": [False]},
 ]
+
+
+# scikit-learn's own checks that need pandas or polars skip themselves with a SkipTestWarning.
+@pytest.mark.essential_cases(6)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning")
+@pytest.mark.filterwarnings("ignore:scoring failed for")
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # within check_cv
+@parametrize_with_checks(
+    [FleetSearchCV(SoftmaxClassifier(random_state=0), {"reg": [1e-3, 1e-2]}, cv=2)]
+)
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
 
 
 def accuracy_of_predictions(model, X, y, sample_weight=None):

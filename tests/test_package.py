@@ -1,5 +1,6 @@
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -154,10 +155,38 @@ def test_type_checkers_know_the_names(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "mypy", script], cwd=PACKAGE.parent, capture_output=True, text=True
     )
-    classifier, name, typo, _ = run.stdout.splitlines()
+    classifier, name, typo, *_ = run.stdout.splitlines()
     assert 'Revealed type is "gpuclf.estimators.linear.SoftmaxClassifier"' in classifier
     assert 'Revealed type is "str"' in name.replace("builtins.", "")
     assert 'error: Module has no attribute "typo"' in typo
+
+
+@pytest.mark.slow
+def test_type_checkers_know_the_hyper_parameters(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    right = (
+        "gpuclf.SoftmaxClassifier(reg=1, solver='lbfgs').fit([[0.0]], [0]).predict([[0.0]])",
+        "gpuclf.TwoLayerNetClassifier(hidden_size=3).set_params(reg=0.0).get_params()",
+        "gpuclf.FleetSearchCV(gpuclf.LinearSVMClassifier(), {}, cv=2).best_estimator_.coef_",
+        "gpuclf.FleetEnsemble(gpuclf.SoftmaxClassifier(), [{}]).decision_function([[0.0]])",
+        "gpuclf.SoftmaxClassifier().set_fit_request(sample_weight=True).set_callbacks().coef_.T",
+    )
+    wrong = (
+        "gpuclf.SoftmaxClassifier(rge=1)",
+        "gpuclf.LinearSVMClassifier(solver='sgd')",
+        "gpuclf.TwoLayerNetClassifier(hidden_size='many')",
+        "gpuclf.KNeighborsClassifier(neighbours=3)",
+        "gpuclf.FleetSearchCV(gpuclf.SoftmaxClassifier(), {}, n_jobs=2)",
+        "gpuclf.FleetEnsemble(gpuclf.SoftmaxClassifier())",
+        "gpuclf.SoftmaxClassifier().predikt([[0.0]])",
+    )
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(("import gpuclf", *right, *wrong)), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", script], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    lines = {int(found) for found in re.findall(r"script.py:(\d+): error", run.stdout)}
+    assert lines == set(range(2 + len(right), 2 + len(right) + len(wrong))), run.stdout
 
 
 def test_star_import_gives_the_public_names():

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
@@ -15,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.keeping import Kept
 from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
@@ -25,7 +25,7 @@ __all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -73,6 +73,13 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
+        shape: tuple[int, ...] = tuple(getattr(y, "shape", None) or ())
+        if len(shape) == 2 and shape[1] > 1:
+            raise ValueError(
+                f"y has shape {shape}, and several outputs for a sample are not supported: "
+                "fit one classifier for each, sklearn.multioutput.MultiOutputClassifier("
+                f"{type(self).__name__}())"
+            )
         if not _is_checked_here(X):
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):

@@ -12,19 +12,23 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.estimators.base import ArrayClassifier
+from gpuclf.estimators.bases import CallbackSupportMixin
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
     fit_together,
     fleets_of,
     model_with,
+    n_epochs_of,
+    rows_of,
 )
+from gpuclf.estimators.watching import as_told, part_task, root_task
 from gpuclf.losses import one_hot
 
 __all__ = ["FleetEnsemble"]
 
 
-class FleetEnsemble(ArrayClassifier):
+class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
     """Classifiers of one kind that vote.
 
     Parameters
@@ -44,6 +48,8 @@ class FleetEnsemble(ArrayClassifier):
         Each as if fitted alone.
     classes_ : NumPy array of shape (C,)
     n_features_in_ : int
+    feature_names_in_ : NumPy array of shape (D,)
+        If the samples came with names of columns.
 
     See Also
     --------
@@ -117,7 +123,7 @@ class FleetEnsemble(ArrayClassifier):
         Raises
         ------
         TypeError
-            If the estimator is not trained by gradients.
+            If the estimator is not trained by gradients, or `X` is sparse.
         gpuclf.training.DivergedError
             If a member's loss or parameters become NaN or infinite.
         """
@@ -129,13 +135,25 @@ class FleetEnsemble(ArrayClassifier):
             raise ValueError(
                 f"{type(self.estimator).__name__} has no probabilities: use voting='hard'"
             )
+        given = {"X": X, "y": y, "sample_weight": sample_weight}
+        X, y, sample_weight = (rows_of(name, values) for name, values in given.items())
         members = [model_with(self.estimator, params) for params in param_list]
-        for numbers in fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET):
-            for error in fit_together([members[n] for n in numbers], X, y, sample_weight):
-                if error is not None:
+        fleets = fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET)
+        n_epochs = n_epochs_of(self.estimator, [param_list[fleet[0]] for fleet in fleets])
+        told = as_told(self, X, y, sample_weight)
+        with root_task(self, 1, told) as root, part_task(root, "members", n_epochs, told) as tasks:
+            for numbers in fleets:
+                errors = fit_together(
+                    *([members[n] for n in numbers], X, y, sample_weight),
+                    callback=None if tasks is None else lambda _: tasks.next(),
+                )
+                for error in filter(None, errors):
                     raise error
         self.estimators_ = members
-        self.classes_, self.n_features_in_ = members[0].classes_, members[0].n_features_in_
+        self.__dict__.pop("feature_names_in_", None)
+        for name in ("classes_", "n_features_in_", "feature_names_in_"):
+            if hasattr(members[0], name):
+                setattr(self, name, getattr(members[0], name))
         return self
 
     def _param_list(self) -> list[dict[str, Any]]:
@@ -162,6 +180,31 @@ class FleetEnsemble(ArrayClassifier):
     def predict_proba(self, X: Any) -> Array:
         """Return the mean of the members' probabilities, shape (N, C); with soft voting only."""
         return self._votes(X)
+
+    @available_if(lambda self: self._is_soft())  # type: ignore[untyped-decorator]
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithms of the mean probabilities, finite also where those round to 0."""
+        check_is_fitted(self, "estimators_")
+        of_members = [model.predict_log_proba(X) for model in self.estimators_]
+        xp = array_namespace(of_members[0])
+        logs = xp.stack(of_members)
+        highest = xp.max(logs, axis=0)
+        return highest + xp.log(xp.mean(xp.exp(logs - highest), axis=0))
+
+    def decision_function(self, X: Any) -> Array:
+        """Return how the vote goes: mean probabilities (soft) or shares of the votes (hard).
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), or Standardized
+
+        Returns
+        -------
+        array of shape (N, C); for two classes (N,), the second share minus the first
+            In the array library of X. `predict` takes the highest, of equals the first.
+        """
+        votes = self._votes(X)
+        return votes[:, 1] - votes[:, 0] if len(self.classes_) == 2 else votes
 
     def member_scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
         """Return each member's accuracy, shape (n_members,): with seeds, their mean and spread."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import clone
 
 from gpuclf.estimators.base import on_host
@@ -20,6 +22,8 @@ __all__ = [
     "fit_together",
     "fleets_of",
     "model_with",
+    "n_epochs_of",
+    "rows_of",
 ]
 
 # What may differ between the models of a fleet; anything else makes fleets of their own.
@@ -65,6 +69,12 @@ def fit_together(
         If the models cannot be trained together.
     """
     _check_alike(models)
+    if any(getattr(model, "_skl_callbacks", None) for model in models):
+        warnings.warn(
+            "the estimator's callbacks are not called where classifiers train together: set them "
+            "on the search or the ensemble, with its set_callbacks",
+            stacklevel=2,
+        )
     errors: list[Exception | None] = [None] * len(models)
     for place, model in enumerate(models):
         try:
@@ -101,6 +111,29 @@ def check_estimator(owner: str, estimator: Any, instead: str) -> None:
 def model_with(estimator: Any, params: Mapping[str, Any]) -> Any:
     """Return a new estimator with other hyper-parameters; nothing that was given is shared."""
     return clone(estimator).set_params(**clone(params, safe=False))
+
+
+def n_epochs_of(estimator: Any, candidates: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many epochs all candidates take one after another, at most."""
+    given = (params.get("max_iter", estimator.max_iter) for params in candidates)
+    return sum(max(0, int(n)) for n in given if isinstance(n, Integral))  # others do not train
+
+
+def rows_of(name: str, values: Any) -> Any:
+    """Return samples, labels or weights in a form that can be indexed by rows.
+
+    Raises
+    ------
+    TypeError
+        If they are sparse.
+    """
+    if issparse(values):
+        raise TypeError(
+            f"{name} is sparse, and sparse input is not supported: pass dense {name}, by "
+            f"{name}.toarray()"
+        )
+    can_be_counted = hasattr(values, "__len__") or hasattr(values, "shape")
+    return np.asarray(values) if not can_be_counted and hasattr(values, "__array__") else values
 
 
 def fleets_of(

@@ -13,19 +13,22 @@ import numpy as np
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
-from sklearn.model_selection._search import BaseSearchCV
 
 from gpuclf.arrays import array_namespace, to_host
 from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.bases import BaseSearchCV
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
     fit_together,
     fleets_of,
     model_with,
+    n_epochs_of,
+    rows_of,
 )
 from gpuclf.estimators.gradient_classifier import GradientClassifier
 from gpuclf.estimators.keeping import Saved
+from gpuclf.estimators.watching import Tasks, as_told, part_task, root_task, sub_fit
 from gpuclf.training import stacked
 
 __all__ = ["FleetSearchCV"]
@@ -44,7 +47,7 @@ Outcomes = dict[tuple[int, int], dict[str, Any]]  # by candidate and fold
 
 
 @dataclass(eq=False, repr=False)
-class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
+class FleetSearchCV(Saved, BaseSearchCV):
     """scikit-learn's grid and random search, with candidates trained together instead of in turn.
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see
@@ -98,6 +101,8 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         If `refit`.
     refit_time_ : float
         Seconds.
+    feature_names_in_ : NumPy array of shape (D,)
+        If `refit`, and the samples came with names of columns.
     n_splits_ : int
     scorer_ : callable
     n_iterations_, n_remaining_candidates_ : int
@@ -127,6 +132,7 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
 
     Unlike GridSearchCV it has no `n_jobs` and no `pre_dispatch` (a fleet uses all threads of its
     products), and takes one metric. A score that fails is reported like there, by a warning.
+    scikit-learn's callbacks (`set_callbacks`, of its version 1.9) see each fold and its epochs.
 
     Seeds are searched like anything else, for the mean and the spread of the accuracy:
     ``{"random_state": range(5)}``. Other mini-batches are another fleet, so seeds cost their full
@@ -173,7 +179,7 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like of shape (N, D), Standardized or Streamed
-            Standardized samples keep their mean and scale in every fold.
+            Standardized samples keep their mean and scale in every fold. Not sparse.
         y : array-like of shape (N,)
         groups : array-like of shape (N,), optional
             For splitters that ask for them.
@@ -187,12 +193,14 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         Raises
         ------
         TypeError
-            If the estimator is not trained by gradients.
+            If the estimator is not trained by gradients, or `X` is sparse.
         ValueError
             If all fits failed, or if `X`, `y`, `groups` and `sample_weight` differ in length.
         """
         candidates = self._candidates()
         rungs = self._rungs(candidates)
+        given = {"X": X, "y": y, "sample_weight": sample_weight, "groups": groups}
+        X, y, sample_weight, groups = (rows_of(name, values) for name, values in given.items())
         _check_lengths(X, y=y, sample_weight=sample_weight, groups=groups)
         for name in OF_HALVING:
             self.__dict__.pop(name, None)
@@ -202,11 +210,27 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         cv = check_cv(self.cv, labels, classifier=True)
         splits = list(cv.split(np.zeros((len(labels), 1)), labels, groups))
         self.n_splits_ = len(splits)
+        n_parts = len(rungs) * len(splits) + (self.refit is not False)
+        with root_task(self, n_parts, as_told(self, X, y, sample_weight)) as root:
+            self._compare(candidates, rungs, splits, (X, y, sample_weight), root)
+            if self.refit:
+                self._refit((X, y, sample_weight), root)
+        return self
+
+    def _compare(
+        self,
+        candidates: list[dict[str, Any]],
+        rungs: list[Any],
+        splits: list[Any],
+        data: tuple[Any, Any, Any],
+        root: Any,
+    ) -> None:
+        """Train and score all candidates in all folds, and choose the best."""
         models: dict[tuple[int, int], Any] = {}  # what goes on in the next rung
         left, tried, outcomes = list(range(len(candidates))), [], []
         sizes: list[int] = []
         for epochs in rungs:
-            found = self._evaluate(candidates, left, models, splits, (X, y, sample_weight), epochs)
+            found = self._evaluate(candidates, left, models, splits, data, epochs, root)
             tried += left
             sizes.append(len(left))
             outcomes += [found[n, f] for n in left for f in range(len(splits))]
@@ -241,14 +265,17 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
             self.best_score_ = results["mean_test_score"][self.best_index_]
         self.best_params_ = params[self.best_index_]
         self.cv_results_ = results
-        if self.refit:
+
+    def _refit(self, data: tuple[Any, Any, Any], root: Any) -> None:
+        """Train the best candidate on all samples."""
+        X, y, sample_weight = data
+        self.best_estimator_ = best = model_with(self.estimator, self.best_params_)
+        with sub_fit(root, "refit-with-best-params", best, as_told(self, *data)):
             start = time.perf_counter()
-            self.best_estimator_ = model_with(self.estimator, self.best_params_)
-            self.best_estimator_.fit(X, y, sample_weight=sample_weight)
+            best.fit(X, y, sample_weight=sample_weight)
             self.refit_time_ = time.perf_counter() - start
-            if hasattr(self.best_estimator_, "feature_names_in_"):
-                self.feature_names_in_ = self.best_estimator_.feature_names_in_
-        return self
+        if hasattr(best, "feature_names_in_"):
+            self.feature_names_in_ = best.feature_names_in_
 
     def _candidates(self) -> list[dict[str, Any]]:
         check_estimator("FleetSearchCV", self.estimator, "sklearn.model_selection.GridSearchCV")
@@ -311,38 +338,47 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         splits: list[Any],
         data: tuple[Any, Any, Any],
         epochs: int | None,
+        root: Any = None,
     ) -> Outcomes:
         """Train these candidates in every fold; return what became of each, by number and fold."""
         outcomes: Outcomes = {}
+        given = [candidates[n] for n in numbers]
         for fold, rows in enumerate(splits):
             train, test = ([select_rows(values, part) for values in data] for part in rows)
-            given = [candidates[n] for n in numbers]
-            for places in fleets_of(self.estimator, given, train[0], train[1], self.memory_budget):
-                fleet = [(numbers[place], fold) for place in places]
-                of_fleet = [
-                    models.get(key) or model_with(self.estimator, candidates[key[0]])
-                    for key in fleet
-                ]
-                found = self._train(of_fleet, train, test, epochs)
-                outcomes |= dict(zip(fleet, found, strict=True))
-                if epochs is not None:
-                    models |= dict(zip(fleet, of_fleet, strict=True))
-                if self.verbose > 0:
-                    seconds = sum(outcome["fit_time"] for outcome in found)
-                    failed = sum(outcome["error"] is not None for outcome in found)
-                    until = "" if epochs is None else f" to epoch {epochs}"
-                    print(
-                        f"fold {fold + 1} of {self.n_splits_}: {len(fleet)} models{until} in "
-                        f"{seconds:.1f} s, {failed} failed"
-                    )
+            fleets = fleets_of(self.estimator, given, train[0], train[1], self.memory_budget)
+            n_epochs = n_epochs_of(self.estimator, [given[places[0]] for places in fleets])
+            with part_task(root, "fold", n_epochs, as_told(self, *data)) as tasks:
+                for places in fleets:
+                    fleet = [(numbers[place], fold) for place in places]
+                    of_fleet = [
+                        models.get(key) or model_with(self.estimator, candidates[key[0]])
+                        for key in fleet
+                    ]
+                    found = self._train(of_fleet, train, test, epochs, tasks)
+                    outcomes |= dict(zip(fleet, found, strict=True))
+                    if epochs is not None:
+                        models |= dict(zip(fleet, of_fleet, strict=True))
+                    self._say(fold, epochs, found)
         return outcomes
 
+    def _say(self, fold: int, epochs: int | None, found: list[dict[str, Any]]) -> None:
+        """Print what became of a fleet, if that is wanted."""
+        if self.verbose > 0:
+            seconds = sum(outcome["fit_time"] for outcome in found)
+            failed = sum(outcome["error"] is not None for outcome in found)
+            until = "" if epochs is None else f" to epoch {epochs}"
+            print(
+                f"fold {fold + 1} of {self.n_splits_}: {len(found)} models{until} in "
+                f"{seconds:.1f} s, {failed} failed"
+            )
+
     def _train(
-        self, fleet: list[Any], train: Any, test: Any, epochs: int | None
+        self, fleet: list[Any], train: Any, test: Any, epochs: int | None, tasks: Tasks | None
     ) -> list[dict[str, Any]]:
         """Train models together; return what became of each."""
+        callback = None if tasks is None else lambda _: tasks.next()
         start = time.perf_counter()
-        errors = fit_together(fleet, *train, epochs=epochs)
+        errors = fit_together(fleet, *train, epochs=epochs, callback=callback)
         fitted = time.perf_counter()
         healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
         parts = {"test_scores": test}
@@ -409,12 +445,12 @@ class FleetSearchCV(Saved, BaseSearchCV):  # type: ignore[misc]
         of_all, score = f"of {len(errors)} fits", f"their score is error_score={self.error_score}"
         if unscored:
             first = f"scoring failed for {len(unscored)} {of_all}, the first: {unscored[0]!r}"
-            warnings.warn(f"{first}; {score}", stacklevel=3)
+            warnings.warn(f"{first}; {score}", stacklevel=4)
         if failures:
             first = f"{len(failures)} {of_all} failed, the first: {failures[0]}"
             if len(failures) == len(errors):
                 raise ValueError(first) from failures[0]
-            warnings.warn(f"{first}; {score}", FitFailedWarning, stacklevel=3)
+            warnings.warn(f"{first}; {score}", FitFailedWarning, stacklevel=4)
 
 
 def _check_lengths(X: Any, **others: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from inspect import cleandoc
@@ -14,13 +15,21 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
-from gpuclf.losses import softmax
+from gpuclf.estimators.bases import CallbackSupportMixin
+from gpuclf.estimators.surface import (
+    Probabilities,
+    Start,
+    check_class_weight,
+    check_partial,
+    labels_of,
+    weights_by_class,
+)
+from gpuclf.estimators.watching import shown, watched
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
@@ -33,7 +42,7 @@ LEARNED_FROM_SAMPLES = ("n_features_in_", "feature_names_in_", "classes_", "mean
 AS_IN_BASE = "**others : as for GradientClassifier"
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
-Check = tuple[str, type, Callable[[Any], bool], str]  # name, kind, in range?, what is wanted
+Check = tuple[str, Any, Callable[[Any], bool], str]  # name, kind, in range?, what is wanted
 
 
 class Part(NamedTuple):
@@ -56,7 +65,7 @@ def _one_of(name: str, *values: Any) -> Check:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class GradientClassifier(ArrayClassifier):
+class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
     """Base of the classifiers that are trained by gradients.
 
     A subclass gives the model: scores, loss and first parameters. A loss of one's own is a subclass
@@ -91,6 +100,17 @@ class GradientClassifier(ArrayClassifier):
         train. The parameters are those of the last epoch.
     validation_fraction : float, default 0.1
         That share, where there is an `n_iter_no_change`.
+    class_weight : dict or "balanced", optional
+        A factor for each class, by label; 1 for those that a dict does not name. "balanced" is
+        ``N / (C * samples of the class)``, with weights for samples where there are any. As if
+        each sample's `sample_weight` had been multiplied by that of its class, in the
+        standardisation and in early stopping too.
+    warm_start : bool, default False
+        Whether `fit` starts from where the last one ended, as the same function of the features,
+        instead of anew. Velocity, learning rate, `random_state` and history do begin again.
+    verbose : int, default 0
+        Above 0, `fit` shows epochs and loss on the standard error: a bar on a terminal, elsewhere
+        a line after each two seconds.
 
     Attributes
     ----------
@@ -121,9 +141,13 @@ class GradientClassifier(ArrayClassifier):
     random_state: Any = None
     n_iter_no_change: int | None = None
     validation_fraction: float = 0.1
+    class_weight: Any = None
+    warm_start: bool = False
+    verbose: int = 0
 
     model: ClassVar[Model]
-    solver = "sgd"  # a hyper-parameter where a subclass makes it a field
+    solver = "sgd"  # a hyper-parameter where a subclass makes it a field, like the next one
+    tol = 1e-5
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         ("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
@@ -135,6 +159,12 @@ class GradientClassifier(ArrayClassifier):
         _one_of("schedule", "exponential", "one_cycle"),
         _one_of("precision", *PRECISIONS, None),
         _one_of("solver", "sgd", "lbfgs"),
+        (
+            *("class_weight", object, check_class_weight),
+            'a dict of finite weights by label, at least 0, or "balanced", or None',
+        ),
+        ("warm_start", bool | np.bool_, lambda v: True, "True or False"),
+        ("verbose", Integral | np.bool_, lambda v: v >= 0, "an integer, at least 0"),
     )
     CHECKS_OF_EARLY_STOPPING: ClassVar[tuple[Check, ...]] = (
         ("n_iter_no_change", Integral, lambda v: v >= 1, "an integer, at least 1, or None"),
@@ -174,8 +204,10 @@ class GradientClassifier(ArrayClassifier):
             numbers are converted to float64. The model is computed in float64 for float64
             samples and in float32 for float32 and uint8, unless `precision` says otherwise.
             The mean and scale of Standardized samples are kept, for later samples that come raw.
+            Sparse samples are not supported: ``X.toarray()``.
         y : array-like of shape (N,)
-            Class labels; on a device, integers on the same device.
+            Class labels; on a device, integers on the same device. For several outputs there is
+            :class:`sklearn.multioutput.MultiOutputClassifier`.
         sample_weight : array-like of shape (N,), optional
             A sample of weight 2 counts as two samples.
         X_val, y_val : array-like, optional
@@ -201,10 +233,11 @@ class GradientClassifier(ArrayClassifier):
         """
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: pass both, or neither")
-        with self._unchanged_if_it_fails():
-            self.check_hyperparameters()
+        self.check_hyperparameters()
+        watching = watched(self, X, y, sample_weight, callback)
+        with watching as watch, self._unchanged_if_it_fails():
             (error,) = self.fit_fleet(
-                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=callback
+                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=watch
             )
             if error is not None:
                 raise error
@@ -248,11 +281,15 @@ class GradientClassifier(ArrayClassifier):
         first, is_alone = fleet[0], len(fleet) == 1
         goes_on = epochs is not None and hasattr(first, "params_")
         validates = X_val is not None or first.n_iter_no_change is not None
+        starts = [None if goes_on else Start.of(model) for model in fleet]
         part, held_out = first._prepare(
             X, y, sample_weight, reset=not goes_on, holds_out=validates and X_val is None
         )
-        start = None if goes_on else first._initial_params(part)
-        members = [model._member(part, start) for model in fleet]
+        anew: Any = None if goes_on else first._initial_params(part)
+        members = [
+            model._member(part, anew if start is None else start.continued(first, anew))
+            for model, start in zip(fleet, starts, strict=True)
+        ]
         n_steps, rng = first._n_steps(part), first._rng
         if validates:
             seen = part.spaced(count_samples(held_out.targets if held_out else y_val))
@@ -261,6 +298,8 @@ class GradientClassifier(ArrayClassifier):
         def after_epoch(params: Params, numbers: list[int]) -> list[int]:
             histories = [members[k].history for k in numbers]
             epoch = len(histories[0].loss) // n_steps
+            if tell is not None:
+                tell(epoch, float(np.mean(histories[0].loss[-n_steps:])))
             if is_alone and (callback is not None or X_val is not None):
                 # A copy: training goes on in place, and callbacks may keep what they see.
                 copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
@@ -280,12 +319,15 @@ class GradientClassifier(ArrayClassifier):
                 generators.update((k, deepcopy(rng)) for k in stopped)
             return stopped
 
-        if first.solver == "lbfgs":
-            watches = validates or callback is not None
-            first._run_lbfgs(members[0], part, after_epoch if watches else None)
-        else:
-            n_epochs = (epochs or first.max_iter) - (first.n_iter_ if goes_on else 0)
-            first._run_sgd(members, part, n_epochs, after_epoch)
+        last = epochs or first.max_iter
+        title = f"training {type(first).__name__}" + ("" if is_alone else f" {len(fleet)} times")
+        with shown(title, last) if first.verbose > 0 else nullcontext() as tell:
+            if first.solver == "lbfgs":
+                watches = validates or callback is not None or tell is not None
+                first._run_lbfgs(members[0], part, after_epoch if watches else None)
+            else:
+                n_epochs = last - (first.n_iter_ if goes_on else 0)
+                first._run_sgd(members, part, n_epochs, after_epoch)
         for k, (model, member) in enumerate(zip(fleet, members, strict=True)):
             if member.error is None:
                 for name in LEARNED_FROM_SAMPLES:
@@ -303,7 +345,7 @@ class GradientClassifier(ArrayClassifier):
         ----------
         X : array-like of shape (N, D), or Standardized
         y : array-like of shape (N,)
-        classes : array-like of shape (C,)
+        classes : array-like of shape (C,), or set
             All labels that will ever occur; needed at the first call.
         sample_weight : array-like of shape (N,), optional
 
@@ -321,7 +363,10 @@ class GradientClassifier(ArrayClassifier):
         with self._unchanged_if_it_fails():
             self.check_hyperparameters()
             part, _ = self._prepare(
-                X, y, sample_weight, reset=starts, in_parts=True, classes=classes
+                *(X, y, sample_weight),
+                reset=starts,
+                in_parts=True,
+                classes=None if classes is None else labels_of(classes),
             )
             member = self._member(part, self._initial_params(part) if starts else None)
             n_done = 0 if starts else self.n_iter_
@@ -364,9 +409,12 @@ class GradientClassifier(ArrayClassifier):
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=reset)
         if in_parts:
             self._check_classes(classes, reset)
+            check_partial(self.class_weight)
         if reset:
             self._number_classes(labels if classes is None else classes)
-        whole = Part(samples, self._targets(labels), weights)
+        targets = self._targets(labels)
+        weights = weights_by_class(self.class_weight, self.classes_, targets, weights)
+        whole = Part(samples, targets, weights)
         held_out = None
         if holds_out:
             # The same for every random_state: what is compared is compared on the same samples.
@@ -513,11 +561,6 @@ class GradientClassifier(ArrayClassifier):
         stored = samples.X if isinstance(samples, Standardized) else samples
         params = to_device(self.params_ if params is None else params, like=stored)
         return self._scores(params, samples)
-
-    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
-        return softmax(self.class_scores(X))
 
     def _scores(self, params: Params, samples: Any) -> Array:
         return self.model.scores(params, samples, precision=self._products)

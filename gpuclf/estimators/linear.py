@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.estimators.surface import LinearCoefficients
 from gpuclf.models import SOFTMAX, SVM
 
 __all__ = ["LinearSVMClassifier", "SoftmaxClassifier"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SoftmaxClassifier(GradientClassifier):
+class SoftmaxClassifier(LinearCoefficients, GradientClassifier):
     r"""Softmax regression (multinomial logistic regression), on the array library of the samples.
 
     Minimises :math:`\frac{1}{N} \sum_i -\log p_{i y_i} + \lambda \sum W^2`; the bias is not
@@ -35,11 +36,26 @@ class SoftmaxClassifier(GradientClassifier):
     params_ : dict
         W (D, C) and b (C,), in the array library of the training samples; they act on the
         standardised features.
+    coef_, intercept_ : array of shape (C, D) and (C,); for two classes (1, D) and (1,)
+        The same for the features as they come: ``X @ coef_.T + intercept_`` is the decision
+        function.
     **others : as for GradientClassifier
 
     See Also
     --------
     gpuclf.softmax_loss_vectorized : the objective.
+
+    Notes
+    -----
+    :class:`sklearn.linear_model.LogisticRegression` minimises a sum over the samples,
+    :math:`\sum_i w_i \ell_i + \frac{1}{2C} \sum \mathrm{coef}^2`, with weights :math:`w_i` (1
+    without any, times those of the classes). Here it is their mean, the sum divided by
+    :math:`\Omega = \sum_i w_i`: its coefficients are those of ``solver="lbfgs",
+    standardize=False`` with :math:`\lambda = 1 / (2 C \Omega)`. Of two classes it penalises one
+    vector, the difference of the two here, which at the minimum are plus and minus half of it:
+    there :math:`\lambda = 1 / (C \Omega)`. With ``standardize=True`` the penalty is on the
+    coefficients of standardised features, as in a pipeline after StandardScaler. `tol` is on the
+    gradient of the mean.
 
     Examples
     --------
@@ -58,7 +74,7 @@ class SoftmaxClassifier(GradientClassifier):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LinearSVMClassifier(GradientClassifier):
+class LinearSVMClassifier(LinearCoefficients, GradientClassifier):
     r"""Linear multiclass SVM, on the array library of the samples.
 
     Minimises :math:`\frac{1}{N} \sum_i \sum_{j \ne y_i} \max(0, s_{ij} - s_{i y_i} + 1)
@@ -77,6 +93,9 @@ class LinearSVMClassifier(GradientClassifier):
     params_ : dict
         W (D, C) and b (C,), in the array library of the training samples; they act on the
         standardised features.
+    coef_, intercept_ : array of shape (C, D) and (C,); for two classes (1, D) and (1,)
+        The same for the features as they come: ``X @ coef_.T + intercept_`` is the decision
+        function.
     **others : as for GradientClassifier
 
     See Also

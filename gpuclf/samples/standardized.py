@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,12 +27,29 @@ __all__ = [
 BYTE_CENTRE = 128
 
 
+if TYPE_CHECKING:
+    of_the_class = classmethod
+else:
+
+    class of_the_class(classmethod):  # noqa: N801 - a decorator
+        """A classmethod that instances do not have.
+
+        scikit-learn takes what has a `fit` for an estimator, and would not split it.
+        """
+
+        def __get__(self, instance, owner=None):
+            if instance is not None:
+                raise AttributeError("fit is called on the class: gpuclf.Standardized.fit(X)")
+            return super().__get__(None, owner)
+
+
 class Standardized:
     """Pixels or floats with their standardisation, for models that begin with a product.
 
     Losses, scores and the classifiers trained by gradients take them as X. What compares or looks
     at the values themselves (distances, k-NN, image features, naive loops) takes arrays:
-    :meth:`to_array` writes them out.
+    :meth:`to_array` writes them out. scikit-learn's splitters (`train_test_split`,
+    `cross_val_score`, searches) take them; mean and scale stay those of all samples.
 
     Parameters
     ----------
@@ -82,8 +101,12 @@ class Standardized:
             )
         return to_device(np.broadcast_to(host, (n_features,)).copy(), like=self.X)
 
-    @classmethod
-    def fit(cls, X: Array, sample_weight: Array | None = None) -> Standardized:
+    @of_the_class
+    def fit(
+        cls,  # noqa: N805 - a classmethod
+        X: Array,
+        sample_weight: Array | None = None,
+    ) -> Standardized:
         """Standardise X by its own mean and standard deviation; a constant feature gets scale 1.
 
         Parameters
@@ -132,7 +155,11 @@ class Standardized:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Array | slice) -> Standardized:
+    def __getitem__(self, rows: Array | slice | tuple[Array | slice, EllipsisType]) -> Standardized:
+        if isinstance(rows, tuple):  # as scikit-learn's splitters index
+            if len(rows) != 2 or not (rows[1] is ... or rows[1] == slice(None)):
+                raise TypeError(f"index Standardized by rows alone, not by {rows!r}")
+            rows = rows[0]
         if isinstance(rows, int | np.integer):
             raise TypeError(f"index Standardized with a slice or an array of rows, not {rows!r}")
         if isinstance(rows, list):

@@ -150,7 +150,8 @@ class _ModelWriter(ValueWriter):
             for name in names
         }
         # By no list of names: an attribute that is added later is stored, or named in a warning.
-        learned = {k: v for k, v in attributes.items() if k not in names}
+        # Callbacks watch a fit, and are no part of what it made.
+        learned = {k: v for k, v in attributes.items() if k not in {*names, "_skl_callbacks"}}
         fitted = {name: self.write(v, prefix + name) for name, v in learned.items()}
         needed = [prefix + name for name in REQUIRED[_base_of(type(value))]]
         for place, odd in self.left_out.items():

@@ -79,6 +79,9 @@ class ValueWriter:
         if kind is dict and all(type(key) is str for key in value):
             of = {key: self._item(item, f"{where}.{key}") for key, item in value.items()}
             return {"is": "dict", "items": of}
+        if kind is dict:  # weights of classes, by labels that are no strings
+            pairs = [self._item(pair, f"{where}.{n}") for n, pair in enumerate(value.items())]
+            return {"is": "pairs", "items": pairs}
         if kind is np.random.Generator and type(value.bit_generator).__name__ in BIT_GENERATORS:
             state = self.write(value.bit_generator.state, where)
             return {"is": "generator", "name": self._name(where), "state": state}
@@ -176,6 +179,7 @@ class ValueReader:
             "generator": self._read_generator,
             "history": self._read_history,
             "labels": self._read_labels,
+            "pairs": self._read_pairs,
             "partial": self._read_partial,
             "random_state": self._read_random_state,
             "scalar": self._read_scalar,
@@ -243,6 +247,9 @@ class ValueReader:
 
     def _read_dict(self, node: Any) -> dict[str, Any]:
         return {key: self.read(item) for key, item in node["items"].items()}
+
+    def _read_pairs(self, node: Any) -> dict[Any, Any]:
+        return dict(self.read(node["items"]))
 
     def _read_history(self, node: Any) -> Any:
         from gpuclf.training.history import History
