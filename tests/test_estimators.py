@@ -276,6 +276,37 @@ def test_partial_fit_on_the_same_samples_is_fit_epoch_by_epoch(kind):
     assert_same_params(in_parts.params_, at_once.params_)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize(
+    "weights", [np.zeros(N), np.full(N, 1e308)], ids=["0 everywhere", "their sum overflows"]
+)
+def test_weights_are_blamed_where_weights_are_at_fault(lib, weights, standardize):
+    if lib.name not in ("numpy", "numpy-readonly"):
+        pytest.skip("values on a device are not looked at")
+    X, y = (lib.asarray(v) for v in make_data())
+    for samples in (X, Standardized(X, 0.0, 1.0)):
+        with pytest.raises(ValueError, match="sample_weight must be finite, .* which is (0|inf)"):
+            KINDS["softmax"](standardize=standardize).fit(samples, y, weights)
+    with pytest.raises(ValueError, match="sample_weight must be finite"):
+        Standardized.fit(X, weights)
+
+
+@pytest.mark.parametrize(
+    "make", [np.random.default_rng, np.random.RandomState, np.random.PCG64], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_generator_handed_in_comes_back_as_it_was_when_a_fit_fails(make, method):
+    X, y = make_data()
+    state, untouched = make(3), make(3)
+    model = KINDS["softmax"](random_state=state, learning_rate=1e300)
+    options = {"classes": np.arange(C)} if method == "partial_fit" else {}
+    with pytest.raises(DivergedError):
+        getattr(model, method)(10 * X, y, **options)
+    if make is np.random.PCG64:
+        state, untouched = map(np.random.Generator, (state, untouched))
+    np.testing.assert_array_equal(state.random(5), untouched.random(5))
+
+
 @every_sgd_kind
 def test_partial_fit_needs_the_classes_first(kind):
     X, y = make_data()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.keeping import Kept
-from gpuclf.samples.standardized import Standardized, take_rows
+from gpuclf.samples.standardized import Standardized, check_total_weight, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
@@ -83,6 +84,7 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 sample_weight = _check_sample_weight(
                     sample_weight, X, dtype=np.float64, ensure_non_negative=True
                 )
+                check_total_weight(sample_weight)
             return X, y, sample_weight
         X = self._check_samples(X, reset=reset)
         stored = X.X if isinstance(X, Standardized) else X
@@ -125,16 +127,27 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _unchanged_if_it_fails(self) -> Iterator[None]:
         """Leave no half-trained model behind an error or an interruption."""
         before = dict(self.__dict__)
-        generator = before.get("_rng")  # goes on in place
-        state = None if generator is None else generator.bit_generator.state
+        # They go on in place: the model's own, and one that the caller handed in.
+        restore = [_position_of(before.get(name)) for name in ("_rng", "random_state")]
         try:
             yield
         except BaseException:
-            if generator is not None:
-                generator.bit_generator.state = state
+            for put_back in restore:
+                put_back()
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+
+def _position_of(generator: Any) -> Callable[[], None]:
+    """Return what takes a generator of random numbers back to where it is now."""
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, np.random.BitGenerator):
+        return partial(setattr, generator, "state", generator.state)
+    if isinstance(generator, np.random.Generator):
+        return _position_of(generator.bit_generator)
+    return lambda: None
 
 
 def _with_accepted_numbers(X: Any) -> Any:

@@ -379,6 +379,14 @@ class GradientClassifier(ArrayClassifier):
             whole, held_out = (
                 Part(*(select_rows(values, np.sort(rows)) for values in whole)) for rows in numbers
             )
+            for part, purpose in ((whole, "train on"), (held_out, "stop by")):
+                if part.weights is not None and not np.any(to_host(part.weights) > 0):
+                    raise ValueError(
+                        f"sample_weight is 0 for all {int(part.targets.shape[0])} samples to "
+                        f"{purpose}: early stopping holds out validation_fraction="
+                        f"{self.validation_fraction}; change it, pass X_val and y_val, or leave "
+                        "out the samples of weight 0"
+                    )
         learned = self._learn_standardization(whole) if reset else self._standardized(whole.samples)
         if held_out is not None:
             held_out = held_out._replace(samples=self._standardized(held_out.samples))
