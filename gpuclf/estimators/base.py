@@ -14,8 +14,9 @@ from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.estimators.image_samples import ImageSamples, without_graph
 from gpuclf.estimators.keeping import Kept
 from gpuclf.samples.standardized import Standardized, check_total_weight, take_rows
 from gpuclf.samples.streamed import Streamed
@@ -26,7 +27,7 @@ __all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -56,6 +57,11 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return xp.take(to_device(self.classes_, like=numbers), numbers)
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
+        X = self._check_rows(self._as_rows(X, reset=reset), reset=reset)
+        self._compare_values(X, reset=reset)
+        return X
+
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
         if not _is_checked_here(X):
             return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
         X = _with_accepted_numbers(X)
@@ -74,6 +80,10 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
+        refuse_odd_arrays(y, "y")
+        refuse_odd_arrays(sample_weight, "sample_weight")
+        X = self._as_rows(X, reset=reset)
+        y, sample_weight = without_graph(y), without_graph(sample_weight)
         if not _is_checked_here(X):
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
@@ -85,8 +95,10 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
                     sample_weight, X, dtype=np.float64, ensure_non_negative=True
                 )
                 check_total_weight(sample_weight)
+            self._compare_values(X, reset=reset)
             return X, y, sample_weight
-        X = self._check_samples(X, reset=reset)
+        X = self._check_rows(X, reset=reset)
+        self._compare_values(X, reset=reset)
         stored = X.X if isinstance(X, Standardized) else X
         if isinstance(stored, np.ndarray):
             y = np.asarray(y)

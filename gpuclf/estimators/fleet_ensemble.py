@@ -136,6 +136,9 @@ class FleetEnsemble(ArrayClassifier):
                     raise error
         self.estimators_ = members
         self.classes_, self.n_features_in_ = members[0].classes_, members[0].n_features_in_
+        self.__dict__.pop("feature_names_in_", None)
+        if hasattr(members[0], "feature_names_in_"):
+            self.feature_names_in_ = members[0].feature_names_in_
         return self
 
     def _param_list(self) -> list[dict[str, Any]]:

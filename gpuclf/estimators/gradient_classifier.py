@@ -28,7 +28,12 @@ from gpuclf.validation import PRECISIONS
 
 __all__ = ["Check", "GradientClassifier"]
 
-LEARNED_FROM_SAMPLES = ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
+LEARNED_FROM_SAMPLES = (
+    *("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_"),
+    *("image_shape_", "layout_", "value_range_", "_value_kind"),
+)
+ENOUGH_STEPS = 200  # to end without a word
+MANY = 1 << 30  # samples
 # The docstrings of subclasses have this line where the base class's parameters and attributes go.
 AS_IN_BASE = "**others : as for GradientClassifier"
 
@@ -55,6 +60,14 @@ def _one_of(name: str, *values: Any) -> Check:
     return name, object, lambda v: v in values, f"{', '.join(others)} or {last}"
 
 
+def _auto_or(name: str, kind: type, fits: Callable[[Any], Any], wanted: str) -> Check:
+    def is_right(value: Any) -> bool:
+        is_auto = isinstance(value, str) and value == "auto"
+        return is_auto or (isinstance(value, kind) and bool(fits(value)))
+
+    return name, object, is_right, f'{wanted}, or "auto"'
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class GradientClassifier(ArrayClassifier):
     """Base of the classifiers that are trained by gradients.
@@ -73,7 +86,9 @@ class GradientClassifier(ArrayClassifier):
         One-cycle rises in a line over the first fifth of the steps, and falls to 0.
     momentum : float, default 0.9
     nesterov : bool, default True
-    batch_size : int, default 200
+    batch_size : int or "auto", default "auto"
+        Samples of a step. "auto" is a tenth of the training samples, at least 16 and at most 200, so
+        that few samples give enough steps too; in :meth:`partial_fit`, 200.
     standardize : bool, default True
         Bring each feature to mean 0 and standard deviation 1 over the training set, without
         writing the standardised samples out. Samples passed as Standardized stay as they are.
@@ -97,6 +112,14 @@ class GradientClassifier(ArrayClassifier):
     classes_ : NumPy array of shape (C,)
     mean_, scale_ : NumPy array of shape (D,), or None
         The standardisation.
+    image_shape_ : tuple of int, or None
+        (channels, height, width) of images that came with three or four axes. They were flattened
+        by the planes; later ones of that size are, whatever their layout.
+    layout_ : {"NHWC", "NCHW", "NHW"}, or None
+        Of these images.
+    value_range_ : tuple of float, or None
+        Least and largest value trained on, where that was on the host. Samples that cannot be of
+        the same kind (fractions of 0..1 after bytes, or the other way round) bring a warning.
     loss_history_ : list of float
         One value a step.
     val_accuracy_history_, train_accuracy_history_ : list of float
@@ -108,12 +131,12 @@ class GradientClassifier(ArrayClassifier):
     """
 
     max_iter: int = 20
-    learning_rate: float = 0.003
+    learning_rate: float | str = "auto"
     learning_rate_decay: float = 0.95
     schedule: str = "one_cycle"
     momentum: float = 0.9
     nesterov: bool = True
-    batch_size: int = 200
+    batch_size: int | str = "auto"
     reg: float = 1e-3
     standardize: bool = True
     augment: Any = None
@@ -124,12 +147,16 @@ class GradientClassifier(ArrayClassifier):
 
     model: ClassVar[Model]
     solver = "sgd"  # a hyper-parameter where a subclass makes it a field
+    # What learning_rate="auto" is for samples of so many features, and how fast it rises with fewer.
+    auto_rate: ClassVar[float] = 0.003
+    auto_rate_features: ClassVar[int] = 3072
+    auto_rate_power: ClassVar[float] = 0.75
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
-        ("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
+        _auto_or("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
         ("learning_rate_decay", Real, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
         ("max_iter", Integral, lambda v: v >= 1, "an integer, at least 1"),
-        ("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
+        _auto_or("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
         ("momentum", Real, lambda v: 0 <= v < 1, "a number, at least 0 and below 1"),
         ("reg", Real, lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
         _one_of("schedule", "exponential", "one_cycle"),
@@ -197,7 +224,8 @@ class GradientClassifier(ArrayClassifier):
         Warns
         -----
         sklearn.exceptions.ConvergenceWarning
-            If L-BFGS stopped at `max_iter`.
+            If L-BFGS stopped at `max_iter`, or SGD did after fewer than 200 steps, while the loss
+            was still falling.
         """
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: pass both, or neither")
@@ -208,6 +236,14 @@ class GradientClassifier(ArrayClassifier):
             )
             if error is not None:
                 raise error
+        if self.solver == "sgd" and self.n_iter_ == self.max_iter and _still_falls(self.history_):
+            warnings.warn(
+                f"SGD stopped at max_iter={self.max_iter} after {len(self.loss_history_)} steps, "
+                "while the loss was still falling: raise max_iter or learning_rate, or lower "
+                "batch_size",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     @staticmethod
@@ -297,7 +333,7 @@ class GradientClassifier(ArrayClassifier):
         return [member.error for member in members]
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """Train for one epoch over these samples, going on from where the model is.
+        """Train on these samples, once, going on from where the model is.
 
         Parameters
         ----------
@@ -313,9 +349,11 @@ class GradientClassifier(ArrayClassifier):
 
         Notes
         -----
-        The first call's samples set the standardisation. The learning rate is `learning_rate`,
-        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD, and
-        without early stopping.
+        The first call's samples set the standardisation. A call is a piece of a stream, of which
+        nobody knows how long it is, and no epoch: the learning rate is `learning_rate` in every
+        call, whatever `schedule` and `learning_rate_decay` say, and momentum goes on from the call
+        before. Lower it towards the end with ``set_params(learning_rate=...)``. Always by SGD, and
+        without early stopping; `n_iter_` counts the calls.
         """
         starts = not hasattr(self, "params_")
         with self._unchanged_if_it_fails():
@@ -324,13 +362,12 @@ class GradientClassifier(ArrayClassifier):
                 X, y, sample_weight, reset=starts, in_parts=True, classes=classes
             )
             member = self._member(part, self._initial_params(part) if starts else None)
-            n_done = 0 if starts else self.n_iter_
-            rate = self.learning_rate * self.learning_rate_decay**n_done
-            member.rate = lambda _: rate
-            self._run_sgd([member], part, 1)
+            member.rate = lambda _: self._base_rate(part)
+            # As of a long stream: how long the pieces are says nothing about it.
+            self._run_sgd([member], part, 1, n_samples=MANY)
             if member.error is not None:
                 raise member.error
-            self._record(member, n_done + 1)
+            self._record(member, 1 if starts else self.n_iter_ + 1)
         return self
 
     def _check_classes(self, classes: Any, starts: bool) -> None:
@@ -339,7 +376,7 @@ class GradientClassifier(ArrayClassifier):
                 "the first call of partial_fit needs classes=, all labels that will ever occur"
             )
         if not starts and classes is not None:
-            found = np.unique(classes)
+            found = _as_labels(classes)
             if not np.array_equal(found, self.classes_):
                 raise ValueError(
                     f"classes={found.tolist()} differ from those of the first call, "
@@ -365,7 +402,7 @@ class GradientClassifier(ArrayClassifier):
         if in_parts:
             self._check_classes(classes, reset)
         if reset:
-            self._number_classes(labels if classes is None else classes)
+            self._number_classes(labels if classes is None else _as_labels(classes))
         whole = Part(samples, self._targets(labels), weights)
         held_out = None
         if holds_out:
@@ -421,11 +458,30 @@ class GradientClassifier(ArrayClassifier):
 
     def _n_steps(self, part: Part) -> int:
         n_samples = int(part.targets.shape[0])
-        return 1 if self.solver == "lbfgs" else math.ceil(n_samples / int(self.batch_size))
+        return 1 if self.solver == "lbfgs" else math.ceil(n_samples / self.samples_of_step(n_samples))
+
+    def samples_of_step(self, n_samples: int) -> int:
+        """Return the `batch_size` for so many training samples."""
+        if self.batch_size == "auto":
+            return min(200, max(16, math.ceil(n_samples / 10)))
+        return int(self.batch_size)
+
+    def _base_rate(self, part: Part) -> float:
+        """Return the largest learning rate.
+
+        Standardised features have curvatures of up to their number: the fewer there are, the longer
+        a step may be. The default was found on CIFAR-10, and stays what it is for as many features
+        and more, and for features of a scale that is not known.
+        """
+        if self.learning_rate != "auto":
+            return float(self.learning_rate)
+        fewer = self.auto_rate_features / self.n_features_in_
+        is_scaled = isinstance(part.samples, Standardized)
+        return self.auto_rate * (max(1.0, fewer) ** self.auto_rate_power if is_scaled else 1.0)
 
     def _member(self, part: Part, start: Params | None) -> Member:
         """Gather what is this classifier's own in a fit from `start`, or, if None, as it is now."""
-        n_steps, base = self._n_steps(part), self.learning_rate
+        n_steps, base = self._n_steps(part), self._base_rate(part)
 
         def rate(step: int) -> float:
             if self.schedule == "one_cycle":
@@ -440,10 +496,16 @@ class GradientClassifier(ArrayClassifier):
         return member
 
     def _run_sgd(
-        self, members: Sequence[Member], part: Part, epochs: int, on_epoch: Any = None
+        self,
+        members: Sequence[Member],
+        part: Part,
+        epochs: int,
+        on_epoch: Any = None,
+        n_samples: int | None = None,
     ) -> None:
+        batch_size = self.samples_of_step(n_samples or int(part.targets.shape[0]))
         train_sgd(
-            self.model, members, part.samples, part.targets, batch_size=self.batch_size,
+            self.model, members, part.samples, part.targets, batch_size=batch_size,
             epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._products,
             sample_weight=part.weights, augment=self.augment, on_epoch=on_epoch,
         )  # fmt: skip
@@ -542,6 +604,30 @@ class GradientClassifier(ArrayClassifier):
         if part.weights is None:
             return np.asarray(to_host(xp.mean(right, axis=-1)))
         return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))
+
+
+def _still_falls(history: History) -> bool:
+    """Tell whether few steps have ended while the loss was falling as it had been before.
+
+    Over equal stretches of summed learning rates, the fall from the middle to the end is held
+    against the whole; large sets, where 20 epochs are thousands of steps, are never accused.
+    """
+    losses, rates = np.asarray(history.loss), np.asarray(history.learning_rate)
+    if len(losses) >= ENOUGH_STEPS:
+        return False
+    done = (np.cumsum(rates) - rates / 2) / np.sum(rates)
+    middle, end = (
+        np.mean(losses[np.argsort(abs(done - place))[: max(1, len(losses) // 5)]])
+        for place in (0.5, 1.0)
+    )
+    return bool(middle - end > 0.1 * abs(losses[0] - end) or len(losses) < 5)
+
+
+def _as_labels(classes: Any) -> np.ndarray:
+    """Return the different labels of a list, set, array of any library, or pandas' or polars' own."""
+    if isinstance(classes, set | frozenset | dict | range) or not hasattr(classes, "__len__"):
+        classes = list(classes)
+    return np.unique(np.asarray(on_host(classes)))
 
 
 def _generator(random_state: Any) -> np.random.Generator:
