@@ -206,6 +206,7 @@ def on_host(values: Any) -> Any:
 
 def count_samples(values: Any) -> int:
     """Return the number of samples, labels or weights."""
+    refuse_odd_arrays(values)
     # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
     shape = getattr(values, "shape", None)
     return int(shape[0]) if shape else len(values)

@@ -475,7 +475,7 @@ class GradientClassifier(ArrayClassifier):
         """
         if self.learning_rate != "auto":
             return float(self.learning_rate)
-        fewer = self.auto_rate_features / self.n_features_in_
+        fewer = self.auto_rate_features / int(part.samples.shape[1])
         is_scaled = isinstance(part.samples, Standardized)
         return self.auto_rate * (max(1.0, fewer) ** self.auto_rate_power if is_scaled else 1.0)
 
