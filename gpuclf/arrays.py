@@ -91,14 +91,20 @@ def refuse_odd_arrays(x: Any, name: str | None = None) -> None:
     given = name or "x"
     if isinstance(x, np.ma.MaskedArray):
         what = "a masked array, whose mask would be ignored"
-        remedy = f"fill the gaps with a number, numpy.ma.filled({given}, 0), or leave those rows out"
+        remedy = (
+            f"fill the gaps with a number, numpy.ma.filled({given}, 0), or leave those rows out"
+        )
     elif isinstance(x, np.matrix):
         what = "a numpy.matrix, which multiplies and indexes otherwise than an array"
         remedy = f"pass numpy.asarray({given})" + (".ravel()" if x.shape[0] == 1 else "")
     elif root == "scipy" and hasattr(x, "toarray"):
         what = f"sparse ({kind.__name__} of SciPy)"
         remedy = f"sparse samples are not supported: write the zeros out, {given}.toarray()"
-    elif root == "torch" and getattr(x, "layout", None) is not None and "strided" not in str(x.layout):
+    elif (
+        root == "torch"
+        and getattr(x, "layout", None) is not None
+        and "strided" not in str(x.layout)
+    ):
         what = f"a sparse tensor ({x.layout})"
         remedy = f"sparse samples are not supported: write the zeros out, {given}.to_dense()"
     elif root in ("jax", "jaxlib"):

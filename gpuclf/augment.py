@@ -55,7 +55,7 @@ def augmented(
     """
     batch = augment(X, rng)
     wanted, found = tuple(X.shape), tuple(getattr(batch, "shape", ()))
-    if found != wanted or not hasattr(batch, "dtype") and not isinstance(batch, Standardized):
+    if found != wanted or (not hasattr(batch, "dtype") and not isinstance(batch, Standardized)):
         got = f"shape {found}" if hasattr(batch, "shape") else f"a {type(batch).__name__}"
         raise ValueError(
             f"augment must return a batch of the shape that it got, {wanted}, one row for each "

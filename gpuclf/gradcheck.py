@@ -270,9 +270,7 @@ def grad_check(
             worst = GradCheck(error, where, a, n, 0, 0, rtol)
     advice = _advice(value, size, h, largest) if n_hidden else ""
     n_checked = len(lines) - n_kinks - n_hidden
-    return replace(
-        worst, n_checked=n_checked, n_kinks=n_kinks, n_hidden=n_hidden, advice=advice
-    )
+    return replace(worst, n_checked=n_checked, n_kinks=n_kinks, n_hidden=n_hidden, advice=advice)
 
 
 def _lines(

@@ -368,7 +368,9 @@ def test_weights_are_blamed_where_weights_are_at_fault(weights, standardize):
 
 
 @pytest.mark.parametrize(
-    "make", [np.random.default_rng, np.random.RandomState, np.random.PCG64], ids=lambda m: m.__name__
+    "make",
+    [np.random.default_rng, np.random.RandomState, np.random.PCG64],
+    ids=lambda m: m.__name__,
 )
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 def test_a_generator_handed_in_comes_back_as_it_was_when_a_fit_fails(make, method):

@@ -467,7 +467,9 @@ def test_the_advice_for_a_large_constant_is_right():
         assert not grad_check(f, x, -2 * x, h=h).passed
 
 
-@pytest.mark.parametrize("rounds", [np.float32, lambda v: float(np.float32(v))], ids=["f4", "float"])
+@pytest.mark.parametrize(
+    "rounds", [np.float32, lambda v: float(np.float32(v))], ids=["f4", "float"]
+)
 def test_the_advice_for_a_function_rounded_to_float32_is_right(rounds):
     x = np.random.default_rng(0).uniform(0.5, 1, 6)
     f = square_and(1)

@@ -116,7 +116,9 @@ def test_other_ways_in_refuse_them_too(kind):
 def test_what_stands_beside_arrays_of_a_device_is_told_to_go_there(strict):
     W, x = strict.asarray(np.zeros((D, C))), strict.asarray(X)
     with pytest.raises(TypeError, match="got list") as error:
-        softmax_loss_vectorized(W.tolist() if hasattr(W, "tolist") else [[0.0]], x, strict.asarray(Y), 0)
+        softmax_loss_vectorized(
+            W.tolist() if hasattr(W, "tolist") else [[0.0]], x, strict.asarray(Y), 0
+        )
     assert "gpuclf.to_device(numpy.asarray(W), like=" in str(error.value)
 
 
@@ -139,6 +141,6 @@ def test_samples_of_torch_are_taken_without_their_graph(model, lazy):
     plain.fit(given, y, *weighted)
     kept = getattr(plain, "params_", None) or {"X": plain._fit_X}
     assert not any(value.requires_grad for value in kept.values())
-    answers = (plain.predict_proba if hasattr(plain, "predict_proba") else plain.decision_function)
+    answers = plain.predict_proba if hasattr(plain, "predict_proba") else plain.decision_function
     assert not answers(given).requires_grad
     assert samples.requires_grad  # the caller's stays as it was

@@ -22,7 +22,7 @@ from gpuclf.samples.standardized import Standardized, check_total_weight, take_r
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
-__all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
+__all__ = ["ArrayClassifier", "as_labels", "count_samples", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
@@ -210,3 +210,10 @@ def count_samples(values: Any) -> int:
     # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
     shape = getattr(values, "shape", None)
     return int(shape[0]) if shape else len(values)
+
+
+def as_labels(classes: Any) -> np.ndarray:
+    """Return the different labels of a list, a set, or an array, pandas' and polars' too."""
+    if isinstance(classes, set | frozenset | dict | range) or not hasattr(classes, "__len__"):
+        classes = list(classes)
+    return np.unique(np.asarray(on_host(classes)))

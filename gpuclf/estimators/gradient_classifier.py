@@ -19,11 +19,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
-from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.base import (
+    ArrayClassifier,
+    as_labels,
+    count_samples,
+    on_host,
+    select_rows,
+)
+from gpuclf.estimators.hyperparameters import Check, auto_or, one_of
 from gpuclf.losses import softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
+from gpuclf.training.history import still_falls
 from gpuclf.validation import PRECISIONS
 
 __all__ = ["Check", "GradientClassifier"]
@@ -32,13 +40,11 @@ LEARNED_FROM_SAMPLES = (
     *("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_"),
     *("image_shape_", "layout_", "value_range_", "_value_kind"),
 )
-ENOUGH_STEPS = 200  # to end without a word
 MANY = 1 << 30  # samples
 # The docstrings of subclasses have this line where the base class's parameters and attributes go.
 AS_IN_BASE = "**others : as for GradientClassifier"
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
-Check = tuple[str, type, Callable[[Any], bool], str]  # name, kind, in range?, what is wanted
 
 
 class Part(NamedTuple):
@@ -53,19 +59,6 @@ class Part(NamedTuple):
         rows = slice(None, None, max(1, int(self.targets.shape[0]) // max(1, count)))
         is_lazy = isinstance(self.samples, Standardized)
         return Part(self.samples[rows] if is_lazy else self.samples[rows, ...], self.targets[rows])
-
-
-def _one_of(name: str, *values: Any) -> Check:
-    *others, last = map(repr, values)
-    return name, object, lambda v: v in values, f"{', '.join(others)} or {last}"
-
-
-def _auto_or(name: str, kind: type, fits: Callable[[Any], Any], wanted: str) -> Check:
-    def is_right(value: Any) -> bool:
-        is_auto = isinstance(value, str) and value == "auto"
-        return is_auto or (isinstance(value, kind) and bool(fits(value)))
-
-    return name, object, is_right, f'{wanted}, or "auto"'
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -87,8 +80,8 @@ class GradientClassifier(ArrayClassifier):
     momentum : float, default 0.9
     nesterov : bool, default True
     batch_size : int or "auto", default "auto"
-        Samples of a step. "auto" is a tenth of the training samples, at least 16 and at most 200, so
-        that few samples give enough steps too; in :meth:`partial_fit`, 200.
+        Samples of a step. "auto" is a tenth of the training samples, at least 16 and at most 200,
+        so that few samples give enough steps too; in :meth:`partial_fit`, 200.
     standardize : bool, default True
         Bring each feature to mean 0 and standard deviation 1 over the training set, without
         writing the standardised samples out. Samples passed as Standardized stay as they are.
@@ -147,21 +140,21 @@ class GradientClassifier(ArrayClassifier):
 
     model: ClassVar[Model]
     solver = "sgd"  # a hyper-parameter where a subclass makes it a field
-    # What learning_rate="auto" is for samples of so many features, and how fast it rises with fewer.
+    # What learning_rate="auto" is for so many features, and how fast it rises with fewer.
     auto_rate: ClassVar[float] = 0.003
     auto_rate_features: ClassVar[int] = 3072
     auto_rate_power: ClassVar[float] = 0.75
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
-        _auto_or("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
+        auto_or("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
         ("learning_rate_decay", Real, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
         ("max_iter", Integral, lambda v: v >= 1, "an integer, at least 1"),
-        _auto_or("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
+        auto_or("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
         ("momentum", Real, lambda v: 0 <= v < 1, "a number, at least 0 and below 1"),
         ("reg", Real, lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
-        _one_of("schedule", "exponential", "one_cycle"),
-        _one_of("precision", *PRECISIONS, None),
-        _one_of("solver", "sgd", "lbfgs"),
+        one_of("schedule", "exponential", "one_cycle"),
+        one_of("precision", *PRECISIONS, None),
+        one_of("solver", "sgd", "lbfgs"),
     )
     CHECKS_OF_EARLY_STOPPING: ClassVar[tuple[Check, ...]] = (
         ("n_iter_no_change", Integral, lambda v: v >= 1, "an integer, at least 1, or None"),
@@ -236,7 +229,7 @@ class GradientClassifier(ArrayClassifier):
             )
             if error is not None:
                 raise error
-        if self.solver == "sgd" and self.n_iter_ == self.max_iter and _still_falls(self.history_):
+        if self.solver == "sgd" and self.n_iter_ == self.max_iter and still_falls(self.history_):
             warnings.warn(
                 f"SGD stopped at max_iter={self.max_iter} after {len(self.loss_history_)} steps, "
                 "while the loss was still falling: raise max_iter or learning_rate, or lower "
@@ -376,7 +369,7 @@ class GradientClassifier(ArrayClassifier):
                 "the first call of partial_fit needs classes=, all labels that will ever occur"
             )
         if not starts and classes is not None:
-            found = _as_labels(classes)
+            found = as_labels(classes)
             if not np.array_equal(found, self.classes_):
                 raise ValueError(
                     f"classes={found.tolist()} differ from those of the first call, "
@@ -402,7 +395,7 @@ class GradientClassifier(ArrayClassifier):
         if in_parts:
             self._check_classes(classes, reset)
         if reset:
-            self._number_classes(labels if classes is None else _as_labels(classes))
+            self._number_classes(labels if classes is None else as_labels(classes))
         whole = Part(samples, self._targets(labels), weights)
         held_out = None
         if holds_out:
@@ -458,7 +451,9 @@ class GradientClassifier(ArrayClassifier):
 
     def _n_steps(self, part: Part) -> int:
         n_samples = int(part.targets.shape[0])
-        return 1 if self.solver == "lbfgs" else math.ceil(n_samples / self.samples_of_step(n_samples))
+        return (
+            1 if self.solver == "lbfgs" else math.ceil(n_samples / self.samples_of_step(n_samples))
+        )
 
     def samples_of_step(self, n_samples: int) -> int:
         """Return the `batch_size` for so many training samples."""
@@ -604,30 +599,6 @@ class GradientClassifier(ArrayClassifier):
         if part.weights is None:
             return np.asarray(to_host(xp.mean(right, axis=-1)))
         return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))
-
-
-def _still_falls(history: History) -> bool:
-    """Tell whether few steps have ended while the loss was falling as it had been before.
-
-    Over equal stretches of summed learning rates, the fall from the middle to the end is held
-    against the whole; large sets, where 20 epochs are thousands of steps, are never accused.
-    """
-    losses, rates = np.asarray(history.loss), np.asarray(history.learning_rate)
-    if len(losses) >= ENOUGH_STEPS:
-        return False
-    done = (np.cumsum(rates) - rates / 2) / np.sum(rates)
-    middle, end = (
-        np.mean(losses[np.argsort(abs(done - place))[: max(1, len(losses) // 5)]])
-        for place in (0.5, 1.0)
-    )
-    return bool(middle - end > 0.1 * abs(losses[0] - end) or len(losses) < 5)
-
-
-def _as_labels(classes: Any) -> np.ndarray:
-    """Return the different labels of a list, set, array of any library, or pandas' or polars' own."""
-    if isinstance(classes, set | frozenset | dict | range) or not hasattr(classes, "__len__"):
-        classes = list(classes)
-    return np.unique(np.asarray(on_host(classes)))
 
 
 def _generator(random_state: Any) -> np.random.Generator:

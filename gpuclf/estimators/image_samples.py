@@ -89,7 +89,7 @@ def _kind_of(stored: Array, *, look: bool) -> str | None:
         return BYTES if str(stored.dtype).endswith("uint8") else None
     step = -(-int(stored.shape[0]) // ROWS_LOOKED_AT)
     some = np.asarray(to_host(stored[::step, :]))
-    if some.dtype.kind not in "uif" or not (0 <= some.min() and 1 < some.max() <= 255):
+    if some.dtype.kind not in "uif" or not (some.min() >= 0 and 1 < some.max() <= 255):
         is_fraction = some.dtype.kind == "f" and some.min() >= 0 and some.max() <= 1
         return FRACTIONS if is_fraction and np.any(some != np.floor(some)) else None
     return BYTES if some.dtype.kind != "f" or np.all(some == np.floor(some)) else None
