@@ -198,7 +198,7 @@ def array_namespace(*arrays: Array, **named: Array) -> ModuleType:
 
 
 def _refuse_others(name: str, x: Any, present: list[Any]) -> None:
-    """Raise for what is no array, if it stands beside arrays: the remedy is to go where they are."""
+    """Raise for what is no array beside arrays of a device, where it has to go."""
     if hasattr(x, "dtype") and hasattr(x, "shape") and not hasattr(x, "iloc"):
         return
     like = [n for n in present if hasattr(n, "__array_namespace__") or type(n) in _libraries]

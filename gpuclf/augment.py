@@ -42,9 +42,7 @@ def horizontal_flip(
     return xp.where(mirror[:, None], mirrored, X)
 
 
-def augmented(
-    augment: Callable[[Any, np.random.Generator], Any], X: Any, rng: np.random.Generator
-) -> Any:
+def augmented(augment: Callable[[Any, Any], Any], X: Any, rng: np.random.Generator | None) -> Any:
     """Return ``augment(X, rng)``, after checking that it is a batch as X is.
 
     Raises

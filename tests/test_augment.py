@@ -112,7 +112,9 @@ def test_a_batch_of_another_shape_is_refused(lib, odd):
 
 def test_a_batch_brought_elsewhere_is_refused(strict):
     X = strict.asarray(make_images(8))
-    with pytest.raises(ValueError, match="augment .* where it got one, .*strict.* got it in numpy"):
+    with pytest.raises(
+        ValueError, match=r"augment .* where it got one, .*strict.* got it in numpy"
+    ):
         augmented(lambda X, rng: strict.to_numpy(X), X, np.random.default_rng(0))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import gpuclf
 from gpuclf import (
     FleetSearchCV,
     KNeighborsClassifier,
@@ -114,12 +115,14 @@ def test_other_ways_in_refuse_them_too(kind):
 
 
 def test_what_stands_beside_arrays_of_a_device_is_told_to_go_there(strict):
-    W, x = strict.asarray(np.zeros((D, C))), strict.asarray(X)
+    x, y = strict.asarray(X), strict.asarray(Y)
     with pytest.raises(TypeError, match="got list") as error:
         softmax_loss_vectorized(
             W.tolist() if hasattr(W, "tolist") else [[0.0]], x, strict.asarray(Y), 0
         )
     assert "gpuclf.to_device(numpy.asarray(W), like=" in str(error.value)
+    W = gpuclf.to_device(np.asarray([[0.0] * C] * D), like=x)
+    softmax_loss_vectorized(W, x, y, 0)
 
 
 def test_plain_arrays_pass(lib):
