@@ -117,9 +117,7 @@ def test_other_ways_in_refuse_them_too(kind):
 def test_what_stands_beside_arrays_of_a_device_is_told_to_go_there(strict):
     x, y = strict.asarray(X), strict.asarray(Y)
     with pytest.raises(TypeError, match="got list") as error:
-        softmax_loss_vectorized(
-            W.tolist() if hasattr(W, "tolist") else [[0.0]], x, strict.asarray(Y), 0
-        )
+        softmax_loss_vectorized([[0.0] * C] * D, x, y, 0)
     assert "gpuclf.to_device(numpy.asarray(W), like=" in str(error.value)
     W = gpuclf.to_device(np.asarray([[0.0] * C] * D), like=x)
     softmax_loss_vectorized(W, x, y, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -22,7 +22,7 @@ from gpuclf.samples.standardized import Standardized, check_total_weight, take_r
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
-__all__ = ["ArrayClassifier", "as_labels", "count_samples", "on_host", "select_rows"]
+__all__ = ["ArrayClassifier", "Part", "as_labels", "count_samples", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
@@ -160,6 +160,20 @@ def _position_of(generator: Any) -> Callable[[], None]:
     if isinstance(generator, np.random.Generator):
         return _position_of(generator.bit_generator)
     return lambda: None
+
+
+class Part(NamedTuple):
+    """Samples to train on, or to validate on."""
+
+    samples: Any
+    targets: Array
+    weights: Array | None = None
+
+    def spaced(self, count: int) -> Part:
+        """Return about so many of the samples, evenly spaced, without weights."""
+        rows = slice(None, None, max(1, int(self.targets.shape[0]) // max(1, count)))
+        is_lazy = isinstance(self.samples, Standardized)
+        return Part(self.samples[rows] if is_lazy else self.samples[rows, ...], self.targets[rows])
 
 
 def _with_accepted_numbers(X: Any) -> Any:

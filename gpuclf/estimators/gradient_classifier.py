@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from inspect import cleandoc
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -21,12 +20,19 @@ from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import (
     ArrayClassifier,
+    Part,
     as_labels,
     count_samples,
     on_host,
     select_rows,
 )
-from gpuclf.estimators.hyperparameters import Check, auto_or, one_of
+from gpuclf.estimators.hyperparameters import (
+    Check,
+    auto_or,
+    generator_of,
+    one_of,
+    with_docs_of_base,
+)
 from gpuclf.losses import softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
@@ -41,24 +47,8 @@ LEARNED_FROM_SAMPLES = (
     *("image_shape_", "layout_", "value_range_", "_value_kind"),
 )
 MANY = 1 << 30  # samples
-# The docstrings of subclasses have this line where the base class's parameters and attributes go.
-AS_IN_BASE = "**others : as for GradientClassifier"
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
-
-
-class Part(NamedTuple):
-    """Samples to train on, or to validate on."""
-
-    samples: Any
-    targets: Array
-    weights: Array | None = None
-
-    def spaced(self, count: int) -> Part:
-        """Return about so many of the samples, evenly spaced, without weights."""
-        rows = slice(None, None, max(1, int(self.targets.shape[0]) // max(1, count)))
-        is_lazy = isinstance(self.samples, Standardized)
-        return Part(self.samples[rows] if is_lazy else self.samples[rows, ...], self.targets[rows])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -163,7 +153,7 @@ class GradientClassifier(ArrayClassifier):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        cls.__doc__ = _with_docs_of_base(cls.__doc__)
+        cls.__doc__ = with_docs_of_base(cls.__doc__, GradientClassifier.__doc__)
 
     def check_hyperparameters(self) -> None:
         """Raise a ValueError that names the first hyper-parameter out of range."""
@@ -438,7 +428,7 @@ class GradientClassifier(ArrayClassifier):
 
     def _initial_params(self, part: Part) -> Params:
         """Seed the generator of the training and draw from it where to start."""
-        self._rng = _generator(self.random_state)
+        self._rng = generator_of(self.random_state)
         stored = part.samples.X if isinstance(part.samples, Standardized) else part.samples
         is_wide = stored.dtype == array_namespace(stored).float64
         wide = self.precision == "float64" or (self.precision is None and is_wide)
@@ -599,20 +589,3 @@ class GradientClassifier(ArrayClassifier):
         if part.weights is None:
             return np.asarray(to_host(xp.mean(right, axis=-1)))
         return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))
-
-
-def _generator(random_state: Any) -> np.random.Generator:
-    if isinstance(random_state, np.random.RandomState):
-        return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
-
-
-def _with_docs_of_base(doc: str | None) -> str | None:
-    """Put the base class's parameters and attributes into a docstring, where it asks for them."""
-    if doc is None or GradientClassifier.__doc__ is None:  # python -OO
-        return doc
-    doc = cleandoc(doc)
-    _, *sections = cleandoc(GradientClassifier.__doc__).split("----------\n")
-    for section in sections:
-        doc = doc.replace(AS_IN_BASE, section.partition("\n\n")[0], 1)
-    return doc
