@@ -107,8 +107,8 @@ def _stacked(X: Any) -> Any:
 
 def without_graph(values: Any) -> Any:
     """Return samples, labels or weights without the graph that PyTorch would keep of each step."""
+    if isinstance(values, Streamed) or isinstance(getattr(values, "X", None), Streamed):
+        return values  # on the host, where nothing has a graph
     if isinstance(values, Standardized):
         return values.map_arrays(without_graph)
-    if isinstance(values, Streamed):
-        return values
     return values.detach() if getattr(values, "requires_grad", False) is True else values
