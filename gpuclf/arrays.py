@@ -23,6 +23,7 @@ __all__ = [
     "library_name",
     "library_of",
     "map_arrays",
+    "refuse_odd_arrays",
     "to_host",
     "values_are_on_host",
 ]
@@ -52,6 +53,7 @@ def library_name(x: Array) -> str:
 
 def _ask(x: Array) -> tuple[ModuleType, str]:
     kind = type(x)
+    refuse_odd_arrays(x)
     if values_are_on_host(x):
         xp: ModuleType = np  # NumPy 2 is the array API; wrapping it would only slow it down
     else:
@@ -63,9 +65,54 @@ def _ask(x: Array) -> tuple[ModuleType, str]:
                 f"{kind.__name__}; convert it with numpy.asarray first"
             ) from None
     found = xp, xp.__name__.rpartition(".")[2]
-    if kind.__module__.partition(".")[0] == found[1]:  # others, as Streamed, stand for any library
+    # Others, as Streamed, stand for any library, and a tensor may be sparse.
+    if kind.__module__.partition(".")[0] == found[1] != "torch":
         _libraries[kind] = found
     return found
+
+
+def refuse_odd_arrays(x: Any, name: str | None = None) -> None:
+    """Raise a TypeError for what looks like an array, but means something else by its values.
+
+    Masks would be ignored, the product of a numpy.matrix is another one, sparse arrays have no
+    values in most places, and those of JAX cannot be written in place. The message has the remedy.
+
+    Parameters
+    ----------
+    x : object
+        Anything; what is no such array passes.
+    name : str, optional
+        Of the argument.
+    """
+    kind = type(x)
+    if kind is np.ndarray:
+        return
+    root, called = kind.__module__.partition(".")[0], name or "the array"
+    given = name or "x"
+    if isinstance(x, np.ma.MaskedArray):
+        what = "a masked array, whose mask would be ignored"
+        remedy = (
+            f"fill the gaps with a number, numpy.ma.filled({given}, 0), or leave those rows out"
+        )
+    elif isinstance(x, np.matrix):
+        what = "a numpy.matrix, which multiplies and indexes otherwise than an array"
+        remedy = f"pass numpy.asarray({given})" + (".ravel()" if x.shape[0] == 1 else "")
+    elif root == "scipy" and hasattr(x, "toarray"):
+        what = f"sparse ({kind.__name__} of SciPy)"
+        remedy = f"sparse samples are not supported: write the zeros out, {given}.toarray()"
+    elif (
+        root == "torch"
+        and getattr(x, "layout", None) is not None
+        and "strided" not in str(x.layout)
+    ):
+        what = f"a sparse tensor ({x.layout})"
+        remedy = f"sparse samples are not supported: write the zeros out, {given}.to_dense()"
+    elif root in ("jax", "jaxlib"):
+        what = "an array of JAX, which cannot be written in place"
+        remedy = f"bring it, and what goes with it, to NumPy: numpy.asarray({given})"
+    else:
+        return
+    raise TypeError(f"{called} is {what}; {remedy}")
 
 
 @functools.cache
@@ -134,6 +181,10 @@ def array_namespace(*arrays: Array, **named: Array) -> ModuleType:
     present = [(name, x) for name, x in named.items() if x is not None]
     if not present:
         raise TypeError("array_namespace needs at least one array")
+    for name, x in present:
+        if type(x) not in _libraries:
+            refuse_odd_arrays(x, None if name.startswith("argument ") else name)
+            _refuse_others(name, x, [other for _, other in present])
     first_name, first = present[0]
     xp, device = library_of(first), device_of(first)
     for name, x in present[1:]:
@@ -144,6 +195,20 @@ def array_namespace(*arrays: Array, **named: Array) -> ModuleType:
                 f"gpuclf.to_device({name}, like={first_name}) takes it to the other's device"
             )
     return xp
+
+
+def _refuse_others(name: str, x: Any, present: list[Any]) -> None:
+    """Raise for what is no array beside arrays of a device, where it has to go."""
+    if hasattr(x, "dtype") and hasattr(x, "shape") and not hasattr(x, "iloc"):
+        return
+    like = [n for n in present if hasattr(n, "__array_namespace__") or type(n) in _libraries]
+    like = [n for n in like if not values_are_on_host(n)]
+    if like and not name.startswith("argument ") and not hasattr(x, "__array_namespace__"):
+        raise TypeError(
+            f"expected an array for {name}, got {type(x).__name__}; the others are "
+            f"{describe_location(like[0])}: convert it with "
+            f"gpuclf.to_device(numpy.asarray({name}), like=...) and one of them"
+        )
 
 
 def to_host(x: Any) -> Any:

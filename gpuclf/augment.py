@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
+from gpuclf.arrays import array_namespace, describe_location
 from gpuclf.devices.backends import to_device
 from gpuclf.samples.standardized import Standardized
 
-__all__ = ["draw_flips", "horizontal_flip"]
+__all__ = ["augmented", "draw_flips", "horizontal_flip"]
 
 CIFAR_SHAPE = (3, 32, 32)
 
@@ -39,6 +40,33 @@ def horizontal_flip(
     mirror = to_device(draw_flips(n_samples, rng), like=X)
     mirrored = xp.reshape(xp.flip(xp.reshape(X, (n_samples, *image_shape)), axis=-1), X.shape)
     return xp.where(mirror[:, None], mirrored, X)
+
+
+def augmented(augment: Callable[[Any, Any], Any], X: Any, rng: np.random.Generator | None) -> Any:
+    """Return ``augment(X, rng)``, after checking that it is a batch as X is.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape, or is no array of the library and device of X: the labels of the
+        batch would belong to other samples.
+    """
+    batch = augment(X, rng)
+    wanted, found = tuple(X.shape), tuple(getattr(batch, "shape", ()))
+    if found != wanted or (not hasattr(batch, "dtype") and not isinstance(batch, Standardized)):
+        got = f"shape {found}" if hasattr(batch, "shape") else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"augment must return a batch of the shape that it got, {wanted}, one row for each "
+            f"label, got {got}"
+        )
+    stored, given = (v.X if isinstance(v, Standardized) else v for v in (batch, X))
+    places = [describe_location(v) for v in (given, stored)]
+    if places[0] != places[1]:
+        raise ValueError(
+            f"augment must return a batch where it got one, {places[0]}, got it in {places[1]}: "
+            "compute with gpuclf.array_namespace(X_batch)"
+        )
+    return batch
 
 
 def draw_flips(n_samples: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,10 @@ from gpuclf.flat_params import flatten_params, unflatten_params
 
 __all__ = ["GradCheck", "grad_check", "numeric_gradient"]
 
-MODES = ("full", "sampled", "direction")
+MODES = ("auto", "full", "sampled", "direction")
+MOST_COORDINATES = 1000  # "auto" samples from more, and with more a terminal sees the progress
+# A value that rounding hides is small beside the gradient's largest, or it cannot be judged.
+NEGLIGIBLE = 1e-3
 # Rounding of a sum of N losses grows slower than N; 16 units in the last place cover the sizes
 # that anyone checks coordinate by coordinate.
 ROUNDING_UNITS = 16
@@ -42,6 +46,10 @@ class GradCheck:
         Coordinates not judged, because the function has a kink within the step or is curved too
         strongly for it.
     rtol : float
+    n_hidden : int
+        Coordinates not judged, because rounding of f explains both values.
+    advice : str
+        What to do about those, empty where there are none.
     """
 
     max_relative_error: float
@@ -51,20 +59,30 @@ class GradCheck:
     n_checked: int
     n_kinks: int
     rtol: float
+    n_hidden: int = 0
+    advice: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether no coordinate is wrong, and at least half of them could be judged."""
-        return self.max_relative_error <= self.rtol and self.n_checked >= self.n_kinks
+        enough = self.n_checked >= self.n_kinks + self.n_hidden
+        return self.max_relative_error <= self.rtol and enough
 
     def __str__(self) -> str:
+        n_unjudged = self.n_kinks + self.n_hidden
         counts = f"{self.n_checked} checked, {self.n_kinks} at kinks"
-        if self.n_checked < self.n_kinks and not self.max_relative_error > self.rtol:
-            judged = f"only {self.n_checked} of {self.n_checked + self.n_kinks}"
+        counts += f", {self.n_hidden} not judged" if self.n_hidden else ""
+        if self.n_checked < n_unjudged and not self.max_relative_error > self.rtol:
+            judged = f"only {self.n_checked} of {self.n_checked + n_unjudged}"
+            why = (
+                self.advice
+                if self.n_hidden >= self.n_kinks
+                else "within the step the function has kinks, or is curved too strongly for the "
+                "step; check at another point, or with a smaller h"
+            )
             return (
                 f"failed: {judged if self.n_checked else 'nothing'} could be judged ({counts}): "
-                "within the step the function has kinks, or is curved too strongly for the step; "
-                "check at another point, or with a smaller h"
+                f"{why}"
             )
         where = "along a random direction"
         if self.worst is not None:
@@ -130,7 +148,7 @@ def grad_check(
     x: Any,
     analytic_gradient: Any,
     *,
-    mode: str = "full",
+    mode: str = "auto",
     n_checks: int = 100,
     h: float = 1e-5,
     rtol: float = 1e-7,
@@ -149,6 +167,11 @@ def grad_check(
     only curvature is in the way, whose error falls by 4 with half the step, the two steps together
     give a difference free of it (Richardson's extrapolation), and a is held against that.
 
+    Where rounding of f is larger than both a and n, it hides any error, a wrong sign too: such a
+    coordinate counts as "not judged", unless what hides is small (1/1000) beside the gradient's
+    largest value, or f is the same at a thousandfold step as well. A f whose values all fit float32
+    is taken to be rounded to float32.
+
     Parameters
     ----------
     f : callable
@@ -158,11 +181,13 @@ def grad_check(
         Where to check.
     analytic_gradient : array or dict of arrays
         The shapes of `x`.
-    mode : {"full", "sampled", "direction"}
-        All coordinates; `n_checks` of them drawn at random; or the slope along one random
-        direction, which sees every coordinate in two calls of f, but not which one is wrong.
+    mode : {"auto", "full", "sampled", "direction"}
+        "full" is all coordinates; "sampled" `n_checks` of them drawn at random; "direction" the
+        slope along one random direction, which sees every coordinate in two calls of f, but not
+        which one is wrong. "auto" is "full" for up to 1,000 coordinates, and else "sampled" and
+        "direction" together. Of more than 1,000, a terminal sees the progress.
     n_checks : int
-        For "sampled"; all coordinates if there are no more.
+        For "sampled" and "auto"; all coordinates if there are no more.
     h : float
         The step.
     rtol : float
@@ -200,34 +225,36 @@ def grad_check(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    if mode == "sampled" and n_checks < 1:
+    if mode in ("auto", "sampled") and n_checks < 1:
         raise ValueError(f"n_checks must be at least 1, got {n_checks!r}")
     if not rtol > 0:
         raise ValueError(f"rtol must be above 0, got {rtol!r}")
-    like, value = _as_flat_function(f, x, h)
+    like, exact = _as_flat_function(f, x, h)
+    value = _Watched(exact)
     analytic = _flatten_gradient(analytic_gradient, x, like)
     flat = flatten_params(like)
+    size = abs(value(flat)) if atol is None else 0.0
+    lines = _lines(flat, analytic, mode, n_checks, seed)
+    numeric = [_centred_difference(value, line, h) for _, line, _ in _with_progress(lines)]
+
+    rounding = 0.0  # what it explains, where nobody says what to allow
     if atol is None:
         gradients = analytic_gradient.values() if isinstance(x, dict) else [analytic_gradient]
-        eps = max(_rounding(g) for g in gradients)
-        unit = np.finfo(np.float64).eps * abs(value(flat)) / h + eps * np.abs(analytic).max()
-        atol = ROUNDING_UNITS * float(unit)
+        of_gradient = max(_rounding(g) for g in gradients) * np.abs(analytic).max()
+        rounding = atol = ROUNDING_UNITS * float(value.eps * size / h + of_gradient)
     floor = max(atol / rtol, np.finfo(np.float64).tiny)
-
-    rng = np.random.default_rng(seed)
-    lines: list[tuple[int | None, _Line, float]]
-    if mode == "direction":
-        direction = rng.standard_normal(flat.size)
-        direction /= np.linalg.norm(direction)
-        lines = [(None, lambda t: flat + t * direction, float(analytic @ direction))]
-    else:
-        order = rng.permutation(flat.size)[:n_checks] if mode == "sampled" else range(flat.size)
-        lines = [(int(i), partial(_step_along, flat, i), float(analytic[i])) for i in order]
+    largest = float(np.abs(analytic).max())
+    hides = rounding > NEGLIGIBLE * largest
 
     worst = GradCheck(math.nan, None, math.nan, math.nan, 0, 0, rtol)
-    n_kinks = 0
-    for i, line, a in lines:
-        n = _centred_difference(value, line, h)
+    n_kinks = n_hidden = 0
+    for (i, line, a), n in zip(lines, numeric, strict=True):
+        if hides and max(abs(a), abs(n)) <= 2 * rounding:
+            agree = abs(a - n) <= rtol * (abs(a) + abs(n))
+            # Two zeros may be two that rounding made.
+            if not agree or (a == 0 and _centred_difference(value, line, 1000 * h) != 0):
+                n_hidden += 1
+                continue
         error = abs(a - n) / max(abs(a) + abs(n), floor)
         if not error <= rtol:  # also NaN
             extrapolated, error_by_kink = _look_closer(value, line, h)
@@ -241,7 +268,79 @@ def grad_check(
         if not error <= worst.max_relative_error:  # also the first
             where = None if i is None else _name_coordinate(i, like)
             worst = GradCheck(error, where, a, n, 0, 0, rtol)
-    return replace(worst, n_checked=len(lines) - n_kinks, n_kinks=n_kinks)
+    advice = _advice(value, size, h, largest) if n_hidden else ""
+    n_checked = len(lines) - n_kinks - n_hidden
+    return replace(worst, n_checked=n_checked, n_kinks=n_kinks, n_hidden=n_hidden, advice=advice)
+
+
+def _lines(
+    flat: np.ndarray, analytic: np.ndarray, mode: str, n_checks: int, seed: int
+) -> list[tuple[int | None, _Line, float]]:
+    """Return along what to differentiate: the coordinate, if it is one, the line, and a."""
+    rng = np.random.default_rng(seed)
+    samples = mode == "sampled" or (mode == "auto" and flat.size > MOST_COORDINATES)
+    order: Any = rng.permutation(flat.size)[:n_checks] if samples else range(flat.size)
+    lines: list[tuple[int | None, _Line, float]] = []
+    if mode != "direction":
+        lines = [(int(i), partial(_step_along, flat, i), float(analytic[i])) for i in order]
+    if mode == "direction" or (mode == "auto" and samples):
+        direction = rng.standard_normal(flat.size)
+        direction /= np.linalg.norm(direction)
+        lines.append((None, lambda t: flat + t * direction, float(analytic @ direction)))
+    return lines
+
+
+def _with_progress(lines: list[Any]) -> Iterator[Any]:
+    """Yield each, and count on a terminal where there are many."""
+    shows = len(lines) > MOST_COORDINATES and sys.stderr is not None and sys.stderr.isatty()
+    for done, line in enumerate(lines):
+        if shows and done % 100 == 0:
+            print(f"\rchecked {done:,} of {len(lines):,} coordinates", end="", file=sys.stderr)
+        yield line
+    if shows:
+        print("\r" + " " * 60, end="\r", file=sys.stderr)
+
+
+def _advice(value: _Watched, size: float, h: float, largest: float) -> str:
+    """Say what makes the differences larger than their rounding."""
+    is_single = value.eps > np.finfo(np.float64).eps
+    # The step whose rounding is a thousandth of the gradient.
+    longer = ROUNDING_UNITS * value.eps * size / (NEGLIGIBLE * largest) if largest > 0 else math.inf
+    longer = 10.0 ** math.ceil(math.log10(longer)) if 0 < longer < math.inf else math.inf
+    step = f", or check with h={longer:g}" if h < longer <= 1 else ""
+    if is_single:
+        return (
+            "f is rounded to float32, which hides its differences: let it compute in the float64 "
+            f"that it is called with{step}"
+        )
+    return (
+        f"f is about {size:.1g}, and its rounding hides differences of a step of {h:g}: take what "
+        f"does not depend on x out of f{step}"
+    )
+
+
+class _Watched:
+    """A function that remembers whether its values were all those of float32."""
+
+    def __init__(self, value: _Value) -> None:
+        self._value = value
+        self._seen: set[float] = set()  # some, as long as all are
+        self._is_single = True
+
+    def __call__(self, flat: np.ndarray) -> float:
+        found = self._value(flat)
+        if self._is_single and math.isfinite(found):
+            with np.errstate(over="ignore"):
+                self._is_single = float(np.float32(found)) == found
+            if len(self._seen) < 3:
+                self._seen.add(found)
+        return found
+
+    @property
+    def eps(self) -> float:
+        """Of the floats that the values are rounded to, as far as they show it."""
+        is_single = self._is_single and len(self._seen) > 1
+        return float(np.finfo(np.float32 if is_single else np.float64).eps)
 
 
 _Line = Callable[[float], np.ndarray]  # the point at a distance from x

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, values_are_on_host
-from gpuclf.samples.standardized import Standardized, conversion_advice
+from gpuclf.samples.standardized import Standardized, check_total_weight, conversion_advice
 
 __all__ = [
     "PRECISIONS",
@@ -210,13 +210,8 @@ def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: A
             f"{tuple(sample_weight.shape)}"
         )
     weights = xp.astype(sample_weight, xp.float64)
-    total = xp.sum(weights)
-    if values_are_on_host(weights) and not (np.all(weights >= 0) and 0 < total < math.inf):
-        raise ValueError(
-            "sample_weight must be finite, at least 0, and not 0 everywhere: the loss is divided "
-            f"by its sum, which is {total}"
-        )
-    return xp.astype(weights / total, dtype)
+    check_total_weight(weights)
+    return xp.astype(weights / xp.sum(weights), dtype)
 
 
 def _refuse_none(name: str) -> None:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from gpuclf import SoftmaxClassifier
 from gpuclf.arrays import array_namespace
-from gpuclf.augment import horizontal_flip
+from gpuclf.augment import augmented, horizontal_flip
 from gpuclf.samples.standardized import Standardized
 
 SHAPE = (3, 2, 4)
@@ -89,3 +90,40 @@ def test_images_are_cifars_by_default():
 def test_a_shape_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="reshape"):
         horizontal_flip(np.zeros((2, 25)), np.random.default_rng(0), SHAPE)
+
+
+ODD_BATCHES = {
+    "fewer rows": (lambda X, rng: X[:1, ...], "(8, 24), one row for each label, got shape (1, 24)"),
+    "other columns": (lambda X, rng: X[:, :5], "got shape (8, 5)"),
+    "images": (lambda X, rng: array_namespace(X).reshape(X, (8, *SHAPE)), "(8, 3, 2, 4)"),
+    "nothing": (lambda X, rng: None, "got a NoneType"),
+    "a list": (lambda X, rng: [[0] * 24] * 8, "got a list"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_BATCHES)
+def test_a_batch_of_another_shape_is_refused(lib, odd):
+    augment, message = ODD_BATCHES[odd]
+    X = lib.asarray(make_images(8))
+    with pytest.raises(ValueError, match="augment must return a batch of the shape") as error:
+        augmented(augment, X, np.random.default_rng(0))
+    assert message in str(error.value)
+
+
+def test_a_batch_brought_elsewhere_is_refused(strict):
+    X = strict.asarray(make_images(8))
+    with pytest.raises(
+        ValueError, match=r"augment .* where it got one, .*strict.* got it in numpy"
+    ):
+        augmented(lambda X, rng: strict.to_numpy(X), X, np.random.default_rng(0))
+
+
+def test_training_refuses_an_augmentation_that_drops_rows():
+    X, y = make_images(60), np.arange(60) % 3
+    for augment in (lambda X, rng: X[:1], lambda X, rng: X.to_array()[:, :5]):
+        model = SoftmaxClassifier(max_iter=3, augment=augment)
+        with pytest.raises(ValueError, match="augment must return a batch of the shape"):
+            model.fit(X, y)
+    # Mixing samples, or other numbers, is the augmentation's own business.
+    noise = SoftmaxClassifier(max_iter=1, augment=lambda X, rng: X.to_array() + rng.normal(size=24))
+    noise.fit(X, y)

@@ -148,3 +148,25 @@ def test_a_search_stops_early_as_scikit_learn_s_does():
 def test_impossible_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         KINDS["softmax"](**options).fit(*make_data())
+
+
+@pytest.mark.parametrize(
+    ("purpose", "fraction"), [("stop by", 0.1), ("train on", 0.9)], ids=["held out", "training"]
+)
+def test_weights_of_0_where_they_count_are_refused_before_training(lib, purpose, fraction):
+    X, y = make_hard()
+    options = {"n_iter_no_change": 2, "validation_fraction": fraction}
+    numbers = train_test_split(np.arange(len(y)), test_size=fraction, stratify=y, random_state=0)
+    weights = np.ones(len(y))
+    weights[numbers[purpose == "stop by"]] = 0
+    seen = []
+    model = KINDS["softmax"](**options)
+    arrays = [lib.asarray(v) for v in (X, y, weights)]
+    with pytest.raises(ValueError, match=f"sample_weight is 0 for all 12 samples to {purpose}"):
+        model.fit(*arrays, callback=lambda epoch, history: seen.append(epoch))
+    assert not seen
+    kept = np.flatnonzero(weights)
+    model.fit(X[kept], y[kept], weights[kept])  # the remedies
+    KINDS["softmax"](**options | {"validation_fraction": 0.5}).fit(X, y, weights)
+    model.fit(*arrays, X_val=arrays[0], y_val=arrays[1])
+    assert np.isfinite(model.val_accuracy_history_).all()

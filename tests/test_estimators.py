@@ -262,7 +262,7 @@ def test_sample_weights_of_another_length_raise_on_a_device(lib, n_weights, stan
 @every_sgd_kind
 def test_partial_fit_on_the_same_samples_is_fit_epoch_by_epoch(kind):
     X, y = make_data()
-    options = {"schedule": "exponential", "learning_rate_decay": 0.7, "max_iter": 4}
+    options = {"schedule": "exponential", "learning_rate_decay": 1.0, "max_iter": 4}
     at_once = KINDS[kind](**options).fit(X, y)
     in_parts = KINDS[kind](**options)
     for call in range(4):
@@ -974,6 +974,7 @@ def test_a_loss_of_one_s_own_trains_in_parts_and_in_fleets():
     X, y = make_pixels()
     options = {"random_state": 0, "max_iter": 3, "batch_size": 20}
     rates = [1e-3, 1e-2, 3e-2]
+    options["learning_rate_decay"] = 1.0
     in_parts = LeastSquares(schedule="exponential", **options)
     for _ in range(3):
         in_parts.partial_fit(X, y, classes=np.arange(C))

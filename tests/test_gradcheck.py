@@ -438,3 +438,87 @@ def test_a_loss_that_ignores_its_weights_is_refused():
 
     with pytest.raises(ValueError, match="must multiply each sample's loss by its weight"):
         check_model(LinearModel("unweighted", unweighted), like=np.zeros(1))
+
+
+# ------------------------------------------------------------------------ what rounding hides
+
+
+def square_and(constant):
+    return lambda x: constant + (x**2).sum()
+
+
+@pytest.mark.parametrize("mode", ["auto", "full", "sampled", "direction"])
+@pytest.mark.parametrize("slope", [-7.0, 0.0, 1.0, 300.0])
+def test_a_wrong_gradient_that_rounding_hides_has_not_passed(mode, slope):
+    found = grad_check(square_and(1e12), np.ones(3), np.full(3, slope), mode=mode)
+    assert not found.passed
+    assert (found.n_checked, found.n_kinks) == (0, 0)
+    assert "nothing could be judged" in str(found)
+    assert "take what does not depend on x out of f" in str(found)
+
+
+def test_the_advice_for_a_large_constant_is_right():
+    x = np.ones(3)
+    found = grad_check(square_and(1e10), x, 2 * x)
+    assert "or check with h=0.1" in str(found)
+    assert not found.passed
+    for f, h in ((square_and(0), 1e-5), (square_and(1e10), 0.1)):
+        assert grad_check(f, x, 2 * x, h=h).passed
+        assert not grad_check(f, x, -2 * x, h=h).passed
+
+
+@pytest.mark.parametrize(
+    "rounds", [np.float32, lambda v: float(np.float32(v))], ids=["f4", "float"]
+)
+def test_the_advice_for_a_function_rounded_to_float32_is_right(rounds):
+    x = np.random.default_rng(0).uniform(0.5, 1, 6)
+    f = square_and(1)
+    found = grad_check(lambda x: rounds(f(x)), x, 2 * x)
+    assert not found.passed
+    message = str(found)
+    assert "f is rounded to float32" in message
+    assert "smaller h" not in message
+    assert "let it compute in the float64 that it is called with, or check with h=0.01" in message
+    assert grad_check(f, x, 2 * x).passed
+    assert grad_check(lambda x: rounds(f(x)), x, 2 * x, h=0.01).passed
+    assert not grad_check(lambda x: rounds(f(x)), x, 2.1 * x, h=0.01).passed
+
+
+def test_zeros_are_judged_where_the_function_is_constant_and_where_the_gradient_is_large():
+    x = np.ones(4)
+    constant = grad_check(lambda x: 1e12 + 0 * x.sum(), x, np.zeros(4))
+    assert constant.passed
+    assert constant.n_checked == 4
+    beside = grad_check(lambda x: 100 + x[0] + 1e-12 * x[1:].sum(), x, np.array([1.0, 0, 0, 0]))
+    assert beside.passed
+    assert beside.n_hidden == 0
+
+
+def test_half_of_the_coordinates_may_be_hidden_and_no_more():
+    weights = np.array([1e4, 1e4, 1.0, 1.0])
+    found = grad_check(lambda x: 1e9 + weights @ x, np.ones(4), weights)
+    assert (found.n_checked, found.n_hidden, found.passed) == (4, 0, True)  # small beside 1e4
+    weights = np.array([10.0, 10.0, 0.1, 0.1, 0.1])
+    found = grad_check(lambda x: 1e9 + weights @ x, np.ones(5), weights)
+    assert (found.n_checked, found.n_hidden, found.passed) == (2, 3, False)
+    assert "only 2 of 5 could be judged (2 checked, 0 at kinks, 3 not judged)" in str(found)
+
+
+def test_many_coordinates_are_sampled_beside_a_direction_that_sees_all(capsys, monkeypatch):
+    calls = []
+
+    def f(x):
+        calls.append(1)
+        return (x**2).sum()
+
+    x = np.linspace(1, 2, 1001)
+    assert grad_check(f, x, 2 * x).n_checked == 101
+    assert len(calls) == 2 * 101 + 1
+    wrong = 2 * x
+    wrong[np.random.default_rng(0).permutation(1001)[500]] += 1  # none of the sample
+    found = grad_check(f, x, wrong)
+    assert (found.passed, found.worst) == (False, None)
+    assert grad_check(f, x[:1000], 2 * x[:1000]).n_checked == 1000
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert grad_check(f, x, 2 * x, mode="full").n_checked == 1001
+    assert "checked 1,000 of 1,001 coordinates" in capsys.readouterr().err

@@ -386,3 +386,38 @@ def test_other_errors_are_not_tried_again():
     with pytest.raises(ZeroDivisionError):
         concat_row_blocks(part, 400, 400)
     assert len(attempts) == 1
+
+
+def test_a_pass_at_interpreter_exit_gives_what_it_gave_before():
+    script = textwrap.dedent("""
+        import atexit
+        import numpy as np
+        import gpuclf
+        from gpuclf.samples import walk
+
+        walk.CPU_BLOCK_BYTES = 1
+        walk.cpu_workers = lambda: 3
+        X, y = np.random.default_rng(0).random((200, 5)), np.arange(200) % 3
+
+        def gradient():
+            return gpuclf.softmax_loss_vectorized(np.zeros((5, 3)), X, y, 0.0)[1].tobytes()
+
+        before = gradient()
+
+        def compute():
+            print("same" if gradient() == before else "different")
+
+        atexit.register(compute)
+    """)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "same", "")
+
+
+def test_shares_that_no_thread_takes_are_computed_in_their_order(monkeypatch):
+    class Ended:
+        def submit(self, *_):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(row_blocks, "_thread_pool", Ended)
+    parts = row_blocks.map_row_blocks(lambda rows: rows.start, 90, 10, workers=3)
+    assert parts == list(range(0, 90, 10))

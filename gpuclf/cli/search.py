@@ -152,8 +152,9 @@ def _seconds_to_train(
     n_val = output.n_validation(dataset)
     n_train = len(dataset.X_train) - n_val
     if hasattr(candidate, "max_iter"):
-        of_candidate = ceil(n_searched / candidate.batch_size) * candidate.max_iter  # steps
-        longer: float = ceil(n_train / best.batch_size) * best.max_iter / of_candidate
+        of_candidate = ceil(n_searched / candidate.samples_of_step(n_searched)) * candidate.max_iter
+        of_best = ceil(n_train / best.samples_of_step(n_train)) * best.max_iter  # steps
+        longer: float = of_best / of_candidate
         return median([float(row["fit_seconds"]) for row in results]) * longer
     # Nothing is trained, scoring takes the time; a candidate scores two validation sets.
     longer = (n_val + len(dataset.X_test)) / (2 * n_val) * len(results)

@@ -69,7 +69,7 @@ def train(
     else:
         classifier = recipe.make(settings | {"precision": str(dtype), "random_state": seed})
         classifier.check_hyperparameters()  # before the data are loaded
-        per_call = classifier.batch_size if classifier.solver == "sgd" else 0
+        per_call = classifier.samples_of_step(1 << 30) if classifier.solver == "sgd" else 0
         dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
         parts = output.parts(dataset, where)
         X_val, y_val = parts["val"]

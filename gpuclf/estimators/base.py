@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -12,20 +13,21 @@ from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
+from gpuclf.estimators.image_samples import ImageSamples, without_graph
 from gpuclf.estimators.keeping import Kept
-from gpuclf.samples.standardized import Standardized, take_rows
+from gpuclf.samples.standardized import Standardized, check_total_weight, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
-__all__ = ["ArrayClassifier", "count_samples", "on_host", "select_rows"]
+__all__ = ["ArrayClassifier", "Part", "count_samples", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 
-class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
+class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -55,6 +57,11 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
         return xp.take(to_device(self.classes_, like=numbers), numbers)
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
+        X = self._check_rows(self._as_rows(X, reset=reset), reset=reset)
+        self._compare_values(X, reset=reset)
+        return X
+
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
         if not _is_checked_here(X):
             return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
         X = _with_accepted_numbers(X)
@@ -73,6 +80,10 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
+        refuse_odd_arrays(y, "y")
+        refuse_odd_arrays(sample_weight, "sample_weight")
+        X = self._as_rows(X, reset=reset)
+        y, sample_weight = without_graph(y), without_graph(sample_weight)
         shape: tuple[int, ...] = tuple(getattr(y, "shape", None) or ())
         if len(shape) == 2 and shape[1] > 1:
             raise ValueError(
@@ -90,8 +101,11 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
                 sample_weight = _check_sample_weight(
                     sample_weight, X, dtype=np.float64, ensure_non_negative=True
                 )
+                check_total_weight(sample_weight)
+            self._compare_values(X, reset=reset)
             return X, y, sample_weight
-        X = self._check_samples(X, reset=reset)
+        X = self._check_rows(X, reset=reset)
+        self._compare_values(X, reset=reset)
         stored = X.X if isinstance(X, Standardized) else X
         if isinstance(stored, np.ndarray):
             y = np.asarray(y)
@@ -132,16 +146,41 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):
     def _unchanged_if_it_fails(self) -> Iterator[None]:
         """Leave no half-trained model behind an error or an interruption."""
         before = dict(self.__dict__)
-        generator = before.get("_rng")  # goes on in place
-        state = None if generator is None else generator.bit_generator.state
+        # They go on in place: the model's own, and one that the caller handed in.
+        restore = [_position_of(before.get(name)) for name in ("_rng", "random_state")]
         try:
             yield
         except BaseException:
-            if generator is not None:
-                generator.bit_generator.state = state
+            for put_back in restore:
+                put_back()
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+
+
+def _position_of(generator: Any) -> Callable[[], None]:
+    """Return what takes a generator of random numbers back to where it is now."""
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, np.random.BitGenerator):
+        return partial(setattr, generator, "state", generator.state)
+    if isinstance(generator, np.random.Generator):
+        return _position_of(generator.bit_generator)
+    return lambda: None
+
+
+class Part(NamedTuple):
+    """Samples to train on, or to validate on."""
+
+    samples: Any
+    targets: Array
+    weights: Array | None = None
+
+    def spaced(self, count: int) -> Part:
+        """Return about so many of the samples, evenly spaced, without weights."""
+        rows = slice(None, None, max(1, int(self.targets.shape[0]) // max(1, count)))
+        is_lazy = isinstance(self.samples, Standardized)
+        return Part(self.samples[rows] if is_lazy else self.samples[rows, ...], self.targets[rows])
 
 
 def _with_accepted_numbers(X: Any) -> Any:
@@ -188,6 +227,7 @@ def on_host(values: Any) -> Any:
 
 def count_samples(values: Any) -> int:
     """Return the number of samples, labels or weights."""
+    refuse_odd_arrays(values)
     # Not sklearn.utils.check_consistent_length: it takes Standardized for an estimator.
     shape = getattr(values, "shape", None)
     return int(shape[0]) if shape else len(values)

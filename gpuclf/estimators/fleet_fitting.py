@@ -226,11 +226,12 @@ def _models_that_fit(model: Any, X: Any, y: Any, budget: float) -> int:
     n_classes = len(np.unique(on_host(y)))
     try:
         shape = X.shape if hasattr(X, "shape") else np.asarray(X).shape
-        shapes = model.model.initial_params(int(shape[1]), n_classes, np.random.default_rng(0))
+        n_features = math.prod(shape[1:])
+        shapes = model.model.initial_params(int(n_features), n_classes, np.random.default_rng(0))
     except (IndexError, TypeError, ValueError, ZeroDivisionError):
         return 1  # no samples, or no such net: fitting says it better
     n_numbers = sum(math.prod(value.shape) for value in shapes.values())
     widest = max(value.shape[-1] for value in shapes.values())
-    of_rows = COPIES_OF_ROWS * model.batch_size * widest
+    of_rows = COPIES_OF_ROWS * model.samples_of_step(int(shape[0])) * widest
     n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
     return max(1, int(budget // max(1, n_bytes)))

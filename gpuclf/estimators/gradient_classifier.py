@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from inspect import cleandoc
-from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -19,12 +17,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
-from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.base import ArrayClassifier, Part, count_samples, on_host, select_rows
 from gpuclf.estimators.bases import CallbackSupportMixin
+from gpuclf.estimators.hyperparameters import (
+    OF_EARLY_STOPPING,
+    OF_TRAINING,
+    Check,
+    generator_of,
+    with_docs_of_base,
+)
 from gpuclf.estimators.surface import (
     Probabilities,
     Start,
-    check_class_weight,
+    check_classes,
     check_partial,
     labels_of,
     weights_by_class,
@@ -33,35 +38,17 @@ from gpuclf.estimators.watching import shown, watched
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
-from gpuclf.validation import PRECISIONS
+from gpuclf.training.history import still_falls
 
 __all__ = ["Check", "GradientClassifier"]
 
-LEARNED_FROM_SAMPLES = ("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_")
-# The docstrings of subclasses have this line where the base class's parameters and attributes go.
-AS_IN_BASE = "**others : as for GradientClassifier"
+LEARNED_FROM_SAMPLES = (
+    *("n_features_in_", "feature_names_in_", "classes_", "mean_", "scale_"),
+    *("image_shape_", "layout_", "value_range_", "_value_kind"),
+)
+MANY = 1 << 30  # samples
 
 Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
-Check = tuple[str, Any, Callable[[Any], bool], str]  # name, kind, in range?, what is wanted
-
-
-class Part(NamedTuple):
-    """Samples to train on, or to validate on."""
-
-    samples: Any
-    targets: Array
-    weights: Array | None = None
-
-    def spaced(self, count: int) -> Part:
-        """Return about so many of the samples, evenly spaced, without weights."""
-        rows = slice(None, None, max(1, int(self.targets.shape[0]) // max(1, count)))
-        is_lazy = isinstance(self.samples, Standardized)
-        return Part(self.samples[rows] if is_lazy else self.samples[rows, ...], self.targets[rows])
-
-
-def _one_of(name: str, *values: Any) -> Check:
-    *others, last = map(repr, values)
-    return name, object, lambda v: v in values, f"{', '.join(others)} or {last}"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -82,7 +69,9 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         One-cycle rises in a line over the first fifth of the steps, and falls to 0.
     momentum : float, default 0.9
     nesterov : bool, default True
-    batch_size : int, default 200
+    batch_size : int or "auto", default "auto"
+        Samples of a step. "auto" is a tenth of the training samples, at least 16 and at most 200,
+        so that few samples give enough steps too; in :meth:`partial_fit`, 200.
     standardize : bool, default True
         Bring each feature to mean 0 and standard deviation 1 over the training set, without
         writing the standardised samples out. Samples passed as Standardized stay as they are.
@@ -117,6 +106,14 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
     classes_ : NumPy array of shape (C,)
     mean_, scale_ : NumPy array of shape (D,), or None
         The standardisation.
+    image_shape_ : tuple of int, or None
+        (channels, height, width) of images that came with three or four axes. They were flattened
+        by the planes; later ones of that size are, whatever their layout.
+    layout_ : {"NHWC", "NCHW", "NHW"}, or None
+        Of these images.
+    value_range_ : tuple of float, or None
+        Least and largest value trained on, where that was on the host. Samples that cannot be of
+        the same kind (fractions of 0..1 after bytes, or the other way round) bring a warning.
     loss_history_ : list of float
         One value a step.
     val_accuracy_history_, train_accuracy_history_ : list of float
@@ -128,12 +125,12 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
     """
 
     max_iter: int = 20
-    learning_rate: float = 0.003
+    learning_rate: float | str = "auto"
     learning_rate_decay: float = 0.95
     schedule: str = "one_cycle"
     momentum: float = 0.9
     nesterov: bool = True
-    batch_size: int = 200
+    batch_size: int | str = "auto"
     reg: float = 1e-3
     standardize: bool = True
     augment: Any = None
@@ -148,36 +145,20 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
     model: ClassVar[Model]
     solver = "sgd"  # a hyper-parameter where a subclass makes it a field, like the next one
     tol = 1e-5
+    # What learning_rate="auto" is for so many features, and how fast it rises with fewer.
+    auto_rate: ClassVar[float] = 0.003
+    auto_rate_features: ClassVar[int] = 3072
+    auto_rate_power: ClassVar[float] = 0.75
 
-    CHECKS: ClassVar[tuple[Check, ...]] = (
-        ("learning_rate", Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
-        ("learning_rate_decay", Real, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
-        ("max_iter", Integral, lambda v: v >= 1, "an integer, at least 1"),
-        ("batch_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
-        ("momentum", Real, lambda v: 0 <= v < 1, "a number, at least 0 and below 1"),
-        ("reg", Real, lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
-        _one_of("schedule", "exponential", "one_cycle"),
-        _one_of("precision", *PRECISIONS, None),
-        _one_of("solver", "sgd", "lbfgs"),
-        (
-            *("class_weight", object, check_class_weight),
-            'a dict of finite weights by label, at least 0, or "balanced", or None',
-        ),
-        ("warm_start", bool | np.bool_, lambda v: True, "True or False"),
-        ("verbose", Integral | np.bool_, lambda v: v >= 0, "an integer, at least 0"),
-    )
-    CHECKS_OF_EARLY_STOPPING: ClassVar[tuple[Check, ...]] = (
-        ("n_iter_no_change", Integral, lambda v: v >= 1, "an integer, at least 1, or None"),
-        ("validation_fraction", Real, lambda v: 0 < v < 1, "a number between 0 and 1"),
-    )
+    CHECKS: ClassVar[tuple[Check, ...]] = OF_TRAINING
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        cls.__doc__ = _with_docs_of_base(cls.__doc__)
+        cls.__doc__ = with_docs_of_base(cls.__doc__, GradientClassifier.__doc__)
 
     def check_hyperparameters(self) -> None:
         """Raise a ValueError that names the first hyper-parameter out of range."""
-        of_stopping = () if self.n_iter_no_change is None else self.CHECKS_OF_EARLY_STOPPING
+        of_stopping = () if self.n_iter_no_change is None else OF_EARLY_STOPPING
         for name, kind, fits, wanted in (*self.CHECKS, *of_stopping):
             value = getattr(self, name)
             if not isinstance(value, kind) or not fits(value):
@@ -229,7 +210,8 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         Warns
         -----
         sklearn.exceptions.ConvergenceWarning
-            If L-BFGS stopped at `max_iter`.
+            If L-BFGS stopped at `max_iter`, or SGD did after fewer than 200 steps, while the loss
+            was still falling.
         """
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val belong together: pass both, or neither")
@@ -241,6 +223,14 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
             )
             if error is not None:
                 raise error
+        if self.solver == "sgd" and self.n_iter_ == self.max_iter and still_falls(self.history_):
+            warnings.warn(
+                f"SGD stopped at max_iter={self.max_iter} after {len(self.loss_history_)} steps, "
+                "while the loss was still falling: raise max_iter or learning_rate, or lower "
+                "batch_size",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     @staticmethod
@@ -339,7 +329,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         return [member.error for member in members]
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """Train for one epoch over these samples, going on from where the model is.
+        """Train on these samples, once, going on from where the model is.
 
         Parameters
         ----------
@@ -355,9 +345,11 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
 
         Notes
         -----
-        The first call's samples set the standardisation. The learning rate is `learning_rate`,
-        times `learning_rate_decay` for each epoch before this one (`n_iter_`); always by SGD, and
-        without early stopping.
+        The first call's samples set the standardisation. A call is a piece of a stream, of which
+        nobody knows how long it is, and no epoch: the learning rate is `learning_rate` in every
+        call, whatever `schedule` and `learning_rate_decay` say, and momentum goes on from the call
+        before. Lower it towards the end with ``set_params(learning_rate=...)``. Always by SGD, and
+        without early stopping; `n_iter_` counts the calls.
         """
         starts = not hasattr(self, "params_")
         with self._unchanged_if_it_fails():
@@ -369,27 +361,13 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
                 classes=None if classes is None else labels_of(classes),
             )
             member = self._member(part, self._initial_params(part) if starts else None)
-            n_done = 0 if starts else self.n_iter_
-            rate = self.learning_rate * self.learning_rate_decay**n_done
-            member.rate = lambda _: rate
-            self._run_sgd([member], part, 1)
+            member.rate = lambda _: self._base_rate(part)
+            # As of a long stream: how long the pieces are says nothing about it.
+            self._run_sgd([member], part, 1, n_samples=MANY)
             if member.error is not None:
                 raise member.error
-            self._record(member, n_done + 1)
+            self._record(member, 1 if starts else self.n_iter_ + 1)
         return self
-
-    def _check_classes(self, classes: Any, starts: bool) -> None:
-        if starts and classes is None:
-            raise ValueError(
-                "the first call of partial_fit needs classes=, all labels that will ever occur"
-            )
-        if not starts and classes is not None:
-            found = np.unique(classes)
-            if not np.array_equal(found, self.classes_):
-                raise ValueError(
-                    f"classes={found.tolist()} differ from those of the first call, "
-                    f"{self.classes_.tolist()}"
-                )
 
     def _prepare(
         self,
@@ -408,7 +386,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         """
         samples, labels, weights = self._check_training_data(X, y, sample_weight, reset=reset)
         if in_parts:
-            self._check_classes(classes, reset)
+            check_classes(classes, None if reset else self.classes_)
             check_partial(self.class_weight)
         if reset:
             self._number_classes(labels if classes is None else classes)
@@ -427,6 +405,14 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
             whole, held_out = (
                 Part(*(select_rows(values, np.sort(rows)) for values in whole)) for rows in numbers
             )
+            for part, purpose in ((whole, "train on"), (held_out, "stop by")):
+                if part.weights is not None and not np.any(to_host(part.weights) > 0):
+                    raise ValueError(
+                        f"sample_weight is 0 for all {int(part.targets.shape[0])} samples to "
+                        f"{purpose}: early stopping holds out validation_fraction="
+                        f"{self.validation_fraction}; change it, pass X_val and y_val, or leave "
+                        "out the samples of weight 0"
+                    )
         learned = self._learn_standardization(whole) if reset else self._standardized(whole.samples)
         if held_out is not None:
             held_out = held_out._replace(samples=self._standardized(held_out.samples))
@@ -448,7 +434,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
 
     def _initial_params(self, part: Part) -> Params:
         """Seed the generator of the training and draw from it where to start."""
-        self._rng = _generator(self.random_state)
+        self._rng = generator_of(self.random_state)
         stored = part.samples.X if isinstance(part.samples, Standardized) else part.samples
         is_wide = stored.dtype == array_namespace(stored).float64
         wide = self.precision == "float64" or (self.precision is None and is_wide)
@@ -461,11 +447,32 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
 
     def _n_steps(self, part: Part) -> int:
         n_samples = int(part.targets.shape[0])
-        return 1 if self.solver == "lbfgs" else math.ceil(n_samples / int(self.batch_size))
+        return (
+            1 if self.solver == "lbfgs" else math.ceil(n_samples / self.samples_of_step(n_samples))
+        )
+
+    def samples_of_step(self, n_samples: int) -> int:
+        """Return the `batch_size` for so many training samples."""
+        if self.batch_size == "auto":
+            return min(200, max(16, math.ceil(n_samples / 10)))
+        return int(self.batch_size)
+
+    def _base_rate(self, part: Part) -> float:
+        """Return the largest learning rate.
+
+        Standardised features have curvatures of up to their number: the fewer there are, the longer
+        a step may be. The default was found on CIFAR-10, and stays what it is for as many features
+        and more, and for features of a scale that is not known.
+        """
+        if self.learning_rate != "auto":
+            return float(self.learning_rate)
+        fewer = self.auto_rate_features / int(part.samples.shape[1])
+        is_scaled = isinstance(part.samples, Standardized)
+        return self.auto_rate * (max(1.0, fewer) ** self.auto_rate_power if is_scaled else 1.0)
 
     def _member(self, part: Part, start: Params | None) -> Member:
         """Gather what is this classifier's own in a fit from `start`, or, if None, as it is now."""
-        n_steps, base = self._n_steps(part), self.learning_rate
+        n_steps, base = self._n_steps(part), self._base_rate(part)
 
         def rate(step: int) -> float:
             if self.schedule == "one_cycle":
@@ -480,10 +487,16 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         return member
 
     def _run_sgd(
-        self, members: Sequence[Member], part: Part, epochs: int, on_epoch: Any = None
+        self,
+        members: Sequence[Member],
+        part: Part,
+        epochs: int,
+        on_epoch: Any = None,
+        n_samples: int | None = None,
     ) -> None:
+        batch_size = self.samples_of_step(n_samples or int(part.targets.shape[0]))
         train_sgd(
-            self.model, members, part.samples, part.targets, batch_size=self.batch_size,
+            self.model, members, part.samples, part.targets, batch_size=batch_size,
             epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._products,
             sample_weight=part.weights, augment=self.augment, on_epoch=on_epoch,
         )  # fmt: skip
@@ -577,20 +590,3 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         if part.weights is None:
             return np.asarray(to_host(xp.mean(right, axis=-1)))
         return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))
-
-
-def _generator(random_state: Any) -> np.random.Generator:
-    if isinstance(random_state, np.random.RandomState):
-        return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
-
-
-def _with_docs_of_base(doc: str | None) -> str | None:
-    """Put the base class's parameters and attributes into a docstring, where it asks for them."""
-    if doc is None or GradientClassifier.__doc__ is None:  # python -OO
-        return doc
-    doc = cleandoc(doc)
-    _, *sections = cleandoc(GradientClassifier.__doc__).split("----------\n")
-    for section in sections:
-        doc = doc.replace(AS_IN_BASE, section.partition("\n\n")[0], 1)
-    return doc

@@ -23,8 +23,10 @@ class SoftmaxClassifier(LinearCoefficients, GradientClassifier):
     solver : {"sgd", "lbfgs"}, default "sgd"
         Mini-batch SGD, or SciPy's L-BFGS on all samples at once. `max_iter` counts its iterations
         then, and it warns when it stops there.
-    learning_rate : float, default 0.003
-        The largest learning rate, if the schedule varies it.
+    learning_rate : float or "auto", default "auto"
+        The largest learning rate, if the schedule varies it. "auto" is 0.003, and more for
+        standardised samples of fewer features than 3,072, times
+        :math:`(3072 / D)^{3/4}`.
     reg : float, default 1e-3
         The penalty :math:`\lambda`; a source that writes ``0.5 * reg`` means half of this one.
     tol : float, default 1e-5
@@ -66,7 +68,7 @@ class SoftmaxClassifier(LinearCoefficients, GradientClassifier):
     """
 
     solver: str = "sgd"
-    learning_rate: float = 0.003
+    learning_rate: float | str = "auto"
     reg: float = 1e-3
     tol: float = 1e-5
 
@@ -82,8 +84,10 @@ class LinearSVMClassifier(LinearCoefficients, GradientClassifier):
 
     Parameters
     ----------
-    learning_rate : float, default 0.0003
-        The largest learning rate, if the schedule varies it.
+    learning_rate : float or "auto", default "auto"
+        The largest learning rate, if the schedule varies it. "auto" is 0.0003, and more for
+        standardised samples of fewer features than 3,072, times
+        :math:`(3072 / D)^{3/4}`.
     reg : float, default 0.03
         The penalty :math:`\lambda`; a source that writes ``0.5 * reg`` means half of this one.
     **others : as for GradientClassifier
@@ -117,7 +121,8 @@ class LinearSVMClassifier(LinearCoefficients, GradientClassifier):
     array(['low', 'high'], dtype='<U4')
     """
 
-    learning_rate: float = 0.0003
+    learning_rate: float | str = "auto"
     reg: float = 0.03
 
     model = SVM
+    auto_rate = 0.0003

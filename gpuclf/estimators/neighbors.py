@@ -43,6 +43,8 @@ class KNeighborsClassifier(ArrayClassifier):
     ----------
     classes_ : NumPy array of shape (C,)
     n_features_in_, n_samples_fit_ : int
+    image_shape_, layout_, value_range_
+        As :class:`gpuclf.SoftmaxClassifier` has them.
 
     See Also
     --------

@@ -22,6 +22,7 @@ __all__ = [
     "Probabilities",
     "Start",
     "check_class_weight",
+    "check_classes",
     "check_partial",
     "labels_of",
     "weights_by_class",
@@ -178,6 +179,20 @@ def labels_of(classes: Any) -> Any:
             f"classes must be labels in one dimension, such as numpy.unique(y), got {classes!r}"
         )
     return labels
+
+
+def check_classes(classes: Any, known: np.ndarray | None) -> None:
+    """Raise a ValueError if classes= of partial_fit is missing at first, or another one later."""
+    if known is None and classes is None:
+        raise ValueError(
+            "the first call of partial_fit needs classes=, all labels that will ever occur"
+        )
+    if known is not None and classes is not None:
+        found = np.unique(on_host(classes))
+        if not np.array_equal(found, known):
+            raise ValueError(
+                f"classes={found.tolist()} differ from those of the first call, {known.tolist()}"
+            )
 
 
 def check_class_weight(value: Any) -> bool:

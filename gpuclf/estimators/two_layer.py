@@ -19,8 +19,8 @@ class TwoLayerNetClassifier(GradientClassifier):
     Parameters
     ----------
     hidden_size : int, default 100
-    learning_rate : float, default 0.05
-        The largest learning rate, if the schedule varies it.
+    learning_rate : float or "auto", default "auto"
+        The largest learning rate, if the schedule varies it. "auto" is 0.05.
     reg : float, default 1e-4
         The penalty :math:`\lambda` on both W; a source that writes ``0.5 * reg`` means half of
         this one.
@@ -49,7 +49,7 @@ class TwoLayerNetClassifier(GradientClassifier):
     """
 
     hidden_size: int = 100
-    learning_rate: float = 0.05
+    learning_rate: float | str = "auto"
     reg: float = 1e-4
     dropout: float = 0.0
 
@@ -58,6 +58,8 @@ class TwoLayerNetClassifier(GradientClassifier):
         ("hidden_size", Integral, lambda v: v >= 1, "an integer, at least 1"),
         ("dropout", Real, lambda v: 0 <= v < 1, "in [0, 1)"),
     )
+    auto_rate = 0.05
+    auto_rate_power = 0.0
     net: ClassVar[TwoLayerNet] = TWO_LAYER  # a subclass gives its own, for another loss
 
     @property

@@ -18,6 +18,7 @@ __all__ = [
     "BYTE_CENTRE",
     "Standardized",
     "as_floats",
+    "check_total_weight",
     "conversion_advice",
     "is_streamed",
     "standardized_rows",
@@ -127,6 +128,8 @@ class Standardized:
             raise ValueError(
                 f"X must have shape (N, D) with at least one sample, got {tuple(X.shape)}"
             )
+        if sample_weight is not None:
+            check_total_weight(sample_weight)
         mean, variance = _column_moments(X, sample_weight)
         if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
             raise ValueError("X has NaN, infinite or too large values: remove or replace them")
@@ -212,6 +215,19 @@ def _refuse_other_dtypes(X: Array) -> None:
     if X.dtype not in (xp.uint8, xp.float32, xp.float64):
         raise TypeError(
             f"X must be uint8, float32 or float64, got {X.dtype}; {conversion_advice('X', X)}"
+        )
+
+
+def check_total_weight(sample_weight: Array) -> None:
+    """Raise if weights on the host cannot be divided by their sum."""
+    if not values_are_on_host(sample_weight):
+        return
+    with np.errstate(over="ignore"):
+        total = np.sum(sample_weight, dtype=np.float64)
+    if not (np.all(sample_weight >= 0) and 0 < total < np.inf):
+        raise ValueError(
+            "sample_weight must be finite, at least 0, and not 0 everywhere: the loss is divided "
+            f"by its sum, which is {total}"
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
@@ -250,16 +250,29 @@ def _in_shares(
             [slice(a + rows.start, a + rows.stop) for rows in row_slices(b - a, rows_per_block)]
             for a, b in pairwise(bounds)
         ]
-        # A copied context carries numpy.errstate into the threads.
-        pending = [_thread_pool().submit(copy_context().run, work, share) for share in shares[1:]]
+        pending = _started(work, shares[1:])
         try:
-            results = [work(shares[0])]
+            results = [work(share) for share in (shares[0], *shares[1 + len(pending) :])]
         finally:
             finished = [future.exception() for future in pending]
         for error in finished:
             if error is not None:
                 raise error
-        return results + [future.result() for future in pending]
+        return [results[0], *(future.result() for future in pending), *results[1:]]
+
+
+def _started(
+    work: Callable[[Sequence[slice]], Result], shares: Sequence[Sequence[slice]]
+) -> list[Future[Result]]:
+    """Hand shares to the threads; fewer, or none, where the interpreter is ending."""
+    started: list[Future[Result]] = []
+    for share in shares:
+        try:
+            # A copied context carries numpy.errstate into the threads.
+            started.append(_thread_pool().submit(copy_context().run, work, share))
+        except RuntimeError:  # at interpreter exit no pool takes work and no thread starts
+            break
+    return started
 
 
 def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:

@@ -10,7 +10,18 @@ import numpy as np
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.models.model import Params
 
-__all__ = ["DivergedError", "History", "divergence", "normalized_weights", "one_cycle", "quietly"]
+__all__ = [
+    "DivergedError",
+    "History",
+    "divergence",
+    "normalized_weights",
+    "one_cycle",
+    "quietly",
+    "still_falls",
+]
+
+
+ENOUGH_STEPS = 200  # to end without a word
 
 
 class DivergedError(FloatingPointError):
@@ -84,6 +95,23 @@ def divergence(history: History, n_new: int | None = None) -> DivergedError | No
         f"{what} within {len(history.loss)} steps: use a smaller learning_rate{rate}, a smaller "
         "reg, or standardised features (gpuclf.Standardized.fit), and see that X holds no NaN"
     )
+
+
+def still_falls(history: History) -> bool:
+    """Tell whether few steps have ended while the loss was falling as it had been before.
+
+    Over equal stretches of summed learning rates, the fall from the middle to the end is held
+    against the whole; large sets, where 20 epochs are thousands of steps, are never accused.
+    """
+    losses, rates = np.asarray(history.loss), np.asarray(history.learning_rate)
+    if len(losses) >= ENOUGH_STEPS:
+        return False
+    done = (np.cumsum(rates) - rates / 2) / np.sum(rates)
+    middle, end = (
+        np.mean(losses[np.argsort(abs(done - place))[: max(1, len(losses) // 5)]])
+        for place in (0.5, 1.0)
+    )
+    return bool(middle - end > 0.1 * abs(losses[0] - end) or len(losses) < 5)
 
 
 def normalized_weights(sample_weight: Array | None, params: Params) -> Array | None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.augment import augmented
 from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
 from gpuclf.layers import apart, side_by_side
@@ -310,7 +311,7 @@ def epoch_runner(
             batch = order[rows]
             X_batch = take_rows(X, on_host[rows] if is_streamed(X) else batch)
             if augment is not None:
-                X_batch = augment(X_batch, rng)
+                X_batch = augmented(augment, X_batch, rng)
             weights = None
             if shares is not None:
                 weights = xp.take(shares, batch, axis=-1) * (n_samples / int(batch.shape[0]))
