@@ -24,6 +24,8 @@ UPPER = (
     "plots",
     "estimators",
     "saving",
+    "evaluation",
+    "explanation",
     "course",
     "bench",
     "cli",
