@@ -66,8 +66,9 @@ def plot_explanation(
         ax = _draw_bars(contributions, names, ax)
     else:
         ax = _draw_image(explanation, shape, ax)
-    sure = f"leads {explanation.against} by {explanation.lead:.3g}"
-    ax.set_title(f"what spoke for {explanation.label}, which {sure}", loc="left", fontsize="medium")
+    verb = "leads" if explanation.lead >= 0 else "trails"
+    title = f"what spoke for {explanation.label}, which {verb} {explanation.against} by "
+    ax.set_title(f"{title}{abs(explanation.lead):.3g}", loc="left", fontsize="medium")
     return ax
 
 
