@@ -138,8 +138,9 @@ def search(
         "results": found.results,
         "best_params": found.best_params,
     }
-    about = described(model, dataset, content["settings"]) if save else {}
-    keep_model(save, best, dataset, about | results, data, seed)
+    if save is not None:
+        summary = described(model, dataset, settings | final | found.best_params | used)
+        keep_model(save, best, dataset, summary | results, data, seed)
     output.write(json, content | results)
 
 

@@ -57,7 +57,9 @@ def train(
     log: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.jsonl", dir_okay=False, writable=True,
+            metavar="FILE.jsonl",
+            dir_okay=False,
+            writable=True,
             help="Write a line an epoch to this file, as it is trained; gpuclf runs compares them.",
         ),
     ] = None,
@@ -104,9 +106,7 @@ def train(
     output.write(json, about | results | histories)
 
 
-def _fit(
-    model: str, classifier: Any, dataset: Any, where: Any, follow: Log
-) -> dict[str, float]:
+def _fit(model: str, classifier: Any, dataset: Any, where: Any, follow: Log) -> dict[str, float]:
     """Train by gradients, and report."""
     parts = output.parts(dataset, where)
     X_val, y_val = parts["val"]
