@@ -83,8 +83,9 @@ def _read(model: Any, data: Any, data_dir: Path | None) -> tuple[Any, Any, Any, 
         dataset = output.load(data, data_dir, split.get("seed", 0))
     else:
         # Pictures have many sizes, so they are decoded at that of the model.
-        size = shape[1:] if shape and looks_like_image_folder(data.path) else None
-        dataset = read_samples(data.path, size)
+        path = data.path.expanduser()
+        is_pictures = path.is_dir() and looks_like_image_folder(path)
+        dataset = read_samples(path, shape[1:] if shape and is_pictures else None)
     given, where = dataset.image_shape, dataset.source
     dataset = dataset._replace(
         X_train=as_trained(model, dataset.X_train, given, where),
