@@ -62,6 +62,7 @@ def main() -> None:
 
     # Why there is no GPU stands in the output; the library's log line would say it twice.
     logging.getLogger("gpuclf").setLevel(logging.ERROR)
+    logging.getLogger("gpuclf.kernels.building").setLevel(logging.WARNING)  # it takes seconds
     try:
         app()
     except (
