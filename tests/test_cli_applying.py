@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import gpuclf
-from gpuclf.cli import app, following
+from gpuclf.cli import app, following, output
 from gpuclf.cli.applying import as_trained, class_names
 from gpuclf.cli.runs import read_log
 from gpuclf.datasets import load_image_folder, make_synthetic
@@ -213,6 +214,26 @@ def test_names_of_classes(place):
     assert class_names(kept) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_shape_", (3, 32), r"image_shape_ must be \(channels, height, width\) of 3072"),
+        ("image_shape_", (3, 32, 31), "image_shape_ must be"),
+        ("image_shape_", "3", "image_shape_ must be"),
+        ("class_names_", [1, 2], "class_names_ must be a list of strings"),
+        ("training_", [], "training_ must be a dict, with dicts for split, data_sha256"),
+        ("training_", {"split": 3}, "training_ must be a dict"),
+    ],
+)
+def test_what_a_kept_model_says_of_itself_is_checked(place, tmp_path, name, value, message):
+    kept = gpuclf.load(place / "svm.safetensors")
+    setattr(kept, name, value)
+    with pytest.raises(ValueError, match=message):
+        kept.save(tmp_path / "m")
+    setattr(kept, name, None if name != "training_" else {})
+    kept.save(tmp_path / "m")
+
+
 def test_a_vote_has_a_class_and_nothing_else(tmp_path):
     X, y = make_synthetic(60)
     svm = gpuclf.LinearSVMClassifier(max_iter=1, random_state=0)
@@ -342,6 +363,17 @@ def test_train_draws_its_history_and_knn_has_none(place, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
     code, text = run("train", "knn", "--data", place / "pictures", "--plot", tmp_path / "b.png")
     assert (code, "--plot does not apply to knn" in text) == (2, True)
+
+
+def test_the_lines_of_epochs_stay_on_a_terminal(place, monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr(output, "console", terminal)
+    assert run("train", "softmax", "--data", place / "pictures", "--epochs", 3)[0] == 0
+    for epoch in (1, 2, 3):
+        assert re.search(
+            rf"epoch {epoch}: loss [0-9.]+, validation accuracy [0-9.]+\n", screen.getvalue()
+        )
 
 
 @pytest.mark.parametrize(

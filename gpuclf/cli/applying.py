@@ -12,7 +12,7 @@ from gpuclf.cli.options import BackendName
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ModelArgument", "Scores", "as_trained", "class_names", "score"]
+__all__ = ["ModelArgument", "Scores", "as_trained", "class_names", "image_shape_of", "score"]
 
 ModelArgument = Annotated[
     Path,
@@ -49,6 +49,12 @@ def class_names(model: Any) -> list[str]:
     return [str(names[label]) for label in labels]
 
 
+def image_shape_of(model: Any) -> tuple[int, int, int] | None:
+    """Return (channels, height, width) of what a model was trained on, if that is known."""
+    shape = getattr(model, "image_shape_", None)
+    return None if shape is None else tuple(shape)
+
+
 def as_trained(
     model: Any, rows: np.ndarray, image_shape: tuple[int, int, int] | None, where: str
 ) -> np.ndarray:
@@ -72,7 +78,7 @@ def as_trained(
 
     from gpuclf.datasets.rows import as_bytes, resize_rows
 
-    wanted = getattr(model, "image_shape_", None)
+    wanted = image_shape_of(model)
     if wanted is not None and hasattr(model, "training_"):
         rows = np.asarray(as_bytes(rows, where))  # as the command line trains on images
     if image_shape is not None and wanted is not None and image_shape != wanted:

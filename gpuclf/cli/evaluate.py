@@ -8,7 +8,14 @@ from typing import Any
 from rich.markup import escape
 
 from gpuclf.cli import options, output
-from gpuclf.cli.applying import ModelArgument, Scores, as_trained, class_names, score
+from gpuclf.cli.applying import (
+    ModelArgument,
+    Scores,
+    as_trained,
+    class_names,
+    image_shape_of,
+    score,
+)
 
 __all__ = ["evaluate"]
 
@@ -78,7 +85,7 @@ def _read(model: Any, data: Any, data_dir: Path | None) -> tuple[Any, Any, Any, 
 
     training = getattr(model, "training_", {})
     split = training.get("split", {})
-    shape = getattr(model, "image_shape_", None)
+    shape = image_shape_of(model)
     if isinstance(data, options.DataName):
         dataset = output.load(data, data_dir, split.get("seed", 0))
     else:

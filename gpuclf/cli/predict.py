@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpuclf.cli import options, output
-from gpuclf.cli.applying import ModelArgument, Scores, as_trained, class_names, score
+from gpuclf.cli.applying import (
+    ModelArgument,
+    Scores,
+    as_trained,
+    class_names,
+    image_shape_of,
+    score,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,15 +125,15 @@ def _read(model: Any, inputs: list[Path]) -> tuple[list[str], Any, list[tuple[st
 def _decoded(model: Any, pictures: list[Path]) -> tuple[Any, dict[int, tuple[str, str]]]:
     from gpuclf.datasets.decoding import decode
 
-    shape = getattr(model, "image_shape_", None)
-    if shape is None:
+    shape = image_shape_of(model)
+    if shape is None or shape[0] not in (1, 3):
         raise ValueError(
             f"the model was trained on rows of {model.n_features_in_:,} numbers, and does not say "
-            "how they lie in an image: set model.image_shape_ = (channels, height, width) and save "
-            "it again, or give arrays of such rows"
+            "how they lie in an image of 1 or 3 channels: set "
+            "model.image_shape_ = (channels, height, width) and save it again, or give arrays of "
+            "such rows"
         )
-    channels, *size = shape
-    return decode(pictures, tuple(size), channels)
+    return decode(pictures, shape[1:], shape[0])
 
 
 def _predictions(
