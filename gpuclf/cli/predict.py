@@ -35,7 +35,7 @@ def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             exists=True,
             show_default=False,
             help="Images, folders of images, arrays in .npy or .npz.",
