@@ -4,6 +4,7 @@ from . import course as course
 from . import datasets as datasets
 from . import devices as devices
 from . import estimators as estimators
+from . import evaluation as evaluation
 from . import gradcheck as gradcheck
 from . import image_features as image_features
 from . import layers as layers
@@ -28,6 +29,7 @@ from .estimators import KNeighborsClassifier as KNeighborsClassifier
 from .estimators import LinearSVMClassifier as LinearSVMClassifier
 from .estimators import SoftmaxClassifier as SoftmaxClassifier
 from .estimators import TwoLayerNetClassifier as TwoLayerNetClassifier
+from .explanation import explain as explain
 from .gradcheck import grad_check as grad_check
 from .gradcheck import numeric_gradient as numeric_gradient
 from .image_features import extract_features as extract_features

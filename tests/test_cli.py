@@ -147,6 +147,22 @@ def test_info_writes_json(tmp_path):
     assert found["versions"]["numpy"] == np.__version__
 
 
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_not_announced_again(tmp_path):
+    pytest.importorskip("numba", reason="numba is not installed")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    train = ["train", "softmax", "--data", "synthetic", "--epochs", "1", "--backend", "numpy"]
+    said = []
+    for arguments in (["info", "--warm-up"], train):
+        done = subprocess.run(
+            [sys.executable, "-m", "gpuclf", *arguments],
+            capture_output=True, text=True, env=environment, check=True,
+        )  # fmt: skip
+        said.append(done.stderr)
+    assert "once, about 9 s" in said[0].replace("\n", " ")
+    assert "compiling" not in said[1]
+
+
 # ----------------------------------------------------------------------------------- bench
 
 

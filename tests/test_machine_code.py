@@ -86,3 +86,57 @@ def test_a_cache_that_vanished_is_no_matter(cache, caplog):
         shutil.rmtree(path)
     assert compiled(add_one)(1) == 2
     assert not caplog.records
+
+
+def test_what_takes_long_is_announced_once_before_it_is_compiled(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(machine_code, "DURATIONS", {"slow_operation": "about 9 s"})
+    machine_code.announced.clear()
+    seen = []
+    for name in ("slow_operation", "other"):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / name))
+        function = compiled_in(f"gpuclf.kernels.{name}.loops")
+
+        def compile_and_look(*arguments, original=function._compiler.compile):
+            seen.append(len(caplog.records))
+            return original(*arguments)
+
+        monkeypatch.setattr(function._compiler, "compile", compile_and_look)
+        assert (function(1), function(1.5)) == (2, 2.5)  # two versions
+        caplog.clear()
+    assert seen == [1, 1, 0, 0]  # said before the first one, and never again
+    machine_code.announced.clear()
+
+
+def compiled_in(module):
+    def add_one(x):
+        return x + 1
+
+    add_one.__module__ = module
+    return compiled(add_one)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_announcement_says_where_the_code_is_kept(tmp_path, monkeypatch, caplog, keeps):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(machine_code, "DURATIONS", {"tests": "about 9 s", "": "about 9 s"})
+    machine_code.announced.clear()
+    if not keeps:
+        original = numba.njit
+
+        def njit(cache=False, **options):
+            if cache:
+                raise RuntimeError("no locator available")
+            return original(**options)
+
+        monkeypatch.setattr(numba, "njit", njit)
+    function = compiled_in("gpuclf.kernels.tests.loops")
+    assert function(1) == 2
+    assert "compiling the tests once, about 9 s (" in caplog.text
+    assert ("gpuclf info --warm-up does it ahead" in caplog.text) is keeps
+    assert ("set NUMBA_CACHE_DIR" in caplog.text) is not keeps
+    caplog.clear()
+    machine_code.announced.clear()
+    again = compiled_in("gpuclf.kernels.tests.loops")
+    assert again(1) == 2
+    assert bool(caplog.records) is not keeps  # what was kept is not compiled again
+    machine_code.announced.clear()

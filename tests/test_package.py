@@ -25,6 +25,8 @@ UPPER = (
     "plots",
     "estimators",
     "saving",
+    "evaluation",
+    "explanation",
     "course",
     "bench",
     "cli",

@@ -373,6 +373,52 @@ def test_a_search_that_cannot_be_drawn_is_refused(rows, message):
 
 # ------------------------------------------------------------------------------ every picture
 
+
+def explanation(image_shape=(3, 2, 2)):
+    shares = np.arange(12) - 4.0
+    x = np.arange(12, dtype=np.uint8)
+    return gpuclf.explanation.Explanation("cat", "dog", 1.5, shares, 0.25, x, image_shape)
+
+
+def test_an_explanation_is_drawn_beside_its_image():
+    ax = plots.plot_explanation(explanation())
+    image, heat = ax.images
+    np.testing.assert_array_equal(
+        image.get_array(), np.arange(12).reshape(3, 2, 2).transpose(1, 2, 0)
+    )
+    np.testing.assert_array_equal(heat.get_array(), [[0, 3], [6, 9]])  # the planes added up
+    assert heat.get_clim() == (-9, 9)
+    (left, right, *_), (_, width, *_) = heat.get_extent(), image.get_extent()
+    assert width < left < right
+    assert ax.get_title(loc="left") == "what spoke for cat, which leads dog by 1.5"
+    blue, orange = (heat.cmap(end)[:3] for end in (1.0, 0.0))
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+
+
+def test_an_explanation_of_features_is_bars_the_largest_first():
+    ax = plots.plot_explanation(explanation(None), names=[f"n{d}" for d in range(12)])
+    assert [text.get_text() for text in ax.get_yticklabels()][:3] == ["n11", "n10", "n9"]
+    assert ax.patches[0].get_width() == 7
+    assert "feature 11" in plots.plot_explanation(explanation(None)).get_yticklabels()[0].get_text()
+    assert len(plots.plot_explanation(explanation(None), image_shape=(3, 4)).images) == 2
+    with pytest.raises(ValueError, match="names must be one for each of 12 features, got 1"):
+        plots.plot_explanation(explanation(None), names=["a"])
+    with pytest.raises(ValueError, match="image_shape must be"):
+        plots.plot_explanation(explanation(), image_shape=(3, 5))
+
+
+def test_trainings_are_compared_in_lines():
+    ax = plots.plot_runs({"a": [0.1, 0.3], "none": [], "b": [0.2, 0.25, 0.4]})
+    assert [line.get_label() for line in ax.lines] == ["a", "b"]
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [0.2, 0.25, 0.4])
+    assert ax.lines[0].get_color() != ax.lines[1].get_color()
+    assert ax.get_title(loc="left") == "validation accuracy of 2 trainings"
+    with pytest.raises(ValueError, match="no training has a loss to draw"):
+        plots.plot_runs({"a": []}, "loss")
+
+
 PICTURES = {
     "boundary": lambda **options: plots.plot_decision_boundary(
         above_the_diagonal, np.eye(2), np.array(["above", "below"]), **options
@@ -386,6 +432,11 @@ PICTURES = {
         History([2.0] * 300, [0.1] * 300, [0.3, 0.4]), **options
     ),
     "cross-validation": lambda **options: plots.plot_knn_cross_validation({1: [0.1]}, **options),
+    "explanation": lambda **options: plots.plot_explanation(explanation(), **options),
+    "explanation of features": lambda **options: plots.plot_explanation(
+        explanation(None), **options
+    ),
+    "runs": lambda **options: plots.plot_runs({"a": [0.1, 0.2]}, **options),
     "search": lambda **options: plots.plot_search(SEARCHED, **options),
     "search of one candidate": lambda **options: plots.plot_search(SEARCHED[:1], **options),
 }

@@ -13,7 +13,10 @@ from typer.core import TyperCommand
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
 from gpuclf.cli.check import check
+from gpuclf.cli.evaluate import evaluate
 from gpuclf.cli.info import info
+from gpuclf.cli.predict import predict
+from gpuclf.cli.runs import runs
 from gpuclf.cli.search import search
 from gpuclf.cli.train import train
 
@@ -49,7 +52,7 @@ class _Command(TyperCommand):
             raise
 
 
-for command in (bench, train, search, check, info):
+for command in (bench, train, search, predict, evaluate, runs, check, info):
     app.command(cls=_Command)(command)
 
 
@@ -59,6 +62,7 @@ def main() -> None:
 
     # Why there is no GPU stands in the output; the library's log line would say it twice.
     logging.getLogger("gpuclf").setLevel(logging.ERROR)
+    logging.getLogger("gpuclf.kernels.building").setLevel(logging.WARNING)  # it takes seconds
     try:
         app()
     except (

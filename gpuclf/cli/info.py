@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from gpuclf.cli import options, output
+from gpuclf.cli.warming import compile_ahead
 
 __all__ = ["info"]
 
 
-def info(json: options.JsonOption = None) -> None:
+def info(
+    json: options.JsonOption = None,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up", help="Compile now what the CPU's models of ten classes will need."
+        ),
+    ] = False,
+) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
     from gpuclf.devices.machine import environment
 
     output.prepare(json)
+    if warm_up:
+        compile_ahead()
     found = environment()
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")

@@ -23,6 +23,7 @@ __all__ = [
     "OwnSamples",
     "PlotOption",
     "SamplesOption",
+    "SaveOption",
     "SeedOption",
     "TestDataOption",
     "TestFractionOption",
@@ -84,6 +85,12 @@ JsonOption = Annotated[
 PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", dir_okay=False, writable=True, help="Draw the result to this file."),
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save", dir_okay=False, writable=True, help="Keep the model: predict, evaluate, load."
+    ),
 ]
 MetricOption = Annotated[MetricName | None, typer.Option(help="knn only; default l2.")]
 

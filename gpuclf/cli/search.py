@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gpuclf.cli import options, output
+from gpuclf.cli.following import described, keep_model
 from gpuclf.cli.knn import search_knn
 from gpuclf.cli.recipes import FINAL_EPOCHS, RECIPES, given, refuse_foreign
 from gpuclf.files import format_seconds
@@ -69,6 +70,7 @@ def search(
     metric: options.MetricOption = None,
     json: options.JsonOption = None,
     plot: options.PlotOption = None,
+    save: options.SaveOption = None,
 ) -> None:
     """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
     from gpuclf.preprocessing import subtract_mean_image
@@ -76,6 +78,7 @@ def search(
     from gpuclf.search import check_search, coarse_to_fine, n_candidates
 
     output.prepare(json)
+    output.prepare(save)
     output.prepare_picture(plot)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
@@ -135,6 +138,9 @@ def search(
         "results": found.results,
         "best_params": found.best_params,
     }
+    if save is not None:
+        summary = described(model, dataset, settings | final | found.best_params | used)
+        keep_model(save, best, dataset, summary | results, data, seed)
     output.write(json, content | results)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gpuclf.cli import options, output
+from gpuclf.cli.following import Log, described, keep_model, logging_to
 from gpuclf.cli.knn import train_knn
 from gpuclf.cli.recipes import RECIPES, given, refuse_foreign
 
@@ -47,55 +49,99 @@ def train(
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
     json: options.JsonOption = None,
+    save: options.SaveOption = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, writable=True, help="Draw losses and accuracies; not knn."),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            dir_okay=False,
+            writable=True,
+            help="Write a line an epoch to this file, as it is trained; gpuclf runs compares them.",
+        ),
+    ] = None,
 ) -> None:
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
-    output.prepare(json)
+    from gpuclf.devices.machine import environment
+
+    for file in (json, save, log):
+        output.prepare(file)
+    output.prepare_picture(plot)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
-    refuse_foreign(model, chosen)
     recipe = RECIPES[model]
+    refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
     settings = recipe.training | chosen
     if isinstance(data, options.OwnSamples):
         settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = 60
-    title = f"{model} on {{}}"
-    if not recipe.by_gradients:
-        dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)
-        accuracy, seconds = train_knn(recipe.make(settings), dataset, where)
-        names = {"neighbours": settings["n_neighbors"], "metric": settings["metric"]}
-        results = output.report(title.format(dataset.name), accuracy, seconds, **names)
-    else:
+    per_call = None
+    if recipe.by_gradients:
         classifier = recipe.make(settings | {"precision": str(dtype), "random_state": seed})
         classifier.check_hyperparameters()  # before the data are loaded
         per_call = classifier.samples_of_step(1 << 30) if classifier.solver == "sgd" else 0
-        dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
-        parts = output.parts(dataset, where)
-        X_val, y_val = parts["val"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
-            accuracy, seconds = output.fit_and_score(
-                *(model, classifier, parts["train"], parts), describe=_epoch_line,
-                X_val=X_val, y_val=y_val,
-            )  # fmt: skip
-        if classifier.history_.reached_max_iter:
-            n_iter = classifier.max_iter
-            output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")
-        results = output.report(title.format(dataset.name), accuracy, seconds)
-        for name in ("loss_history", "val_accuracy_history", "train_accuracy_history"):
-            results[name] = getattr(classifier, f"{name}_")
-        settings = classifier.get_params() | {"augment": settings.get("augment")}
-    settings["backend"] = where.name
-    described = {"model": model, "dataset": output.describe(dataset), "settings": settings}
-    output.write(json, described | results)
+        shown = classifier.get_params() | {"augment": settings.get("augment")}
+    else:
+        classifier, shown = recipe.make(settings), settings
+    dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
+    about = described(model, dataset, shown | {"backend": where.name})
+    with logging_to(log) as follow:
+        follow.write("start", about | {"environment": environment()})
+        fit = _fit if recipe.by_gradients else _look_up
+        results = fit(model, classifier, dataset, where, follow)
+        follow.write("result", results)
+    if plot is not None:
+        _draw(plot, classifier)
+    histories = {
+        name.removesuffix("_"): getattr(classifier, name)
+        for name in ("loss_history_", "val_accuracy_history_", "train_accuracy_history_")
+        if recipe.by_gradients
+    }
+    keep_model(save, classifier, dataset, about | results, data, seed)
+    output.write(json, about | results | histories)
 
 
-def _epoch_line(epoch: int, history: Any) -> str:
-    """Return what is said of an epoch; where there is no terminal, print it too."""
-    recent = history.loss[-len(history.loss) // epoch :]
-    line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
-    line += f", validation accuracy {history.val_accuracy[-1]:.3f}"
-    if not output.console.is_terminal:
-        output.console.print(line)
-    return line
+def _fit(model: str, classifier: Any, dataset: Any, where: Any, follow: Log) -> dict[str, float]:
+    """Train by gradients, and report."""
+    parts = output.parts(dataset, where)
+    X_val, y_val = parts["val"]
+
+    def describe(epoch: int, history: Any) -> str:
+        follow.write_epoch(epoch, history)
+        recent = history.loss[-len(history.loss) // epoch :]
+        line = f"epoch {epoch}: loss {sum(recent) / len(recent):.3f}"
+        output.say(f"{line}, validation accuracy {history.val_accuracy[-1]:.3f}")
+        return f"training {model}, {epoch} of {classifier.max_iter} epochs"
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
+        accuracy, seconds = output.fit_and_score(
+            model, classifier, parts["train"], parts, describe=describe, X_val=X_val, y_val=y_val
+        )
+    if classifier.history_.reached_max_iter:
+        n_iter = classifier.max_iter
+        output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")
+    return output.report(f"{model} on {dataset.name}", accuracy, seconds)
+
+
+def _look_up(
+    model: str, classifier: Any, dataset: Any, where: Any, follow: Log
+) -> dict[str, float]:
+    """Look the test images up among the training images, and report."""
+    accuracy, seconds = train_knn(classifier, dataset, where)
+    names = {"neighbours": classifier.n_neighbors, "metric": classifier.metric}
+    return output.report(f"{model} on {dataset.name}", accuracy, seconds, **names)
+
+
+def _draw(path: Path, classifier: Any) -> None:
+    from gpuclf.plots import plot_history
+
+    figure: Any = plot_history(classifier).figure
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    output.say(f"drawn to {path}")

@@ -14,7 +14,13 @@ from gpuclf.datasets.decoding import check_size, decode
 from gpuclf.datasets.image_dataset import DatasetError, DatasetNotFoundError, ImageDataset
 from gpuclf.datasets.splitting import with_test_part
 
-__all__ = ["IMAGE_SUFFIXES", "load_image_folder", "looks_like_image_folder", "read_image_folder"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "images_below",
+    "load_image_folder",
+    "looks_like_image_folder",
+    "read_image_folder",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _TRAIN = ("train", "training")
@@ -85,7 +91,7 @@ def load_image_folder(
 
 def looks_like_image_folder(root: Path) -> bool:
     """Tell whether there is an image below a subfolder."""
-    return any(_images_below(folder, stop_at_first=True) for folder in _subfolders(root))
+    return any(images_below(folder, stop_at_first=True) for folder in _subfolders(root))
 
 
 def read_image_folder(root: Path, size: tuple[int, int], channels: int = 3) -> ImageDataset:
@@ -133,7 +139,7 @@ def _read_part(
     root: Path, size: tuple[int, int], channels: int, remarks: list[str]
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Return the images below each folder, and the class of each; add what is left out."""
-    found = {folder.name: _images_below(folder) for folder in _subfolders(root)}
+    found = {folder.name: images_below(folder) for folder in _subfolders(root)}
     loose = [path for path in _entries(root) if _is_image(path)]
     if not any(found.values()):
         raise DatasetError(
@@ -182,7 +188,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _images_below(folder: Path, *, stop_at_first: bool = False) -> list[Path]:
+def images_below(folder: Path, *, stop_at_first: bool = False) -> list[Path]:
+    """Return the images at any depth that are not hidden, by name."""
     found: list[Path] = []
     for parent, folders, _ in os.walk(folder):  # which does not follow links into circles
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -18,7 +18,7 @@ from gpuclf.datasets.rows import resize_rows
 from gpuclf.datasets.splitting import with_test_part
 from gpuclf.datasets.stored_arrays import find_npy_pairs, read_npy, read_npy_folder, read_npz
 
-__all__ = ["load_samples"]
+__all__ = ["load_samples", "read_samples"]
 
 _PICTURE_SIZE = (32, 32)
 _FORMS = """
@@ -87,14 +87,22 @@ def load_samples(
     >>> data.image_shape, data.class_names[:2]  # doctest: +SKIP
     ((1, 28, 28), ('T-shirt/top', 'Trouser'))
     """
-    wanted = check_size(size)
-    dataset = _resized(_read(Path(path).expanduser(), wanted, layout), wanted)
+    dataset = read_samples(path, size, layout)
     if test_data is None:
         return with_test_part(dataset, test_fraction, seed)
     if test_fraction is not None:
         raise ValueError("give test_data or test_fraction, not both")
-    other = _resized(_read(Path(test_data).expanduser(), wanted, layout), wanted)
-    return _with_test_data(dataset, other)
+    return _with_test_data(dataset, read_samples(test_data, size, layout))
+
+
+def read_samples(
+    path: str | os.PathLike[str],
+    size: int | tuple[int, int] | None = None,
+    layout: str | None = None,
+) -> ImageDataset:
+    """Load samples as :func:`load_samples` does; without a test part of their own, it is empty."""
+    wanted = check_size(size)
+    return _resized(_read(Path(path).expanduser(), wanted, layout), wanted)
 
 
 def _read(path: Path, size: tuple[int, int] | None, layout: str | None) -> ImageDataset:

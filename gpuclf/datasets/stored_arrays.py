@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +17,7 @@ from gpuclf.datasets.image_dataset import DatasetError, DatasetNotFoundError, Im
 from gpuclf.datasets.labels import encode_labels
 from gpuclf.datasets.rows import as_bytes, as_rows
 
-__all__ = ["find_npy_pairs", "read_npy", "read_npy_folder", "read_npz"]
+__all__ = ["find_npy_pairs", "read_npy", "read_npy_folder", "read_npz", "read_unlabelled"]
 
 # What the arrays of an archive are called, in lower case: samples and labels to train on, to test.
 _NAMES = (
@@ -25,6 +27,7 @@ _NAMES = (
     ("images", "labels", "test_images", "test_labels"),
     ("data", "labels", "test_data", "test_labels"),
 )
+_UNLABELLED = ("x", "images", "data", "x_test", "test_images", "test_data")
 # The words for samples in a file's name, and what stands in their place in that of its labels.
 _WORDS = (("x", "y"), ("images", "labels"), ("data", "labels"), ("samples", "labels"))
 _DEFLATE_RATIO = 1040  # no deflated stream is longer by more
@@ -32,29 +35,54 @@ _DEFLATE_RATIO = 1040  # no deflated stream is longer by more
 
 def read_npz(path: Path, layout: str | None = None) -> ImageDataset:
     """Read an archive of X and y, or of X_train, y_train, X_test, y_test."""
+    with _members(path) as (archive, members):
+        names = next((n for n in _NAMES if n[0] in members and n[1] in members), None)
+        if names is None:
+            raise DatasetError(
+                f"{path} holds {_listed(members)}; "
+                "expected X and y, or X_train, y_train, X_test and y_test: store them with "
+                "numpy.savez(path, X=X, y=y)."
+            )
+        wanted = [name for name in names if name in members]
+        if len(wanted) == 3:
+            raise DatasetError(f"{path} holds {', '.join(wanted)}; one of {names} is missing.")
+        arrays = [_read_member(archive, members[name], path) for name in wanted]
+    return _dataset(arrays, path, layout)
+
+
+def read_unlabelled(path: Path) -> npt.NDArray[Any]:
+    """Read the samples of a file that need have no labels: an .npy, or an .npz with an X."""
+    if path.suffix.lower() == ".npy":
+        return _read_npy(path)
+    with _members(path) as (archive, members):
+        names = [*members] if len(members) == 1 else [n for n in _UNLABELLED if n in members]
+        if len(names) != 1:
+            raise DatasetError(
+                f"{path} holds {_listed(members)}; expected the samples as X: store them with "
+                "numpy.savez(path, X=X)."
+            )
+        return _read_member(archive, members[names[0]], path)
+
+
+@contextmanager
+def _members(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """Open an archive: its arrays by their names in lower case."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {
-                info.filename.removesuffix(".npy").lower(): info for info in archive.infolist()
-            }
-            names = next((n for n in _NAMES if n[0] in members and n[1] in members), None)
-            if names is None:
-                raise DatasetError(
-                    f"{path} holds {', '.join(map(repr, list(members)[:10])) or 'no arrays'}; "
-                    "expected X and y, or X_train, y_train, X_test and y_test: store them with "
-                    "numpy.savez(path, X=X, y=y)."
-                )
-            wanted = [name for name in names if name in members]
-            if len(wanted) == 3:
-                raise DatasetError(f"{path} holds {', '.join(wanted)}; one of {names} is missing.")
-            arrays = [_read_member(archive, members[name], path) for name in wanted]
+            yield (
+                archive,
+                {info.filename.removesuffix(".npy").lower(): info for info in archive.infolist()},
+            )
     except DatasetError:
         raise
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # zipfile raises nearly anything on altered archives
         raise DatasetError(f"{path} is damaged: {type(error).__name__}: {error}"[:300]) from error
-    return _dataset(arrays, path, layout)
+
+
+def _listed(members: dict[str, zipfile.ZipInfo]) -> str:
+    return ", ".join(map(repr, list(members)[:10])) or "no arrays"
 
 
 def read_npy(path: Path, layout: str | None = None) -> ImageDataset:

@@ -25,6 +25,8 @@ from gpuclf.validation import check_finite, check_label_count, check_samples, ch
 __all__ = ["ArrayClassifier", "Part", "count_samples", "on_host", "select_rows"]
 
 ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
+# What the command line adds to a classifier that it keeps; another fit makes it untrue.
+OF_A_TRAINING = ("class_names_", "training_")
 
 
 class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
@@ -119,6 +121,8 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         return X, y, check_weights(sample_weight, X, xp.float64)
 
     def _number_classes(self, labels: Any) -> None:
+        for name in OF_A_TRAINING:
+            self.__dict__.pop(name, None)
         labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
         host = isinstance(labels, np.ndarray)
         found = np.unique(labels) if host else array_namespace(labels).unique_values(labels)

@@ -55,6 +55,49 @@ class Saved:
 class Kept(Saved):
     """Can be moved and copied as well; pickles hold NumPy arrays, whatever trained the model."""
 
+    def to_onnx(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        input_dtype: str = "uint8",
+        layout: str | None = None,
+    ) -> None:
+        """Write the classifier as an ONNX graph, which other programs run; needs the extra `onnx`.
+
+        Parameters
+        ----------
+        path : str or path
+            Usually with the ending ".onnx".
+        input_dtype : {"uint8", "float32", "float64"}, default "uint8"
+            Of the samples that the graph takes, unstandardised: the standardisation is inside.
+        layout : {"NCHW", "NHWC"}, optional
+            Of images that the graph takes; by default it takes rows (N, D), as `predict`.
+
+        Raises
+        ------
+        TypeError
+            For nearest neighbours and hard votes, which are no such graph.
+        ImportError
+            If the package onnx is missing.
+
+        Notes
+        -----
+        The graph has the input X and the outputs `label` (N,), as `predict` gives, and
+        `probabilities` (N, C), or `scores` where there are no probabilities. They are the
+        library's but for rounding. Names of classes, where the model has them, are in the file's
+        metadata as "class_names".
+
+        Examples
+        --------
+        >>> model.to_onnx("model.onnx")  # doctest: +SKIP
+        >>> session = onnxruntime.InferenceSession("model.onnx")  # doctest: +SKIP
+        >>> label, probabilities = session.run(None, {"X": pixels})  # doctest: +SKIP
+        """
+        from gpuclf.saving.onnx_file import save_onnx
+
+        check_is_fitted(self)
+        save_onnx(self, path, input_dtype, layout)
+
     def map_arrays(self, function: Callable[[Array], Array]) -> Self:
         """Return a copy with `function` applied to what lives on the samples' device.
 

@@ -5,9 +5,11 @@ Every function draws into the Axes that it is given, or into a new figure, and r
 """
 
 from gpuclf.plots.drawing import import_pyplot
+from gpuclf.plots.explanations import plot_explanation
 from gpuclf.plots.images import plot_samples, plot_templates
 from gpuclf.plots.ladder import plot_ladder
 from gpuclf.plots.predictions import plot_confusion_matrix, plot_decision_boundary
+from gpuclf.plots.runs import plot_runs
 from gpuclf.plots.search import plot_search
 from gpuclf.plots.training import plot_history, plot_knn_cross_validation
 
@@ -15,9 +17,11 @@ __all__ = [
     "import_pyplot",
     "plot_confusion_matrix",
     "plot_decision_boundary",
+    "plot_explanation",
     "plot_history",
     "plot_knn_cross_validation",
     "plot_ladder",
+    "plot_runs",
     "plot_samples",
     "plot_search",
     "plot_templates",

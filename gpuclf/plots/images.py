@@ -15,7 +15,7 @@ from gpuclf.validation import check_label_count
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_samples", "plot_templates"]
+__all__ = ["as_pictures", "plot_samples", "plot_templates", "stretched"]
 
 RIGHT, WRONG = "#222222", "#d55e00"
 
@@ -71,10 +71,10 @@ def plot_templates(
             f"class_names must be one name for each of {n_templates} templates, got "
             f"{len(class_names)}"
         )
-    stretched = [_stretched(template) for template in W.T.astype(np.float64)]
+    templates = [stretched(template) for template in W.T.astype(np.float64)]
     titles = list(class_names or ())
     what = "templates" if class_names is None else "class templates"
-    return _draw_grid(_images(np.stack(stretched), image_shape), titles, what, ax)
+    return _draw_grid(as_pictures(np.stack(templates), image_shape), titles, what, ax)
 
 
 def plot_samples(
@@ -136,18 +136,19 @@ def plot_samples(
         for i in wrong:
             titles[i] += f"\nnot {name_of(labels['y'][i])}"
         what = f"predictions, {len(X) - len(wrong):,} of {len(X):,} right; wrong ones framed"
-    pixels = X if X.dtype == np.uint8 else _stretched(X.astype(np.float64))
-    return _draw_grid(_images(pixels, image_shape), titles, what, ax, wrong)
+    pixels = X if X.dtype == np.uint8 else stretched(X.astype(np.float64))
+    return _draw_grid(as_pictures(pixels, image_shape), titles, what, ax, wrong)
 
 
-def _stretched(values: np.ndarray) -> Any:
+def stretched(values: np.ndarray) -> Any:
+    """Return values as bytes, the smallest 0 and the largest 255."""
     low, high = values.min(), values.max()
     if high == low:
         return np.full(values.shape, 128, np.uint8)
     return np.rint(255 * (values - low) / (high - low)).astype(np.uint8)
 
 
-def _images(rows: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+def as_pictures(rows: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
     """Bring rows of features to (N, height, width, 3), as matplotlib draws images."""
     planes, height, width = (1, *image_shape) if len(image_shape) == 2 else image_shape
     if planes not in (1, 3) or planes * height * width != rows.shape[1]:

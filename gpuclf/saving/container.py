@@ -20,7 +20,7 @@ import numpy as np
 
 import gpuclf
 
-__all__ = ["FORMAT_VERSION", "read_container", "write_container"]
+__all__ = ["FORMAT_VERSION", "read_container", "write_bytes_whole", "write_container"]
 
 FORMAT_VERSION = 1
 ENTRY = "gpuclf"
@@ -48,7 +48,7 @@ def write_container(path: Path, kind: str, content: Any, arrays: dict[str, np.nd
         "content": content,
     }
     header["sha256"] = _digest(header, arrays)
-    _write_whole(path, save(arrays, {ENTRY: _json(header)}))
+    write_bytes_whole(path, save(arrays, {ENTRY: _json(header)}))
 
 
 def read_container(path: Path, kind: str) -> tuple[Any, dict[str, np.ndarray]]:
@@ -128,7 +128,8 @@ def _digest(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_bytes_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, creating the folder if need be."""
     path = path.resolve()  # what a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.unfinished")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -200,6 +201,7 @@ def _parameters_of(kind: type[ArrayClassifier]) -> dict[str, inspect.Parameter]:
     return {k: v for k, v in inspect.signature(kind.__init__).parameters.items() if k != "self"}
 
 
+DICTS = ("split", "data_sha256")  # of training_
 F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 
 # --------------------------------------------------- what a fitted classifier must look like
@@ -218,6 +220,7 @@ def check_fitted(model: Any, where: str = "") -> None:
         if type(model.n_features_in_) is not int or model.n_features_in_ < 1:
             raise ValueError(f"n_features_in_ must be an integer above 0: {model.n_features_in_!r}")
         _check_classes(model)
+        _check_descriptions(model)
         CHECKS[base](model)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from None
@@ -237,6 +240,28 @@ def _check_classes(model: Any) -> None:
         _check_array("feature_names_in_", names, (model.n_features_in_,), "O")
         if not all(isinstance(name, str) for name in names):
             raise ValueError("feature_names_in_ must hold strings")
+
+
+def _check_descriptions(model: Any) -> None:
+    """Check what the command line reads of a model that it kept."""
+    shape = vars(model).get("image_shape_")
+    if shape is not None:
+        numbers = list(shape) if isinstance(shape, tuple | list) else []
+        is_shape = len(numbers) == 3 and all(type(n) is int and n > 0 for n in numbers)
+        if not is_shape or math.prod(numbers) != model.n_features_in_:
+            raise ValueError(
+                "image_shape_ must be (channels, height, width) of "
+                f"{model.n_features_in_} values, got {shape!r}"
+            )
+    names = vars(model).get("class_names_")
+    if names is not None and not (
+        isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError("class_names_ must be a list of strings")
+    training = vars(model).get("training_", {})
+    parts = [training] if not isinstance(training, dict) else [training, *map(training.get, DICTS)]
+    if not all(part is None or isinstance(part, dict) for part in parts) or training is None:
+        raise ValueError(f"training_ must be a dict, with dicts for {', '.join(DICTS)}")
 
 
 def _check_gradient_classifier(model: Any) -> None:

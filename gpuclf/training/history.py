@@ -32,7 +32,7 @@ class DivergedError(FloatingPointError):
 quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What training went through.
 
@@ -49,6 +49,11 @@ class History:
         Beside it the accuracy on about as many training samples: the gap shows overfitting.
     reached_max_iter : bool
         Whether `max_iter` ended L-BFGS before its tolerance was met.
+
+    Examples
+    --------
+    >>> History([2.3, 1.9, 1.6, 1.5], [0.1, 0.2, 0.2, 0.1], [0.31, 0.42], train_accuracy=[0.3, 0.5])
+    History(4 steps, last loss 1.5, val accuracy 0.42, train accuracy 0.5 after 2 epochs)
     """
 
     loss: list[float] = field(default_factory=list)
@@ -56,6 +61,19 @@ class History:
     val_accuracy: list[float] = field(default_factory=list)
     reached_max_iter: bool = False
     train_accuracy: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        # Thousands of losses tell a reader nothing, and fill a notebook.
+        n_steps, unit = len(self.loss), "step" if self.learning_rate else "iteration"
+        parts = [f"{n_steps:,} {unit}{'' if n_steps == 1 else 's'}"]
+        if self.loss:
+            parts.append(f"last loss {self.loss[-1]:.4g}")
+        for name, values in (("val", self.val_accuracy), ("train", self.train_accuracy)):
+            if values:
+                parts.append(f"{name} accuracy {values[-1]:.4g}")
+        if self.val_accuracy:
+            parts[-1] += f" after {len(self.val_accuracy)} epochs"
+        return f"History({', '.join(parts)})"
 
 
 def one_cycle(step: int, total_steps: int, warmup: float = 0.2) -> float:

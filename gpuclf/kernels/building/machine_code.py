@@ -13,6 +13,14 @@ __all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_fe
 
 logger = logging.getLogger(__name__)
 damaged_caches: set[str] = set()
+announced: set[str] = set()
+# By operation: what compiling its first function takes on one core of 2 to 3 GHz, in words. What is
+# not here takes a second.
+DURATIONS = {
+    "byte_products": "some seconds",
+    "linear_pass": "about 9 s",
+    "nearest": "about 2 s",
+}
 
 # Linux's numbers on x86-64.
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -76,11 +84,31 @@ def compiled(function: Any) -> Any:
     try:
         dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that could be written to
-        return njit(**options)(function)
+        dispatcher = njit(**options)(function)
+        kept = "for this process only: set NUMBA_CACHE_DIR to a folder that can be written to"
+        dispatcher._cache.load_overload = _announcing(lambda *_: None, function, kept)
+        return dispatcher
     store = dispatcher._cache
     for name in ("load_overload", "save_overload"):
         setattr(store, name, _forgiving(getattr(store, name), store))
+    kept = f"kept in {store.cache_path}; gpuclf info --warm-up does it ahead"
+    store.load_overload = _announcing(store.load_overload, function, kept)
     return dispatcher
+
+
+def _announcing(load: Any, function: Any, kept: str) -> Any:
+    """Say, once an operation, that it is going to be compiled: where nothing kept was found."""
+    operation = function.__module__.rpartition(".")[0].rpartition(".")[2]
+
+    def call(*arguments: Any) -> Any:
+        found = load(*arguments)
+        if found is None and operation in DURATIONS and operation not in announced:
+            announced.add(operation)
+            name = operation.replace("_", " ")
+            logger.warning("compiling the %s once, %s (%s)", name, DURATIONS[operation], kept)
+        return found
+
+    return call
 
 
 def _forgiving(method: Any, store: Any) -> Any:

@@ -214,6 +214,18 @@ def aligned_zeros(n_rows: int, n_columns: int, like: Any) -> Any:
 
 
 @compiled
+def _copy(source: Any, first: int, target: Any) -> None:
+    """Copy the columns from `first` on to the upper left of `target`.
+
+    Spelled out: numba's assignment of slices brings the text of its error, which takes longer to
+    compile than all of this file's loops.
+    """
+    for row in range(source.shape[0]):
+        for column in range(first, source.shape[1]):
+            target[row, column - first] = source[row, column]
+
+
+@compiled
 def pass_in_place(
     X: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any, db: Any,
     tiles: Any, hinge: bool,
@@ -242,7 +254,7 @@ def pass_in_place(
         loss += _block(X[row:end], W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
     if whole < stop:
         last = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
-        last[: stop - whole] = X[whole:stop]
+        _copy(X[whole:stop], 0, last)
         loss += _block(last, W, b, y[whole:stop], weights[whole:stop], dW, db, work, tiles, hinge)
     _add_rest(work, dW)
     return loss
@@ -293,14 +305,16 @@ def _workspace(W: Any, dW: Any) -> Any:
     x_rest = aligned_zeros(BLOCK_ROWS, width, W)
     W_rest = aligned_zeros(len(W), width, W)
     dW_rest = aligned_zeros(len(dW), width, W)
-    W_rest[:, : n_features - stop] = W[:, stop:]
+    _copy(W, stop, W_rest)
     return S, x_rest, W_rest, dW_rest, stop
 
 
 @compiled
 def _add_rest(work: Any, dW: Any) -> None:
     _, _, _, dW_rest, stop = work
-    dW[:, stop:] += dW_rest[:, : dW.shape[1] - stop]
+    for c in range(len(dW)):
+        for d in range(stop, dW.shape[1]):
+            dW[c, d] += dW_rest[c, d - stop]
 
 
 @compiled
@@ -331,10 +345,12 @@ def _block(
 def _write_scores(x: Any, W: Any, b: Any, S: Any, work: Any, tile: Any) -> None:
     _, x_rest, W_rest, _, stop = work
     S[:] = 0
-    x_rest[:, : x.shape[1] - stop] = x[:, stop:]
+    _copy(x, stop, x_rest)
     _dot(x, W, S, 0, stop, tile)
     _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tile)
-    S[:, : len(b)] += b  # last: large biases would cost the products digits
+    for r in range(len(S)):  # last: large biases would cost the products digits
+        for c in range(len(b)):
+            S[r, c] += b[c]
 
 
 @compiled
@@ -375,7 +391,7 @@ def add_gradient_of_rows(
         n_rows = end - start - first
         _take_rows(X, centre, start + first, end, x)
         _, x_rest, _, _, whole = work
-        x_rest[:, : x.shape[1] - whole] = x[:, whole:]
+        _copy(x, whole, x_rest)
         _add_gradient(x, S[first : first + BLOCK_ROWS], n_rows, dW, work, tiles[1])
     _add_rest(work, dW)
 
