@@ -285,7 +285,7 @@ def test_a_break_even_that_is_none_is_as_if_never_measured(monkeypatch, tmp_path
     assert measured_break_even() == 5
     path.write_bytes(content)
     assert measured_break_even() is None
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_break_even(content)
 
 

@@ -71,6 +71,7 @@ def train(
         classifier.check_hyperparameters()  # before the data are loaded
         per_call = classifier.batch_size if classifier.solver == "sgd" else 0
         dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
+        output.known(model=model, dataset=output.describe(dataset), settings=settings)
         parts = output.parts(dataset, where)
         X_val, y_val = parts["val"]
         with warnings.catch_warnings():

@@ -106,6 +106,7 @@ CEILINGS = Maybe(
         {
             **dict.fromkeys(("bytes_per_s", "operations_per_s", "cached"), RATES),
             "left_out": Maybe(Each(TEXT)),
+            "cpu_share": AMOUNT,
         }
     )
 )
