@@ -73,7 +73,10 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"{path} may not be written")
     if path.exists() and not path.is_file():
         return  # whoever reads from a pipe would take a trial for the whole
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # links in a circle, until Python 3.13
+        raise OSError(str(error)) from None
     n_bytes = len(os.fsencode(path.name))
     if n_bytes > LONGEST_NAME:
         raise OSError(

@@ -92,7 +92,7 @@ def prepare(json: Path | None = None, **others: Path | None) -> None:
         with interrupts.deferred():
             try:
                 check_writable(path)
-            except (OSError, ValueError, RuntimeError) as error:  # the last: links in a circle
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{option} cannot be written: {error}") from None
     for (one, path), (other, another) in combinations(paths.items(), 2):
         if _is_same(path, another):
