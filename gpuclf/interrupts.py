@@ -103,6 +103,7 @@ def heard(then: Any = None) -> Iterator[None]:
                 previous[signum] = signal.signal(signum, _handle)
     try:
         yield
+        check()
     except BaseException as error:
         if _state.signum is None:
             raise
