@@ -12,6 +12,8 @@ from gpuclf.bench.measure import break_even
 from gpuclf.bench.measure.break_even import measured_break_even, parse_break_even
 from gpuclf.bench.report import records
 from gpuclf.bench.report.comparison import compare_records
+from gpuclf.bench.report.markdown import rows_markdown
+from gpuclf.bench.report.page import render_page
 from gpuclf.bench.report.records import parse_record, read_record
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -144,6 +146,19 @@ def test_a_median_has_percentiles_beside_it():
     assert "row 1: median_s needs p20_s and p80_s" in refusal(
         RECORD | {"rows": [ROW | {"median_s": 1.0, "p20_s": 1.0}]}
     )
+
+
+def test_what_is_extrapolated_says_from_what():
+    assert "row 1 has no 'measured_samples', but is extrapolated" in refusal(
+        RECORD | {"rows": [ROW | {"extrapolated": True}]}
+    )
+
+
+def test_a_row_of_only_what_it_must_have_is_compared_and_written():
+    record = parsed(RECORD)
+    assert compare_records(record, record).passed
+    assert "gpuclf on NumPy" in rows_markdown(record)
+    assert "loss+gradient" in render_page(record)
 
 
 def test_a_row_that_hides_another_is_refused():

@@ -78,6 +78,8 @@ def completed(record: dict[str, Any]) -> dict[str, Any]:
         known = {
             "case": f"{row['operation']}, {row['samples']:,} samples",
             "group": "ladder",
+            "array_library": "",
+            **dict.fromkeys(("median_s", "p20_s", "p80_s")),
             "device": "cuda" if row.get("array_library") == "cupy" else "cpu",
             "status": "unavailable" if reason else "timed",
             "reason": reason,

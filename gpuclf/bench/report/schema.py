@@ -180,6 +180,8 @@ def check_record(record: dict[str, Any]) -> None:
         spread = [row.get(name) for name in ("median_s", "p20_s", "p80_s")]
         if row.get("median_s") is not None and None in spread:
             raise ValueError(f"{where}: median_s needs p20_s and p80_s beside it")
+        if row.get("extrapolated") and "measured_samples" not in row:
+            raise ValueError(f"{where} has no 'measured_samples', but is extrapolated")
         key = row.get("case", (row["operation"], row["samples"])), row["implementation"]
         if (first := seen.setdefault(key, number)) != number:
             raise ValueError(f"{where}: implementation and case are those of row {first}")
