@@ -112,7 +112,9 @@ def run(name, n_signals, seed):
             signum = rng.choice([signal.SIGINT, signal.SIGTERM])
             # Half of them within the first fifth, where modules are loaded.
             seconds = rng.uniform(0, took * rng.choice([0.2, 1.0]))
-            outcomes[one(name, folder, seconds, signum)] += 1
+            outcome = one(name, folder, seconds, signum)
+            outcomes[outcome] += 1
+            print(f"{name} {outcomes.total()}: {outcome}", file=sys.stderr, flush=True)
     return took, outcomes
 
 
