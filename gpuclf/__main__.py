@@ -1,5 +1,19 @@
-"""``python -m gpuclf``: the command line."""
+"""``python -m gpuclf``, and the command ``gpuclf``: signals are heard before anything is loaded."""
 
-from gpuclf.cli import main
+from signal import SIG_DFL
 
-main()
+from gpuclf import interrupts
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    with interrupts.heard(then=SIG_DFL):
+        from gpuclf.cli import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,17 +8,27 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alone_in", "format_seconds", "sweep", "write_json", "write_whole"]
+__all__ = [
+    "alone_in",
+    "check_writable",
+    "format_seconds",
+    "is_standard_output",
+    "sweep",
+    "write_json",
+    "write_whole",
+]
 
 logger = logging.getLogger(__name__)
 
 ABANDONED_AFTER_S = 24 * 3600.0
+LONGEST_NAME = 240  # of 255 bytes: copies and backups of a file have longer names than it
 NUMBERS = re.compile(r"\[\n([-+.\deE,\s]+)\]")
 
 
@@ -43,13 +53,59 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, text + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, creating the folder if need be.
+def is_standard_output(path: Path) -> bool:
+    """Whether a path is "-", or the file that standard output goes to."""
+    if str(path) == "-":
+        return True
+    try:  # a file that is replaced while lines are printed to it would lose them
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno())) and path.is_file()
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OSError if :func:`write_whole` could not write there; nothing is left behind."""
+    if is_standard_output(path):
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} may not be written")
+    if path.exists() and not path.is_file():
+        return  # whoever reads from a pipe would take a trial for the whole
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # links in a circle, until Python 3.13
+        raise OSError(str(error)) from None
+    n_bytes = len(os.fsencode(path.name))
+    if n_bytes > LONGEST_NAME:
+        raise OSError(
+            f"{path.name[:20]}... is a name of {n_bytes} bytes: give one of {LONGEST_NAME} or fewer"
+        )
+    missing = [folder for folder in path.parents if not folder.exists()]
+    trial = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.open("x").close()
+        trial.unlink()
+    finally:
+        for folder in missing:
+            if folder.exists():
+                folder.rmdir()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, creating the folder if need be; "-" is standard output.
 
     Several processes may write the same file: it is that of the last one.
     """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    if is_standard_output(path):
+        sys.stdout.write(data.decode("utf-8"))
+        sys.stdout.flush()
+        return
     if path.exists() and not path.is_file():  # a device or a pipe stays what it is
-        path.write_text(text, encoding="utf-8", errors="replace")
+        path.write_bytes(data)
         return
     path = path.resolve()  # what a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +114,10 @@ def write_whole(path: Path, text: str) -> None:
     prefix = f".{path.name[:40]}."
     unfinished = path.with_name(f"{prefix}{secrets.token_hex(8)}.unfinished")
     try:
-        with unfinished.open("x", encoding="utf-8", errors="replace") as file:
+        with unfinished.open("xb") as file:
             if path.exists():
                 shutil.copymode(path, unfinished)
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

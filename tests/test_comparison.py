@@ -522,7 +522,7 @@ def drop_times(written):
         ("[]", "holds a list; expected what `gpuclf bench --json`"),
         ("{}", "has nothing; expected"),
         ('{"steps": [], "status": 1}', "has 'steps', 'status'; expected"),
-        ('{"rows": [{"median_s": 1}]}', "has 'rows'; expected"),
+        ('{"rows": [{"median_s": 1}]}', "row 1 has no 'operation'; expected"),
         ('{"version": 9, "rows": []}', "is of version 9, known are 1 to 3"),
         (json.dumps(drop_times(pytest_record(make_record()))), "--benchmark-save-data"),
     ],

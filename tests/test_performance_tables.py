@@ -28,6 +28,14 @@ def test_a_missing_record_fails_the_check(tables, tmp_path, file):
         tables["main"]()
 
 
+def test_a_ladder_with_a_wrong_key_names_its_row(tables, tmp_path):
+    record = json.loads((tmp_path / "ladder.json").read_text())
+    record["rows"][6]["median_s"] = "fast"
+    (tmp_path / "ladder.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"ladder\.json cannot be used: row 7: median_s must be"):
+        tables["main"]()
+
+
 def test_a_record_without_the_courses_search_fails_the_check(tables, tmp_path):
     record = json.loads((tmp_path / "fleet.json").read_text())
     del record["course_search"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperCommand
 
+from gpuclf import interrupts
 from gpuclf.cli import output
 from gpuclf.cli.bench import bench
 from gpuclf.cli.check import check
@@ -51,6 +52,27 @@ class _Command(TyperCommand):
             error.message = error.message.removeprefix("Value error, ")  # of pydantic, says nothing
             raise
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and see to what was interrupted or could not be written."""
+        output.begin()
+        try:
+            super().invoke(ctx)
+            interrupts.check()
+        except KeyboardInterrupt:
+            self._end_interrupted()
+        except Exception:
+            # An import or a callback that is broken off may end as another error.
+            if interrupts.received() is None:
+                raise
+            self._end_interrupted()
+        if output.has_failed():
+            raise typer.Exit(1)
+
+    def _end_interrupted(self) -> None:
+        interrupts.acknowledge()
+        output.keep_finished()
+        raise typer.Exit(interrupts.exit_code())
+
 
 for command in (bench, train, search, predict, evaluate, runs, check, info):
     app.command(cls=_Command)(command)
@@ -58,11 +80,25 @@ for command in (bench, train, search, predict, evaluate, runs, check, info):
 
 def main() -> None:
     """Run the command line; expected errors end in one line, not in a traceback."""
+    logger = logging.getLogger("gpuclf")
+    level = logger.level
+    with interrupts.heard():
+        # Why there is no GPU stands in the output; the library's log line would say it twice.
+        logger.setLevel(logging.ERROR)
+        logging.getLogger("gpuclf.kernels.building").setLevel(logging.WARNING)  # it takes seconds
+        try:
+            _main()
+        finally:
+            logger.setLevel(level)
+
+
+def _main() -> None:
     from gpuclf.devices.backends import BackendUnavailableError
 
-    # Why there is no GPU stands in the output; the library's log line would say it twice.
-    logging.getLogger("gpuclf").setLevel(logging.ERROR)
-    logging.getLogger("gpuclf.kernels.building").setLevel(logging.WARNING)  # it takes seconds
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:  # help, too, is written to whatever encoding there is
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (
@@ -73,5 +109,7 @@ def main() -> None:
         OSError,
         ValueError,
     ) as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        if interrupts.received() is not None:
+            raise
+        output.complain(str(error))
         raise SystemExit(1) from None

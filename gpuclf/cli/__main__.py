@@ -1,5 +1,5 @@
 """Run the command line by ``python -m gpuclf.cli``."""
 
-from gpuclf.cli import main
+from gpuclf.__main__ import main
 
 main()

@@ -41,8 +41,8 @@ def evaluate(
     import gpuclf
     from gpuclf.evaluation import calibration, confusion_matrix
 
-    output.prepare(json)
     output.prepare_picture(plot)
+    output.prepare(json, plot=plot)
     data = options.chosen_data(data_name, data_dir, None, None, None)
     kept = gpuclf.load(model)
     dataset, X, y, part = _read(kept, data, data_dir)

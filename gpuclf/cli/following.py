@@ -95,14 +95,13 @@ def logging_to(path: Path | None) -> Iterator[Log]:
 
 
 def keep_model(
-    path: Path | None, classifier: Any, dataset: Any, about: dict[str, Any], data: Any, seed: int
+    path: Path, classifier: Any, dataset: Any, about: dict[str, Any], data: Any, seed: int
 ) -> None:
     """Write the model to a file, with what predictions of other images need.
 
     Parameters
     ----------
-    path : Path or None
-        None keeps nothing.
+    path : Path
     classifier : classifier
         Fitted on rows of the data set, with its labels.
     dataset : ImageDataset
@@ -113,8 +112,6 @@ def keep_model(
     seed : int
         Of the draw of a test part.
     """
-    if path is None:
-        return
     import gpuclf
 
     split: dict[str, Any] = {"seed": seed}
@@ -125,4 +122,3 @@ def keep_model(
         classifier.image_shape_ = tuple(dataset.image_shape)
     classifier.training_ = about | {"split": split, "gpuclf": gpuclf.__version__}
     classifier.save(path)
-    output.say(f"model saved to {path}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,25 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from gpuclf import interrupts
 from gpuclf.cli.options import BackendName, DataName, OwnSamples
+from gpuclf.cli.screen import Screen
+from gpuclf.files import check_writable, is_standard_output, write_json, write_whole
 
 __all__ = [
     "N_VALIDATION",
+    "begin",
+    "complain",
     "console",
     "describe",
+    "finished",
     "fit_and_score",
+    "has_failed",
+    "if_interrupted",
+    "keep_finished",
+    "known",
     "load",
     "load_for",
     "machine_line",
@@ -34,33 +47,65 @@ __all__ = [
     "prepare_picture",
     "progress",
     "report",
+    "save",
     "say",
     "table",
     "write",
+    "write_picture",
 ]
 
-console = Console()
+screen = Screen()
+console = Console(file=screen)  # type: ignore[arg-type]  # it writes and flushes
 N_VALIDATION = 1000  # the last of the training images; a fifth where that is less
 
 
-def prepare(json: Path | None) -> None:
-    """Raise if the result could not be written: better now than after minutes of work.
+class _Command:
+    """What is known of the command that runs."""
 
-    Nothing is left behind, in case that the work ends without a result.
+    def __init__(self) -> None:
+        self.failed = False  # an output could not be written
+        self.json: Path | None = None
+        self.known: dict[str, Any] = {}
+        self.finished = False  # a part of what is known took time
+        self.keep: Callable[[], str] = _keep_known
+
+
+_command: _Command
+
+
+def begin() -> None:
+    """Forget the command before."""
+    global _command
+    _command = _Command()
+    screen.open(on_stderr=False)
+
+
+def prepare(json: Path | None = None, **others: Path | None) -> None:
+    """Raise if a result could not be written: better now than after minutes of work.
+
+    Nothing is left behind, in case that the work ends without a result. Files are named by their
+    options; where one is standard output, what is said goes to standard error.
     """
-    if json is None:
-        return
-    missing = [folder for folder in json.parents if not folder.exists()]
-    is_new = not json.exists()
-    try:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.open("a").close()
-        if is_new:
-            json.unlink()
-    finally:
-        for folder in missing:
-            if folder.exists():
-                folder.rmdir()
+    _command.json = json
+    paths = {f"--{name}": path for name, path in {"json": json, **others}.items() if path}
+    for option, path in paths.items():
+        with interrupts.deferred():
+            try:
+                check_writable(path)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{option} cannot be written: {error}") from None
+    for (one, path), (other, another) in combinations(paths.items(), 2):
+        if _is_same(path, another):
+            raise ValueError(f"{one} and {other} name the same file, {path}: name two")
+    screen.open(on_stderr=any(map(is_standard_output, paths.values())))
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if is_standard_output(path) or is_standard_output(other):
+        return is_standard_output(path) and is_standard_output(other)
+    if path.exists() and other.exists():
+        return path.is_file() and path.samefile(other)  # /dev/null takes whatever there is
+    return path.resolve() == other.resolve()
 
 
 def prepare_picture(path: Path | None) -> None:
@@ -75,7 +120,15 @@ def prepare_picture(path: Path | None) -> None:
         raise ValueError(
             f"{path} must end in one of {', '.join('.' + name for name in sorted(formats))}"
         )
-    prepare(path)
+    with interrupts.deferred():
+        check_writable(path)
+
+
+def write_picture(path: Path, ax: Any) -> None:
+    """Write what was drawn, whole or not at all."""
+    drawn = io.BytesIO()
+    ax.figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    write_whole(path, drawn.getvalue())
 
 
 def load(data: DataName | OwnSamples, data_dir: Path | None, seed: int) -> Any:
@@ -166,6 +219,13 @@ def say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def complain(line: str, word: str = "error") -> None:
+    """Print a line to standard error."""
+    Console(file=Screen(on_stderr=True)).print(  # type: ignore[arg-type]
+        Text.assemble((f"{word}: ", "red"), line), soft_wrap=True
+    )
+
+
 def table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
     """Return an empty table of right-aligned columns, after those that are left-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -193,6 +253,7 @@ def fit_and_score(
         task = bar.add_task(f"training {name}", total=n_epochs)
 
         def show(epoch: int, history: Any) -> None:
+            finished(epochs=epoch, **_histories(history))
             bar.update(task, completed=epoch, description=describe and describe(epoch, history))
 
         shown = {} if n_epochs is None else {"callback": show}
@@ -219,24 +280,105 @@ def report(
     }
 
 
+def _histories(history: Any) -> dict[str, Any]:
+    names = ("loss", "val_accuracy", "train_accuracy")
+    return {f"{name}_history": getattr(history, name) for name in names}
+
+
+# ------------------------------------------------------------------------------------ outputs
+
+
+def save(path: Path | None, write: Callable[[Path], None], word: str = "written") -> bool:
+    """Write an output by itself: if that fails, it is said, and no other is lost by it.
+
+    The command then ends with exit code 1. Returns whether there is an output now.
+    """
+    if path is None:
+        return False
+    try:
+        write(path)
+    except Exception as error:
+        _command.failed = True
+        complain(f"{path} could not be {word}: {error}")
+        return False
+    if not is_standard_output(path):
+        say(f"{word} to {path}")
+    return True
+
+
 def write(json: Path | None, content: dict[str, Any], *, names_machine: bool = False) -> None:
     """Write the result to the file, if one was asked for, and say so.
 
     The machine is added, unless the content names it.
     """
-    if json is None:
-        return
-    from gpuclf.devices.machine import environment
-    from gpuclf.files import write_json
+    with interrupts.deferred():
+        save(json, lambda path: write_json(path, _with_machine(content, names_machine)))
+        if_interrupted(lambda: "when all was done")
 
-    write_json(json, content if names_machine else content | {"environment": environment()})
-    say(f"written to {json}")
+
+def _with_machine(content: dict[str, Any], names_machine: bool) -> dict[str, Any]:
+    from gpuclf.devices.machine import environment
+
+    return content if names_machine else content | {"environment": environment()}
+
+
+def has_failed() -> bool:
+    """Return whether something could not be written, the screen included."""
+    return _command.failed or screen.has_failed
+
+
+# ---------------------------------------------------------------------- an interrupted command
+
+
+def known(**content: Any) -> None:
+    """Add to what ``--json`` keeps if the command is interrupted."""
+    _command.known |= content
+
+
+def finished(**content: Any) -> None:
+    """Add a result to what is kept if the command is interrupted."""
+    known(**content)
+    _command.finished = True
+
+
+def if_interrupted(keep: Callable[[], str]) -> None:
+    """Call this where the command is interrupted; it returns what is said behind "interrupted"."""
+    _command.keep = keep
+
+
+def keep_finished() -> None:
+    """Keep what an interrupted command has finished, and say in a line what that is."""
+    complain(_command.keep(), "interrupted")
+
+
+def _keep_known() -> str:
+    json, there = _command.json, _command.json is not None and _command.json.exists()
+    if not _command.known or (there and not _command.finished):
+        return "nothing was finished, and nothing is written"
+    if json is None:
+        return "nothing is kept without --json"
+    content = {"incomplete": True} | _command.known
+    if not save(json, lambda path: write_json(path, _with_machine(content, False))):
+        return "nothing is kept"
+    what = "what was finished" if _command.finished else "the settings; nothing was finished"
+    return f"{json} has {what}, marked as incomplete"
+
+
+_command = _Command()
+
+
+class _Progress(Progress):
+    """Where an interrupt that something has swallowed is raised again: each command comes by."""
+
+    def update(self, *args: Any, **options: Any) -> None:
+        interrupts.check()
+        super().update(*args, **options)
 
 
 def progress(*columns: ProgressColumn) -> Progress:
     """Return a progress bar that leaves nothing behind."""
-    return Progress(
-        SpinnerColumn(),
+    return _Progress(
+        SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),

@@ -29,8 +29,8 @@ def runs(
     plot: options.PlotOption = None,
 ) -> None:
     """Compare trainings: a table, the best validation accuracy first, and a picture."""
-    output.prepare(json)
     output.prepare_picture(plot)
+    output.prepare(json, plot=plot)
     found = {}
     for path in sorted(folder.rglob("*.jsonl")):
         run = read_log(path)

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from gpuclf import interrupts
 from gpuclf.cli import options, output
 from gpuclf.cli.following import described, keep_model
 from gpuclf.cli.knn import search_knn
@@ -77,9 +78,8 @@ def search(
     from gpuclf.samples.standardized import Standardized
     from gpuclf.search import check_search, coarse_to_fine, n_candidates
 
-    output.prepare(json)
-    output.prepare(save)
     output.prepare_picture(plot)
+    output.prepare(json, plot=plot, save=save)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
     ranges = given(learning_rate=learning_rate, reg=reg)
@@ -99,12 +99,15 @@ def search(
     classifier = recipe.make(settings)
     check_search(classifier, space, **drawn)  # before the data are loaded
 
+    output.known(model=model, settings=settings, space=space, results=[])
     dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)
     parts = output.parts(dataset, where)
     X, y = parts["train"]
     if recipe.by_gradients:  # once, not for each candidate
         X = subtract_mean_image(X) if mean_image else Standardized.fit(X)
     n_searched = min(samples or len(y), len(y))
+    used = {"backend": where.name, "samples": n_searched, "seed": seed, "mean_image": mean_image}
+    output.known(dataset=output.describe(dataset), settings=settings | used)
     start = time.perf_counter()
     searched = X[:n_searched], y[:n_searched], *parts["val"]
     if recipe.by_gradients:
@@ -117,6 +120,7 @@ def search(
     else:
         found = search_knn(space["n_neighbors"], settings["metric"], *searched)
     seconds = {"search": time.perf_counter() - start}
+    output.finished(results=found.results, best_params=found.best_params)
     output.console.print(_leaders(found.results, list(space)))
 
     best = recipe.make(settings | final | found.best_params)
@@ -127,9 +131,6 @@ def search(
     accuracy, of_fit = output.fit_and_score(model, best, (X, y), scored)
     seconds |= of_fit
     results = output.report(f"{model} on {dataset.name}", accuracy, seconds)
-    if plot is not None:
-        _draw(plot, found.results, list(space))
-    used = {"backend": where.name, "samples": n_searched, "seed": seed, "mean_image": mean_image}
     content = {
         "model": model,
         "dataset": output.describe(dataset),
@@ -138,10 +139,15 @@ def search(
         "results": found.results,
         "best_params": found.best_params,
     }
-    if save is not None:
+    with interrupts.deferred():
         summary = described(model, dataset, settings | final | found.best_params | used)
-        keep_model(save, best, dataset, summary | results, data, seed)
-    output.write(json, content | results)
+        output.save(
+            save,
+            lambda path: keep_model(path, best, dataset, summary | results, data, seed),
+            "model saved",
+        )
+        output.write(json, content | results)
+        output.save(plot, lambda path: _draw(path, found.results, list(space)), "drawn")
 
 
 def _numbers_of_neighbors(asked: list[int] | None, default: list[int], n: int | None) -> list[int]:
@@ -171,9 +177,7 @@ def _draw(path: Path, results: list[dict[str, Any]], names: list[str]) -> None:
     from gpuclf.plots import plot_search
 
     ax: Any = plot_search(results, names[0], names[1] if len(names) > 1 else None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ax.figure.savefig(path, dpi=150)
-    output.say(f"drawn to {path}")
+    output.write_picture(path, ax)
 
 
 def _leaders(results: list[dict[str, Any]], names: list[str]) -> Table:
@@ -213,6 +217,7 @@ class _Leaders:
 
     def show_epoch(self, count: int, epoch: int) -> None:
         """Say how far the candidates are that are trained together."""
+        interrupts.check()
         trained = count * epoch / (self._n_epochs or epoch)
         together = f"{count} candidates together" if count > 1 else "1 candidate"
         line = f"{together}: epoch {epoch} of {self._n_epochs}, "
@@ -222,7 +227,12 @@ class _Leaders:
 
     def show(self, results: list[dict[str, Any]]) -> None:
         """Bring the view up to date; where there is no terminal, print a line."""
+        from gpuclf.search import best_row
+
+        interrupts.check()
         self._n_rows = len(results)
+        best = best_row(results)
+        output.finished(results=results, best_params=best and best["params"])
         done = f"{self._n_rows} of {self._n_planned}"
         left = self._left(self._n_rows, f"{done}, ")
         if output.console.is_terminal:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gpuclf import interrupts
 from gpuclf.cli import options, output
 from gpuclf.cli.following import Log, described, keep_model, logging_to
 from gpuclf.cli.knn import train_knn
@@ -67,9 +68,8 @@ def train(
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
     from gpuclf.devices.machine import environment
 
-    for file in (json, save, log):
-        output.prepare(file)
     output.prepare_picture(plot)
+    output.prepare(json, save=save, log=log, plot=plot)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
@@ -90,20 +90,25 @@ def train(
         classifier, shown = recipe.make(settings), settings
     dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
     about = described(model, dataset, shown | {"backend": where.name})
+    output.known(**about)
     with logging_to(log) as follow:
         follow.write("start", about | {"environment": environment()})
         fit = _fit if recipe.by_gradients else _look_up
         results = fit(model, classifier, dataset, where, follow)
         follow.write("result", results)
-    if plot is not None:
-        _draw(plot, classifier)
     histories = {
         name.removesuffix("_"): getattr(classifier, name)
         for name in ("loss_history_", "val_accuracy_history_", "train_accuracy_history_")
         if recipe.by_gradients
     }
-    keep_model(save, classifier, dataset, about | results, data, seed)
-    output.write(json, about | results | histories)
+    with interrupts.deferred():
+        output.save(
+            save,
+            lambda path: keep_model(path, classifier, dataset, about | results, data, seed),
+            "model saved",
+        )
+        output.write(json, about | results | histories)
+        output.save(plot, lambda path: _draw(path, classifier), "drawn")
 
 
 def _fit(model: str, classifier: Any, dataset: Any, where: Any, follow: Log) -> dict[str, float]:
@@ -141,7 +146,4 @@ def _look_up(
 def _draw(path: Path, classifier: Any) -> None:
     from gpuclf.plots import plot_history
 
-    figure: Any = plot_history(classifier).figure
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    output.say(f"drawn to {path}")
+    output.write_picture(path, plot_history(classifier))

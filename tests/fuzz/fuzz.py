@@ -1,6 +1,6 @@
 """Give a parser mutated files, and keep those that reach lines in a new order.
 
-    python -m tests.fuzz.fuzz [--target pickle|tar] [--inputs 100000] [--seed 0] [--grow]
+    python -m tests.fuzz.fuzz [--target NAME] [--inputs 100000] [--seed 0] [--grow]
 
 Ends with exit code 1, the input in a file, where a parser raises what it should not, takes over
 a second, or lets the process grow by over 700 MB. `--grow` puts what reached something new into the

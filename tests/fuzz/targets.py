@@ -1,9 +1,16 @@
 """What is fuzzed: each target takes bytes, and may raise what it raises on purpose."""
 
 import contextlib
+import json
+import random
 import tempfile
 from pathlib import Path
 
+from gpuclf.bench.measure import break_even
+from gpuclf.bench.report import schema
+from gpuclf.bench.report.comparison import compare_records
+from gpuclf.bench.report.markdown import rows_markdown
+from gpuclf.bench.report.records import parse_record
 from gpuclf.datasets import archive, strict_pickle
 from gpuclf.datasets.archive import ArchiveError
 from gpuclf.datasets.strict_pickle import ForbiddenPickleError, MalformedPickleError, PickledArray
@@ -67,8 +74,55 @@ def with_right_sums(data):
     return bytes(data)
 
 
+def read_record(data):
+    """Read a record, compare it with itself and write its table; the gate passes what it judged."""
+    try:
+        record = parse_record(data)
+    except ValueError:
+        return
+    compared = compare_records(record, record)
+    assert not compared.regressions
+    assert {row.verdict for row in compared.rows if row.ratio is None} <= {"not comparable"}
+    assert compared.passed == bool(compared.judged)
+    rows_markdown(record).encode()
+
+
+def read_break_even(data):
+    """Read a break-even file; what comes out is a size in bytes."""
+    with contextlib.suppress(ValueError):
+        assert 1 <= break_even.parse_break_even(data)["bytes"] < 1 << 63
+
+
+ODD = [None, True, -1, 0, 1, 3.5, "", "a", [], {}, [1], {"a": 1}, 1e999, -1e999, 10**400, 2**70]
+
+
+def with_an_odd_value(data):
+    """Return JSON with a value somewhere in it that is unlike the one before, the same each time.
+
+    Of random changes to its bytes most are no JSON any more.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    rng, where = random.Random(data), content
+    while isinstance(where, dict | list) and where:
+        keys = list(where) if isinstance(where, dict) else range(len(where))
+        key = rng.choice(keys)
+        if rng.random() < 0.4 or not isinstance(where[key], dict | list):
+            if rng.random() < 0.2:
+                del where[key]
+            else:
+                where[key] = rng.choice(ODD)
+            break
+        where = where[key]
+    return json.dumps(content).encode()
+
+
 # The modules are those whose lines show whether an input did something new.
 TARGETS = {
     "pickle": (read_pickle, strict_pickle, bytes),
     "tar": (read_tar, archive, with_right_sums),
+    "record": (read_record, schema, with_an_odd_value),
+    "break_even": (read_break_even, break_even, with_an_odd_value),
 }

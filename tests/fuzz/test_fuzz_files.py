@@ -1,5 +1,6 @@
 """A short run of the fuzzing: the corpus, mutations of it, and inputs that Hypothesis makes."""
 
+import json
 import os
 import pickle
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuclf.bench.report import schema
 from gpuclf.datasets.strict_pickle import ForbiddenPickleError, MalformedPickleError, read_pickle
 
 from .fuzz import fuzz
@@ -49,6 +51,32 @@ def test_any_bytes_as_a_pickle(data):
 @given(st.binary(max_size=3_000))
 def test_any_bytes_as_a_tar(data):
     TARGETS["tar"][0](with_right_sums(data))
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+ROW_KEYS = [*schema.ROW.schemas, "other"]
+
+
+@given(st.binary(max_size=500))
+def test_any_bytes_as_a_record_and_a_break_even(data):
+    TARGETS["record"][0](data)
+    TARGETS["break_even"][0](data)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(ROW_KEYS), json_values, max_size=3), max_size=3),
+    st.dictionaries(st.sampled_from(list(schema.RECORD.schemas)), json_values, max_size=2),
+)
+def test_records_with_any_value_at_any_key(changes, of_record):
+    row = {"operation": "a", "implementation": "gpuclf", "times_s": [1.0, 2.0, 1.5]}
+    rows = [row | {"samples": i + 1} | changed for i, changed in enumerate(changes)]
+    TARGETS["record"][0](json.dumps({"version": 3, "rows": rows} | of_record).encode())
 
 
 values = st.one_of(st.integers(-(2**31), 2**31 - 1), st.booleans(), st.none(), st.binary())

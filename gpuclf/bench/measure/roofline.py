@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuclf.bench.measure.devices import Device
 from gpuclf.devices.cpu import cpu_workers
 
-__all__ = ["Floor", "Work", "measure_ceilings"]
+if TYPE_CHECKING:
+    from gpuclf.bench.measure.timing import Row
 
-REPEATS = 10
+__all__ = [
+    "SLACK",
+    "Floor",
+    "Work",
+    "best_of",
+    "judge_rows",
+    "measure_ceilings",
+    "reject_too_fast",
+    "set_floor",
+    "too_fast",
+]
+
+# Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
+SLACK = 1.1
+LEAST_REPEATS, REPEATS, MOST_REPEATS = 3, 10, 200
+# Of short calls there are more: one in a hundred may have the machine for itself.
+ENOUGH_S, MOST_S = 0.05, 0.5
+SMALL_SIDE = 512  # its product ends within the time that the system gives a process at once
+IDLE_SHARE = 0.8  # of the processors' time, where nobody else is at work
 TORCH_PRODUCTS = ("float32", "tf32", "bfloat16", "float16", "int8")
 # Sizes that some cache holds, of all threads together, and how often they are read in a call.
 CACHED = {1 << 19: 100, 1 << 25: 4}
@@ -97,8 +117,9 @@ def measure_ceilings(device: Device, nbytes: int = 1 << 30, side: int = 8192) ->
         "bytes_per_s": rates of "copy" (bytes read plus bytes written), "read", and on a GPU
         "upload pageable" and "upload pinned"; "cached": on a CPU, rates of reading few bytes again
         and again, by their number; "operations_per_s": rates of matrix products by precision;
-        "left_out": what could not be measured, with the reason. A rate is that of the fastest of
-        10 calls: it serves as a ceiling.
+        "left_out": what could not be measured, with the reason; "cpu_share": on a CPU, how much of
+        the time of all processors this process got. A rate is that of the fastest of 3 to
+        200 calls: it serves as a ceiling.
     """
     prepare = _on_gpu if device.name == "cuda" else _on_cpu
     moved, cached, multiplied = prepare(device, nbytes, side)
@@ -113,12 +134,123 @@ def measure_ceilings(device: Device, nbytes: int = 1 << 30, side: int = 8192) ->
                 left_out[name] = f"{type(error).__name__}: {error}"
         return found
 
-    return {
-        "bytes_per_s": rates(moved),
-        "operations_per_s": rates(multiplied),
-        "cached": rates(cached),
-        "left_out": left_out,
-    }
+    found: dict[str, Any] = {"operations_per_s": rates(multiplied)}
+    began, used = time.perf_counter(), time.process_time()
+    found |= {"bytes_per_s": rates(moved), "cached": rates(cached), "left_out": left_out}
+    if device.name == "cpu":
+        used, passed = time.process_time() - used, time.perf_counter() - began
+        found["cpu_share"] = min(1.0, used / (passed * cpu_workers()))
+    return found
+
+
+def best_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the higher of each rate of two measurements, for each device's name.
+
+    Whatever disturbs a measurement makes it slower: the best is nearest to what a machine can do.
+    """
+    best = {}
+    for name in one | other:
+        found = [each[name] for each in (one, other) if name in each]
+        best[name] = {
+            key: _highest([each.get(key, {}) for each in found])
+            for key in ("bytes_per_s", "operations_per_s", "cached")
+        }
+        measured = {rate for rates in best[name].values() for rate in rates}
+        best[name]["left_out"] = {
+            rate: why
+            for each in found
+            for rate, why in each.get("left_out", {}).items()
+            if rate not in measured
+        }
+        if shares := [each["cpu_share"] for each in found if "cpu_share" in each]:
+            best[name]["cpu_share"] = max(shares)
+    return best
+
+
+def _highest(found: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for rates in found for name in rates)
+    return {name: max(rates[name] for rates in found if name in rates) for name in names}
+
+
+# ---------------------------------------------------------------------------- rows by ceilings
+
+
+def set_floor(row: Row, ceilings: Mapping[str, dict[str, Any]], n_features: int) -> None:
+    """Give a row the floor that its device's ceilings allow, if there are any."""
+    if row.device not in ceilings:
+        return
+    width = 1 if row.features == "uint8" else np.dtype(row.dtype).itemsize
+    uploaded = row.samples * n_features * width if row.uploads else 0
+    work = Work(row.bytes, row.operations)
+    floor = Floor.of(work, ceilings[row.device], uploaded, row.features)
+    row.floor_s, row.limited_by = floor.seconds, floor.limited_by
+
+
+def reject_too_fast(row: Row, slack: float = SLACK) -> None:
+    """Reject a row one of whose medians, times the slack, is less than its floor."""
+    if row.floor_s is None:
+        return
+    for kind, median in _medians(row).items():
+        if median * slack < row.floor_s:
+            row.status = "rejected"
+            row.reason = (
+                f"{kind} {median:.3g} is less than the floor of {row.floor_s:.3g} s "
+                f"({row.limited_by}): the timer did not wait, or the work was not done"
+            )
+    if row.status == "timed" and row.median_s is not None:
+        best = row.median_s if row.device_s is None else row.device_s["median"]
+        row.share_of_floor = row.floor_s / best
+
+
+def _medians(row: Row) -> dict[str, float]:
+    found = {"wall_s": row.median_s}
+    for kind in ("device_s", "queued_s"):
+        found[kind] = (getattr(row, kind) or {}).get("median")
+    return {kind: median for kind, median in found.items() if median is not None}
+
+
+def too_fast(
+    row: Row, ceilings: Mapping[str, dict[str, Any]], n_features: int, slack: float = SLACK
+) -> bool:
+    """Return whether a timed row is faster than the ceilings allow."""
+    set_floor(row, ceilings, n_features)
+    floor, medians = row.floor_s, _medians(row)
+    return bool(row.status == "timed" and floor and medians) and min(medians.values()) * slack < (
+        floor or 0.0
+    )
+
+
+def judge_rows(rows: Iterable[Row], ceilings: Mapping[str, dict[str, Any]], n_features: int) -> int:
+    """Give rows their floors, and reject what is faster.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+        Measured without ceilings.
+    ceilings : dict
+        For each device's name the best that :func:`measure_ceilings` found, before and after.
+    n_features : int
+
+    Returns
+    -------
+    int
+        How many rows are faster than ceilings of a machine on which others were at work all the
+        time: those show what the others left, so such a row has no floor, and is not rejected.
+    """
+    undecided = 0
+    for row in rows:
+        if row.status != "timed":
+            set_floor(row, ceilings, n_features)
+        elif too_fast(row, ceilings, n_features) and _is_busy(ceilings[row.device]):
+            row.floor_s = row.limited_by = None
+            undecided += 1
+        else:
+            reject_too_fast(row)
+    return undecided
+
+
+def _is_busy(ceilings: dict[str, Any]) -> bool:
+    return bool(ceilings.get("cpu_share", 1.0) < IDLE_SHARE)
 
 
 # What is done in a call, and what makes the call.
@@ -161,6 +293,8 @@ def _on_cpu(device: Device, nbytes: int, side: int) -> tuple[Prepared, Prepared,
     rng = np.random.default_rng(0)
     source, target = np.ones(nbytes // 8, np.int64), np.zeros(nbytes // 8, np.int64)
     A, B = (rng.standard_normal((side, side), dtype=np.float32) for _ in "AB")
+    small = min(side, SMALL_SIDE)
+    few = A[:small, :small].copy()
 
     def by_threads(call: Callable[..., object], *arrays: Any) -> Callable[[], object]:
         pool = ThreadPoolExecutor(n_threads)
@@ -186,6 +320,7 @@ def _on_cpu(device: Device, nbytes: int, side: int) -> tuple[Prepared, Prepared,
     }
     multiplied: Prepared = {
         "float32": (2.0 * side**3, lambda: lambda: A @ B),
+        f"float32, {small} rows": (2.0 * small**3, lambda: lambda: few @ few),
         "int8": (
             2.0 * n_threads * BYTE_QUERIES * BYTE_ROWS * side,
             partial(_byte_product, n_threads, side, by_threads),
@@ -212,13 +347,23 @@ def _byte_product(n_threads: int, side: int, by_threads: Any) -> Callable[[], ob
 def fastest(call: Callable[[], object], device: Device) -> float:
     """Return the device's seconds of the fastest of several calls."""
     call()
-    pairs = []
-    for _ in range(REPEATS):
+    pairs: list[tuple[Any, Any]] = []
+    began = time.perf_counter()
+    while _more(len(pairs), time.perf_counter() - began, device.queues):
         start = device.mark()
         call()
         pairs.append((start, device.mark()))
     device.synchronize()
     return min(device.seconds_between(*pair) for pair in pairs)
+
+
+def _more(n: int, seconds: float, queues: bool) -> bool:
+    """Whether there should be another call after n, which took so long on a clock."""
+    if queues:  # they have not been waited for
+        return n < REPEATS
+    if seconds > MOST_S:
+        return n < LEAST_REPEATS
+    return n < REPEATS or (n < MOST_REPEATS and seconds < ENOUGH_S)
 
 
 def _torch_product(precision: str, side: int) -> Callable[[], object]:

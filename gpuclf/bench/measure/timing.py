@@ -19,7 +19,7 @@ from gpuclf.bench.measure.agreement import DisagreementError, Reference, check_i
 from gpuclf.bench.measure.cases import LOSS, Case, Inputs
 from gpuclf.bench.measure.devices import Device, HostDevice
 from gpuclf.bench.measure.implementations import Call, Implementation, Unavailable
-from gpuclf.bench.measure.roofline import Floor
+from gpuclf.bench.measure.roofline import SLACK, reject_too_fast, set_floor
 
 __all__ = ["Row", "TimeLimitError", "new_row", "run_case", "time_limit"]
 
@@ -27,8 +27,6 @@ WARM_UPS = 3
 MIN_ROUNDS, STEADY_ROUNDS = 5, 10
 SLOW_ROUNDS = 3  # of the loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
-# Clocks and ceilings are good to a few percent, and a ceiling is itself a measurement.
-SLACK = 1.1
 LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
 
 # What a row takes over as it is.
@@ -327,12 +325,7 @@ def new_row(
         **{name: getattr(case, name) for name in OF_CASE},
         **{name: getattr(implementation, name) for name in OF_IMPLEMENTATION},
     )
-    if implementation.device in ceilings:
-        width = 1 if implementation.features == "uint8" else inputs.dtype.itemsize
-        uploaded = case.samples * inputs.n_features * width if implementation.uploads else 0
-        of_device = ceilings[implementation.device]
-        floor = Floor.of(work, of_device, uploaded, implementation.features)
-        row.floor_s, row.limited_by = floor.seconds, floor.limited_by
+    set_floor(row, ceilings, inputs.n_features)
     return row
 
 
@@ -428,12 +421,4 @@ def _judge(row: Row, samples: Seconds, slack: float) -> None:
         else:
             found = {"median": median, "p20": p20, "p80": p80, "n": len(seconds)}
             setattr(row, kind, found | {"samples": seconds})
-        if row.floor_s is not None and median * slack < row.floor_s:
-            row.status = "rejected"
-            row.reason = (
-                f"{kind} {median:.3g} is less than the floor of {row.floor_s:.3g} s "
-                f"({row.limited_by}): the timer did not wait, or the work was not done"
-            )
-    if row.status == "timed" and row.floor_s is not None and row.median_s is not None:
-        best = row.median_s if row.device_s is None else row.device_s["median"]
-        row.share_of_floor = row.floor_s / best
+    reject_too_fast(row, slack)

@@ -55,6 +55,7 @@ SHARE_OF_DRIFT = 0.15
 BELIEVED_DRIFT = math.log(1.5)  # what one row says beyond that may be about that row alone
 DRIFT_SCALE = 0.05  # of Student's t with 3 degrees of freedom
 DRIFTS = np.linspace(-4, 4, 8001)
+LARGEST_LOG = 700.0  # that a float has an exponential of
 LEGEND = (
     "change: of the time, after what rows of others say of the machine; intervals hold together "
     "with 95 %; slower, faster: {:.0%} or more, and significant"
@@ -332,7 +333,7 @@ def _change(
     level = 1 - (1 - LEVEL) / (2 * n_judged)  # Bonferroni, both sides
     width = float(students_t.ppf(level, ratio.freedom)) * math.sqrt(ratio.variance)
     logs = ratio.log, ratio.log - width, ratio.log + width, measured_log
-    found, low, high, measured = map(math.exp, logs)
+    found, low, high, measured = map(_exp, logs)
     verdict, reason = "no change", ""
     if threshold is None:
         verdict = "not judged"
@@ -347,6 +348,10 @@ def _change(
     return Change(*key, found, low, high, measured, verdict, reason)
 
 
+def _exp(log: float) -> float:
+    return math.exp(min(log, LARGEST_LOG)) if log > -LARGEST_LOG else math.exp(-LARGEST_LOG)
+
+
 # ------------------------------------------------------------------------ what is comparable
 
 
@@ -358,6 +363,8 @@ def _not_comparable(
     for when, row in (("old", old), ("new", new)):
         if row["status"] != "timed":
             return f"{row['status']} in the {when} run: {row['reason']}"
+        if not all(0 < seconds < math.inf for seconds in row["times_s"]):
+            return f"times in the {when} run that are not finite and above 0"
         if len(row["times_s"]) < MIN_TURNS * (row.get("calls_a_turn") or 1):
             return f"fewer than {MIN_TURNS} turns in the {when} run"
         if row["implementation"].startswith("gpuclf") and _disturbance(row) > DISTURBED:
@@ -372,7 +379,9 @@ def _not_comparable(
 
 
 def _disturbance(row: dict[str, Any]) -> float:
-    return float(np.median(row["times_s"]) / min(row["times_s"]))
+    """Return the median call by the fastest; 1 where times mean nothing."""
+    fastest = min(row["times_s"])
+    return _exp(math.log(np.median(row["times_s"])) - math.log(fastest)) if fastest > 0 else 1.0
 
 
 def is_overloaded(rows: list[dict[str, Any]]) -> bool:

@@ -37,7 +37,8 @@ HEADER = ["implementation", "median", "p20..p80", "textbook", "floor"]
 def print_rows(rows: list[Row], console: Console) -> None:
     """Print a table for each case: times, speed-ups, bars on a logarithmic scale; curves after."""
     for title in dict.fromkeys(row.case for row in rows if row.group not in SCALING):
-        console.print(_table(title, [row.as_dict() for row in rows if row.case == title]))
+        of_case = [row.as_dict() for row in rows if row.case == title]
+        console.print(_table(title, of_case, "█" if console.encoding.startswith("utf") else "#"))
     for group in SCALING:
         of_group = [row.as_dict() for row in rows if row.group == group]
         if of_group:
@@ -72,7 +73,7 @@ def new_table(title: str, numbers: list[str], first: str = HEADER[0], last: str 
     return table
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+def _table(title: str, rows: list[dict[str, Any]], mark: str) -> Table:
     table = new_table(title, HEADER[1:], last="speed")
     textbook = fastest(rows, TEXTBOOK)
     medians = [row["median_s"] for row in rows if _is_timed(row)]
@@ -80,7 +81,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
         if _is_timed(row):
             cells = [Text(cell) for cell in row_cells(row, textbook)]
             cells[2].stylize("dim")
-            table.add_row(*cells, _bar(row["median_s"], medians))
+            table.add_row(*cells, _bar(row["median_s"], medians, mark))
         else:
             status = STATUS_TEXTS.get(row["status"], row["status"])
             style = STYLES[row["status"]] if row["reason"] else "dim"
@@ -149,11 +150,11 @@ def axis_value(group: str, row: dict[str, Any]) -> int:
     return int(row[name])
 
 
-def _bar(seconds: float, medians: list[float]) -> Text:
+def _bar(seconds: float, medians: list[float], mark: str) -> Text:
     slowest = max(medians)
     span = math.log10(slowest / min(medians)) or 1.0
     share = math.log10(slowest / seconds) / span
-    return Text("█" * max(1, round(BAR_WIDTH * share)), style="green")
+    return Text(mark * max(1, round(BAR_WIDTH * share)), style="green")
 
 
 def format_number(value: float) -> str:
