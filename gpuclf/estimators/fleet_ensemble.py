@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -101,14 +103,26 @@ class FleetEnsemble(ArrayClassifier):
         best = [results["params"][n] for n in usable[:n_estimators]]
         return cls(search.estimator, best, voting=voting)
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train all members on all samples.
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
+    ) -> Self:
+        """Train all members on all samples, or go on from checkpoints.
 
         Parameters
         ----------
         X : array-like of shape (N, D), Standardized or Streamed
         y : array-like of shape (N,)
         sample_weight : array-like of shape (N,), optional
+        checkpoint, checkpoint_every, resume : optional
+            As for the members' ``fit``; those that are trained together have a folder within
+            `checkpoint`.
 
         Returns
         -------
@@ -130,8 +144,14 @@ class FleetEnsemble(ArrayClassifier):
                 f"{type(self.estimator).__name__} has no probabilities: use voting='hard'"
             )
         members = [model_with(self.estimator, params) for params in param_list]
-        for numbers in fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET):
-            for error in fit_together([members[n] for n in numbers], X, y, sample_weight):
+        fleets = fleets_of(self.estimator, param_list, X, y, MEMORY_BUDGET)
+        for place, numbers in enumerate(fleets):
+            folder = None if checkpoint is None else Path(checkpoint) / f"fleet-{place}"
+            errors = fit_together(
+                *([members[n] for n in numbers], X, y, sample_weight), checkpoint=folder,
+                checkpoint_every=checkpoint_every, resume=resume,
+            )  # fmt: skip
+            for error in errors:
                 if error is not None:
                     raise error
         self.estimators_ = members

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -20,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.resuming import resumable
 from gpuclf.losses import softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
@@ -164,8 +166,11 @@ class GradientClassifier(ArrayClassifier):
         X_val: Any = None,
         y_val: Any = None,
         callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> Self:
-        """Train from scratch.
+        """Train from scratch, or go on from a checkpoint.
 
         Parameters
         ----------
@@ -184,6 +189,14 @@ class GradientClassifier(ArrayClassifier):
         callback : callable, optional
             ``callback(epoch, history)``, called after each epoch (or L-BFGS iteration); training
             ends when it returns True.
+        checkpoint : str or path, optional
+            A folder for the checkpoints of this training; the last two are kept. By SGD only.
+        checkpoint_every : int, default 1
+            Epochs from one checkpoint to the next.
+        resume : bool, default False
+            Go on from the last checkpoint that can be read, if there is one, and end with the bits
+            of a training that was never interrupted (on the same machine). One that had ended
+            gives its model.
 
         Returns
         -------
@@ -193,9 +206,16 @@ class GradientClassifier(ArrayClassifier):
         ------
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
+        FileExistsError
+            Without `resume`, if the folder has checkpoints.
+        ValueError
+            If the checkpoints are of other data or settings, or none can be read. Functions such as
+            `augment` are known by their names only.
 
         Warns
         -----
+        UserWarning
+            For a checkpoint that cannot be read, where the one before can.
         sklearn.exceptions.ConvergenceWarning
             If L-BFGS stopped at `max_iter`.
         """
@@ -204,8 +224,9 @@ class GradientClassifier(ArrayClassifier):
         with self._unchanged_if_it_fails():
             self.check_hyperparameters()
             (error,) = self.fit_fleet(
-                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=callback
-            )
+                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=callback,
+                checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
+            )  # fmt: skip
             if error is not None:
                 raise error
         return self
@@ -221,6 +242,9 @@ class GradientClassifier(ArrayClassifier):
         y_val: Any = None,
         epochs: int | None = None,
         callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> list[Exception | None]:
         """Train classifiers that see the same mini-batches in one pass; ``fit`` is a fleet of one.
 
@@ -239,6 +263,8 @@ class GradientClassifier(ArrayClassifier):
         callback : callable, optional
             As for :meth:`fit`, with the history of the first of those that still train. The
             parameters so far are set for it with one classifier only.
+        checkpoint, checkpoint_every, resume
+            As for :meth:`fit`; not together with `epochs`.
 
         Returns
         -------
@@ -247,6 +273,7 @@ class GradientClassifier(ArrayClassifier):
         """
         first, is_alone = fleet[0], len(fleet) == 1
         goes_on = epochs is not None and hasattr(first, "params_")
+        training = resumable(fleet, checkpoint, checkpoint_every, resume)
         validates = X_val is not None or first.n_iter_no_change is not None
         part, held_out = first._prepare(
             X, y, sample_weight, reset=not goes_on, holds_out=validates and X_val is None
@@ -280,20 +307,29 @@ class GradientClassifier(ArrayClassifier):
                 generators.update((k, deepcopy(rng)) for k in stopped)
             return stopped
 
+        n_done, numbers = (first.n_iter_ if goes_on else 0), None
+        if training:
+            n_done, numbers = training.begin(
+                *(members, rng, generators, n_steps, first.max_iter), like=part.targets,
+                X=part.samples, y=[part.targets, first.classes_], sample_weight=part.weights,
+                validation=[*(held_out or ()), X_val, y_val],
+            )  # fmt: skip
         if first.solver == "lbfgs":
             watches = validates or callback is not None
             first._run_lbfgs(members[0], part, after_epoch if watches else None)
         else:
-            n_epochs = (epochs or first.max_iter) - (first.n_iter_ if goes_on else 0)
-            first._run_sgd(members, part, n_epochs, after_epoch)
+            first._run_sgd(
+                *(members, part, (epochs or first.max_iter) - n_done), on_epoch=after_epoch,
+                numbers=numbers, keep=training and training.keep,
+            )  # fmt: skip
         for k, (model, member) in enumerate(zip(fleet, members, strict=True)):
             if member.error is None:
                 for name in LEARNED_FROM_SAMPLES:
                     if hasattr(first, name):
                         setattr(model, name, getattr(first, name))
                 model._rng = generators.get(k) or (rng if k == 0 else deepcopy(rng))
-                n_done = len(member.history.loss) // n_steps
-                model._record(member, n_done - 1 if first.solver == "lbfgs" else n_done)
+                n_iter = len(member.history.loss) // n_steps
+                model._record(member, n_iter - 1 if first.solver == "lbfgs" else n_iter)
         return [member.error for member in members]
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -431,13 +467,11 @@ class GradientClassifier(ArrayClassifier):
         member.velocity = member.velocity and to_device(member.velocity, like=part.targets)
         return member
 
-    def _run_sgd(
-        self, members: Sequence[Member], part: Part, epochs: int, on_epoch: Any = None
-    ) -> None:
+    def _run_sgd(self, members: Sequence[Member], part: Part, epochs: int, **options: Any) -> None:
         train_sgd(
             self.model, members, part.samples, part.targets, batch_size=self.batch_size,
             epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._products,
-            sample_weight=part.weights, augment=self.augment, on_epoch=on_epoch,
+            sample_weight=part.weights, augment=self.augment, **options,
         )  # fmt: skip
 
     def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> None:
