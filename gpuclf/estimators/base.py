@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.keeping import Kept
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.standardized import Standardized, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
@@ -27,6 +28,8 @@ ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 
 class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the classifiers: inputs are checked where they live, and stay there."""
+
+    _keeps_short_floats = False  # a subclass whose model widens them block by block says so
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of right predictions, as a float on the host.
@@ -55,10 +58,11 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return xp.take(to_device(self.classes_, like=numbers), numbers)
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
-        if not _is_checked_here(X):
+        keeps = self._keeps(X)
+        if not (keeps or _is_checked_here(X)):
             return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
-        X = _with_accepted_numbers(X)
-        _, _, n_features = check_samples(X)
+        X = X if keeps else _with_accepted_numbers(X)
+        _, _, n_features = check_samples(X, short_floats=self._keeps_short_floats)
         if reset:
             self.n_features_in_ = n_features
             self.__dict__.pop("feature_names_in_", None)
@@ -73,7 +77,7 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
-        if not _is_checked_here(X):
+        if not (self._keeps(X) or _is_checked_here(X)):
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
                     array_namespace(**{"X": np.asarray(X), name: value})  # raises
@@ -96,6 +100,9 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
         elif not xp.isdtype(y.dtype, "integral"):
             raise TypeError(f"labels on a device must be integers, got {y.dtype}")
         return X, y, check_weights(sample_weight, X, xp.float64)
+
+    def _keeps(self, X: Any) -> bool:
+        return self._keeps_short_floats and is_short_float(getattr(X, "dtype", None))
 
     def _number_classes(self, labels: Any) -> None:
         labels = labels if hasattr(labels, "dtype") else np.asarray(labels)

@@ -125,6 +125,7 @@ class GradientClassifier(ArrayClassifier):
     validation_fraction: float = 0.1
 
     model: ClassVar[Model]
+    _keeps_short_floats = True
     solver = "sgd"  # a hyper-parameter where a subclass makes it a field
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
@@ -175,9 +176,9 @@ class GradientClassifier(ArrayClassifier):
         Parameters
         ----------
         X : array-like of shape (N, D), Standardized or Streamed
-            uint8, float32 and float64 are used as they are, on the device where X is; other
-            numbers are converted to float64. The model is computed in float64 for float64
-            samples and in float32 for float32 and uint8, unless `precision` says otherwise.
+            uint8 and floats are used as they are, on the device where X is; other numbers are
+            converted to float64. The model is computed in float64 for float64 samples, else in
+            float32 (bytes and floats of two bytes too), unless `precision` says otherwise.
             The mean and scale of Standardized samples are kept, for later samples that come raw.
         y : array-like of shape (N,)
             Class labels; on a device, integers on the same device.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import to_host
+from gpuclf.arrays import array_namespace, to_host
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.saving.container import read_container, refuse, write_container
@@ -157,6 +157,9 @@ def fingerprint(*values: Any) -> str:
             digest.update(fingerprint(value.X, value.mean, value.scale).encode())
             continue
         value = value.host if isinstance(value, Streamed) else value
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy does not have
+            digest.update(b"bfloat16")
+            value = value.view(array_namespace(value).int16)
         try:
             array = np.asarray(to_host(value))
         except TypeError:  # lists and frames

@@ -23,6 +23,7 @@ from gpuclf.devices.cpu import cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def compiled_linear_pass(
         or n_classes > MAX_CLASSES
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or samples.are_streamed
+        or is_short_float(samples.stored.dtype)
         or (b is not None and b.ndim != 1)
         or weights.shape != (n_samples,)
         or not samples.stored.flags.c_contiguous
