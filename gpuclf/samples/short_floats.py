@@ -16,7 +16,8 @@ BEYOND = 65536.0  # of float16, whose largest number is 65504
 @cache
 def is_short_float(dtype: object) -> bool:
     """Tell whether numbers of this dtype, of any library, are floats of two bytes."""
-    return str(dtype).rpartition(".")[2] in ("float16", "bfloat16")
+    name = getattr(dtype, "__name__", None) or str(dtype)  # numpy.float16 is a class
+    return name.rpartition(".")[2] in ("float16", "bfloat16")
 
 
 def widened(X: Array, dtype: object) -> Array:
