@@ -46,6 +46,9 @@ def train(
     solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
+    checkpoint: options.CheckpointOption = None,
+    every: options.EveryOption = None,
+    resume: options.ResumeOption = False,
     json: options.JsonOption = None,
 ) -> None:
     """Train a classifier, report train, validation and test accuracy (knn: test accuracy only)."""
@@ -54,6 +57,7 @@ def train(
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
     refuse_foreign(model, chosen)
+    checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     recipe = RECIPES[model]
     settings = recipe.training | chosen
     if isinstance(data, options.OwnSamples):
@@ -77,7 +81,7 @@ def train(
             warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
             accuracy, seconds = output.fit_and_score(
                 *(model, classifier, parts["train"], parts), describe=_epoch_line,
-                X_val=X_val, y_val=y_val,
+                X_val=X_val, y_val=y_val, **checkpoints,
             )  # fmt: skip
         if classifier.history_.reached_max_iter:
             n_iter = classifier.max_iter
