@@ -227,3 +227,18 @@ def test_training_takes_little_memory_beside_the_samples():
     command = [sys.executable, "-W", "ignore", "-c", code]
     grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert float(grown) < 0.3
+
+
+@pytest.mark.parametrize("form", ["plain", "standardized"])
+def test_the_compiled_pass_widens_them_as_it_reads(form):
+    rng = np.random.default_rng(0)
+    n_features = 83  # no whole number of vectors
+    X = (1 + 2 * rng.standard_normal((1500, n_features))).astype(np.float16)
+    y, W = rng.integers(0, 10, len(X)), rng.standard_normal((n_features, 10)).astype(np.float32)
+    results = [
+        softmax_loss_vectorized(W, Standardized.fit(v) if form == "standardized" else v, y, 1e-3)
+        for v in (X, X.astype(np.float32))
+    ]
+    (found, dW), (expected, of_float32) = results
+    np.testing.assert_allclose(found, expected, rtol=4 * EPS)
+    np.testing.assert_allclose(dW, of_float32, rtol=0, atol=4 * EPS * np.abs(dW).max())
