@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace
@@ -13,7 +11,6 @@ __all__ = ["is_short_float", "widened"]
 BEYOND = 65536.0  # of float16, whose largest number is 65504
 
 
-@cache
 def is_short_float(dtype: object) -> bool:
     """Tell whether numbers of this dtype, of any library, are floats of two bytes."""
     name = getattr(dtype, "__name__", None) or str(dtype)  # numpy.float16 is a class
