@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, values_are_on_host
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.standardized import Standardized, check_total_weight, conversion_advice
 
 __all__ = [
@@ -31,10 +32,16 @@ __all__ = [
 ]
 
 PRECISIONS = ("float32", "tf32", "float64")
+LOOKED_AT = 1 << 20  # bytes at a time
 
 
-def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, int]:
-    """Check the samples; return their array library and (N, D)."""
+def check_samples(
+    X: Array | Standardized, name: str = "X", *, short_floats: bool = False
+) -> tuple[Any, int, int]:
+    """Check the samples; return their array library and (N, D).
+
+    With `short_floats`, float16 and bfloat16 are accepted too.
+    """
     stored = X.X if isinstance(X, Standardized) else X
     xp = array_namespace(stored)
     if stored.ndim != 2:
@@ -56,9 +63,11 @@ def check_samples(X: Array | Standardized, name: str = "X") -> tuple[Any, int, i
             f"{name} is empty: shape ({n_samples}, {n_features}); at least one sample and one "
             "feature are needed"
         )
-    if stored.dtype not in _accepted(xp, "uint8", "float32", "float64"):
+    accepted = _accepted(xp, "uint8", "float32", "float64")
+    if stored.dtype not in accepted and not (short_floats and is_short_float(stored.dtype)):
+        others = "float16, bfloat16, " if short_floats else ""
         raise TypeError(
-            f"{name} must be uint8, float32 or float64, got {stored.dtype}; "
+            f"{name} must be uint8, {others}float32 or float64, got {stored.dtype}; "
             + conversion_advice(name, stored)
         )
     return xp, n_samples, n_features
@@ -106,7 +115,7 @@ def check_params(
             f"params must hold {', '.join(shapes[:-1])} and {shapes[-1]}; missing: "
             f"{', '.join(missing)}"
         )
-    _, _, n_features = check_samples(X)
+    _, _, n_features = check_samples(X, short_floats=True)
     given = {name: params[name] for name in axes if name in params}
     for name, value in given.items():
         if value is None:
@@ -237,7 +246,11 @@ def check_finite(X: Array | Standardized, name: str = "X") -> None:
     """Raise if samples on the host hold a NaN or an infinity."""
     stored = X.X if isinstance(X, Standardized) else X
     if values_are_on_host(stored):
-        _raise_if_not_finite(name, stored)
+        # In stretches: a truth value a number would be half of what short floats take.
+        rows = max(1, LOOKED_AT // max(1, int(stored[:1].nbytes)))
+        for first in range(0, len(stored), rows):
+            if not np.isfinite(stored[first : first + rows]).all():
+                _raise_if_not_finite(name, stored)
 
 
 def _raise_if_not_finite(name: str, value: np.ndarray) -> None:

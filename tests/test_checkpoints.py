@@ -82,6 +82,23 @@ def test_an_unreadable_checkpoint_falls_back_to_the_one_before(tmp_path, damage)
     assert n_refused == 20 or (n_refused and damage in ("odd_content", "odd_arrays"))
 
 
+def test_an_unreadable_checkpoint_is_none_of_the_two_that_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    for position in (4, 5):
+        checkpoints.save(position, state_at(position))
+    (tmp_path / "checkpoint-00000005.safetensors").write_bytes(b"")
+    again = Checkpoints(tmp_path, SETTINGS)
+    with pytest.warns(UserWarning, match="going on from"):
+        again.begin(resume=True)
+    again.save(6, state_at(6))  # 5 is not written again where checkpoints come more seldom
+    assert sorted(path.stem[-1] for path in tmp_path.iterdir()) == ["4", "6"]
+    (tmp_path / "checkpoint-00000006.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="going on from"):
+        again.begin(resume=True)
+    again.save(6, state_at(6))
+    assert_same(Checkpoints(tmp_path, SETTINGS).begin(resume=True), state_at(6))
+
+
 def test_where_none_can_be_read_training_does_not_begin_anew(tmp_path):
     checkpoints = Checkpoints(tmp_path, SETTINGS)
     for position in (4, 5):

@@ -207,14 +207,14 @@ def test_X_that_is_no_matrix_is_refused_with_the_remedy(lib, function, shape):
 )
 def test_X_of_another_dtype_is_refused_with_the_remedy(function, dtype):
     X = np.ones((N, D)).astype(dtype)
-    message = rf"X must be uint8, float32 or float64, got {X.dtype}; .* X\.astype\('float32'\)"
+    message = rf"X must be uint8, .*float32 or float64, got {X.dtype}; .* X\.astype\('float32'\)"
     with pytest.raises(TypeError, match=message):
         call(function, X=X)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_whole_numbers_as_X_are_refused_in_every_library(lib, function):
-    with pytest.raises(TypeError, match=r"X must be uint8, float32 or float64, got .*int64"):
+    with pytest.raises(TypeError, match=r"X must be uint8, .*float32 or float64, got .*int64"):
         call(function, asarray=lib.asarray, X=lib.asarray(np.ones((N, D), np.int64)))
 
 

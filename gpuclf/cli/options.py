@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 __all__ = [
     "BackendName",
     "BackendOption",
+    "CheckpointOption",
     "DataDirOption",
     "DataName",
     "DataOption",
     "DtypeName",
     "DtypeOption",
+    "EveryOption",
     "ImageSizeOption",
     "JsonOption",
     "MetricName",
     "ModelName",
     "OwnSamples",
     "PlotOption",
+    "ResumeOption",
     "SamplesOption",
     "SaveOption",
     "SeedOption",
     "TestDataOption",
     "TestFractionOption",
+    "chosen_checkpoints",
     "chosen_data",
 ]
 
@@ -92,6 +96,16 @@ SaveOption = Annotated[
         "--save", dir_okay=False, writable=True, help="Keep the model: predict, evaluate, load."
     ),
 ]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Keep the last two checkpoints of the training here."),
+]
+EveryOption = Annotated[
+    int | None, typer.Option(min=1, help="Epochs from one checkpoint to the next; default 1.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")
+]
 MetricOption = Annotated[MetricName | None, typer.Option(help="knn only; default l2.")]
 
 
@@ -127,3 +141,17 @@ def chosen_data(
     if test_data is not None and test_fraction is not None:
         raise typer.BadParameter("give --test-data or --test-fraction, not both")
     return OwnSamples(Path(data), image_size, test_data, test_fraction)
+
+
+def chosen_checkpoints(
+    model: ModelName, folder: Path | None, every: int | None, resume: bool
+) -> dict[str, Any]:
+    """Return what ``fit`` is told of checkpoints."""
+    if folder is None:
+        for option, is_given in (("every", every is not None), ("resume", resume)):
+            if is_given:
+                raise typer.BadParameter(f"--{option} needs --checkpoint, the folder of them")
+        return {}
+    if model is ModelName.knn:
+        raise typer.BadParameter("--checkpoint does not apply to knn, which has no epochs")
+    return {"checkpoint": folder, "checkpoint_every": every or 1, "resume": resume}

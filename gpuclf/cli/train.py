@@ -49,6 +49,9 @@ def train(
     solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
+    checkpoint: options.CheckpointOption = None,
+    every: options.EveryOption = None,
+    resume: options.ResumeOption = False,
     json: options.JsonOption = None,
     save: options.SaveOption = None,
     plot: Annotated[
@@ -75,6 +78,7 @@ def train(
     chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
     recipe = RECIPES[model]
     refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
+    checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
     if isinstance(data, options.OwnSamples):
         settings.pop("augment", None)  # a digit mirrored is another sign
@@ -93,8 +97,10 @@ def train(
     output.known(**about)
     with logging_to(log) as follow:
         follow.write("start", about | {"environment": environment()})
-        fit = _fit if recipe.by_gradients else _look_up
-        results = fit(model, classifier, dataset, where, follow)
+        if recipe.by_gradients:
+            results = _fit(model, classifier, dataset, where, follow, checkpoints)
+        else:
+            results = _look_up(model, classifier, dataset, where)
         follow.write("result", results)
     histories = {
         name.removesuffix("_"): getattr(classifier, name)
@@ -111,7 +117,14 @@ def train(
         output.save(plot, lambda path: _draw(path, classifier), "drawn")
 
 
-def _fit(model: str, classifier: Any, dataset: Any, where: Any, follow: Log) -> dict[str, float]:
+def _fit(
+    model: str,
+    classifier: Any,
+    dataset: Any,
+    where: Any,
+    follow: Log,
+    checkpoints: dict[str, Any],
+) -> dict[str, float]:
     """Train by gradients, and report."""
     parts = output.parts(dataset, where)
     X_val, y_val = parts["val"]
@@ -126,17 +139,16 @@ def _fit(model: str, classifier: Any, dataset: Any, where: Any, follow: Log) -> 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
         accuracy, seconds = output.fit_and_score(
-            model, classifier, parts["train"], parts, describe=describe, X_val=X_val, y_val=y_val
-        )
+            *(model, classifier, parts["train"], parts), describe=describe,
+            X_val=X_val, y_val=y_val, **checkpoints,
+        )  # fmt: skip
     if classifier.history_.reached_max_iter:
         n_iter = classifier.max_iter
         output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")
     return output.report(f"{model} on {dataset.name}", accuracy, seconds)
 
 
-def _look_up(
-    model: str, classifier: Any, dataset: Any, where: Any, follow: Log
-) -> dict[str, float]:
+def _look_up(model: str, classifier: Any, dataset: Any, where: Any) -> dict[str, float]:
     """Look the test images up among the training images, and report."""
     accuracy, seconds = train_knn(classifier, dataset, where)
     names = {"neighbours": classifier.n_neighbors, "metric": classifier.metric}

@@ -18,6 +18,7 @@ from gpuclf.devices.backends import to_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.image_samples import ImageSamples, without_graph
 from gpuclf.estimators.keeping import Kept
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.standardized import Standardized, check_total_weight, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
@@ -31,6 +32,8 @@ OF_A_TRAINING = ("class_names_", "training_")
 
 class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
     """Base of the classifiers: inputs are checked where they live, and stay there."""
+
+    _keeps_short_floats = False  # a subclass whose model widens them block by block says so
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of right predictions, as a float on the host.
@@ -64,10 +67,11 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         return X
 
     def _check_rows(self, X: Any, *, reset: bool) -> Any:
-        if not _is_checked_here(X):
+        keeps = self._keeps(X)
+        if not (keeps or _is_checked_here(X)):
             return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
-        X = _with_accepted_numbers(X)
-        _, _, n_features = check_samples(X)
+        X = X if keeps else _with_accepted_numbers(X)
+        _, _, n_features = check_samples(X, short_floats=self._keeps_short_floats)
         if reset:
             self.n_features_in_ = n_features
             self.__dict__.pop("feature_names_in_", None)
@@ -93,7 +97,7 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
                 "fit one classifier for each, sklearn.multioutput.MultiOutputClassifier("
                 f"{type(self).__name__}())"
             )
-        if not _is_checked_here(X):
+        if not (self._keeps(X) or _is_checked_here(X)):
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
                     array_namespace(**{"X": np.asarray(X), name: value})  # raises
@@ -119,6 +123,9 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         elif not xp.isdtype(y.dtype, "integral"):
             raise TypeError(f"labels on a device must be integers, got {y.dtype}")
         return X, y, check_weights(sample_weight, X, xp.float64)
+
+    def _keeps(self, X: Any) -> bool:
+        return self._keeps_short_floats and is_short_float(getattr(X, "dtype", None))
 
     def _number_classes(self, labels: Any) -> None:
         for name in OF_A_TRAINING:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -107,14 +109,26 @@ class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
         best = [results["params"][n] for n in usable[:n_estimators]]
         return cls(search.estimator, best, voting=voting)
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train all members on all samples.
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
+    ) -> Self:
+        """Train all members on all samples, or go on from checkpoints.
 
         Parameters
         ----------
         X : array-like of shape (N, D), Standardized or Streamed
         y : array-like of shape (N,)
         sample_weight : array-like of shape (N,), optional
+        checkpoint, checkpoint_every, resume : optional
+            As for the members' ``fit``; those that are trained together have a folder within
+            `checkpoint`.
 
         Returns
         -------
@@ -142,10 +156,13 @@ class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
         n_epochs = n_epochs_of(self.estimator, [param_list[fleet[0]] for fleet in fleets])
         told = as_told(self, X, y, sample_weight)
         with root_task(self, 1, told) as root, part_task(root, "members", n_epochs, told) as tasks:
-            for numbers in fleets:
+            for place, numbers in enumerate(fleets):
                 errors = fit_together(
                     *([members[n] for n in numbers], X, y, sample_weight),
                     callback=None if tasks is None else lambda _: tasks.next(),
+                    checkpoint=checkpoint and Path(checkpoint) / f"fleet-{place}",
+                    checkpoint_every=checkpoint_every,
+                    resume=resume,
                 )
                 for error in filter(None, errors):
                     raise error

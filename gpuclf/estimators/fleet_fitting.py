@@ -41,6 +41,7 @@ def fit_together(
     *,
     epochs: int | None = None,
     callback: Callable[[int], bool | None] | None = None,
+    **checkpoints: Any,
 ) -> list[Exception | None]:
     """Fit classifiers that see the same mini-batches, each as its own ``fit`` would.
 
@@ -57,6 +58,8 @@ def fit_together(
         samples, unless they have stopped early. By default, fit from scratch, to the end.
     callback : callable, optional
         ``callback(epoch)``, called after each epoch; all stop when it returns True.
+    checkpoint, checkpoint_every, resume : optional
+        As for their ``fit``, of all models together; without `epochs`.
 
     Returns
     -------
@@ -91,7 +94,9 @@ def fit_together(
     fleet = [models[place] for place in fits]
     on_epoch = None if callback is None else lambda epoch, _: callback(epoch)
     try:
-        found = fleet[0].fit_fleet(fleet, X, y, sample_weight, epochs=epochs, callback=on_epoch)
+        found = fleet[0].fit_fleet(
+            fleet, X, y, sample_weight, epochs=epochs, callback=on_epoch, **checkpoints
+        )
     except Exception as error:  # as in scikit-learn: a fit that fails ends no search
         found = [error] * len(fits)
     for place, outcome in zip(fits, found, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from gpuclf.estimators.hyperparameters import (
     generator_of,
     with_docs_of_base,
 )
+from gpuclf.estimators.resuming import resumable
 from gpuclf.estimators.surface import (
     Probabilities,
     Start,
@@ -143,6 +145,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
     verbose: int = 0
 
     model: ClassVar[Model]
+    _keeps_short_floats = True
     solver = "sgd"  # a hyper-parameter where a subclass makes it a field, like the next one
     tol = 1e-5
     # What learning_rate="auto" is for so many features, and how fast it rises with fewer.
@@ -175,15 +178,18 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         X_val: Any = None,
         y_val: Any = None,
         callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> Self:
-        """Train from scratch.
+        """Train from scratch, or go on from a checkpoint.
 
         Parameters
         ----------
         X : array-like of shape (N, D), Standardized or Streamed
-            uint8, float32 and float64 are used as they are, on the device where X is; other
-            numbers are converted to float64. The model is computed in float64 for float64
-            samples and in float32 for float32 and uint8, unless `precision` says otherwise.
+            uint8 and floats are used as they are, on the device where X is; other numbers are
+            converted to float64. The model is computed in float64 for float64 samples, else in
+            float32 (bytes and floats of two bytes too), unless `precision` says otherwise.
             The mean and scale of Standardized samples are kept, for later samples that come raw.
             Sparse samples are not supported: ``X.toarray()``.
         y : array-like of shape (N,)
@@ -197,6 +203,14 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         callback : callable, optional
             ``callback(epoch, history)``, called after each epoch (or L-BFGS iteration); training
             ends when it returns True.
+        checkpoint : str or path, optional
+            A folder for the checkpoints of this training; the last two are kept. By SGD only.
+        checkpoint_every : int, default 1
+            Epochs from one checkpoint to the next.
+        resume : bool, default False
+            Go on from the last checkpoint that can be read, if there is one, and end with the bits
+            of a training that was never interrupted (on the same machine). One that had ended
+            gives its model.
 
         Returns
         -------
@@ -206,9 +220,16 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         ------
         gpuclf.training.DivergedError
             If the loss becomes NaN or infinite.
+        FileExistsError
+            Without `resume`, if the folder has checkpoints.
+        ValueError
+            If the checkpoints are of other data or settings, or none can be read. Functions such as
+            `augment` are known by their names only.
 
         Warns
         -----
+        UserWarning
+            For a checkpoint that cannot be read, where the one before can.
         sklearn.exceptions.ConvergenceWarning
             If L-BFGS stopped at `max_iter`, or SGD did after fewer than 200 steps, while the loss
             was still falling.
@@ -219,8 +240,9 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         watching = watched(self, X, y, sample_weight, callback)
         with watching as watch, self._unchanged_if_it_fails():
             (error,) = self.fit_fleet(
-                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=watch
-            )
+                *([self], X, y, sample_weight), X_val=X_val, y_val=y_val, callback=watch,
+                checkpoint=checkpoint, checkpoint_every=checkpoint_every, resume=resume,
+            )  # fmt: skip
             if error is not None:
                 raise error
         if self.solver == "sgd" and self.n_iter_ == self.max_iter and still_falls(self.history_):
@@ -244,6 +266,9 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         y_val: Any = None,
         epochs: int | None = None,
         callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> list[Exception | None]:
         """Train classifiers that see the same mini-batches in one pass; ``fit`` is a fleet of one.
 
@@ -262,6 +287,8 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         callback : callable, optional
             As for :meth:`fit`, with the history of the first of those that still train. The
             parameters so far are set for it with one classifier only.
+        checkpoint, checkpoint_every, resume
+            As for :meth:`fit`; not together with `epochs`.
 
         Returns
         -------
@@ -270,6 +297,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         """
         first, is_alone = fleet[0], len(fleet) == 1
         goes_on = epochs is not None and hasattr(first, "params_")
+        training = resumable(fleet, checkpoint, checkpoint_every, resume)
         validates = X_val is not None or first.n_iter_no_change is not None
         starts = [None if goes_on else Start.of(model) for model in fleet]
         part, held_out = first._prepare(
@@ -309,23 +337,32 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
                 generators.update((k, deepcopy(rng)) for k in stopped)
             return stopped
 
-        last = epochs or first.max_iter
+        last, numbers = epochs or first.max_iter, None
+        n_done = first.n_iter_ if goes_on else 0
+        if training:
+            n_done, numbers = training.begin(
+                *(members, rng, generators, n_steps, first.max_iter), like=part.targets,
+                X=part.samples, y=[part.targets, first.classes_], sample_weight=part.weights,
+                validation=[*(held_out or ()), X_val, y_val],
+            )  # fmt: skip
         title = f"training {type(first).__name__}" + ("" if is_alone else f" {len(fleet)} times")
         with shown(title, last) if first.verbose > 0 else nullcontext() as tell:
             if first.solver == "lbfgs":
                 watches = validates or callback is not None or tell is not None
                 first._run_lbfgs(members[0], part, after_epoch if watches else None)
             else:
-                n_epochs = last - (first.n_iter_ if goes_on else 0)
-                first._run_sgd(members, part, n_epochs, after_epoch)
+                first._run_sgd(
+                    *(members, part, last - n_done), on_epoch=after_epoch,
+                    numbers=numbers, keep=training and training.keep,
+                )  # fmt: skip
         for k, (model, member) in enumerate(zip(fleet, members, strict=True)):
             if member.error is None:
                 for name in LEARNED_FROM_SAMPLES:
                     if hasattr(first, name):
                         setattr(model, name, getattr(first, name))
                 model._rng = generators.get(k) or (rng if k == 0 else deepcopy(rng))
-                n_done = len(member.history.loss) // n_steps
-                model._record(member, n_done - 1 if first.solver == "lbfgs" else n_done)
+                n_iter = len(member.history.loss) // n_steps
+                model._record(member, n_iter - 1 if first.solver == "lbfgs" else n_iter)
         return [member.error for member in members]
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -491,14 +528,15 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         members: Sequence[Member],
         part: Part,
         epochs: int,
-        on_epoch: Any = None,
+        *,
         n_samples: int | None = None,
+        **options: Any,
     ) -> None:
         batch_size = self.samples_of_step(n_samples or int(part.targets.shape[0]))
         train_sgd(
             self.model, members, part.samples, part.targets, batch_size=batch_size,
             epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._products,
-            sample_weight=part.weights, augment=self.augment, on_epoch=on_epoch,
+            sample_weight=part.weights, augment=self.augment, **options,
         )  # fmt: skip
 
     def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> None:

@@ -21,7 +21,7 @@ from typing import TypeVar
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward_params
-from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats
+from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats, as_stored
 from gpuclf.samples.streamed import Streamed
 
 __all__ = ["FoldedSamples", "RowBlock", "block_type", "fold_into", "unfold_from"]
@@ -148,8 +148,7 @@ class FoldedSamples:
             return rows if self.centre is None else rows - self.centre
         if self.standardized is not None:
             return self.standardized[block].to_array(self._dtype)
-        rows, dtype = self.stored[block, :], self._dtype
-        return rows if rows.dtype == dtype else array_namespace(rows).astype(rows, dtype)
+        return as_stored(self.stored[block, :], self._dtype)
 
     def fold(self, W: Array, b: Array | None) -> tuple[Array, Array | None]:
         """Return W', b' with ``rows @ W' + b' == features @ W + b``."""

@@ -11,6 +11,7 @@ import numpy as np
 from gpuclf.arrays import Array, array_namespace, describe_location, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
+from gpuclf.samples.short_floats import is_short_float, widened
 from gpuclf.samples.streamed import Streamed
 from gpuclf.samples.walk import block_rows, sum_over_row_blocks
 
@@ -18,6 +19,7 @@ __all__ = [
     "BYTE_CENTRE",
     "Standardized",
     "as_floats",
+    "as_stored",
     "check_total_weight",
     "conversion_advice",
     "is_streamed",
@@ -54,7 +56,7 @@ class Standardized:
 
     Parameters
     ----------
-    X : array of shape (N, D), uint8, float32 or float64
+    X : array of shape (N, D), uint8, float16, bfloat16, float32 or float64
         Not copied and never changed.
     mean, scale : array of shape (D,) or float
         What is subtracted, and what the difference is divided by. `scale` must be positive.
@@ -204,7 +206,7 @@ def standardized_rows(X: Array, shift: Array, factor: Array) -> Array:
 
     Parameters
     ----------
-    X : array of shape (N, D), uint8, float32 or float64
+    X : array of shape (N, D), uint8 or floats
     shift, factor : array of shape (D,)
     """
     return (as_floats(X, factor.dtype) - shift) * factor
@@ -212,9 +214,10 @@ def standardized_rows(X: Array, shift: Array, factor: Array) -> Array:
 
 def _refuse_other_dtypes(X: Array) -> None:
     xp = array_namespace(X)
-    if X.dtype not in (xp.uint8, xp.float32, xp.float64):
+    if X.dtype not in (xp.uint8, xp.float32, xp.float64) and not is_short_float(X.dtype):
         raise TypeError(
-            f"X must be uint8, float32 or float64, got {X.dtype}; {conversion_advice('X', X)}"
+            "X must be uint8, float16, bfloat16, float32 or float64, got "
+            f"{X.dtype}; {conversion_advice('X', X)}"
         )
 
 
@@ -264,7 +267,7 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
     origin = xp.astype(xp.take(X, first_counted, axis=0)[0, :], dtype)
 
     def moments(rows: slice) -> tuple[Array, Array]:
-        difference = xp.astype(X[rows, :], dtype) - origin
+        difference = as_stored(X[rows, :], dtype) - origin
         first, second = weights[rows] @ difference, weights[rows] @ (difference * difference)
         return xp.astype(first, xp.float64), xp.astype(second, xp.float64)
 
@@ -279,12 +282,19 @@ def as_floats(X: Array, dtype: object) -> Array:
     """Return rows as floats of `dtype`; bytes relative to 128."""
     xp = array_namespace(X)
     if X.dtype != xp.uint8:
-        return X if X.dtype == dtype else xp.astype(X, dtype)
+        return as_stored(X, dtype)
     if xp is np:
         # Flipping the top bit and reading the byte as signed is "minus 128": one pass over bytes
         # where a subtraction would pass over floats four times as large.
         return (X ^ np.uint8(BYTE_CENTRE)).view(np.int8).astype(dtype)
     return xp.astype(X, dtype) - BYTE_CENTRE
+
+
+def as_stored(X: Array, dtype: object) -> Array:
+    """Return rows as floats of `dtype`."""
+    if X.dtype == dtype:
+        return X
+    return widened(X, dtype) if is_short_float(X.dtype) else array_namespace(X).astype(X, dtype)
 
 
 def is_streamed(X: Array | Standardized) -> bool:

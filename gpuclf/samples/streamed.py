@@ -18,6 +18,7 @@ from gpuclf.samples.walk import MIN_BLOCK_ROWS, row_slices, until_it_fits
 __all__ = ["STREAM_BYTES", "Streamed"]
 
 STREAM_BYTES = 256 << 20
+DTYPES = ("uint8", "float16", "float32", "float64")
 
 Result = TypeVar("Result")
 Blocks = Iterator[tuple[slice, Array]]
@@ -33,7 +34,7 @@ class Streamed:
 
     Parameters
     ----------
-    X : NumPy array of shape (N, D), uint8, float32 or float64
+    X : NumPy array of shape (N, D), uint8, float16, float32 or float64
         Not copied and never changed.
     backend : {"auto", "numpy", "cupy"} or Backend
         Where to compute.
@@ -77,9 +78,11 @@ class Streamed:
         like: Array = None,
         memory_budget: int = STREAM_BYTES,
     ) -> None:
-        if not isinstance(X, np.ndarray) or X.dtype.name not in ("uint8", "float32", "float64"):
+        if not isinstance(X, np.ndarray) or X.dtype.name not in DTYPES:
             what = f"{type(X).__name__} of {getattr(X, 'dtype', 'no dtype')}"
-            raise TypeError(f"X must be a NumPy array of uint8, float32 or float64, got {what}")
+            raise TypeError(
+                f"X must be a NumPy array of uint8, float16, float32 or float64, got {what}"
+            )
         if X.ndim != 2:
             raise ValueError(f"X must have shape (N, D), one sample a row, got {X.shape}")
         self.host = X

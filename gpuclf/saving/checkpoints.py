@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import to_host
+from gpuclf.arrays import array_namespace, to_host
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.saving.container import read_container, refuse, write_container
@@ -51,6 +51,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.settings = settings
+        self._unreadable: list[Path] = []
 
     def begin(self, *, resume: bool) -> Any:
         """Return the state to go on from, or None where the training begins.
@@ -80,12 +81,13 @@ class Checkpoints:
             )
         for unfinished in self.folder.glob(".checkpoint-*.unfinished"):  # of a killed process
             unfinished.unlink(missing_ok=True)
-        reasons = []
+        reasons, self._unreadable = [], []
         for path in reversed(paths):
             try:
                 state, settings = _read(path)
             except (ValueError, OSError) as error:
                 reasons.append(str(error))
+                self._unreadable.append(path)
                 continue
             self._check_settings(path, settings)
             for reason in reasons:
@@ -117,8 +119,11 @@ class Checkpoints:
             raise TypeError(f"{where} holds what a checkpoint cannot: {value!r}")
         path = self.folder / f"checkpoint-{position:08d}.safetensors"
         write_container(path, "checkpoint", content, writer.arrays)
-        for old in self._paths()[:-KEPT]:
+        of_no_use = [old for old in self._unreadable if old != path]  # are none of the last two
+        kept = [old for old in self._paths() if old not in of_no_use]
+        for old in (*of_no_use, *kept[:-KEPT]):
             old.unlink(missing_ok=True)
+        self._unreadable = []
 
     def _paths(self) -> list[Path]:
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*")]
@@ -152,6 +157,9 @@ def fingerprint(*values: Any) -> str:
             digest.update(fingerprint(value.X, value.mean, value.scale).encode())
             continue
         value = value.host if isinstance(value, Streamed) else value
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy does not have
+            digest.update(b"bfloat16")
+            value = value.view(array_namespace(value).int16)
         try:
             array = np.asarray(to_host(value))
         except TypeError:  # lists and frames

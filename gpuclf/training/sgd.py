@@ -39,6 +39,8 @@ UPDATE_BYTES = 1 << 18  # of each of parameter, gradient, velocity and a tempora
 
 EpochRunner = Callable[[np.ndarray, list[float] | Array], Array]
 Augment = Callable[[Any, Any], Any]
+# (numbers of those that train on, what returns all members as they are now)
+Keep = Callable[[list[int], "Callable[[], list[Member]]"], None]
 
 
 @dataclass(eq=False)
@@ -85,6 +87,8 @@ def train_sgd(
     sample_weight: Array | None = None,
     augment: Augment | None = None,
     on_epoch: Callable[[Params, list[int]], Collection[int] | None] | None = None,
+    numbers: Sequence[int] | None = None,
+    keep: Keep | None = None,
 ) -> None:
     r"""Train K models by mini-batch stochastic gradient descent with momentum, each as if alone.
 
@@ -121,6 +125,12 @@ def train_sgd(
         ``on_epoch(params, numbers)``, called after each epoch with the numbers of the models that
         still train, and their parameters: with a leading model axis, or without one where there is
         only one. The arrays change in the next epoch. The numbers that it returns stop there.
+    numbers : sequence of int, optional
+        Those of the members that train; by default all.
+    keep : callable, optional
+        ``keep(numbers, snapshot)``, called after `on_epoch` with the numbers of the models that
+        train on. ``snapshot()`` returns all members, brought up to date in arrays of their own:
+        with the state of `rng` what a later call needs to end with the bits of this one.
 
     Notes
     -----
@@ -141,7 +151,10 @@ def train_sgd(
     n_samples = int(y.shape[0])
     n_steps = len(row_slices(n_samples, batch_size))
     shares = normalized_weights(sample_weight, members[0].params)
-    group = _Group.of(list(range(len(members))), members, shares, int(X.shape[1]))
+    numbers = list(range(len(members)) if numbers is None else numbers)
+    if not numbers:
+        return
+    group = _Group.of(numbers, members, shares, int(X.shape[1]))
     running = None
     for _ in range(epochs):
         if group is not running:  # else the runner has all that it needs
@@ -164,6 +177,8 @@ def train_sgd(
             stopped = on_epoch(group.params, group.numbers) or ()
             group.end(stopped)
             group = group.only([k for k in group.numbers if k not in stopped])
+        if keep is not None:
+            keep(group.numbers, group.snapshot)
         if not group.numbers:
             return
     group.end(group.numbers)
@@ -247,14 +262,26 @@ class _Group:
                 self.everybody[k].error = divergence(self.everybody[k].history)
         self._hand_back([k for k in numbers if of_numbers[k]])
 
+    def snapshot(self) -> list[Member]:
+        """Return all members as they are now; what trains on does not change them."""
+        now = list(self.everybody)
+        for k in self.numbers:
+            params, velocity = self._of_model(k)
+            now[k] = replace(now[k], params=params, velocity=velocity)
+        return now
+
     def _hand_back(self, numbers: list[int]) -> None:
         for k in numbers:
-            # Alone, Ellipsis takes the whole array; a model's part becomes an array of its own.
-            part = (self.numbers.index(k), ...) if len(self.numbers) > 1 else ...
-            self.everybody[k].params, self.everybody[k].velocity = (
-                {name: _copy(value[part]) for name, value in values.items()}
-                for values in (self.params, self.velocity)
-            )
+            self.everybody[k].params, self.everybody[k].velocity = self._of_model(k)
+
+    def _of_model(self, k: int) -> tuple[Params, Params]:
+        # Alone, Ellipsis takes the whole array; a model's part becomes an array of its own.
+        part = (self.numbers.index(k), ...) if len(self.numbers) > 1 else ...
+        params, velocity = (
+            {name: _copy(value[part]) for name, value in values.items()}
+            for values in (self.params, self.velocity)
+        )
+        return params, velocity
 
 
 @fusable(

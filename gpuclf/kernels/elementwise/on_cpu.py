@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.samples.short_floats import is_short_float
 
 __all__ = [
     "compiled_add_penalty_gradient",
@@ -42,7 +43,7 @@ def _loops() -> Any:
 
 def compiled_standardized_rows(X: Any, shift: Any, factor: Any) -> Any:
     """Compute :func:`gpuclf.samples.standardized.standardized_rows` in one pass."""
-    if not _are_worth_it(X, shift, factor):
+    if is_short_float(X.dtype) or not _are_worth_it(X, shift, factor):
         return NotImplemented
     rows = np.empty(X.shape, factor.dtype)
     _loops().standardized_rows(X, shift, factor, rows)

@@ -184,6 +184,22 @@ def widen_bytes(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any)
         o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
 
 
+@emitted
+def widen_halves(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any, end: Any) -> None:
+    """Write the float16 that lie in ``X[row, :end]`` to ``out[out_row, :end]`` as longer floats.
+
+    A vector at a time before `stop`, which must be a multiple of the numbers in one.
+    """
+    builder, x, o = code.builder, _Rows(code, X), _Rows(code, out)
+    source, target = x.at(row, 0), o.at(out_row, 0)
+    with cgutils.for_range_slice(builder, I64(0), stop, I64(o.vector.count)) as (d, _):
+        halves = code.load(builder.gep(source, [d]), ir.VectorType(ir.HalfType(), o.vector.count))
+        o.store(builder.fpext(halves, o.vector), builder.gep(target, [d]))
+    with cgutils.for_range_slice(builder, stop, end, I64(1)) as (d, _):
+        half = code.load(builder.gep(source, [d]), ir.HalfType())
+        builder.store(builder.fpext(half, o.scalar), builder.gep(target, [d]))
+
+
 def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cut the classes into equal tiles, for X @ W and for X^T @ dS.
 
@@ -265,7 +281,10 @@ def pass_converted(
     X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any,
     db: Any, tiles: Any, hinge: bool,
 ) -> float:  # fmt: skip
-    """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats."""
+    """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats.
+
+    float16 come as the int16 that have their bits: numba does not know them.
+    """
     work = _workspace(W, dW)
     x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
     loss = 0.0
@@ -280,6 +299,12 @@ def pass_converted(
 
 @compiled
 def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
+    if X.itemsize == 2:
+        lanes = VECTOR_BYTES // x.itemsize
+        widen_halves(X, x, row, r, X.shape[1] // lanes * lanes, X.shape[1])
+        for d in range(X.shape[1]):
+            x[r, d] -= centre[d]
+        return
     if X.itemsize > 1:
         for d in range(X.shape[1]):
             x[r, d] = X[row, d] - centre[d]

@@ -21,8 +21,9 @@ import numpy as np
 
 from gpuclf.devices.cpu import cpu_workers
 from gpuclf.dispatch import machine_code_of
-from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.kernels.building.machine_code import numba_is_usable, processor_features
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def compiled_linear_pass(
         or n_classes > MAX_CLASSES
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or samples.are_streamed
+        or (is_short_float(samples.stored.dtype) and not _halves_are_widened(samples.stored))
         or (b is not None and b.ndim != 1)
         or weights.shape != (n_samples,)
         or not samples.stored.flags.c_contiguous
@@ -78,6 +80,8 @@ def compiled_linear_pass(
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
+    if X.dtype == np.float16:
+        X = X.view(np.int16)
     in_place = X.dtype == W.dtype and centre is None
     if in_place and known is not None and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
         return NotImplemented
@@ -120,3 +124,8 @@ def compiled_linear_pass(
     stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
     loss, dWT, db = sum_over_row_blocks(of_stretch, n_samples, stretch, parallel=True)
     return loss, np.ascontiguousarray(dWT[:n_classes].T), db
+
+
+def _halves_are_widened(X: Any) -> bool:
+    """Tell whether the processor has an instruction that widens such short floats."""
+    return bool(X.dtype == np.float16 and numba_is_usable() and processor_features().get("f16c"))
