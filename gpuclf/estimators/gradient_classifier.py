@@ -23,7 +23,7 @@ from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, sele
 from gpuclf.losses import softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
-from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
+from gpuclf.training import History, LBFGSMember, Member, one_cycle, train_lbfgs, train_sgd
 from gpuclf.validation import PRECISIONS
 
 __all__ = ["Check", "GradientClassifier"]
@@ -220,6 +220,7 @@ class GradientClassifier(ArrayClassifier):
         X_val: Any = None,
         y_val: Any = None,
         epochs: int | None = None,
+        warm_start: bool = False,
         callback: Callback | None = None,
     ) -> list[Exception | None]:
         """Train classifiers that see the same mini-batches in one pass; ``fit`` is a fleet of one.
@@ -227,8 +228,9 @@ class GradientClassifier(ArrayClassifier):
         Parameters
         ----------
         fleet : sequence of classifiers
-            They differ in learning rate, its decay and schedule, momentum and penalty at most; that
-            is not checked (:func:`gpuclf.estimators.fleet_fitting.fit_together` does).
+            They differ in learning rate, its decay and schedule, momentum and penalty at most, with
+            L-BFGS in tolerance and iterations too; that is not checked
+            (:func:`gpuclf.estimators.fleet_fitting.fit_together` does).
         X, y, sample_weight : array-like
             As for :meth:`fit`.
         X_val, y_val : array-like, optional
@@ -236,9 +238,12 @@ class GradientClassifier(ArrayClassifier):
         epochs : int, optional
             Train on until so many epochs are done, of the `max_iter` that the schedules count with,
             from where the classifiers are. By default, train from scratch, to the end.
+        warm_start : bool, default False
+            As for :func:`gpuclf.training.train_lbfgs`.
         callback : callable, optional
-            As for :meth:`fit`, with the history of the first of those that still train. The
-            parameters so far are set for it with one classifier only.
+            As for :meth:`fit`, with the history of the first of those that still train, or, of
+            L-BFGS, that have come so far. The parameters so far are set for it with one classifier
+            only.
 
         Returns
         -------
@@ -257,8 +262,10 @@ class GradientClassifier(ArrayClassifier):
         if validates:
             seen = part.spaced(count_samples(held_out.targets if held_out else y_val))
         generators: dict[int, np.random.Generator] = {}  # of those that stop before the others
+        told, all_stop = 0, False
 
         def after_epoch(params: Params, numbers: list[int]) -> list[int]:
+            nonlocal told, all_stop
             histories = [members[k].history for k in numbers]
             epoch = len(histories[0].loss) // n_steps
             if is_alone and (callback is not None or X_val is not None):
@@ -273,7 +280,9 @@ class GradientClassifier(ArrayClassifier):
                 for place, history in enumerate(histories):
                     history.val_accuracy.append(float(np.atleast_1d(of_val)[place]))
                     history.train_accuracy.append(float(np.atleast_1d(of_train)[place]))
-            if callback is not None and callback(epoch, histories[0]):
+            if callback is not None and epoch > told:
+                told, all_stop = epoch, bool(callback(epoch, histories[0]))
+            if all_stop:
                 return numbers
             stopped = [k for k in numbers if fleet[k].has_stalled(members[k].history)]
             if not is_alone:
@@ -281,8 +290,8 @@ class GradientClassifier(ArrayClassifier):
             return stopped
 
         if first.solver == "lbfgs":
-            watches = validates or callback is not None
-            first._run_lbfgs(members[0], part, after_epoch if watches else None)
+            watched = after_epoch if validates or callback is not None else None
+            first._run_lbfgs(fleet, members, part, watched, warm_start)
         else:
             n_epochs = (epochs or first.max_iter) - (first.n_iter_ if goes_on else 0)
             first._run_sgd(members, part, n_epochs, after_epoch)
@@ -440,20 +449,31 @@ class GradientClassifier(ArrayClassifier):
             sample_weight=part.weights, augment=self.augment, on_epoch=on_epoch,
         )  # fmt: skip
 
-    def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> None:
-        member.params, history, _ = minimize_lbfgs(
-            self.model, member.params, part.samples, part.targets, reg=self.reg,
-            max_iter=self.max_iter, tol=self.tol, precision=self._products,
-            sample_weight=part.weights, history=member.history,
-            on_iteration=on_epoch and (lambda params, _: bool(on_epoch(params, [0]))),
+    def _run_lbfgs(
+        self, fleet: Sequence[Any], members: Sequence[Member], part: Part, on_epoch: Any,
+        warm_start: bool,
+    ) -> None:  # fmt: skip
+        searches = [
+            LBFGSMember(member.params, model.reg, model.max_iter, model.tol, member.history)
+            for model, member in zip(fleet, members, strict=True)
+        ]
+        train_lbfgs(
+            self.model, searches, part.samples, part.targets, precision=self._products,
+            sample_weight=part.weights, warm_start=warm_start,
+            on_iteration=on_epoch and (lambda k, params: bool(on_epoch(params, [k]))),
         )  # fmt: skip
-        if history.reached_max_iter:
-            warnings.warn(
-                f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
-                "max_iter or tol, or standardise the features",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+        for member, search in zip(members, searches, strict=True):
+            member.params, member.error = search.params, search.error
+            if search.error is None and search.history.reached_max_iter:
+                try:
+                    warnings.warn(
+                        f"L-BFGS stopped at max_iter={search.max_iter} before it converged "
+                        f"(reg={search.reg:g}): raise max_iter or tol, or standardise the features",
+                        ConvergenceWarning,
+                        stacklevel=4,
+                    )
+                except ConvergenceWarning as error:  # where warnings are errors, only this one's
+                    member.error = error
 
     def _record(self, member: Member, n_iter: int) -> None:
         """Set what was learned, beside what `_prepare` learned from the samples."""

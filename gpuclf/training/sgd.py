@@ -56,7 +56,7 @@ class Member:
         To go on with; zeros by default.
     history : History
         To go on with.
-    error : DivergedError or None
+    error : Exception or None
         Why the model was set aside. It keeps the parameters and the velocity that it came with.
     """
 
@@ -66,7 +66,7 @@ class Member:
     momentum: float
     velocity: Params | None = None
     history: History = field(default_factory=History)
-    error: DivergedError | None = None
+    error: Exception | None = None
 
 
 @quietly
