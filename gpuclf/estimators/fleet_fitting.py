@@ -27,7 +27,7 @@ OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum",
 OF_EACH_LBFGS_MODEL = OF_EACH_MODEL | {"max_iter"}
 MEMORY_BUDGET = 1 << 30  # bytes
 COPIES_OF_PARAMETERS = 8  # start, velocity, gradient, folded, packed, and what is between them
-COPIES_IN_LBFGS = 40  # SciPy's 25, and those
+COPIES_IN_LBFGS = 48  # SciPy's 25, its own copies, and those; 42 measured
 COPIES_OF_ROWS = 6  # of a mini-batch's scores or hidden units
 
 

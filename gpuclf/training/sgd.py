@@ -25,7 +25,6 @@ from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized, is_streamed, take_rows
 from gpuclf.samples.walk import row_slices
 from gpuclf.training.history import (
-    DivergedError,
     History,
     divergence,
     normalized_weights,

@@ -42,7 +42,7 @@ def class_major_linear_pass(
 ) -> Any:
     """Compute :func:`gpuclf.models.linear.linear_pass` of several softmax models."""
     n_samples, K = samples.n_samples, math.prod(models)
-    n_features, width = W.shape
+    width = W.shape[-1]
     if (
         len(models) != 1
         or machine_code_of(data_loss) != "softmax_cross_entropy"
