@@ -16,6 +16,7 @@ __all__ = ["train"]
 
 
 SolverName = StrEnum("SolverName", ["sgd", "lbfgs"])
+LBFGS_ITERATIONS = 60
 
 
 def train(
@@ -59,7 +60,7 @@ def train(
     if isinstance(data, options.OwnSamples):
         settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
-        settings["max_iter"] = 60
+        settings["max_iter"] = LBFGS_ITERATIONS
     title = f"{model} on {{}}"
     if not recipe.by_gradients:
         dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)

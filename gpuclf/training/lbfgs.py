@@ -157,8 +157,7 @@ def train_lbfgs(
     together(first)
     found = [members[k] for k in first if members[k].error is None]
     for k in others if found else ():
-        nearest = min(found, key=lambda member, own=members[k]: _distance(member.reg, own.reg))
-        members[k].params = nearest.params
+        members[k].params = _nearest(found, members[k].reg).params
     if others:
         together(others)
     return None
@@ -255,9 +254,10 @@ def _search_of(member: LBFGSMember, is_watched: bool) -> Search:
     return search
 
 
-def _distance(reg: float, other: float) -> float:
-    tiny = np.finfo(np.float64).tiny
-    return float(abs(np.log(max(reg, tiny)) - np.log(max(other, tiny))))
+def _nearest(members: Sequence[LBFGSMember], reg: float) -> LBFGSMember:
+    """Return the member of the nearest penalty, by their ratio."""
+    tiny = np.finfo(np.float64).tiny  # for penalties of 0
+    return min(members, key=lambda member: abs(np.log(max(member.reg, tiny) / max(reg, tiny))))
 
 
 # --------------------------------------------------------------------------------- lockstep
