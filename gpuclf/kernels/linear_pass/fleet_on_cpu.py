@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["class_major_linear_pass"]
 
-# Sums in float32 of too many terms lose digits; calls for too few rows meet at the interpreter's
-# lock. In between, the scores of a block should lie in a core's L2.
+# Sums in float32 of too many terms lose digits; threads with too few rows meet at the interpreter's
+# lock. In between, the scores of a block fill two L2: spilling a little is cheaper than meeting.
 MIN_ROWS, MAX_ROWS = 512, 4096
+SCORES_L2S = 2
 MIN_SAMPLES = 2048  # below, BLAS's own threads share the one block
 
 
@@ -58,8 +59,8 @@ def class_major_linear_pass(
         return NotImplemented
     C = width // K
     stack = np.ascontiguousarray(W.T)  # (K C, D)
-    of_l2 = cache_bytes() // (W.itemsize * width) // 32 * 32
-    step = min(max(of_l2, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
+    of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
+    step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
     scratch = threading.local()
 
     def of_block(rows: slice) -> tuple[Any, Any, Any]:
