@@ -602,6 +602,17 @@ def test_search_of_the_net_takes_its_size(small, tmp_path):
     assert len(found["results"]) == 2
 
 
+def test_search_by_lbfgs_searches_the_penalty_of_candidates_in_lockstep(small, tmp_path):
+    options = ["softmax", "--solver", "lbfgs", "--rounds", 2, "--candidates", 3, "--epochs", 4]
+    _, found = searched(tmp_path, *options)
+    assert list(found["space"]) == ["reg"]
+    assert len(found["results"]) == 6
+    assert found["settings"]["solver"] == "lbfgs"
+    assert found["settings"]["max_iter"] == 60
+    seconds = [row["fit_seconds"] for row in found["results"]]
+    assert len(set(seconds[:3])) == len(set(seconds[3:])) == 1  # shares of a fleet's time
+
+
 def test_search_for_the_svm_trains_svms(small, images, tmp_path):
     _, found = searched(
         *(tmp_path, "svm", "--rounds", 1, "--candidates", 2, "--epochs", 1, "--final-epochs", 1)
@@ -884,6 +895,11 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
+        (["search", "svm", "--solver", "lbfgs"], "--solver does not apply to svm"),
+        (
+            ["search", "softmax", "--solver", "lbfgs", "--learning-rate", 1, 2],
+            "--learning-rate does not apply to --solver lbfgs",
+        ),
         (["search", "knn", "--epochs", 3], "--epochs does not apply to knn"),
         (["search", "knn", "--reg", 1, 2], "--reg does not apply to knn"),
         (["search", "knn", "--rounds", 2], "--rounds does not apply to knn"),

@@ -456,8 +456,6 @@ def test_models_that_differ_are_not_fitted_together(other, message):
     X, y = make_data(n=30)
     with pytest.raises(ValueError, match=message):
         fit_together([KINDS["softmax"](), other], X, y)
-    with pytest.raises(ValueError, match="with solver='sgd' only, got 'lbfgs'"):
-        fit_together([KINDS["softmax"](solver="lbfgs")] * 2, X, y)
 
 
 def test_copies_that_cannot_be_compared_are_fitted_together():

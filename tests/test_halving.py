@@ -131,8 +131,8 @@ def test_the_best_is_of_the_last_round_that_anybody_survived(error_score, monkey
     model = KINDS["softmax"](max_iter=4)
     real = fleet_search.fit_together
 
-    def all_fail_at_the_end(models, *args, epochs):
-        errors = real(models, *args, epochs=epochs)
+    def all_fail_at_the_end(models, *args, epochs, **options):
+        errors = real(models, *args, epochs=epochs, **options)
         return [RuntimeError("late")] * len(models) if epochs == 4 else errors
 
     monkeypatch.setattr(fleet_search, "fit_together", all_fail_at_the_end)
@@ -163,8 +163,8 @@ def test_who_failed_in_one_fold_does_not_go_on(monkeypatch):
     X, y = make_data()
     real, n_calls = fleet_search.fit_together, []
 
-    def fails_once(models, *args, epochs):
-        errors = real(models, *args, epochs=epochs)
+    def fails_once(models, *args, epochs, **options):
+        errors = real(models, *args, epochs=epochs, **options)
         n_calls.append(epochs)
         return [RuntimeError("once"), *errors[1:]] if len(n_calls) == 1 else errors
 

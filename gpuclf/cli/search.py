@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from gpuclf.cli import options, output
 from gpuclf.cli.following import described, keep_model
 from gpuclf.cli.knn import search_knn
 from gpuclf.cli.recipes import FINAL_EPOCHS, RECIPES, given, refuse_foreign
+from gpuclf.cli.train import LBFGS_ITERATIONS, SolverName
 from gpuclf.files import format_seconds
 
 __all__ = ["search"]
@@ -44,10 +46,10 @@ def search(
     ] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="In a round; default 8.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of a candidate; default 3, two-layer 2.")
+        int | None, typer.Option(min=1, help="Of a candidate; default 3, two-layer 2, lbfgs 60.")
     ] = None,
     final_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of the best one's training; default 10.")
+        int | None, typer.Option(min=1, help="Of the best one's training; default 10, lbfgs 60.")
     ] = None,
     samples: Annotated[
         int | None,
@@ -57,6 +59,10 @@ def search(
     reg: Range = None,
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 100.")
+    ] = None,
+    solver: Annotated[
+        SolverName | None,
+        typer.Option(help="softmax only; default sgd. lbfgs searches the penalty alone."),
     ] = None,
     mean_image: Annotated[
         bool,
@@ -83,7 +89,7 @@ def search(
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
     ranges = given(learning_rate=learning_rate, reg=reg)
-    chosen = given(max_iter=epochs, hidden_size=hidden_size, metric=metric)
+    chosen = given(max_iter=epochs, hidden_size=hidden_size, metric=metric, solver=solver)
     sizes = given(final_epochs=final_epochs, rounds=rounds, candidates=candidates)
     sizes |= given(mean_image=mean_image or None)
     every = ranges | chosen | given(n_neighbors=neighbors or None) | sizes
@@ -93,6 +99,12 @@ def search(
     if recipe.by_gradients:
         settings |= {"precision": str(dtype), "random_state": seed}
         final = {"max_iter": final_epochs or FINAL_EPOCHS}
+        if solver is SolverName.lbfgs:
+            if learning_rate is not None:
+                raise typer.BadParameter("--learning-rate does not apply to --solver lbfgs")
+            space = {"reg": space["reg"]}
+            settings["max_iter"] = epochs or LBFGS_ITERATIONS
+            final["max_iter"] = final_epochs or LBFGS_ITERATIONS
     else:
         space = {"n_neighbors": _numbers_of_neighbors(neighbors, space["n_neighbors"], samples)}
     drawn: dict[str, Any] = {"rounds": rounds or 3, "per_round": candidates or 8}
@@ -112,7 +124,9 @@ def search(
     searched = X[:n_searched], y[:n_searched], *parts["val"]
     if recipe.by_gradients:
         n_planned = n_candidates(space, **drawn)
-        with _Leaders(list(space), n_planned, classifier.max_iter) as leaders:
+        leaders = _Leaders(list(space), n_planned, classifier.max_iter)
+        with warnings.catch_warnings(), leaders:
+            warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")
             found = coarse_to_fine(
                 *(classifier, space, *searched), rng=seed, refit=False, **drawn,
                 callback=leaders.show, on_epoch=leaders.show_epoch,
@@ -128,7 +142,11 @@ def search(
     about = _seconds_to_train(best, classifier, found.results, n_searched, dataset)
     output.say(f"training with {params} on all {len(y):,} images, about {format_seconds(about)}")
     scored = {name: parts[name] for name in ("val", "test")}
-    accuracy, of_fit = output.fit_and_score(model, best, (X, y), scored)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")  # said below
+        accuracy, of_fit = output.fit_and_score(model, best, (X, y), scored)
+    if recipe.by_gradients and best.history_.reached_max_iter:
+        output.say(f"L-BFGS had not converged after {best.max_iter} iterations (--final-epochs)")
     seconds |= of_fit
     results = output.report(f"{model} on {dataset.name}", accuracy, seconds)
     content = {

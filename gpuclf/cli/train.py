@@ -19,6 +19,7 @@ __all__ = ["train"]
 
 
 SolverName = StrEnum("SolverName", ["sgd", "lbfgs"])
+LBFGS_ITERATIONS = 60
 
 
 def train(
@@ -83,7 +84,7 @@ def train(
     if isinstance(data, options.OwnSamples):
         settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
-        settings["max_iter"] = 60
+        settings["max_iter"] = LBFGS_ITERATIONS
     per_call = None
     if recipe.by_gradients:
         classifier = recipe.make(settings | {"precision": str(dtype), "random_state": seed})

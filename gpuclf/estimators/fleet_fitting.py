@@ -28,8 +28,10 @@ __all__ = [
 
 # What may differ between the models of a fleet; anything else makes fleets of their own.
 OF_EACH_MODEL = {"learning_rate", "learning_rate_decay", "schedule", "momentum", "reg", "tol"}
+OF_EACH_LBFGS_MODEL = OF_EACH_MODEL | {"max_iter"}
 MEMORY_BUDGET = 1 << 30  # bytes
 COPIES_OF_PARAMETERS = 8  # start, velocity, gradient, folded, packed, and what is between them
+COPIES_IN_LBFGS = 48  # SciPy's 25, its own copies, and those; 42 measured
 COPIES_OF_ROWS = 6  # of a mini-batch's scores or hidden units
 
 
@@ -40,6 +42,7 @@ def fit_together(
     sample_weight: Any = None,
     *,
     epochs: int | None = None,
+    warm_start: bool = False,
     callback: Callable[[int], bool | None] | None = None,
     **checkpoints: Any,
 ) -> list[Exception | None]:
@@ -48,16 +51,19 @@ def fit_together(
     Parameters
     ----------
     models : sequence of classifiers
-        Of one kind; they may differ in learning rate, its decay and schedule, momentum and penalty.
-        One alone may have any solver, several have "sgd".
+        Of one kind; they may differ in learning rate, its decay and schedule, momentum and penalty,
+        with solver="lbfgs" in `tol` and `max_iter` too.
     X, y, sample_weight
         As for their ``fit``.
     epochs : int, optional
         Train on until so many epochs are done, of the `max_iter` that the schedules count with.
         Models that this function has left at an earlier epoch go on from there, on the same
         samples, unless they have stopped early. By default, fit from scratch, to the end.
+    warm_start : bool, default False
+        As for :func:`gpuclf.training.train_lbfgs`; nothing with "sgd".
     callback : callable, optional
-        ``callback(epoch)``, called after each epoch; all stop when it returns True.
+        ``callback(epoch)``, called after each epoch, or L-BFGS iteration of the model that has done
+        the most; all stop when it returns True.
     checkpoint, checkpoint_every, resume : optional
         As for their ``fit``, of all models together; without `epochs`.
 
@@ -95,7 +101,11 @@ def fit_together(
     on_epoch = None if callback is None else lambda epoch, _: callback(epoch)
     try:
         found = fleet[0].fit_fleet(
-            fleet, X, y, sample_weight, epochs=epochs, callback=on_epoch, **checkpoints
+            *(fleet, X, y, sample_weight),
+            epochs=epochs,
+            warm_start=warm_start,
+            callback=on_epoch,
+            **checkpoints,
         )
     except Exception as error:  # as in scikit-learn: a fit that fails ends no search
         found = [error] * len(fits)
@@ -174,9 +184,8 @@ def fleets_of(
     own = estimator.get_params()
     for number, candidate in enumerate(candidates):
         settings = own | candidate
-        common = {k: v for k, v in settings.items() if k not in OF_EACH_MODEL}
-        alone = settings.get("solver", "sgd") != "sgd"
-        group = next((numbers for c, numbers in groups if not alone and _same(c, common)), None)
+        common = {k: v for k, v in settings.items() if k not in _of_each_model(settings)}
+        group = next((numbers for c, numbers in groups if _same(c, common)), None)
         if group is None:
             groups.append((common, [number]))
         else:
@@ -187,6 +196,10 @@ def fleets_of(
         size = _models_that_fit(model, X, y, memory_budget) if len(numbers) > 1 else 1
         fleets += [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return fleets
+
+
+def _of_each_model(settings: Mapping[str, Any]) -> set[str]:
+    return OF_EACH_LBFGS_MODEL if settings.get("solver") == "lbfgs" else OF_EACH_MODEL
 
 
 def _same(some: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -215,16 +228,11 @@ def _check_alike(models: Sequence[Any]) -> None:
     for name, value in first.items():
         # Copies of one object that cannot be compared are what a search's clones have.
         odd = [o[name] for o in others if not _equal(value, o[name], in_doubt=True)]
-        if odd and name not in OF_EACH_MODEL:
+        if odd and name not in _of_each_model(first):
             raise ValueError(
                 f"models trained together must have the same {name}, got {value!r} and {odd[0]!r}: "
                 "fit them one by one"
             )
-    if first.get("solver", "sgd") != "sgd":
-        raise ValueError(
-            f"models are trained together with solver='sgd' only, got {first['solver']!r}: "
-            "fit them one by one"
-        )
 
 
 def _models_that_fit(model: Any, X: Any, y: Any, budget: float) -> int:
@@ -237,6 +245,9 @@ def _models_that_fit(model: Any, X: Any, y: Any, budget: float) -> int:
         return 1  # no samples, or no such net: fitting says it better
     n_numbers = sum(math.prod(value.shape) for value in shapes.values())
     widest = max(value.shape[-1] for value in shapes.values())
-    of_rows = COPIES_OF_ROWS * model.samples_of_step(int(shape[0])) * widest
-    n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
+    if model.solver == "lbfgs":  # walked in blocks that grow no longer with more models
+        n_bytes = 8 * COPIES_IN_LBFGS * n_numbers
+    else:
+        of_rows = COPIES_OF_ROWS * model.samples_of_step(int(shape[0])) * widest
+        n_bytes = 8 * (COPIES_OF_PARAMETERS * n_numbers + of_rows)
     return max(1, int(budget // max(1, n_bytes)))

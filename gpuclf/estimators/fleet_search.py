@@ -52,8 +52,10 @@ class FleetSearchCV(Saved, BaseSearchCV):
 
     The candidates of a fold that see the same mini-batches are one wide product a step: see
     :func:`gpuclf.training.train_sgd`. Those that differ in more than learning rate, its decay and
-    schedule, momentum and penalty (batch size, epochs, hidden units, a solver without mini-batches)
-    form fleets of their own, and the fleets run one after another.
+    schedule, momentum and penalty (batch size, epochs, hidden units, solver) form fleets of their
+    own, and the fleets run one after another. Candidates of ``solver="lbfgs"`` share their passes
+    over all samples, whatever their penalty, tolerance and iterations: see
+    :func:`gpuclf.training.train_lbfgs`.
 
     Parameters
     ----------
@@ -85,6 +87,9 @@ class FleetSearchCV(Saved, BaseSearchCV):
         Epochs before the first of them leave, with a `factor`.
     memory_budget : float, default 1 GiB
         Bytes that the models of a fleet may take while they train; a larger fleet is split.
+    warm_start : bool, default False
+        With ``solver="lbfgs"``, train every fourth penalty of a fleet first, and start the others
+        where the nearest of those ended. They then end elsewhere within their `tol`.
     verbose : int, default 0
         Above 0, print a line for each fleet.
 
@@ -171,6 +176,7 @@ class FleetSearchCV(Saved, BaseSearchCV):
     factor: float | None = None
     min_resources: int = 1
     memory_budget: float = MEMORY_BUDGET
+    warm_start: bool = False
     verbose: int = 0
 
     def fit(self, X: Any, y: Any, *, groups: Any = None, sample_weight: Any = None) -> Self:
@@ -378,7 +384,9 @@ class FleetSearchCV(Saved, BaseSearchCV):
         """Train models together; return what became of each."""
         callback = None if tasks is None else lambda _: tasks.next()
         start = time.perf_counter()
-        errors = fit_together(fleet, *train, epochs=epochs, callback=callback)
+        errors = fit_together(
+            fleet, *train, epochs=epochs, warm_start=self.warm_start, callback=callback
+        )
         fitted = time.perf_counter()
         healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
         parts = {"test_scores": test}
@@ -418,7 +426,6 @@ class FleetSearchCV(Saved, BaseSearchCV):
         own = type(model)
         return (
             self.scoring in (None, "accuracy")
-            and model.solver == "sgd"
             and own.score is ArrayClassifier.score
             and own.predict is GradientClassifier.predict
         )

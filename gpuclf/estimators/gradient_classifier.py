@@ -14,11 +14,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.arrays import array_namespace, to_host
 from gpuclf.devices.backends import to_device
-from gpuclf.estimators.base import ArrayClassifier, Part, count_samples, on_host, select_rows
+from gpuclf.estimators.base import Part, count_samples, on_host, select_rows
 from gpuclf.estimators.bases import CallbackSupportMixin
 from gpuclf.estimators.hyperparameters import (
     OF_EARLY_STOPPING,
@@ -27,9 +26,9 @@ from gpuclf.estimators.hyperparameters import (
     generator_of,
     with_docs_of_base,
 )
+from gpuclf.estimators.prediction import ScoreClassifier
 from gpuclf.estimators.resuming import resumable
 from gpuclf.estimators.surface import (
-    Probabilities,
     Start,
     check_classes,
     check_partial,
@@ -39,7 +38,7 @@ from gpuclf.estimators.surface import (
 from gpuclf.estimators.watching import shown, watched
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
-from gpuclf.training import History, Member, minimize_lbfgs, one_cycle, train_sgd
+from gpuclf.training import History, LBFGSMember, Member, one_cycle, train_lbfgs, train_sgd
 from gpuclf.training.history import still_falls
 
 __all__ = ["Check", "GradientClassifier"]
@@ -54,7 +53,7 @@ Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> st
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
+class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
     """Base of the classifiers that are trained by gradients.
 
     A subclass gives the model: scores, loss and first parameters. A loss of one's own is a subclass
@@ -265,6 +264,7 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         X_val: Any = None,
         y_val: Any = None,
         epochs: int | None = None,
+        warm_start: bool = False,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
@@ -275,8 +275,9 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         Parameters
         ----------
         fleet : sequence of classifiers
-            They differ in learning rate, its decay and schedule, momentum and penalty at most; that
-            is not checked (:func:`gpuclf.estimators.fleet_fitting.fit_together` does).
+            They differ in learning rate, its decay and schedule, momentum and penalty at most, with
+            L-BFGS in tolerance and iterations too; that is not checked
+            (:func:`gpuclf.estimators.fleet_fitting.fit_together` does).
         X, y, sample_weight : array-like
             As for :meth:`fit`.
         X_val, y_val : array-like, optional
@@ -284,9 +285,12 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         epochs : int, optional
             Train on until so many epochs are done, of the `max_iter` that the schedules count with,
             from where the classifiers are. By default, train from scratch, to the end.
+        warm_start : bool, default False
+            As for :func:`gpuclf.training.train_lbfgs`.
         callback : callable, optional
-            As for :meth:`fit`, with the history of the first of those that still train. The
-            parameters so far are set for it with one classifier only.
+            As for :meth:`fit`, with the history of the first of those that still train, or, of
+            L-BFGS, that have come so far. The parameters so far are set for it with one classifier
+            only.
         checkpoint, checkpoint_every, resume
             As for :meth:`fit`; not together with `epochs`.
 
@@ -312,8 +316,10 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         if validates:
             seen = part.spaced(count_samples(held_out.targets if held_out else y_val))
         generators: dict[int, np.random.Generator] = {}  # of those that stop before the others
+        told, all_stop = 0, False
 
         def after_epoch(params: Params, numbers: list[int]) -> list[int]:
+            nonlocal told, all_stop
             histories = [members[k].history for k in numbers]
             epoch = len(histories[0].loss) // n_steps
             if tell is not None:
@@ -330,7 +336,9 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
                 for place, history in enumerate(histories):
                     history.val_accuracy.append(float(np.atleast_1d(of_val)[place]))
                     history.train_accuracy.append(float(np.atleast_1d(of_train)[place]))
-            if callback is not None and callback(epoch, histories[0]):
+            if callback is not None and epoch > told:
+                told, all_stop = epoch, bool(callback(epoch, histories[0]))
+            if all_stop:
                 return numbers
             stopped = [k for k in numbers if fleet[k].has_stalled(members[k].history)]
             if not is_alone:
@@ -349,7 +357,8 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         with shown(title, last) if first.verbose > 0 else nullcontext() as tell:
             if first.solver == "lbfgs":
                 watches = validates or callback is not None or tell is not None
-                first._run_lbfgs(members[0], part, after_epoch if watches else None)
+                on_epoch = after_epoch if watches else None
+                first._run_lbfgs(fleet, members, part, on_epoch, warm_start)
             else:
                 first._run_sgd(
                     *(members, part, last - n_done), on_epoch=after_epoch,
@@ -464,11 +473,6 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
             self.mean_, self.scale_ = to_host(samples.mean), to_host(samples.scale)
         return samples
 
-    def _standardized(self, samples: Any) -> Any:
-        if self.mean_ is None or isinstance(samples, Standardized):
-            return samples
-        return Standardized(samples, self.mean_, self.scale_)
-
     def _initial_params(self, part: Part) -> Params:
         """Seed the generator of the training and draw from it where to start."""
         self._rng = generator_of(self.random_state)
@@ -539,20 +543,31 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
             sample_weight=part.weights, augment=self.augment, **options,
         )  # fmt: skip
 
-    def _run_lbfgs(self, member: Member, part: Part, on_epoch: Any) -> None:
-        member.params, history, _ = minimize_lbfgs(
-            self.model, member.params, part.samples, part.targets, reg=self.reg,
-            max_iter=self.max_iter, tol=self.tol, precision=self._products,
-            sample_weight=part.weights, history=member.history,
-            on_iteration=on_epoch and (lambda params, _: bool(on_epoch(params, [0]))),
+    def _run_lbfgs(
+        self, fleet: Sequence[Any], members: Sequence[Member], part: Part, on_epoch: Any,
+        warm_start: bool,
+    ) -> None:  # fmt: skip
+        searches = [
+            LBFGSMember(member.params, model.reg, model.max_iter, model.tol, member.history)
+            for model, member in zip(fleet, members, strict=True)
+        ]
+        train_lbfgs(
+            self.model, searches, part.samples, part.targets, precision=self._products,
+            sample_weight=part.weights, warm_start=warm_start,
+            on_iteration=on_epoch and (lambda k, params: bool(on_epoch(params, [k]))),
         )  # fmt: skip
-        if history.reached_max_iter:
-            warnings.warn(
-                f"L-BFGS stopped at max_iter={self.max_iter} before it converged: raise "
-                "max_iter or tol, or standardise the features",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+        for member, search in zip(members, searches, strict=True):
+            member.params, member.error = search.params, search.error
+            if search.error is None and search.history.reached_max_iter:
+                try:
+                    warnings.warn(
+                        f"L-BFGS stopped at max_iter={search.max_iter} before it converged "
+                        f"(reg={search.reg:g}): raise max_iter or tol, or standardise the features",
+                        ConvergenceWarning,
+                        stacklevel=4,
+                    )
+                except ConvergenceWarning as error:  # where warnings are errors, only this one's
+                    member.error = error
 
     def _record(self, member: Member, n_iter: int) -> None:
         """Set what was learned, beside what `_prepare` learned from the samples."""
@@ -569,62 +584,3 @@ class GradientClassifier(Probabilities, CallbackSupportMixin, ArrayClassifier):
         if self.n_iter_no_change is None or not seen:
             return False
         return bool(len(seen) - 1 - seen.index(max(seen)) >= self.n_iter_no_change)
-
-    # ------------------------------------------------------------------------ prediction
-
-    def decision_function(self, X: Any) -> Array:
-        """Return the scores.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D), or Standardized
-
-        Returns
-        -------
-        array of shape (N, C); for two classes (N,), the second score minus the first
-            In the array library of X.
-        """
-        scores = self.class_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict(self, X: Any) -> Array:
-        """Return the labels of the highest scores, shape (N,), in the array library of X."""
-        scores = self.class_scores(X)
-        xp = array_namespace(scores)
-        return self._labels(xp.argmax(scores, axis=-1))
-
-    def class_scores(self, X: Any, params: Params | None = None) -> Array:
-        """Return one score for each class, also of two, in the array library of X.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D), or Standardized
-        params : dict of array, optional
-            To use instead of `params_`: those of several such classifiers, fitted on the same
-            samples, with a leading model axis (:func:`gpuclf.training.stacked`).
-
-        Returns
-        -------
-        array of shape (N, C), or (K, N, C)
-        """
-        check_is_fitted(self, "params_")
-        samples = self._standardized(self._check_samples(X, reset=False))
-        stored = samples.X if isinstance(samples, Standardized) else samples
-        params = to_device(self.params_ if params is None else params, like=stored)
-        return self._scores(params, samples)
-
-    def _scores(self, params: Params, samples: Any) -> Array:
-        return self.model.scores(params, samples, precision=self._products)
-
-    @property
-    def _products(self) -> str:
-        return self.precision or "float32"
-
-    def _accuracies(self, params: Params, part: Part) -> np.ndarray:
-        """Return the accuracy, shape (...): one for each of several models."""
-        xp = array_namespace(part.targets)
-        predicted = xp.argmax(self._scores(params, part.samples), axis=-1)
-        right = xp.astype(predicted == part.targets, xp.float64)
-        if part.weights is None:
-            return np.asarray(to_host(xp.mean(right, axis=-1)))
-        return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import on_host
-from gpuclf.losses import log_softmax, softmax
-from gpuclf.models.model import Model, Params
+from gpuclf.models.model import Params
 
 __all__ = [
     "LinearCoefficients",
-    "Probabilities",
     "Start",
     "check_class_weight",
     "check_classes",
@@ -27,26 +24,6 @@ __all__ = [
     "labels_of",
     "weights_by_class",
 ]
-
-
-class Probabilities:
-    """Probabilities of the classes, where the scores are logits."""
-
-    model: ClassVar[Model]
-
-    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
-        return softmax(self.class_scores(X))
-
-    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
-    def predict_log_proba(self, X: Any) -> Array:
-        """Return the logarithms of the probabilities, finite also where those round to 0."""
-        return log_softmax(self.class_scores(X))
-
-    def class_scores(self, X: Any) -> Array:
-        """Return the logits, shape (N, C)."""
-        raise NotImplementedError
 
 
 class LinearCoefficients:

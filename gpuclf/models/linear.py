@@ -105,7 +105,10 @@ def penalized_linear_pass(
 
 
 @fusable(
-    numpy="linear_pass.on_cpu:compiled_linear_pass",
+    numpy=(
+        "linear_pass.on_cpu:compiled_linear_pass",
+        "linear_pass.fleet_on_cpu:class_major_linear_pass",
+    ),
     cupy="linear_pass.on_gpu:linear_pass_on_tensor_cores",
 )
 def linear_pass(

@@ -1,22 +1,168 @@
-"""Full-batch L-BFGS, SciPy's, with loss and gradient computed where the samples live."""
+"""Full-batch L-BFGS, SciPy's, of one model or of several in lockstep.
+
+Each member runs ``scipy.optimize.minimize`` in a thread of its own, as it would alone. Where SciPy
+asks for loss and gradient, the member waits; when all that still run have asked, the caller's
+thread answers them by one wide pass over the samples. A member that is done, or fails, leaves, and
+the others go on. One member alone needs no thread: it is the same code, answered at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training.history import History, divergence, normalized_weights, quietly
 
-__all__ = ["minimize_lbfgs"]
+__all__ = ["LBFGSMember", "minimize_lbfgs", "train_lbfgs"]
+
+PATH_STRIDE = 4  # with warm starts, every fourth penalty is trained before the others
+
+
+@dataclass(eq=False)
+class LBFGSMember:
+    """One of the models that :func:`train_lbfgs` trains together, before and after.
+
+    Attributes
+    ----------
+    params : dict of array
+        Where it starts, and then where it ended; the arrays themselves are not changed.
+    reg : float
+        The penalty.
+    max_iter : int
+    tol : float
+        Stop when no component of the gradient is larger.
+    history : History
+        To go on with.
+    n_iter : int
+        Iterations that were done.
+    error : Exception or None
+        Why the model was set aside. It keeps the parameters that it came with.
+    """
+
+    params: Params
+    reg: float
+    max_iter: int
+    tol: float
+    history: History = field(default_factory=History)
+    n_iter: int = 0
+    error: Exception | None = None
 
 
 @quietly
+def train_lbfgs(
+    model: Model,
+    members: Sequence[LBFGSMember],
+    X: Array | Standardized,
+    y: Array,
+    *,
+    precision: str = "float32",
+    sample_weight: Array | None = None,
+    warm_start: bool = False,
+    on_iteration: Callable[[int, Params], bool | None] | None = None,
+) -> None:
+    """Train K models by full-batch L-BFGS, each as if alone, with one wide pass an evaluation.
+
+    Parameters
+    ----------
+    model : Model
+    members : sequence of LBFGSMember
+        They get parameters, history, iterations and error.
+    X : array of shape (N, D), Standardized or Streamed
+    y : integer array of shape (N,)
+    precision : {"float32", "tf32", "float64"}, default "float32"
+        As for :meth:`gpuclf.models.Model.objective`.
+    sample_weight : array of shape (N,), optional
+        Non-negative; a sample of weight 2 counts as two samples.
+    warm_start : bool, default False
+        Train every fourth penalty first, and start the others where the nearest of those ended.
+        They end elsewhere within their tolerance, often sooner.
+    on_iteration : callable, optional
+        ``on_iteration(number, params)``, called after each iteration of each member, with its
+        number and parameters; its search ends if this returns True. Always called by the thread
+        that called this function, and in the order of the members where several have iterated.
+
+    Raises
+    ------
+    ValueError
+        If the gradient of the model's loss has jumps.
+
+    Notes
+    -----
+    The passes are as many as the slowest member needs, and as wide as there are members left. A
+    wide sum rounds differently from a narrow one: in float64 members end where they end alone
+    but for about 1e-12. Parameters and gradients travel between host and device at each evaluation
+    (123 KB a model for CIFAR-10 in float32); X does not. Beside them a member takes SciPy's
+    workspace, about 25 vectors in float64.
+
+    Examples
+    --------
+    >>> from gpuclf.models import SOFTMAX
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    >>> start = {"W": np.zeros((1, 2)), "b": np.zeros(2)}
+    >>> weak, strong = (LBFGSMember(start, reg, max_iter=100, tol=1e-6) for reg in (0.01, 1.0))
+    >>> train_lbfgs(SOFTMAX, [weak, strong], X, y)
+    >>> bool(abs(weak.params["W"]).max() > abs(strong.params["W"]).max())
+    True
+    """
+    if not model.is_smooth:
+        raise ValueError(
+            f"L-BFGS needs a gradient without jumps, which the loss of {model.name!r} does not "
+            "have: use SGD"
+        )
+    like = members[0].params
+    weights = normalized_weights(sample_weight, like)
+
+    def evaluate(numbers: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
+        reg: Any = np.array([members[k].reg for k in numbers])
+        if len(numbers) == 1:  # without a model axis, so that every kernel for one serves it
+            params, reg = unflatten_params(points[0], like), float(reg[0])
+        else:
+            params = unflatten_params(np.stack(points), like)
+            reg = to_device(reg, like=next(iter(params.values())))
+        losses, grads = model.objective(params, X, y, reg, weights, precision=precision)
+        flat = [np.reshape(to_host(grads[name]), (len(numbers), -1)) for name in like]
+        gradients = np.concatenate(flat, axis=1, dtype=np.float64)
+        return list(zip(np.atleast_1d(to_host(losses)).tolist(), gradients, strict=True))
+
+    def together(numbers: Sequence[int]) -> None:
+        def answer(places: list[int], points: list[np.ndarray]) -> list[Any]:
+            return evaluate([numbers[place] for place in places], points)
+
+        def after_iteration(place: int, point: np.ndarray) -> bool:
+            k = numbers[place]
+            return on_iteration is not None and bool(
+                on_iteration(k, unflatten_params(point, members[k].params))
+            )
+
+        searches = [_search_of(members[k], on_iteration is not None) for k in numbers]
+        errors = _in_lockstep(searches, answer, after_iteration)
+        for k, error in zip(numbers, errors, strict=True):
+            members[k].error = members[k].error or error
+
+    if not warm_start:
+        return together(range(len(members)))
+    order = sorted(range(len(members)), key=lambda k: -members[k].reg)
+    first, others = order[::PATH_STRIDE], [k for n, k in enumerate(order) if n % PATH_STRIDE]
+    together(first)
+    found = [members[k] for k in first if members[k].error is None]
+    for k in others if found else ():
+        members[k].params = _nearest(found, members[k].reg).params
+    if others:
+        together(others)
+    return None
+
+
 def minimize_lbfgs(
     model: Model,
     params: Params,
@@ -31,23 +177,18 @@ def minimize_lbfgs(
     on_iteration: Callable[[Params, History], bool | None] | None = None,
     history: History | None = None,
 ) -> tuple[Params, History, int]:
-    """Full-batch L-BFGS, SciPy's, with loss and gradient computed where X lives.
+    """Train one model by full-batch L-BFGS: see :func:`train_lbfgs`.
 
     Parameters
     ----------
-    model : Model
+    model, X, y, precision, sample_weight
+        As for :func:`train_lbfgs`.
     params : dict of array
         Where to start; not changed.
-    X : array of shape (N, D) or Standardized
-    y : integer array of shape (N,)
     reg : float
     max_iter : int
     tol : float
         Stop when no component of the gradient is larger.
-    precision : {"float32", "tf32", "float64"}, default "float32"
-        As for :meth:`gpuclf.models.Model.objective`.
-    sample_weight : array of shape (N,), optional
-        Non-negative; a sample of weight 2 counts as two samples.
     on_iteration : callable, optional
         ``on_iteration(params, history)``; the search ends if it returns True.
     history : History, optional
@@ -65,45 +206,142 @@ def minimize_lbfgs(
         If the gradient of the model's loss has jumps.
     DivergedError
         If the loss is NaN or infinite at the end.
-
-    Notes
-    -----
-    The parameters and the gradient (123 KB for CIFAR-10 in float32) travel between host and device
-    at each evaluation; X does not.
     """
-    from scipy.optimize import minimize
+    member = LBFGSMember(params, reg, max_iter, tol, History() if history is None else history)
+    train_lbfgs(
+        *(model, [member], X, y), precision=precision, sample_weight=sample_weight,
+        on_iteration=on_iteration and (lambda _, now: on_iteration(now, member.history)),
+    )  # fmt: skip
+    if member.error is not None:
+        raise member.error
+    return member.params, member.history, member.n_iter
 
-    if not model.is_smooth:
-        raise ValueError(
-            f"L-BFGS needs a gradient without jumps, which the loss of {model.name!r} does not "
-            "have: use SGD"
+
+# What a member asks: loss and gradient at a point, or whether to stop there after an iteration.
+Evaluate = Callable[[np.ndarray], "tuple[float, np.ndarray]"]
+AfterIteration = Callable[[np.ndarray], bool]
+Search = Callable[[Evaluate, AfterIteration], None]
+
+
+def _search_of(member: LBFGSMember, is_watched: bool) -> Search:
+    def search(evaluate: Evaluate, after_iteration: AfterIteration) -> None:
+        from scipy.optimize import minimize
+
+        history = member.history
+
+        def callback(intermediate_result: Any) -> None:
+            history.loss.append(float(intermediate_result.fun))
+            if is_watched and after_iteration(intermediate_result.x):
+                raise StopIteration
+
+        first = next(iter(member.params.values()))
+        rounding = float(array_namespace(first).finfo(first.dtype).eps)
+        found = minimize(
+            evaluate,
+            flatten_params(member.params),
+            jac=True,
+            method="L-BFGS-B",
+            callback=callback,
+            options={"maxiter": member.max_iter, "gtol": member.tol, "ftol": 4 * rounding},
         )
-    history = History() if history is None else history
-    weights = normalized_weights(sample_weight, params)
+        history.loss.append(float(found.fun))
+        member.error = divergence(history, 1)
+        if member.error is None:
+            history.reached_max_iter = found.status == 1
+            member.n_iter = int(found.nit)
+            member.params = unflatten_params(found.x, member.params)
 
-    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        here = unflatten_params(flat, params)
-        loss, grads = model.objective(here, X, y, reg, weights, precision=precision)
-        return float(to_host(loss)), flatten_params({name: grads[name] for name in params})
+    return search
 
-    def after_iteration(intermediate_result: Any) -> None:
-        history.loss.append(float(intermediate_result.fun))
-        now = intermediate_result.x
-        if on_iteration is not None and on_iteration(unflatten_params(now, params), history):
-            raise StopIteration
 
-    first = next(iter(params.values()))
-    rounding = float(array_namespace(first).finfo(first.dtype).eps)
-    found = minimize(
-        evaluate,
-        flatten_params(params),
-        jac=True,
-        method="L-BFGS-B",
-        callback=after_iteration,
-        options={"maxiter": max_iter, "gtol": tol, "ftol": 4 * rounding},
-    )
-    history.loss.append(float(found.fun))
-    if error := divergence(history, 1):
-        raise error
-    history.reached_max_iter = found.status == 1
-    return unflatten_params(found.x, params), history, int(found.nit)
+def _nearest(members: Sequence[LBFGSMember], reg: float) -> LBFGSMember:
+    """Return the member of the nearest penalty, by their ratio."""
+    tiny = np.finfo(np.float64).tiny  # for penalties of 0
+    return min(members, key=lambda member: abs(np.log(max(member.reg, tiny) / max(reg, tiny))))
+
+
+# --------------------------------------------------------------------------------- lockstep
+
+
+class _AbandonedError(BaseException):
+    """The caller's thread gave up; not an Exception, so that nothing on the way catches it."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a member's thread tells the caller's: a question, or that it is done."""
+
+    member: int
+    point: np.ndarray | None = None  # where to evaluate
+    ends_iteration: bool = False  # or whether to stop there
+    error: Exception | None = None
+
+
+def _in_lockstep(
+    searches: Sequence[Search],
+    evaluate: Callable[[list[int], list[Any]], list[Any]],
+    after_iteration: Callable[[int, Any], bool],
+) -> list[Exception | None]:
+    """Run the searches to their ends, answering those that evaluate together.
+
+    Return what each of several raised; what one alone raises passes through.
+    """
+    if len(searches) == 1:
+        searches[0](lambda x: evaluate([0], [x])[0], lambda x: after_iteration(0, x))
+        return [None]
+    inbox: SimpleQueue[_Message] = SimpleQueue()
+    answers: list[SimpleQueue[Any]] = [SimpleQueue() for _ in searches]
+
+    def ask(question: _Message) -> Any:
+        inbox.put(question)
+        answer = answers[question.member].get()
+        if isinstance(answer, _AbandonedError):
+            raise answer
+        return answer
+
+    def run(k: int) -> None:
+        error: Exception | None = None
+        try:
+            searches[k](
+                lambda x: ask(_Message(k, x)), lambda x: ask(_Message(k, x, ends_iteration=True))
+            )
+        except Exception as caught:  # whatever it is, it is this member's alone
+            error = caught
+        except _AbandonedError:
+            pass
+        inbox.put(_Message(k, error=error))
+
+    errors: list[Exception | None] = [None] * len(searches)
+    running = set(range(len(searches)))
+    waiting: dict[int, _Message] = {}
+    threads: list[threading.Thread] = []
+    try:
+        for k in running:
+            # A copied context carries numpy.errstate into the thread.
+            thread = threading.Thread(target=copy_context().run, args=(run, k), daemon=True)
+            thread.start()
+            threads.append(thread)
+        while True:
+            while len(waiting) < len(running):
+                message = inbox.get()
+                if message.point is None:
+                    running.discard(message.member)
+                    errors[message.member] = message.error
+                else:
+                    waiting[message.member] = message
+            if not running:
+                return errors
+            members = sorted(k for k in waiting if waiting[k].ends_iteration)
+            if members:
+                replies: list[Any] = [after_iteration(k, waiting[k].point) for k in members]
+            else:
+                members = sorted(waiting)
+                replies = evaluate(members, [waiting[k].point for k in members])
+            for k, reply in zip(members, replies, strict=True):
+                del waiting[k]
+                answers[k].put(reply)
+    finally:
+        for k in running:  # of an error in this thread: nobody shall wait for ever
+            answers[k].put(_AbandonedError())
+        for thread in threads:
+            thread.join()

@@ -26,7 +26,6 @@ from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized, is_streamed, take_rows
 from gpuclf.samples.walk import row_slices
 from gpuclf.training.history import (
-    DivergedError,
     History,
     divergence,
     normalized_weights,
@@ -59,7 +58,7 @@ class Member:
         To go on with; zeros by default.
     history : History
         To go on with.
-    error : DivergedError or None
+    error : Exception or None
         Why the model was set aside. It keeps the parameters and the velocity that it came with.
     """
 
@@ -69,7 +68,7 @@ class Member:
     momentum: float
     velocity: Params | None = None
     history: History = field(default_factory=History)
-    error: DivergedError | None = None
+    error: Exception | None = None
 
 
 @quietly

@@ -1,0 +1,100 @@
+"""What a classifier that scores every class answers: scores, labels, probabilities."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.backends import to_device
+from gpuclf.estimators.base import ArrayClassifier, Part
+from gpuclf.losses import log_softmax, softmax
+from gpuclf.models.model import Model, Params
+from gpuclf.samples.standardized import Standardized
+
+__all__ = ["ScoreClassifier"]
+
+
+class ScoreClassifier(ArrayClassifier):
+    """Base of the classifiers whose :class:`gpuclf.models.Model` scores every class."""
+
+    model: ClassVar[Model]
+    params_: Params
+    mean_: np.ndarray | None
+    scale_: np.ndarray | None
+    precision: str | None
+
+    def decision_function(self, X: Any) -> Array:
+        """Return the scores.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), or Standardized
+
+        Returns
+        -------
+        array of shape (N, C); for two classes (N,), the second score minus the first
+            In the array library of X.
+        """
+        scores = self.class_scores(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Any) -> Array:
+        """Return the labels of the highest scores, shape (N,), in the array library of X."""
+        scores = self.class_scores(X)
+        xp = array_namespace(scores)
+        return self._labels(xp.argmax(scores, axis=-1))
+
+    def class_scores(self, X: Any, params: Params | None = None) -> Array:
+        """Return one score for each class, also of two, in the array library of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), or Standardized
+        params : dict of array, optional
+            To use instead of `params_`: those of several such classifiers, fitted on the same
+            samples, with a leading model axis (:func:`gpuclf.training.stacked`).
+
+        Returns
+        -------
+        array of shape (N, C), or (K, N, C)
+        """
+        check_is_fitted(self, "params_")
+        samples = self._standardized(self._check_samples(X, reset=False))
+        stored = samples.X if isinstance(samples, Standardized) else samples
+        params = to_device(self.params_ if params is None else params, like=stored)
+        return self._scores(params, samples)
+
+    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes, shape (N, C), in the array library of X."""
+        return softmax(self.class_scores(X))
+
+    @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithms of the probabilities, finite also where those round to 0."""
+        return log_softmax(self.class_scores(X))
+
+    def _standardized(self, samples: Any) -> Any:
+        if self.mean_ is None or isinstance(samples, Standardized):
+            return samples
+        return Standardized(samples, self.mean_, self.scale_)
+
+    def _scores(self, params: Params, samples: Any) -> Array:
+        return self.model.scores(params, samples, precision=self._products)
+
+    @property
+    def _products(self) -> str:
+        return self.precision or "float32"
+
+    def _accuracies(self, params: Params, part: Part) -> np.ndarray:
+        """Return the accuracy, shape (...): one for each of several models."""
+        xp = array_namespace(part.targets)
+        predicted = xp.argmax(self._scores(params, part.samples), axis=-1)
+        right = xp.astype(predicted == part.targets, xp.float64)
+        if part.weights is None:
+            return np.asarray(to_host(xp.mean(right, axis=-1)))
+        return np.asarray(to_host(right @ part.weights / xp.sum(part.weights)))
