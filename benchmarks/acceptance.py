@@ -214,7 +214,8 @@ def print_record(record, console):
     }
     if timed:
         console.print(times_table(timed))
-        console.print("median of CUDA events a call; share of the floor in percent", style="dim")
+        note = "median of CUDA events a call (*: host time in it); share of the floor in percent"
+        console.print(note, style="dim")
     console.print(f"{record['status']} after {record['elapsed_s']:.0f} s", highlight=False)
 
 
@@ -279,7 +280,7 @@ def advantage(rows):
     for row in rows:
         if row["status"] == "timed" and row["precision"] == "float32" and not row["uploads"]:
             ours = row["implementation"].startswith("gpuclf")
-            # Events around a call that is waited for count its launch too; a queue hides it.
+            # Events around a call that is waited for count its host time too; a queue hides it.
             times[ours].append(min(row[kind]["median"] for kind in ("device_s", "queued_s")))
     return f"{min(times[False]) / min(times[True]):.2f}x" if all(times.values()) else "-"
 
@@ -290,7 +291,8 @@ def cell(row):
         return "-"
     if row["status"] != "timed":
         return f"[red]{row['status'].upper()}[/]"
-    return f"{format_seconds(median(row))} {100 * row['share_of_floor']:3.0f}"
+    mark = "*" * row["device_s"]["with_host"]
+    return f"{format_seconds(median(row))}{mark} {100 * row['share_of_floor']:3.0f}"
 
 
 def median(row):

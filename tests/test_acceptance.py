@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,11 +149,16 @@ def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(fak
 # ----------------------------------------------------------------------- the GPU's own lines
 
 
+class NullStream(nullcontext):
+    pass
+
+
 class FakeEvent:
     clock = 0.0
+    done = False
 
     def record(self, stream):
-        assert stream == "null stream"
+        assert isinstance(stream, NullStream)
         FakeEvent.clock += 1.0
         self.ms = FakeEvent.clock
 
@@ -174,13 +179,22 @@ def fake_cupy(monkeypatch):
         def set(self, host):
             self[...] = host
 
+    class RawKernel:
+        def __init__(self, code, name):
+            assert f"void {name}(long long " in code
+
+        def __call__(self, grid, block, args):
+            cupy.held.append(args[0])
+
     cupy = FakeCupy(
+        held=[],
+        RawKernel=RawKernel,
         asarray=lambda x: np.asarray(x).view(Array),
         empty=lambda *args: np.empty(*args).view(Array),
         cuda=SimpleNamespace(
             Device=lambda: device,
             Event=FakeEvent,
-            Stream=SimpleNamespace(null="null stream"),
+            Stream=SimpleNamespace(null=NullStream()),
             get_elapsed_time=lambda a, b: b.ms - a.ms,
             alloc_pinned_memory=bytearray,
             set_allocator=lambda allocator: None,
@@ -207,6 +221,15 @@ def test_ceilings_are_rates_of_the_fastest_call(fake_cupy, monkeypatch):
     assert found["operations_per_s"] == {"float32 on CuPy": pytest.approx(2 * 10**3 / 1e-3)}
     assert list(found["left_out"]) == ["no_such_type"]
     device.forget()
+
+
+def test_the_gpu_is_held_for_so_many_of_its_cycles(fake_cupy):
+    fake_cupy.cuda.Device().attributes["ClockRate"] = 1_980_000  # kHz
+    device = CudaDevice()
+    device.hold(2e-3)
+    assert fake_cupy.held == [3_960_000]
+    assert fake_cupy.held[0].dtype == np.int64
+    assert not device.reached(device.mark())
 
 
 def test_a_ceiling_that_cannot_be_measured_leaves_the_others(fake_cupy, monkeypatch):
