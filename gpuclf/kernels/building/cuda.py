@@ -40,6 +40,7 @@ __all__ = [
     "contiguous",
     "device_limits",
     "empty",
+    "fits_grid",
     "hinge_macro",
     "int64_labels",
     "launch",
@@ -53,6 +54,7 @@ HEADER_FOLDERS = (FOLDER / "building", FOLDER / "epochs")
 VECTOR = 16  # bytes of the widest load, and what its address must be a multiple of
 MIN_CAPABILITY = 80  # of tensor cores and asynchronous copies as the headers have them
 MAX_ROWS = 2**31 - 2**10  # so that the rows of a whole block have numbers
+MAX_GRID = (2**31 - 1, 65_535, 65_535)  # blocks along x, y, z, on every device
 Constants: TypeAlias = tuple[tuple[str, int | str], ...]
 Launcher: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
 
@@ -112,9 +114,27 @@ def launch(
     ------
     TypeError
         For a float without a type of its own, which would be passed with the wrong width.
+    ValueError
+        For a grid that no device takes. Wrappers decline such sizes before: see `fits_grid`.
     """
+    grid = _as_tuple(grid)
+    if not fits_grid(grid):
+        raise ValueError(f"{name} in {file}: a grid of {grid} blocks; at most {MAX_GRID}")
     launcher = build(file, name, tuple(sorted(constants.items())))
-    launcher(_as_tuple(grid), _as_tuple(block), tuple(map(_typed, args)), shared_bytes)
+    launcher(grid, _as_tuple(block), tuple(map(_typed, args)), shared_bytes)
+
+
+def fits_grid(*grids: int | tuple[int, ...]) -> bool:
+    """Tell whether a device takes grids of so many blocks along x, y and z.
+
+    Examples
+    --------
+    >>> fits_grid(70_000), fits_grid((1, 70_000))
+    (True, False)
+    """
+    return all(
+        0 < n <= most for grid in grids for n, most in zip(_as_tuple(grid), MAX_GRID, strict=False)
+    )
 
 
 def _as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ def _plan(
     n_samples: int, n_features: int, n_classes: int, parts: int, hinge: int, copy_bytes: int,
     shared_bytes: int,
 ) -> SimpleNamespace | None:  # fmt: skip
-    """Plan buffers and launches, or return None for a device with too little shared memory."""
+    """Plan buffers and launches; None for too little shared memory or too many columns."""
     tiles, class_tiles = ceil_div(n_classes, 8), ceil_div(n_classes, 16)
     shares_a_tile = parts == 2 and 1 <= n_classes % 8 <= 4
     weight_vectors = 64 * (parts * tiles - shares_a_tile) + 1
@@ -112,6 +112,9 @@ def _plan(
         return None
     strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
     stage_vectors = strips * strip_vectors + gradient_vectors + 1
+    gradient_grid = class_tiles, ceil_div(n_strips, strips), n_shares
+    if not cuda.fits_grid(gradient_grid):
+        return None
     return SimpleNamespace(
         constants={
             "FEATURES": n_features,
@@ -127,7 +130,7 @@ def _plan(
         n_score_blocks=n_score_blocks,
         score_threads=block_rows // warp_rows * 32,
         score_bytes=max(score_stages * stage_bytes, epilogue_bytes),
-        gradient_grid=(class_tiles, ceil_div(n_strips, strips), n_shares),
+        gradient_grid=gradient_grid,
         gradient_bytes=GRADIENT_STAGES * VECTOR * stage_vectors,
         packed=(n_chunks, weight_vectors, 4),
         gradients=(n_score_blocks * block_rows // GROUP, class_tiles, gradient_vectors, 4),

@@ -108,7 +108,7 @@ def _plan(
     n_samples: int, n_features: int, n_hidden: int, n_classes: int, parts: int, copy_bytes: int,
     shared_bytes: int,
 ) -> SimpleNamespace | None:  # fmt: skip
-    """Plan buffers and launches, or return None for a device with too little shared memory."""
+    """Plan buffers and launches; None for too little shared memory or too many columns."""
     all_tiles = ceil_div(n_hidden, 8)
     unit_blocks = ceil_div(all_tiles, MAX_TILES)
     tiles = ceil_div(all_tiles, unit_blocks)
@@ -133,6 +133,9 @@ def _plan(
     strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
     n_shares = max(1, MAX_GRADIENT_BLOCKS // (ceil_div(n_strips, MAX_STRIPS) * unit_blocks))
     n_shares = min(n_groups, n_shares)
+    gradient_grid = unit_blocks, ceil_div(n_strips, strips), n_shares
+    if not cuda.fits_grid(gradient_grid):
+        return None
     return SimpleNamespace(
         constants={
             "FEATURES": n_features,
@@ -149,10 +152,10 @@ def _plan(
         n_chunks=n_chunks,
         n_groups=n_groups,
         n_small=n_hidden * n_classes + n_hidden + n_classes,
-        project_grid=(unit_blocks, ceil_div(n_samples, block_rows)),
+        project_grid=unit_blocks * ceil_div(n_samples, block_rows),
         project_bytes=stages * stage_bytes,
         second_bytes=4 * second_floats,
-        gradient_grid=(unit_blocks, ceil_div(n_strips, strips), n_shares),
+        gradient_grid=gradient_grid,
         gradient_bytes=GRADIENT_STAGES * (GROUP * STRIP * strips + VECTOR * vectors),
         packed=(unit_blocks, n_chunks, vectors, 4),
         gradients=(n_groups, unit_blocks, vectors, 4),
