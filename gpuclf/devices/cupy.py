@@ -158,39 +158,54 @@ def upload(a: Array, cupy: ModuleType) -> Array:
 
 
 class CupyTransfers:
-    """What uploads ask of CUDA (:class:`~gpuclf.devices.uploads.Transfers`)."""
+    """What uploads ask of CUDA (:class:`~gpuclf.devices.uploads.Transfers`).
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    device : cupy.cuda.Device, optional
+        Where the arrays are to be; by default CuPy's current device. Which one is current when a
+        method is called does not matter: the arrays, streams and events are this one's.
+    """
+
+    def __init__(self, device: Any = None) -> None:
         import cupy
 
         self._cupy = cupy
-        self._uploads = cupy.cuda.Stream(non_blocking=True)
+        self._device = cupy.cuda.Device() if device is None else device
+        with self._device:
+            self._uploads = cupy.cuda.Stream(non_blocking=True)
 
     def page_locked(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:  # noqa: D102
         import cupyx
 
         try:
-            locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
+            with self._device:
+                locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
         except (MemoryError, RuntimeError) as error:
             logger.debug("no page-locked memory (%s): uploads will be slower", _one_line(error))
             return np.empty(shape, dtype)
         return locked
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
-        return self._cupy.empty(shape, dtype)
+        with self._device:
+            return self._cupy.empty(shape, dtype)
 
     def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
-        target.set(source, stream=self._uploads)
-        return self._uploads.record()
+        with self._device:
+            target.set(source, stream=self._uploads)
+            return self._uploads.record()
 
     def computed_so_far(self) -> Any:  # noqa: D102
-        return self._cupy.cuda.get_current_stream().record()
+        with self._device:
+            return self._cupy.cuda.get_current_stream().record()
 
     def uploads_wait(self, event: Any) -> None:  # noqa: D102
-        self._uploads.wait_event(event)
+        with self._device:
+            self._uploads.wait_event(event)
 
     def computation_waits(self, event: Any) -> None:  # noqa: D102
-        self._cupy.cuda.get_current_stream().wait_event(event)
+        with self._device:
+            self._cupy.cuda.get_current_stream().wait_event(event)
 
     def host_waits(self, event: Any) -> None:  # noqa: D102
         event.synchronize()
@@ -203,7 +218,7 @@ def free_device_bytes() -> int | None:
 
 def transfers(like: Array) -> CupyTransfers | None:
     """Return the calls that queue uploads to where `like` lives; None for libraries without."""
-    return CupyTransfers() if library_name(like) == "cupy" else None
+    return CupyTransfers(like.device) if library_name(like) == "cupy" else None
 
 
 CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
