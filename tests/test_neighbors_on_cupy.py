@@ -19,6 +19,7 @@ from gpuclf.kernels.nearest.on_gpu import (
 )
 from gpuclf.models import neighbors
 from gpuclf.models.distances import manhattan, squared_euclidean
+from gpuclf.models import neighbors
 from gpuclf.models.neighbors import k_neighbors, nearest_in_tiles
 
 DISTANCES = {
@@ -85,6 +86,38 @@ def check_nearest(device, metric, A, B, k, tile=7, orders=ORDERS):
         ):
             np.testing.assert_array_equal(found, expected)
             np.testing.assert_array_equal(of_body, expected)
+
+
+def test_norms_are_computed_once_for_all_queries(cuda_on_cpu, monkeypatch):
+    A, B = samples(40, 60, 64)
+    monkeypatch.setitem(nearest_in_tiles.kernels, "numpy", (nearest_of_bytes,))
+    monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
+    found = k_neighbors(A, B, 3, memory_budget=60_000)
+    launches = cuda_on_cpu.launches
+    blocks, tiles = 2, 1
+    assert launches.count("multiply_bytes") == blocks * tiles
+    assert launches.count("squared_norms") == blocks + tiles  # of queries, of training samples
+    monkeypatch.setitem(nearest_in_tiles.kernels, "numpy", ())
+    for ours, theirs in zip(found, k_neighbors(A, B, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "expected"),
+    [(256 << 20, 100 << 30, 2 << 30), (256 << 20, 4 << 30, 1 << 30), (256 << 20, 0, 256 << 20)]
+    + [(255 << 20, 100 << 30, 255 << 20)],
+)
+def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
+    monkeypatch, given, free, expected
+):
+    budgets = []
+    tiles = neighbors._tiles
+    monkeypatch.setattr(neighbors, "_tiles", lambda *a: budgets.append(a[-1]) or tiles(*a))
+    monkeypatch.setattr(neighbors, "library_name", lambda x: "cupy")
+    monkeypatch.setattr(neighbors, "free_device_bytes", lambda: free)
+    for dtype in (np.uint8, np.float32):
+        k_neighbors(*(x.astype(dtype) for x in samples(3, 4, 16)), 2, memory_budget=given)
+    assert budgets == [expected, given]
 
 
 # ------------------------------------------------------------------------------- distances
