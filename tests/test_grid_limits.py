@@ -1,4 +1,4 @@
-"""Grids of very many rows and columns: no launch is beyond what CUDA takes. No memory is touched."""
+"""Grids of very many rows and columns: no launch is beyond what CUDA takes. No memory is used."""
 
 import numpy as np
 import pytest

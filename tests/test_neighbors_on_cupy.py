@@ -19,7 +19,6 @@ from gpuclf.kernels.nearest.on_gpu import (
 )
 from gpuclf.models import neighbors
 from gpuclf.models.distances import manhattan, squared_euclidean
-from gpuclf.models import neighbors
 from gpuclf.models.neighbors import k_neighbors, nearest_in_tiles
 
 DISTANCES = {
@@ -103,13 +102,13 @@ def test_norms_are_computed_once_for_all_queries(cuda_on_cpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "free", "expected"),
-    [(256 << 20, 100 << 30, 2 << 30), (256 << 20, 4 << 30, 1 << 30), (256 << 20, 0, 256 << 20)]
-    + [(255 << 20, 100 << 30, 255 << 20)],
+    ("given", "free", "expected"),  # in MiB
+    [(256, 100 << 10, 2 << 10), (256, 4 << 10, 1 << 10), (256, 0, 256), (255, 100 << 10, 255)],
 )
 def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
     monkeypatch, given, free, expected
 ):
+    given, free, expected = given << 20, free << 20, expected << 20
     budgets = []
     tiles = neighbors._tiles
     monkeypatch.setattr(neighbors, "_tiles", lambda *a: budgets.append(a[-1]) or tiles(*a))

@@ -87,9 +87,7 @@ class Gpus:
         self.module = ModuleType("cupy")
         self.module.ndarray, self.module.RawKernel = Array, RawKernel
         self.module.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
-        self.module.cuda = SimpleNamespace(
-            Device=Device, Stream=Stream, get_current_stream=stream
-        )
+        self.module.cuda = SimpleNamespace(Device=Device, Stream=Stream, get_current_stream=stream)
 
     def note(self, what, stream):
         assert stream.device == self.current[-1], f"{what} on a stream of another device"
