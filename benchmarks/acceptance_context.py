@@ -93,7 +93,7 @@ class Context:
         return measured | {kind: ASSUMED_CEILINGS[kind] for kind in assumed}, assumed
 
     def device_is_lost(self):
-        """Tell whether an error has taken the device's context: then all that follows would fail."""
+        """Tell whether an error has taken the device's context, and all that follows would fail."""
         try:
             self.device.synchronize()
         except Exception:

@@ -502,7 +502,7 @@ STEPS = {
 
 
 def run_step(context, name, steps=None):
-    """Run a step of STEPS, or of others, and return its status, message and result; whatever happens, an answer."""
+    """Run a step, of STEPS or others; return status, message, result: an answer, come what may."""
     began = time.perf_counter()
     answer = {"status": "passed", "message": None, "result": None}
     try:
