@@ -20,10 +20,11 @@ NAMES = {
 }
 find_spec = PathFinder.find_spec
 
-def find_others(name, path=None, target=None):
-    return None if name.partition(".")[0] in NAMES else find_spec(name, path, target)
+class FindOthers:  # no function, which pytest would take for a method of its own
+    def __call__(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in NAMES else find_spec(name, path, target)
 
-PathFinder.find_spec = find_others
+PathFinder.find_spec = FindOthers()
 """
 
 

@@ -1,6 +1,8 @@
 """Two pretended GPUs: what is done with arrays is done where they are, whichever is current."""
 
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -145,3 +147,37 @@ def test_kernels_and_recorded_launches_are_queued_where_the_arrays_are(gpus):
     assert gpus.log[1:] == [
         ("begin", "upload 1"), ("kernel", "compute 1"), ("end", "upload 1"), ("launch", "compute 1")
     ]  # fmt: skip
+
+
+BROKEN_STREAMS = {
+    "the copy's": ("target.set(source, stream=self._uploads)", "target.set(source, stream=now())"),
+    "the event's": ("return self._uploads.record()", "return now().record()"),
+    "the device's": ("CupyTransfers(like.device) if", "CupyTransfers() if"),
+}
+
+
+def check_streams(gpus, module):
+    X, like = np.arange(60, dtype=np.uint8).reshape(20, 3), gpus.array(1)
+    gpus.log.clear()
+    for _, block in uploaded_blocks(X, 8, module.transfers(like)):
+        assert block.device.id == 1
+    names = {what: {name for w, name in gpus.log if w == what} for what in ("copy", "wait")}
+    assert names == {"copy": {"upload 1"}, "wait": {"upload 1", "compute 1"}}
+    # The event of a copy is that of its stream: what follows it in the log.
+    after = [gpus.log[i + 1] for i, (what, _) in enumerate(gpus.log) if what == "copy"]
+    assert set(after) == {("record", "upload 1")}
+
+
+@pytest.mark.parametrize("name", BROKEN_STREAMS)
+def test_another_stream_is_noticed(gpus, monkeypatch, name):
+    source = Path(cupy_device.__file__).read_text()
+    old, new = BROKEN_STREAMS[name]
+    assert source.count(old) == 1
+    for text, is_broken in ((source, False), (source.replace(old, new), True)):
+        module = ModuleType("variant")
+        module.now = gpus.module.cuda.get_current_stream
+        monkeypatch.setitem(sys.modules, "variant", module)  # where dataclasses look
+        exec(compile(text, "variant", "exec"), vars(module))
+        module.library_name = lambda x: "cupy"
+        with pytest.raises(AssertionError) if is_broken else nullcontext():
+            check_streams(gpus, module)
