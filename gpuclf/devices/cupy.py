@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "in_use",
     "probe_cupy",
     "product_precision",
+    "queue_of",
     "transfers",
     "upload",
 ]
@@ -221,6 +223,15 @@ def transfers(like: Array) -> CupyTransfers | None:
     return CupyTransfers(like.device) if library_name(like) == "cupy" else None
 
 
+def queue_of(like: Array) -> tuple[int, int, int] | None:
+    """Name what runs one after another: device, current stream, thread; None without a device."""
+    if library_name(like) != "cupy":
+        return None
+    number = int(like.device.id)
+    stream = sys.modules["cupy"].cuda.get_current_stream(number)
+    return number, int(stream.ptr), threading.get_ident()
+
+
 CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
 _UNCHANGED = nullcontext()
 
@@ -289,13 +300,17 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
     import cupy
 
     kernel = cupy.RawKernel(source, name, options)
+    asked: dict[int, int] = {}  # bytes of shared memory by device
 
     def launch(
         grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
     ) -> None:
-        with next(x.device for x in args if isinstance(x, cupy.ndarray)):
-            if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
-                kernel.max_dynamic_shared_size_bytes = shared_bytes
+        device = next(x.device for x in args if isinstance(x, cupy.ndarray))
+        with device:
+            if shared_bytes > asked.get(device.id, 0):
+                if shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                    kernel.max_dynamic_shared_size_bytes = shared_bytes
+                asked[device.id] = shared_bytes
             kernel(grid, block, args, shared_mem=shared_bytes)
 
     return launch
