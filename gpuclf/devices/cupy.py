@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,12 +40,17 @@ logger = logging.getLogger("gpuclf")
 
 INSTALL_HINT = (
     "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
-    "both bring CuPy with the compiler and libraries that it needs"
+    "both bring CuPy with the compiler and libraries that it needs, as do 'cupy-cuda13x[ctk]' and "
+    "'cupy-cuda12x[ctk]' beside a checkout"
 )
 DRIVER_HINT = (
     "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "
     "does not hide it"
 )
+
+
+CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x")
+LIBRARIES = ("nvrtc", "cublas", "libcudart", "DynamicLibNotFoundError", "CUDA_PATH")
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,11 @@ def probe_cupy() -> CupyProbe:
     try:
         if not cupy.cuda.is_available():
             reason = f"{version} is installed but sees no CUDA device{_why_no_device(cupy)}"
-            return CupyProbe(False, reason, DRIVER_HINT)
+            return CupyProbe(False, reason, _driver_remedy(reason))
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     except Exception as error:
         reason = f"{version} cannot ask the CUDA driver ({_one_line(error)})"
-        return CupyProbe(False, reason, DRIVER_HINT)
+        return CupyProbe(False, reason, _driver_remedy(reason))
     try:
         doubled = cupy.empty(4, dtype=cupy.float32)
         kernel = cupy.RawKernel(
@@ -96,10 +104,45 @@ def probe_cupy() -> CupyProbe:
         found = cupy.asnumpy(square @ square)
     except Exception as error:
         step = f"{version} sees {device} but a first kernel fails ({_one_line(error)})"
-        return CupyProbe(False, step)
+        return CupyProbe(False, step, _kernel_remedy(step))
     if not np.array_equal(found, [[8.0, 12.0], [24.0, 44.0]]):
         return CupyProbe(False, f"{version} on {device} computes wrong results: {found.tolist()}")
     return CupyProbe(True, f"{version} on {device}")
+
+
+def _cupy_package() -> str | None:
+    """Return under which name CuPy was installed, None if from its source."""
+    for package in CUPY_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(package)
+            return package
+    return None
+
+
+def _driver_remedy(reason: str) -> str:
+    """Say what makes a device visible to CuPy."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if "InsufficientDriver" in reason and _cupy_package() == CUPY_PACKAGES[0]:
+        return (
+            "update NVIDIA's driver, which is older than CUDA 13 (`nvidia-smi` shows its version), "
+            "or take the CuPy for CUDA 12: pip uninstall cupy-cuda13x, then "
+            "pip install 'cupy-cuda12x[ctk]'"
+        )
+    if hidden is not None:
+        return f"unset CUDA_VISIBLE_DEVICES, which is {hidden!r}; or {DRIVER_HINT}"
+    return DRIVER_HINT
+
+
+def _kernel_remedy(reason: str) -> str:
+    """Say what lets CuPy compile and launch."""
+    package = _cupy_package()
+    if not any(name in reason for name in LIBRARIES):
+        return CupyProbe.remedy
+    if package is None:
+        return (
+            "install NVIDIA's CUDA toolkit, and set CUDA_PATH to it: CuPy compiles with its NVRTC"
+        )
+    return f"give CuPy its compiler and libraries: pip install '{package}[ctk]'"
 
 
 def _why_no_device(cupy: ModuleType) -> str:
@@ -129,12 +172,16 @@ def describe_gpu() -> dict[str, Any]:
         return {"usable": False, "reason": probe.reason, "remedy": probe.remedy}
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    current = int(cupy.cuda.Device().id)
+    properties = cupy.cuda.runtime.getDeviceProperties(current)
     free, total = cupy.cuda.runtime.memGetInfo()
     return {
         "usable": True,
         "reason": probe.reason,
         "name": properties["name"].decode(),
+        "number": current,
+        "devices": cupy.cuda.runtime.getDeviceCount(),
+        "multiprocessors": properties.get("multiProcessorCount"),
         "compute_capability": f"{properties['major']}.{properties['minor']}",
         "memory_bytes": total,
         "memory_free_bytes": free,
