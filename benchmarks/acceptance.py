@@ -279,6 +279,8 @@ def print_record(record, console):
 def summary(step):
     """Say in a few words what a step found."""
     name, found = step["name"].partition(":")[0], step.get("result")
+    if isinstance(found, dict) and isinstance(found.get("message"), str):
+        return found["message"]
     return SUMMARIES[name](found) if found and name in SUMMARIES else ""
 
 

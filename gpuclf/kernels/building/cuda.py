@@ -137,7 +137,7 @@ class Launch:
         As in :func:`launch`.
     """
 
-    __slots__ = ("_block", "_grid", "_made", "_shared_bytes", "_source")
+    __slots__ = ("_block", "_grid", "_made", "_source", "shared_bytes")
 
     def __init__(
         self, file: str, constants: Mapping[str, int | str], name: str,
@@ -147,7 +147,7 @@ class Launch:
         if not fits_grid(self._grid):
             raise ValueError(f"{name} in {file}: a grid of {self._grid} blocks; at most {MAX_GRID}")
         self._source = file, name, tuple(sorted(constants.items()))
-        self._shared_bytes = shared_bytes
+        self.shared_bytes = shared_bytes
         self._made: tuple[Any, Any] = None, None
 
     def __call__(self, *args: Any) -> None:
@@ -156,7 +156,7 @@ class Launch:
         if made_by is not build:  # the first time, or where a test builds in another way
             launcher = build(*self._source)
             self._made = build, launcher
-        launcher(self._grid, self._block, args, self._shared_bytes)
+        launcher(self._grid, self._block, args, self.shared_bytes)
 
 
 def null_for_none(x: Array | None) -> Any:
