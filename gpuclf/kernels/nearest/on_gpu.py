@@ -79,8 +79,8 @@ def _pairs(A: Any, B: Any, metric: str) -> Any:
         return NotImplemented
     distances = cuda.empty(A, A.shape[0], B.shape[0], dtype="int32")
     A, B = _padded(A), _padded(B)
-    norms = (_norms(A), _norms(B)) if metric == "l2" else (None, None)
-    _write_distances(A, B, *norms, distances)
+    norms_A, norms_B = (_norms(A), _norms(B)) if metric == "l2" else (None, None)
+    _write_distances(A, B, norms_A, norms_B, distances)
     return distances
 
 
