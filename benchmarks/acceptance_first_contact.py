@@ -216,11 +216,11 @@ def upload(context):
 
 
 FIRST_CONTACT = {
-    "environment": environment,
     "every kernel": every_kernel,
     "full passes": full_passes,
     "recorded epochs": recorded_epochs,
     "nearest neighbours": nearest_neighbors,
     "upload": upload,
+    "environment": environment,  # late: it imports the peers, to ask for their versions
     "compute-sanitizer memcheck": partial(sanitizer, "memcheck"),
 }

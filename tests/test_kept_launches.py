@@ -86,12 +86,15 @@ def test_where_streams_are_not_known_nothing_is_kept():
 
 def test_what_was_not_used_for_longest_is_given_back(queue, monkeypatch):
     monkeypatch.setattr(cuda_modules, "KEPT_BYTES", 100)
-    spaces = [Workspace((n, "float32")) for n in (10, 10, 100)]
+    spaces = [Workspace((n, "float32")) for n in (10, 10, 11, 100)]
     first, second = (space.beside(np.zeros(1)) for space in spaces[:2])
     assert spaces[0].beside(np.zeros(1)) is first  # used again: 80 bytes are kept
-    large = spaces[2].beside(np.zeros(1))
-    assert spaces[2].beside(np.zeros(1)) is large  # though it is larger than all that may be kept
+    third = spaces[2].beside(np.zeros(1))
+    assert spaces[2].beside(np.zeros(1)) is third
+    assert spaces[0].beside(np.zeros(1)) is first
     assert spaces[1].beside(np.zeros(1)) is not second
+    large = spaces[3].beside(np.zeros(1))
+    assert spaces[3].beside(np.zeros(1)) is not large
 
 
 @pytest.mark.parametrize(("pass_", "arguments"), [(linear.run, linear.arguments)])

@@ -169,7 +169,8 @@ class Workspace:
 
     Each stream of each device has arrays of its own, in each thread: calls that are queued one
     after another may use the same memory, others may not. What was used last is kept, up to
-    `KEPT_BYTES` of all workspaces together; where streams are not known, nothing is.
+    `KEPT_BYTES` of all workspaces together; where streams are not known, nothing is, nor what is
+    larger than that.
 
     Parameters
     ----------
@@ -189,6 +190,8 @@ class Workspace:
         found = _workspaces.pop(key, None)
         if found is None:
             found = self, self._new(like)
+            if sum(x.nbytes for x in found[1]) > KEPT_BYTES:
+                return found[1]  # a pool has other use for so much
         _workspaces[key] = found  # the last in order
         if len(_workspaces) > 1:
             _forget_old_workspaces()
