@@ -20,6 +20,11 @@ from gpuclf.devices.backends import to_device
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 3600.0  # of a step that nobody limits
 ANSWER_S = 6.0  # before a step's limit, for its answer: after the limit, all is lost
+# An H200's, for floors where none could be measured: bytes moved by a copy, the data sheet's int8.
+ASSUMED_CEILINGS = {
+    "bytes_per_s": {"assumed": 4.3e12},
+    "operations_per_s": {"assumed": 1.98e15},
+}
 
 
 class Skipped(Exception):  # noqa: N818 - no error
@@ -80,6 +85,20 @@ class Context:
     def left_s(self):
         """Return how long the step may go on and still answer in time."""
         return self.ends - ANSWER_S - time.monotonic()
+
+    def ceilings(self):
+        """Return the ceilings that were measured, and which kinds of them are assumed instead."""
+        measured = self.known.get("ceilings") or {}
+        assumed = [kind for kind in ASSUMED_CEILINGS if not measured.get(kind)]
+        return measured | {kind: ASSUMED_CEILINGS[kind] for kind in assumed}, assumed
+
+    def device_is_lost(self):
+        """Tell whether an error has taken the device's context, and all that follows would fail."""
+        try:
+            self.device.synchronize()
+        except Exception:
+            return True
+        return False
 
     @cached_property
     def device(self):

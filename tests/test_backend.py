@@ -1,4 +1,5 @@
 import contextlib
+import importlib.metadata
 import json
 import logging
 import sys
@@ -64,6 +65,7 @@ def fake_cupy(monkeypatch, fresh_probe):
         runtime=types.SimpleNamespace(
             getDeviceProperties=lambda device: {"name": b"Pretend 100"},
             memGetInfo=lambda: (5_000, 10_000),
+            getDeviceCount=lambda: 1,
         ),
         memory=types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (Exception,), {})),
     )
@@ -147,6 +149,44 @@ def test_probe_says_that_the_driver_does_not_answer(fake_cupy, step):
     assert probe.reason == (
         "CuPy 14.9 cannot ask the CUDA driver (RuntimeError: cudaErrorInsufficientDriver)"
     )
+
+
+@pytest.mark.parametrize(
+    ("installed", "error", "remedy"),
+    [
+        ("cupy-cuda13x", "libnvrtc.so.13: cannot open", "pip install 'cupy-cuda13x[ctk]'"),
+        ("cupy-cuda12x", "DynamicLibNotFoundError: nvrtc", "pip install 'cupy-cuda12x[ctk]'"),
+        (None, "failed to load libnvrtc", "install NVIDIA's CUDA toolkit"),
+        ("cupy-cuda13x", "cudaErrorLaunchFailure", "gpuclf[cuda13]"),
+    ],
+)
+def test_a_cupy_without_its_compiler_is_given_one(fake_cupy, monkeypatch, installed, error, remedy):
+    monkeypatch.setattr(cupy_device, "_cupy_package", lambda: installed)
+    fake_cupy.RawKernel = fail(RuntimeError(error))
+    assert remedy in probe_cupy().remedy
+
+
+def test_remedies_name_the_package_that_is_installed(monkeypatch):
+    def version(name):
+        if name != "cupy-cuda12x":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "14"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert cupy_device._cupy_package() == "cupy-cuda12x"
+
+
+def test_an_old_driver_is_updated_or_met_by_an_older_cupy(fake_cupy, monkeypatch):
+    monkeypatch.setattr(cupy_device, "_cupy_package", lambda: "cupy-cuda13x")
+    fake_cupy.cuda.is_available = fail(RuntimeError("cudaErrorInsufficientDriver"))
+    assert "update NVIDIA's driver" in probe_cupy().remedy
+    assert "pip install 'cupy-cuda12x[ctk]'" in probe_cupy().remedy
+
+
+def test_a_hidden_device_is_told_with_what_hides_it(fake_cupy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    fake_cupy.cuda.is_available = lambda: False
+    assert "unset CUDA_VISIBLE_DEVICES, which is '7'" in probe_cupy().remedy
 
 
 def test_probe_says_that_a_first_kernel_fails(fake_cupy):
@@ -522,10 +562,13 @@ def test_environment_describes_the_gpu_in_plain_values(fake_cupy):
         "major": 9,
         "minor": 0,
         "l2CacheSize": 1 << 20,
+        "multiProcessorCount": 16,  # a seventh of a GPU that is shared out
     }
+    runtime.getDeviceCount = lambda: 2
     runtime.driverGetVersion = runtime.runtimeGetVersion = lambda: 13000
     gpu = json.loads(json.dumps(environment()))["gpu"]
     assert gpu["usable"] is True
     assert gpu["name"] == "Pretend 100"
     assert gpu["compute_capability"] == "9.0"
     assert (gpu["memory_free_bytes"], gpu["memory_bytes"]) == (5_000, 10_000)
+    assert (gpu["number"], gpu["devices"], gpu["multiprocessors"]) == (0, 2, 16)

@@ -207,13 +207,58 @@ def test_dynamic_shared_memory_ends_where_the_launch_said(launch):
         launch(body(code), 1, 64, np.empty(1, np.float32), shared_bytes=252)
 
 
+@pytest.mark.parametrize(("order", "side"), [("forward", "after"), ("reversed", "before")])
+def test_reads_beyond_dynamic_shared_memory_are_seen(launch, order, side):
+    code = "extern __shared__ float box[]; if (!threadIdx.x) box[0] = 1; out[0] = box[i];"
+    source = body(code, "float* out, int i")
+    index = {"after": 64, "before": -1}[side]
+    for i in (index, 100 * index):
+        with pytest.raises(CudaOnCpuError, match=f"{side} the 256 bytes of dynamic .* was read"):
+            launch(source, 1, 1, np.empty(1, np.float32), i, shared_bytes=256, order=order)
+    launch(source, 1, 1, np.empty(1, np.float32), 63, shared_bytes=256, order=order)
+
+
+def test_floats_that_are_not_normal_are_zeros_as_with_ftz(launch):
+    x, out = np.array([1e-39, 1e-30], np.float32), np.empty(3, np.float32)
+    source = body(
+        "out[0] = x[0] * 2; out[1] = x[1] * 1e-9f; out[2] = x[1];", "const float* x, float* out"
+    )
+    launch(source, 1, 1, x, out)
+    np.testing.assert_array_equal(out, [0, 0, np.float32(1e-30)])
+    assert np.float32(1e-30) * np.float32(1e-9) > 0  # of the host nothing has changed
+
+
+COPIED = """
+#include <async_copy.cuh>
+extern __shared__ float box[];
+extern "C" __global__ void test(const float* x, float* out) {
+    box[0] = -1;
+    copy_async<4>(shared_address(box), x);
+    close_copy_group();
+    out[0] = box[0];
+    wait_for_copies<0>();
+    out[1] = box[0];
+}
+"""
+
+
+@pytest.mark.parametrize(("copies", "early"), [("when waited for", -1), ("at once", 7)])
+def test_asynchronous_copies_are_made_as_late_or_as_early_as_can_be(
+    launch, cuda_on_cpu, copies, early
+):
+    cuda_on_cpu.copies = copies
+    out = np.empty(2, np.float32)
+    launch(COPIED, 1, 1, np.full(1, 7, np.float32), out, shared_bytes=4)
+    np.testing.assert_array_equal(out, [early, 7])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "block", "shared_bytes"),
     [(0, 1, 0), ((1, 65536), 1, 0), (1, 1025, 0), (1, (1, 1, 65), 0), (1, 1, 228 << 10)],
 )
 def test_launches_beyond_the_limits_are_refused(launch, grid, block, shared_bytes):
-    with pytest.raises(CudaOnCpuError):
+    with pytest.raises((CudaOnCpuError, ValueError)):  # a grid is looked at before
         launch(body(""), grid, block, np.empty(1, np.float32), shared_bytes=shared_bytes)
 
 
@@ -491,3 +536,21 @@ def test_of_a_broken_file_only_what_is_broken_is_compiled():
     assert Library(file, in_one, ()).changed.keys() == {"sum_partials"}
     in_all = source.replace("constexpr int CHUNK = 64;", "constexpr int CHUNK = 128;")
     assert len(Library(file, in_all, ()).changed) == source.count('extern "C" __global__') == 6
+
+
+@pytest.mark.slow
+def test_what_nobody_waited_for_does_not_land_in_the_next_launch(launch, cuda_on_cpu):
+    x = np.full(1, 7, np.float32)
+    launch(
+        COPIED.replace("wait_for_copies<0>();", ""),
+        1,
+        1,
+        x,
+        np.empty(2, np.float32),
+        shared_bytes=4,
+    )
+    out = np.empty(2, np.float32)
+    launch(
+        COPIED.replace("copy_async<4>(shared_address(box), x);", ""), 1, 1, x, out, shared_bytes=4
+    )
+    np.testing.assert_array_equal(out, [-1, -1])

@@ -12,7 +12,7 @@ from cuda_on_cpu import missing
 
 from gpuclf.kernels.building import cuda as cuda_modules
 
-TARGETS = [75, 80, 90, 100, 120]
+TARGETS = [75, 80, 86, 89, 90, 100, 120]
 NVCC_TARGETS = [75, 80, 120]  # where CuPy's own compiler does all
 COMPILERS = {"nvcc": find_nvcc, "nvrtc": find_nvrtc}
 INSTALLED = [name for name, find in COMPILERS.items() if find()] or ["nvrtc"]

@@ -87,6 +87,38 @@ def check_nearest(device, metric, A, B, k, tile=7, orders=ORDERS):
             np.testing.assert_array_equal(of_body, expected)
 
 
+def test_norms_are_computed_once_for_all_queries(cuda_on_cpu, monkeypatch):
+    A, B = samples(40, 60, 64)
+    monkeypatch.setitem(nearest_in_tiles.kernels, "numpy", (nearest_of_bytes,))
+    monkeypatch.setattr(neighbors, "cpu_workers", lambda: 1)
+    found = k_neighbors(A, B, 3, memory_budget=60_000)
+    launches = cuda_on_cpu.launches
+    blocks, tiles = 2, 1
+    assert launches.count("multiply_bytes") == blocks * tiles
+    assert launches.count("squared_norms") == blocks + tiles  # of queries, of training samples
+    monkeypatch.setitem(nearest_in_tiles.kernels, "numpy", ())
+    for ours, theirs in zip(found, k_neighbors(A, B, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "expected"),  # in MiB
+    [(256, 100 << 10, 2 << 10), (256, 4 << 10, 1 << 10), (256, 0, 256), (255, 100 << 10, 255)],
+)
+def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
+    monkeypatch, given, free, expected
+):
+    given, free, expected = given << 20, free << 20, expected << 20
+    budgets = []
+    tiles = neighbors._tiles
+    monkeypatch.setattr(neighbors, "_tiles", lambda *a: budgets.append(a[-1]) or tiles(*a))
+    monkeypatch.setattr(neighbors, "library_name", lambda x: "cupy")
+    monkeypatch.setattr(neighbors, "free_device_bytes", lambda: free)
+    for dtype in (np.uint8, np.float32):
+        k_neighbors(*(x.astype(dtype) for x in samples(3, 4, 16)), 2, memory_budget=given)
+    assert budgets == [expected, given]
+
+
 # ------------------------------------------------------------------------------- distances
 
 

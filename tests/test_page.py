@@ -457,9 +457,10 @@ def test_the_table_has_every_row_and_what_it_is_sorted_by():
 
 def test_clocks_of_a_gpu_have_columns_where_they_were_read():
     events = {"median": 3e-4, "p20": 2e-4, "p80": 4e-4, "n": 9, "samples": []}
-    rows = [row("gpuclf on CuPy", 5e-4, device_s=events, transfer_s=0.25)]
+    host = events | {"median": 7e-5}
+    rows = [row("gpuclf on CuPy", 5e-4, device_s=events, host_s=host, transfer_s=0.25)]
     (line,) = lines(read(record(rows)).one("table", id="table"))
-    assert {"300 µs", "500 µs", "250 ms"} <= set(line)
+    assert {"300 µs", "500 µs", "250 ms", "70.0 µs"} <= set(line)
 
 
 def test_environment_and_command_are_told():

@@ -97,14 +97,23 @@ class QueueDevice(Queued):
     def mark(self):
         return max(self.now, self.end_of_queue) if self.waits else self.now
 
+    def hold(self, seconds):
+        self.queue(seconds)
 
-def queued(device, implementation, seconds=1.0):
+    def reached(self, mark):
+        return self.waits and self.now >= mark
+
+
+def queued(device, implementation, seconds=1.0, host_s=1e-9):
+    """Take `host_s` to launch a kernel, and half as much after it."""
+
     def prepare(case, inputs):
         call = implementation.prepare(case, inputs)
 
         def queue_call():
+            device.now += host_s
             device.queue(seconds)
-            device.now += 1e-9  # the launch itself
+            device.now += host_s / 2
             return call()
 
         return queue_call
@@ -135,6 +144,33 @@ def test_what_a_device_does_is_timed_to_its_end(queue_device):
     assert row.median_s == pytest.approx(1.0)
     assert row.status == "timed"
     assert row.share_of_floor == pytest.approx(row.floor_s)
+
+
+@pytest.mark.parametrize("host_s", [1e-3, 6e-3])  # within the first hold, and beyond it
+def test_the_time_of_a_slow_host_is_not_the_devices(queue_device, host_s):
+    device = queue_device(waits=True)
+    slow = queued(device, FLOATS, seconds=1e-4, host_s=host_s)
+    (row,) = run_case(tiny_case(), [slow], device)
+    assert row.status == "timed"
+    assert row.device_s["median"] == pytest.approx(1e-4)
+    assert row.device_s["with_host"] is False
+    assert row.host_s["median"] == pytest.approx(1.5 * host_s)
+    assert row.as_dict()["host_s"]["n"] == row.device_s["n"]
+
+
+def test_what_no_hold_outlasts_says_that_the_host_is_in_its_time(queue_device):
+    device = queue_device(waits=True)
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS, 1e-4, 1.0)], device)
+    assert row.device_s["with_host"] is True
+    assert row.device_s["median"] > 1.0
+
+
+def test_a_timer_that_does_not_hold_the_device_is_refused(queue_device):
+    device = queue_device(waits=True)
+    device.hold = lambda seconds: None
+    (row,) = run_case(tiny_case(), [queued(device, FLOATS)], device)
+    assert (row.status, row.device_s) == ("rejected", None)
+    assert "was not held" in row.reason
 
 
 def test_a_timer_that_does_not_wait_is_rejected(queue_device):

@@ -133,9 +133,10 @@ def test_tf32_has_eleven_bits(cuda_on_cpu):
 def test_launches_fit_into_shared_memory(shared_kilobytes, n_hidden):
     shared = shared_kilobytes << 10
     plan = two_layer_pass_on_cupy._plan(50_000, 3072, n_hidden, 10, 2, 16, shared)
-    assert max(plan.project_bytes, plan.second_bytes, plan.gradient_bytes) <= shared - 1024
+    launches = plan.project, plan.second, plan.multiply
+    assert max(launch.shared_bytes for launch in launches) <= shared - 1024
     assert plan.constants["PROJECT_STAGES"] >= 2
-    assert plan.partials[0] == max(1, 22 // plan.unit_blocks)  # of any device
+    assert plan.n_shares == max(1, 22 // -(-n_hidden // 64))  # of any device
 
 
 # ------------------------------------------------------------------------- difficult numbers

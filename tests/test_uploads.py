@@ -1,4 +1,5 @@
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -150,6 +151,7 @@ def cuda(monkeypatch):
     cupy.log = log
     cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(DeviceArray)
     cupy.cuda = SimpleNamespace(
+        Device=nullcontext,
         Stream=new_stream,
         get_current_stream=lambda: streams["compute"],
         runtime=SimpleNamespace(memGetInfo=lambda: (5_000, 10_000)),

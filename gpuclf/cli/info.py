@@ -47,7 +47,11 @@ def info(
     gpu = found["gpu"]
     table.add_row("GPU", escape(gpu["reason"]))
     if gpu["usable"]:
-        table.add_row("", f"compute capability {gpu['compute_capability']}")
+        count = f", {gpu['multiprocessors']} multiprocessors" if gpu["multiprocessors"] else ""
+        table.add_row("", f"compute capability {gpu['compute_capability']}{count}")
+        if gpu["devices"] > 1:
+            others = f"device {gpu['number']} of {gpu['devices']}: arrays go to the current one"
+            table.add_row("", f"{others} (CUDA_VISIBLE_DEVICES, or cupy.cuda.Device(n).use())")
         free, total = gpu["memory_free_bytes"] / 2**30, gpu["memory_bytes"] / 2**30
         table.add_row("", f"{free:.1f} of {total:.1f} GiB free, L2 {gpu['l2_bytes'] >> 20} MiB")
         table.add_row("", f"CUDA driver {gpu['cuda_driver']}, runtime {gpu['cuda_runtime']}")

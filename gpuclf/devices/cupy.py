@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +31,7 @@ __all__ = [
     "in_use",
     "probe_cupy",
     "product_precision",
+    "queue_of",
     "transfers",
     "upload",
 ]
@@ -35,12 +40,17 @@ logger = logging.getLogger("gpuclf")
 
 INSTALL_HINT = (
     "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
-    "both bring CuPy with the compiler and libraries that it needs"
+    "both bring CuPy with the compiler and libraries that it needs, as do 'cupy-cuda13x[ctk]' and "
+    "'cupy-cuda12x[ctk]' beside a checkout"
 )
 DRIVER_HINT = (
     "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "
     "does not hide it"
 )
+
+
+CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x")
+LIBRARIES = ("nvrtc", "cublas", "libcudart", "DynamicLibNotFoundError", "CUDA_PATH")
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,11 @@ def probe_cupy() -> CupyProbe:
     try:
         if not cupy.cuda.is_available():
             reason = f"{version} is installed but sees no CUDA device{_why_no_device(cupy)}"
-            return CupyProbe(False, reason, DRIVER_HINT)
+            return CupyProbe(False, reason, _driver_remedy(reason))
         device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     except Exception as error:
         reason = f"{version} cannot ask the CUDA driver ({_one_line(error)})"
-        return CupyProbe(False, reason, DRIVER_HINT)
+        return CupyProbe(False, reason, _driver_remedy(reason))
     try:
         doubled = cupy.empty(4, dtype=cupy.float32)
         kernel = cupy.RawKernel(
@@ -94,10 +104,45 @@ def probe_cupy() -> CupyProbe:
         found = cupy.asnumpy(square @ square)
     except Exception as error:
         step = f"{version} sees {device} but a first kernel fails ({_one_line(error)})"
-        return CupyProbe(False, step)
+        return CupyProbe(False, step, _kernel_remedy(step))
     if not np.array_equal(found, [[8.0, 12.0], [24.0, 44.0]]):
         return CupyProbe(False, f"{version} on {device} computes wrong results: {found.tolist()}")
     return CupyProbe(True, f"{version} on {device}")
+
+
+def _cupy_package() -> str | None:
+    """Return under which name CuPy was installed, None if from its source."""
+    for package in CUPY_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(package)
+            return package
+    return None
+
+
+def _driver_remedy(reason: str) -> str:
+    """Say what makes a device visible to CuPy."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if "InsufficientDriver" in reason and _cupy_package() == CUPY_PACKAGES[0]:
+        return (
+            "update NVIDIA's driver, which is older than CUDA 13 (`nvidia-smi` shows its version), "
+            "or take the CuPy for CUDA 12: pip uninstall cupy-cuda13x, then "
+            "pip install 'cupy-cuda12x[ctk]'"
+        )
+    if hidden is not None:
+        return f"unset CUDA_VISIBLE_DEVICES, which is {hidden!r}; or {DRIVER_HINT}"
+    return DRIVER_HINT
+
+
+def _kernel_remedy(reason: str) -> str:
+    """Say what lets CuPy compile and launch."""
+    package = _cupy_package()
+    if not any(name in reason for name in LIBRARIES):
+        return CupyProbe.remedy
+    if package is None:
+        return (
+            "install NVIDIA's CUDA toolkit, and set CUDA_PATH to it: CuPy compiles with its NVRTC"
+        )
+    return f"give CuPy its compiler and libraries: pip install '{package}[ctk]'"
 
 
 def _why_no_device(cupy: ModuleType) -> str:
@@ -127,12 +172,16 @@ def describe_gpu() -> dict[str, Any]:
         return {"usable": False, "reason": probe.reason, "remedy": probe.remedy}
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    current = int(cupy.cuda.Device().id)
+    properties = cupy.cuda.runtime.getDeviceProperties(current)
     free, total = cupy.cuda.runtime.memGetInfo()
     return {
         "usable": True,
         "reason": probe.reason,
         "name": properties["name"].decode(),
+        "number": current,
+        "devices": cupy.cuda.runtime.getDeviceCount(),
+        "multiprocessors": properties.get("multiProcessorCount"),
         "compute_capability": f"{properties['major']}.{properties['minor']}",
         "memory_bytes": total,
         "memory_free_bytes": free,
@@ -158,39 +207,54 @@ def upload(a: Array, cupy: ModuleType) -> Array:
 
 
 class CupyTransfers:
-    """What uploads ask of CUDA (:class:`~gpuclf.devices.uploads.Transfers`)."""
+    """What uploads ask of CUDA (:class:`~gpuclf.devices.uploads.Transfers`).
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    device : cupy.cuda.Device, optional
+        Where the arrays are to be; by default CuPy's current device. Which one is current when a
+        method is called does not matter: the arrays, streams and events are this one's.
+    """
+
+    def __init__(self, device: Any = None) -> None:
         import cupy
 
         self._cupy = cupy
-        self._uploads = cupy.cuda.Stream(non_blocking=True)
+        self._device = cupy.cuda.Device() if device is None else device
+        with self._device:
+            self._uploads = cupy.cuda.Stream(non_blocking=True)
 
     def page_locked(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:  # noqa: D102
         import cupyx
 
         try:
-            locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
+            with self._device:
+                locked: np.ndarray = cupyx.empty_pinned(shape, dtype)
         except (MemoryError, RuntimeError) as error:
             logger.debug("no page-locked memory (%s): uploads will be slower", _one_line(error))
             return np.empty(shape, dtype)
         return locked
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
-        return self._cupy.empty(shape, dtype)
+        with self._device:
+            return self._cupy.empty(shape, dtype)
 
     def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
-        target.set(source, stream=self._uploads)
-        return self._uploads.record()
+        with self._device:
+            target.set(source, stream=self._uploads)
+            return self._uploads.record()
 
     def computed_so_far(self) -> Any:  # noqa: D102
-        return self._cupy.cuda.get_current_stream().record()
+        with self._device:
+            return self._cupy.cuda.get_current_stream().record()
 
     def uploads_wait(self, event: Any) -> None:  # noqa: D102
-        self._uploads.wait_event(event)
+        with self._device:
+            self._uploads.wait_event(event)
 
     def computation_waits(self, event: Any) -> None:  # noqa: D102
-        self._cupy.cuda.get_current_stream().wait_event(event)
+        with self._device:
+            self._cupy.cuda.get_current_stream().wait_event(event)
 
     def host_waits(self, event: Any) -> None:  # noqa: D102
         event.synchronize()
@@ -203,7 +267,16 @@ def free_device_bytes() -> int | None:
 
 def transfers(like: Array) -> CupyTransfers | None:
     """Return the calls that queue uploads to where `like` lives; None for libraries without."""
-    return CupyTransfers() if library_name(like) == "cupy" else None
+    return CupyTransfers(like.device) if library_name(like) == "cupy" else None
+
+
+def queue_of(like: Array) -> tuple[int, int, int] | None:
+    """Name what runs one after another: device, current stream, thread; None without a device."""
+    if library_name(like) != "cupy":
+        return None
+    number = int(like.device.id)
+    stream = sys.modules["cupy"].cuda.get_current_stream(number)
+    return number, int(stream.ptr), threading.get_ident()
 
 
 CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
@@ -274,13 +347,17 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
     import cupy
 
     kernel = cupy.RawKernel(source, name, options)
+    asked: dict[int, int] = {}  # bytes of shared memory by device
 
     def launch(
         grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
     ) -> None:
-        with next(x.device for x in args if isinstance(x, cupy.ndarray)):
-            if shared_bytes and shared_bytes > kernel.max_dynamic_shared_size_bytes:
-                kernel.max_dynamic_shared_size_bytes = shared_bytes
+        device = next(x.device for x in args if isinstance(x, cupy.ndarray))
+        with device:
+            if shared_bytes > asked.get(device.id, 0):
+                if shared_bytes > kernel.max_dynamic_shared_size_bytes:
+                    kernel.max_dynamic_shared_size_bytes = shared_bytes
+                asked[device.id] = shared_bytes
             kernel(grid, block, args, shared_mem=shared_bytes)
 
     return launch

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, library_name, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cpu import cpu_workers
+from gpuclf.devices.cupy import free_device_bytes
 from gpuclf.dispatch import fusable
 from gpuclf.models.distances import (
     EXACT_FEATURES,
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 MEMORY_BUDGET = 256 << 20
+GPU_MEMORY_BUDGET = 2 << 30  # of bytes, whose distances are exact however they are tiled
 SPARE_CANDIDATES = 8
 DIFFERENCES_AT_ONCE = 4  # temporaries of `differences_bytes`
 PAIR_BYTES = 32  # its distance, the products that it is made of, and what the selection needs
@@ -157,7 +159,8 @@ def k_neighbors(
     metric : {"l2", "l1"}, default "l2"
     memory_budget : int, default 256 MiB
         Bytes that temporaries may take, beside the samples and the result: queries and training
-        samples are compared in tiles of that size, by fewer threads if it is small.
+        samples are compared in tiles of that size, by fewer threads if it is small. On a GPU the
+        default is a quarter of what is free, up to 2 GiB, for samples of bytes.
     callback : callable, optional
         ``callback(done, total)``, called after each tile with the number of distances; from
         several threads, one at a time.
@@ -191,9 +194,13 @@ def k_neighbors(
     exact = A.dtype == B.dtype == xp.uint8
     expanded = metric == "l2" and not exact
     n_candidates = min(k + SPARE_CANDIDATES, n_training) if expanded else k
+    if exact and memory_budget == MEMORY_BUDGET and library_name(A) == "cupy":
+        free = free_device_bytes() or 0
+        memory_budget = max(memory_budget, min(GPU_MEMORY_BUDGET, free // 4))
     tiles = _tiles(n_queries, n_training, n_features, xp, exact, metric, memory_budget)
     expansion = Expansion(B, tiles.n_training) if expanded else None
     done, lock = 0, threading.Lock()
+    kept: dict[Any, Array] = {}
 
     def count(n_distances: int) -> None:
         nonlocal done
@@ -209,7 +216,7 @@ def k_neighbors(
         queries = A[rows, :]
         if expansion is None:
             ranks, indices = nearest_in_tiles(
-                queries, B, k, metric, tiles.n_training, tiles.block_bytes, count
+                queries, B, k, metric, tiles.n_training, tiles.block_bytes, count, kept
             )
             return to_distances(ranks, metric), indices
         best = _search(queries, B, n_candidates, expansion.squares, tiles.n_training, count)
@@ -233,7 +240,7 @@ def k_neighbors(
 @fusable(cupy="nearest.on_gpu:nearest_of_bytes")
 def nearest_in_tiles(
     A: Array, B: Array, k: int, metric: str, tile_training: int, block_bytes: int,
-    count: Callable[[int], None],
+    count: Callable[[int], None], kept: dict[Any, Array] | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Ranks and indices (N, k) of the rows of B that are nearest to those of A, by ranks alone.
 
@@ -251,6 +258,9 @@ def nearest_in_tiles(
         As in :func:`gpuclf.models.distances.manhattan`.
     count : callable
         ``count(n)``, called after each tile with its number of distances.
+    kept : dict, optional
+        Where a version of this function keeps what it knows of B for the next queries. B must not
+        change as long as it is passed.
 
     Returns
     -------

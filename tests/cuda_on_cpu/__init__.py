@@ -5,7 +5,15 @@ The fixture ``cuda_on_cpu`` (tests/conftest.py) puts a :class:`CpuDevice` where
 grids, argument order, types and reductions are tested along with the kernels.
 """
 
-from .device import ORDERS, CpuDevice, CudaOnCpuError, hidden, with_hidden_arrays
+from .device import COPIES, ORDERS, CpuDevice, CudaOnCpuError, hidden, with_hidden_arrays
 from .requirements import missing
 
-__all__ = ["ORDERS", "CpuDevice", "CudaOnCpuError", "hidden", "missing", "with_hidden_arrays"]
+__all__ = [
+    "COPIES",
+    "ORDERS",
+    "CpuDevice",
+    "CudaOnCpuError",
+    "hidden",
+    "missing",
+    "with_hidden_arrays",
+]

@@ -51,7 +51,7 @@ def compiler() -> str | None:
 
 def host_source(file: str, source: str) -> str:
     """Return the C++ translation unit for a CUDA source."""
-    body = DYNAMIC_SHARED.sub(r"\1* const \2 = cuda_on_cpu::dynamic_shared<\1>();", source)
+    body = DYNAMIC_SHARED.sub(r"\1* const& \2 = cuda_on_cpu::dynamic_shared<\1>();", source)
     entries = [
         f'extern "C" __attribute__((visibility("default"))) const char* launch_{name}'
         f"(const cuda_on_cpu::Request* request) {{\n"

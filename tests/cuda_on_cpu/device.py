@@ -14,6 +14,7 @@ from gpuclf.kernels.building import cuda as cuda_modules
 from .compilation import library, whole_source
 
 ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
+COPIES = {"when waited for": 0, "at once": 1}
 # What memory holds that nobody has written: NaN and -1, or large numbers, by order.
 GARBAGE = {"forward": 0xFF, "reversed": 0x7F, "shuffled": 0xFF}
 GUARD_BYTES = 1 << 20  # on each side, where any access is an error
@@ -40,6 +41,7 @@ class _Request(ctypes.Structure):
         ("block", ctypes.c_uint * 3),
         ("shared_bytes", ctypes.c_uint),
         ("order", ctypes.c_uint),
+        ("copies_at_once", ctypes.c_uint),
         ("fill", ctypes.c_int),
         ("n_arguments", ctypes.c_int),
         ("arguments", ctypes.POINTER(_Argument)),
@@ -148,6 +150,8 @@ class CpuDevice:
     ----------
     order : {"forward", "reversed", "shuffled"}
         In which order blocks, warps and lanes take their turns.
+    copies : {"when waited for", "at once"}
+        When asynchronous copies to shared memory are made: as late or as early as can be.
     limits : DeviceLimits
         What wrappers are told about the device. Few multiprocessors, so that a grid that follows
         them goes round several times also for little data.
@@ -156,7 +160,7 @@ class CpuDevice:
     """
 
     def __init__(self) -> None:
-        self.order = "forward"
+        self.order, self.copies = "forward", "when waited for"
         self.limits = cuda_modules.DeviceLimits(90, 3, 227 << 10)
         self.launches: list[str] = []
         self._sources: dict[str, str] = {}
@@ -185,10 +189,17 @@ class CpuDevice:
                 raise ValueError(f"{old!r} is {text.count(old)} times in {file}")
             text = text.replace(old, new)
         self._sources[file] = text
+        self._build_anew()
         try:
             yield
         finally:
             self._sources[file] = intact
+            self._build_anew()
+
+    def _build_anew(self) -> None:
+        # Launches that are kept look whether kernels are still built by the same method.
+        if getattr(cuda_modules.build, "__self__", None) is self:
+            cuda_modules.build = self.build
 
     def build(
         self, file: str, name: str, constants: cuda_modules.Constants
@@ -232,6 +243,7 @@ class CpuDevice:
                 (*block, 1, 1)[:3],
                 shared_bytes,
                 ORDERS[self.order],
+                COPIES[self.copies],
                 self.garbage,
                 len(args),
                 arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,13 @@ def parse_break_even(content: bytes) -> dict[str, Any]:
 
 
 def _file() -> Path:
-    import pooch  # type: ignore[import-untyped]
-
-    return Path(pooch.os_cache("gpuclf")).expanduser() / "break_even.json"
+    try:
+        import pooch  # type: ignore[import-untyped]
+    except ImportError:  # an image with CuPy alone: nothing is downloaded there
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gpuclf"
+    else:
+        folder = Path(pooch.os_cache("gpuclf"))
+    return folder.expanduser() / "break_even.json"
 
 
 def _machine_id() -> str:

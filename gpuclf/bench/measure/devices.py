@@ -13,6 +13,14 @@ from gpuclf.devices.cpu import cache_bytes
 __all__ = ["CudaDevice", "Device", "HostDevice"]
 
 SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
+# One thread that waits. Bounded by its own clock: it ends whatever the host does.
+HOLD = """
+extern "C" __global__ void hold(long long cycles) {
+    const long long start = clock64();
+    while (clock64() - start < cycles) {}
+}
+"""
+FASTEST_CLOCK_KHZ = 2_000_000  # where the driver does not say; faster than any GPU so far runs long
 
 
 class HostDevice:
@@ -45,6 +53,13 @@ class HostDevice:
     def seconds_between(self, start: Any, end: Any) -> float:
         """Return the device's time between two marks; both must have been reached."""
         return float(end - start)
+
+    def hold(self, seconds: float) -> None:
+        """Keep the queue busy, so that what is queued behind waits until the host is done."""
+
+    def reached(self, mark: Any) -> bool:
+        """Tell, without waiting, whether the queue has come to a mark."""
+        return False
 
     def empty_pinned(self, nbytes: int) -> np.ndarray:
         """Return bytes of host memory that the device can copy from directly."""
@@ -81,7 +96,10 @@ class CudaDevice(HostDevice):
 
     def __init__(self) -> None:
         self.xp = get_backend("cupy").xp
-        self.cache_bytes = int(self.xp.cuda.Device().attributes["L2CacheSize"])
+        attributes = self.xp.cuda.Device().attributes
+        self.cache_bytes = int(attributes["L2CacheSize"])
+        self._clock_hz = 1e3 * int(attributes.get("ClockRate") or FASTEST_CLOCK_KHZ)
+        self._hold: Any = None
 
     def synchronize(self) -> None:
         """Wait for all streams of the device."""
@@ -96,6 +114,17 @@ class CudaDevice(HostDevice):
     def seconds_between(self, start: Any, end: Any) -> float:
         """Ask the driver; its resolution is about half a microsecond."""
         return float(self.xp.cuda.get_elapsed_time(start, end)) / 1e3
+
+    def hold(self, seconds: float) -> None:
+        """Queue a kernel that waits so long at the highest clock, or longer at a lower one."""
+        if self._hold is None:
+            self._hold = self.xp.RawKernel(HOLD, "hold")
+        with self.xp.cuda.Stream.null:
+            self._hold((1,), (1,), (np.int64(seconds * self._clock_hz),))
+
+    def reached(self, mark: Any) -> bool:
+        """Ask the driver."""
+        return bool(mark.done)
 
     def empty_pinned(self, nbytes: int) -> np.ndarray:
         """Allocate page-locked memory."""

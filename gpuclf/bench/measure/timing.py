@@ -28,6 +28,9 @@ MIN_ROUNDS, STEADY_ROUNDS = 5, 10
 SLOW_ROUNDS = 3  # of the loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
 LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
+HOLD_S = 2e-3  # how long a GPU is held while the host queues a call; a call takes some 0.1 ms
+LONGEST_HOLD_S = 32e-3  # a call that takes longer to queue waits for the GPU, or is not fed by us
+HOLD_TRIES = 3  # a busy machine may take this process away for as long as a hold
 
 # What a row takes over as it is.
 OF_CASE = ("group", "operation", "samples", "models", "hidden_units")
@@ -39,6 +42,10 @@ Seconds = dict[str, list[float]]
 
 class TimeLimitError(BaseException):
     """Something took too long. No `Exception`, so that no library takes it for one of its own."""
+
+
+class DishonestClockError(RuntimeError):
+    """A device's clock would count the host's time as the device's."""
 
 
 @contextmanager
@@ -95,9 +102,13 @@ class Row:
     times_s : list of float
         All of them, in the order measured: turns of `calls_a_turn` calls.
     device_s, queued_s : dict or None
-        Median, p20, p80, n and samples, in seconds a call, of a GPU: by events around each call (a
-        library with a queue of its own is waited for before the second event); by the clock for
-        calls queued one after another, divided by their number.
+        Median, p20, p80, n and samples, in seconds a call, of a GPU: by events around each call,
+        which the GPU is held from until the host has queued all of it; by the clock for calls
+        queued one after another, divided by their number. ``device_s["with_host"]`` says that some
+        of the host's time is in it nevertheless: a call waits for the GPU in the middle, or its
+        library has a queue of its own, and is waited for before the second event.
+    host_s : dict or None
+        The same of the host's part: until a call returns, which has then been queued.
     bytes, operations : int
         The least work.
     floor_s, share_of_floor : float or None
@@ -139,6 +150,7 @@ class Row:
     times_s: list[float] = field(default_factory=list)
     device_s: dict[str, Any] | None = None
     queued_s: dict[str, Any] | None = None
+    host_s: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -236,17 +248,31 @@ def run_case(
             "after the timing: ",
         )
         if checked is not None:
-            _judge(rows[name], seconds, slack)
+            _judge(rows[name], seconds, slack, with_host=not runs[name].hold_s)
     return list(rows.values())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A call that is ready to be timed."""
+    """A call that is ready to be timed.
+
+    Attributes
+    ----------
+    implementation : Implementation
+    call : callable
+    device : Device
+    hold_s : float
+        How long the device is held while the host queues the call; 0 where that is of no use.
+    """
 
     implementation: Implementation
     call: Call
     device: Device
+    hold_s: float = HOLD_S
+
+    def __post_init__(self) -> None:
+        if self.implementation.wait is not None:
+            self.hold_s = 0.0  # its queue is not the one that would be held
 
     def finish(self, result: Any) -> None:
         """Return when the result is there."""
@@ -267,6 +293,8 @@ def _attempt(
         row.status, row.reason = "unavailable", f"{when}{reason}"
     except DisagreementError as error:
         row.status, row.reason = "wrong", f"{when}{error}"
+    except DishonestClockError as error:
+        row.status, row.reason = "rejected", f"{when}{error}"
     except Exception as error:
         row.status, row.reason = "failed", f"{when}{type(error).__name__}: {error}"
     return None
@@ -388,13 +416,8 @@ def _turn(run: Run, n_calls: int) -> Seconds:
     device.settle()
     found: Seconds = {}
     if device.queues:
-        marks = []
-        for _ in range(n_calls):
-            start = device.mark()
-            run.finish(call())
-            marks.append((start, device.mark()))
-        device.synchronize()
-        found["device_s"] = [device.seconds_between(*pair) for pair in marks]
+        timed = [_by_marks(run) for _ in range(n_calls)]
+        found["device_s"], found["host_s"] = ([*times] for times in zip(*timed, strict=True))
         began = time.perf_counter()
         for _ in range(n_calls):
             result = call()
@@ -411,7 +434,42 @@ def _turn(run: Run, n_calls: int) -> Seconds:
     return found
 
 
-def _judge(row: Row, samples: Seconds, slack: float) -> None:
+def _by_marks(run: Run) -> tuple[float, float]:
+    """Return the device's time of a call, and the host's.
+
+    Between two marks an idle device waits for the host, whose time would count as its own: it is
+    held before the first one until all is queued. Where the host takes longer, once more.
+    """
+    device = run.device
+    while True:
+        start = _held_mark(run)
+        began = time.perf_counter()
+        result = run.call()
+        host_s = time.perf_counter() - began
+        is_late = run.hold_s > 0 and device.reached(start)
+        run.finish(result)
+        end = device.mark()
+        device.synchronize()
+        if not is_late:
+            return device.seconds_between(start, end), host_s
+        run.hold_s = 4 * run.hold_s if 4 * run.hold_s <= LONGEST_HOLD_S else 0.0
+
+
+def _held_mark(run: Run) -> Any:
+    """Return a mark that the device comes to when it is no longer held."""
+    for _ in range(HOLD_TRIES):
+        run.device.synchronize()
+        if run.hold_s:
+            run.device.hold(run.hold_s)
+        start = run.device.mark()
+        if not (run.hold_s and run.device.reached(start)):
+            return start
+    raise DishonestClockError(
+        f"the device was not held for {run.hold_s:g} s: its time would have the host's in it"
+    )
+
+
+def _judge(row: Row, samples: Seconds, slack: float, with_host: bool) -> None:
     for kind, measured in samples.items():
         seconds = [t * row.samples / row.measured_samples for t in measured]
         p20, median, p80 = np.percentile(seconds, [20, 50, 80]).tolist()
@@ -420,5 +478,6 @@ def _judge(row: Row, samples: Seconds, slack: float) -> None:
             row.n, row.times_s = len(seconds), seconds
         else:
             found = {"median": median, "p20": p20, "p80": p80, "n": len(seconds)}
+            found |= {"with_host": with_host} if kind == "device_s" else {}
             setattr(row, kind, found | {"samples": seconds})
     reject_too_fast(row, slack)

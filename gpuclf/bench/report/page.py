@@ -114,6 +114,7 @@ def _derived(row: Row) -> Row:
     row["model_s"] = median / row["models"] if median and (row["models"] or 1) > 1 else None
     row["device_median_s"] = (row["device_s"] or {}).get("median")
     row["queued_median_s"] = (row["queued_s"] or {}).get("median")
+    row["host_median_s"] = (row["host_s"] or {}).get("median")
     row["error"] = max((row["errors"] or {}).values(), default=None)
     return row
 

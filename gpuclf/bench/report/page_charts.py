@@ -106,6 +106,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "transfer": ("transfer_s", lambda row: duration(row["transfer_s"])),
     "device time": ("device_median_s", lambda row: duration(row["device_median_s"])),
     "queued": ("queued_median_s", lambda row: duration(row["queued_median_s"])),
+    "host time": ("host_median_s", lambda row: duration(row["host_median_s"])),
     "difference": ("error", lambda row: f"{row['error']:.1e}"),
     "operations a byte": ("intensity", lambda row: format_number(row["intensity"])),
     "speed": ("speed", lambda row: rate(row["speed"], "op/s")),

@@ -90,7 +90,7 @@ ROW = Fields(
         **dict.fromkeys(("median_s", "p20_s", "p80_s"), Maybe(POSITIVE)),
         **dict.fromkeys(("cold_s", "transfer_s", "bytes", "operations"), Maybe(AMOUNT)),
         **dict.fromkeys(("extrapolated", "uploads"), FLAG),
-        **dict.fromkeys(("device_s", "queued_s"), QUANTILES),
+        **dict.fromkeys(("device_s", "host_s", "queued_s"), QUANTILES),
         **dict.fromkeys(("hidden_units", "calls_a_turn"), Maybe(COUNT)),
         "device": DEVICE,
         "status": STATUS,

@@ -28,22 +28,28 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOLDER",
+    "MAX_GRID",
     "MAX_ROWS",
     "MIN_CAPABILITY",
+    "NULL",
     "VECTOR",
     "DeviceLimits",
+    "Launch",
+    "Workspace",
     "address",
     "build",
     "bytes_of_copies",
     "ceil_div",
+    "check_same_device",
     "compiler_options",
     "contiguous",
     "device_limits",
     "empty",
+    "fits_grid",
     "hinge_macro",
     "int64_labels",
     "launch",
-    "mean_and_scale",
+    "null_for_none",
     "numbers_in",
     "recorded",
 ]
@@ -53,6 +59,10 @@ HEADER_FOLDERS = (FOLDER / "building", FOLDER / "epochs")
 VECTOR = 16  # bytes of the widest load, and what its address must be a multiple of
 MIN_CAPABILITY = 80  # of tensor cores and asynchronous copies as the headers have them
 MAX_ROWS = 2**31 - 2**10  # so that the rows of a whole block have numbers
+MAX_GRID = (2**31 - 1, 65_535, 65_535)  # blocks along x, y, z, on every device
+NULL = np.uint64(0)  # a pointer, as an argument of a kernel
+UINT8, INT64, FLOAT32 = map(np.dtype, ("uint8", "int64", "float32"))
+KEPT_BYTES = 256 << 20  # of all workspaces
 Constants: TypeAlias = tuple[tuple[str, int | str], ...]
 Launcher: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
 
@@ -112,9 +122,109 @@ def launch(
     ------
     TypeError
         For a float without a type of its own, which would be passed with the wrong width.
+    ValueError
+        For a grid that no device takes. Wrappers decline such sizes before: see `fits_grid`.
     """
-    launcher = build(file, name, tuple(sorted(constants.items())))
-    launcher(_as_tuple(grid), _as_tuple(block), tuple(map(_typed, args)), shared_bytes)
+    Launch(file, constants, name, grid, block, shared_bytes)(*map(_typed, args))
+
+
+class Launch:
+    """What is the same whenever a kernel is launched: looked up once, for a call of many parts.
+
+    Parameters
+    ----------
+    file, constants, name, grid, block, shared_bytes
+        As in :func:`launch`.
+    """
+
+    __slots__ = ("_block", "_grid", "_made", "_source", "shared_bytes")
+
+    def __init__(
+        self, file: str, constants: Mapping[str, int | str], name: str,
+        grid: int | tuple[int, ...], block: int | tuple[int, ...], shared_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        self._grid, self._block = _as_tuple(grid), _as_tuple(block)
+        if not fits_grid(self._grid):
+            raise ValueError(f"{name} in {file}: a grid of {self._grid} blocks; at most {MAX_GRID}")
+        self._source = file, name, tuple(sorted(constants.items()))
+        self.shared_bytes = shared_bytes
+        self._made: tuple[Any, Any] = None, None
+
+    def __call__(self, *args: Any) -> None:
+        """Queue it with arrays, NULL or what :func:`null_for_none` makes, and NumPy scalars."""
+        made_by, launcher = self._made
+        if made_by is not build:  # the first time, or where a test builds in another way
+            launcher = build(*self._source)
+            self._made = build, launcher
+        launcher(self._grid, self._block, args, self.shared_bytes)
+
+
+def null_for_none(x: Array | None) -> Any:
+    """Return what a kernel is given for an array that may be missing."""
+    return NULL if x is None else x
+
+
+class Workspace:
+    """Arrays that lie between the kernels of a call, kept for the next call of the same sizes.
+
+    Each stream of each device has arrays of its own, in each thread: calls that are queued one
+    after another may use the same memory, others may not. What was used last is kept, up to
+    `KEPT_BYTES` of all workspaces together; where streams are not known, nothing is, nor what is
+    larger than that.
+
+    Parameters
+    ----------
+    shapes : iterable of tuple
+        The shape of each array, and then the name of its type.
+    """
+
+    def __init__(self, *shapes: tuple[int | str, ...]) -> None:
+        self._shapes: Any = shapes
+
+    def beside(self, like: Array) -> list[Array]:
+        """Return the arrays, on the device of `like`; what they hold is anything."""
+        queue = cupy_device.queue_of(like)
+        if queue is None:
+            return self._new(like)
+        key = id(self), queue
+        found = _workspaces.pop(key, None)
+        if found is None:
+            found = self, self._new(like)
+            if sum(x.nbytes for x in found[1]) > KEPT_BYTES:
+                return found[1]  # a pool has other use for so much
+        _workspaces[key] = found  # the last in order
+        if len(_workspaces) > 1:
+            _forget_old_workspaces()
+        return found[1]
+
+    def _new(self, like: Array) -> list[Array]:
+        return [empty(like, *shape, dtype=dtype) for *shape, dtype in self._shapes]
+
+
+_workspaces: dict[Any, tuple[Workspace, list[Array]]] = {}  # the workspace too, or its id is reused
+
+
+def _forget_old_workspaces() -> None:
+    n_bytes = [sum(x.nbytes for x in arrays) for _, arrays in [*_workspaces.values()]]
+    keys, total = [*_workspaces], sum(n_bytes)
+    for key, size in zip(keys[:-1], n_bytes, strict=False):
+        if total <= KEPT_BYTES:
+            break
+        _workspaces.pop(key, None)
+        total -= size
+
+
+def fits_grid(*grids: int | tuple[int, ...]) -> bool:
+    """Tell whether a device takes grids of so many blocks along x, y and z.
+
+    Examples
+    --------
+    >>> fits_grid(70_000), fits_grid((1, 70_000))
+    (True, False)
+    """
+    return all(
+        0 < n <= most for grid in grids for n, most in zip(_as_tuple(grid), MAX_GRID, strict=False)
+    )
 
 
 def _as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -155,6 +265,8 @@ def contiguous(x: Array) -> Array:
 
 def int64_labels(y: Array) -> Array:
     """Return labels as kernels read them."""
+    if y.dtype == INT64 and y.flags.c_contiguous:
+        return y
     xp = array_namespace(y)
     return contiguous(xp.astype(y, xp.int64, copy=False))
 
@@ -172,26 +284,34 @@ def bytes_of_copies(
         Parameters, beginning with the W of the first product, and weights.
     precision : {"float32", "tf32", "float64"}
     """
-    X, (W, *others) = samples.stored, [x for x in floats if x is not None]
+    X, given = samples.stored, [x for x in floats if x is not None]
+    W = given[0]
     fits = (
         precision in ("float32", "tf32")
         and samples.folds
         and type(X) is type(W)
-        and X.dtype.name == "uint8"
+        and X.dtype == UINT8
         and X.flags.c_contiguous
         and samples.n_samples < MAX_ROWS
         and y.ndim == 1
-        and all(x.dtype.name == "float32" and x.flags.c_contiguous for x in (W, *others))
-        and device_limits(W).capability >= MIN_CAPABILITY
     )
+    for x in given if fits else ():
+        fits = fits and x.dtype == FLOAT32 and x.flags.c_contiguous
+    fits = fits and device_limits(W).capability >= MIN_CAPABILITY
     size = gcd(VECTOR, samples.n_features, address(X)) if fits else 0
     return size if size >= 4 else 0  # cp.async has no smaller ones
 
 
-def mean_and_scale(samples: FoldedSamples) -> tuple[Array | None, Array | None]:
-    """Return what pack kernels fold into W: null pointers for bytes as they are."""
-    given = samples.standardized
-    return (None, None) if given is None else (given.mean, given.scale)
+def check_same_device(**named: Array | None) -> None:
+    """Raise a MixedDevicesError, as array_namespace does, where arrays are not all in one place."""
+    kind, place = None, None
+    for x in named.values():
+        if x is None:
+            continue
+        if kind is None:
+            kind, place = type(x), x.device
+        elif type(x) is not kind or x.device != place:
+            array_namespace(**named)
 
 
 def hinge_macro(data_loss: Any) -> int | None:
@@ -202,8 +322,9 @@ def hinge_macro(data_loss: Any) -> int | None:
 
 def address(x: Array) -> int:
     """Return where the first item of `x` lies."""
-    interface = getattr(x, "__cuda_array_interface__", None) or x.__array_interface__
-    return int(interface["data"][0])
+    if isinstance(x, np.ndarray):
+        return int(x.__array_interface__["data"][0])
+    return int(x.data.ptr)  # CuPy's own; its interface would be a new dict
 
 
 def recorded(like: Array, queue: Callable[[], None]) -> Callable[[], None] | None:

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import VECTOR, ceil_div
+from gpuclf.kernels.building.cuda import (
+    NULL,
+    VECTOR,
+    Launch,
+    Workspace,
+    ceil_div,
+    null_for_none,
+)
 from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
 
 if TYPE_CHECKING:
@@ -70,9 +76,9 @@ def _pass(
     walk: str, reg: float | None = None,
 ) -> Any:  # fmt: skip
     copy_bytes = cuda.bytes_of_copies(samples, y, (W, b, weights), precision)
+    hinge = cuda.hinge_macro(data_loss) if copy_bytes else None
     if not (
-        copy_bytes
-        and cuda.hinge_macro(data_loss) is not None
+        hinge is not None
         and W.ndim == 2
         and W.shape[1] <= MAX_CLASSES
         and samples.n_features < 2**31 // MAX_CLASSES
@@ -83,7 +89,7 @@ def _pass(
         found = single_pass(W, b, samples, y, weights, data_loss, reg)
         if found is not NotImplemented:
             return found
-    return _launch(W, b, samples, y, weights, data_loss, precision, copy_bytes, reg)
+    return _launch(W, b, samples, y, weights, hinge, precision, copy_bytes, reg)
 
 
 @cache
@@ -91,7 +97,7 @@ def _plan(
     n_samples: int, n_features: int, n_classes: int, parts: int, hinge: int, copy_bytes: int,
     shared_bytes: int,
 ) -> SimpleNamespace | None:  # fmt: skip
-    """Plan buffers and launches, or return None for a device with too little shared memory."""
+    """Plan buffers and launches; None for too little shared memory or too many columns."""
     tiles, class_tiles = ceil_div(n_classes, 8), ceil_div(n_classes, 16)
     shares_a_tile = parts == 2 and 1 <= n_classes % 8 <= 4
     weight_vectors = 64 * (parts * tiles - shares_a_tile) + 1
@@ -112,70 +118,79 @@ def _plan(
         return None
     strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
     stage_vectors = strips * strip_vectors + gradient_vectors + 1
+    gradient_grid = class_tiles, ceil_div(n_strips, strips), n_shares
+    if not cuda.fits_grid(gradient_grid):
+        return None
+    constants = {
+        "FEATURES": n_features,
+        "CLASSES": n_classes,
+        "SPLIT": parts - 1,
+        "HINGE": hinge,
+        "COPY_BYTES": copy_bytes,
+        "BLOCK_ROWS": block_rows,
+        "SCORE_STAGES": score_stages,
+        "BLOCK_STRIPS": strips,
+    }
+    kernel = partial(Launch, FILE, constants)
+    score_bytes = max(score_stages * stage_bytes, epilogue_bytes)
+    gradient_bytes = GRADIENT_STAGES * VECTOR * stage_vectors
+    n_groups = n_score_blocks * block_rows // GROUP
+    n_sum_blocks = class_tiles * n_strips * 4 + n_classes + 1
     return SimpleNamespace(
-        constants={
-            "FEATURES": n_features,
-            "CLASSES": n_classes,
-            "SPLIT": parts - 1,
-            "HINGE": hinge,
-            "COPY_BYTES": copy_bytes,
-            "BLOCK_ROWS": block_rows,
-            "SCORE_STAGES": score_stages,
-            "BLOCK_STRIPS": strips,
-        },
-        n_chunks=n_chunks,
-        n_score_blocks=n_score_blocks,
-        score_threads=block_rows // warp_rows * 32,
-        score_bytes=max(score_stages * stage_bytes, epilogue_bytes),
-        gradient_grid=(class_tiles, ceil_div(n_strips, strips), n_shares),
-        gradient_bytes=GRADIENT_STAGES * VECTOR * stage_vectors,
-        packed=(n_chunks, weight_vectors, 4),
-        gradients=(n_score_blocks * block_rows // GROUP, class_tiles, gradient_vectors, 4),
-        partials=(n_shares, class_tiles, n_strips, STRIP * 16),
-        n_sum_blocks=class_tiles * n_strips * 4 + n_classes + 1,
+        constants=constants,
+        workspace=Workspace(
+            (n_chunks, weight_vectors, 4, "float32"),
+            (n_features, 2, "float32"),
+            (n_chunks, n_classes + 1, "float64"),
+            (n_groups, class_tiles, gradient_vectors, 4, "float32"),
+            (n_groups, "float32"),
+            (n_score_blocks, n_classes + 1, "float64"),
+            (n_shares, class_tiles, n_strips, STRIP * 16, "float32"),
+        ),
+        pack=kernel("pack_weights", n_chunks, 256),
+        score=kernel(
+            "score_rows", n_score_blocks, block_rows // warp_rows * 32, shared_bytes=score_bytes
+        ),
+        multiply=kernel(
+            "multiply_gradients", gradient_grid, 32 * strips, shared_bytes=gradient_bytes
+        ),
+        add_up=kernel("sum_partials", n_sum_blocks, 256),
+        n_samples=np.int32(n_samples),
+        uniform_weight=np.float32(1 / n_samples),
+        n_shares=np.int32(n_shares),
+        n_score_blocks=np.int32(n_score_blocks),
     )
 
 
 def _launch(
-    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any, precision: str,
+    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, hinge: int, precision: str,
     copy_bytes: int, reg: float | None,
 ) -> Any:  # fmt: skip
     """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
     X, n_samples, (n_features, n_classes) = samples.stored, samples.n_samples, W.shape
-    xp = array_namespace(W=W, b=b, X=X, y=y, weights=weights)
+    cuda.check_same_device(W=W, b=b, X=X, y=y, weights=weights)
     plan = _plan(
         n_samples, n_features, n_classes, 1 if precision == "tf32" else 2,
-        cuda.hinge_macro(data_loss), copy_bytes, cuda.device_limits(W).shared_bytes,
+        hinge, copy_bytes, cuda.device_limits(W).shared_bytes,
     )  # fmt: skip
     if plan is None:
         return NotImplemented
-    empty, launch = partial(cuda.empty, W), partial(cuda.launch, FILE, plan.constants)
-
-    mean = scale = folding = chunk_sums = None
-    if reg is not None:
-        mean, scale = cuda.mean_and_scale(samples)
-        folding = empty(n_features, 2)
-        chunk_sums = empty(plan.n_chunks, n_classes + 1, dtype="float64")
-    packed = empty(*plan.packed)
-    launch("pack_weights", plan.n_chunks, 256, W, mean, scale, packed, folding, chunk_sums)
-
-    gradients, unscale = empty(*plan.gradients), empty(plan.gradients[0])
-    sums = empty(plan.n_score_blocks, n_classes + 1, dtype="float64")
-    launch(
-        "score_rows", plan.n_score_blocks, plan.score_threads, X, packed, b, chunk_sums,
-        cuda.int64_labels(y), weights, gradients, unscale, sums, np.float32(1 / n_samples),
-        n_samples, shared_bytes=plan.score_bytes,
+    packed, folding, chunk_sums, gradients, unscale, sums, partials = plan.workspace.beside(W)
+    mean = scale = NULL
+    if reg is None:
+        folding = chunk_sums = NULL
+    elif samples.standardized is not None:
+        mean, scale = samples.standardized.mean, samples.standardized.scale
+    plan.pack(W, mean, scale, packed, folding, chunk_sums)
+    plan.score(
+        X, packed, null_for_none(b), chunk_sums, cuda.int64_labels(y), null_for_none(weights),
+        gradients, unscale, sums, plan.uniform_weight, plan.n_samples,
     )  # fmt: skip
-
-    partials = empty(*plan.partials)
-    launch(
-        "multiply_gradients", plan.gradient_grid, 32 * plan.constants["BLOCK_STRIPS"], X,
-        gradients, unscale, partials, n_samples, shared_bytes=plan.gradient_bytes,
-    )  # fmt: skip
-
+    plan.multiply(X, gradients, unscale, partials, plan.n_samples)
+    empty = partial(cuda.empty, W)
     dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype="float64")
-    launch(
-        "sum_partials", plan.n_sum_blocks, 256, partials, sums, W, folding, chunk_sums, dW, db,
-        loss, np.float64(reg or 0), plan.partials[0], plan.n_score_blocks,
+    plan.add_up(
+        partials, sums, W, folding, chunk_sums, dW, db, loss, np.float64(reg or 0), plan.n_shares,
+        plan.n_score_blocks,
     )  # fmt: skip
-    return xp.reshape(loss, ()), dW, db
+    return loss.reshape(()), dW, db

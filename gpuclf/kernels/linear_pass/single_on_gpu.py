@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from math import gcd
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import VECTOR, ceil_div
+from gpuclf.kernels.building.cuda import (
+    NULL,
+    VECTOR,
+    Launch,
+    Workspace,
+    ceil_div,
+    null_for_none,
+)
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
@@ -36,49 +43,67 @@ def single_pass(
     been declined before.
     """
     X, n_samples, (n_features, n_classes) = samples.stored, samples.n_samples, W.shape
-    xp = array_namespace(W=W, b=b, X=X, y=y, weights=weights)
+    cuda.check_same_device(W=W, b=b, X=X, y=y, weights=weights)
+    if gcd(VECTOR, n_features, cuda.address(X)) < VECTOR:
+        return NotImplemented
+    plan = _plan(
+        n_samples, n_features, n_classes, cuda.hinge_macro(data_loss),
+        cuda.device_limits(W).shared_bytes, BLOCKS,
+    )  # fmt: skip
+    if plan is None:
+        return NotImplemented
+    packed, units, folding, strip_sums, partials, sums = plan.workspace.beside(W)
+    mean = scale = NULL
+    if reg is None:
+        folding = strip_sums = NULL
+    elif samples.standardized is not None:
+        mean, scale = samples.standardized.mean, samples.standardized.scale
+    plan.pack(W, mean, scale, packed, units, folding, strip_sums)
+    plan.walk(
+        X, packed, units, null_for_none(b), strip_sums, cuda.int64_labels(y),
+        null_for_none(weights), partials, sums, plan.uniform_weight, plan.n_samples,
+    )  # fmt: skip
+    empty = partial(cuda.empty, W)
+    dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype="float64")
+    plan.add_up(
+        partials, sums, W, folding, strip_sums, dW, db, loss, np.float64(reg or 0), plan.n_blocks
+    )  # fmt: skip
+    return loss.reshape(()), dW, db
+
+
+@cache
+def _plan(
+    n_samples: int, n_features: int, n_classes: int, hinge: int, shared_bytes: int, most_blocks: int
+) -> SimpleNamespace | None:
+    """Plan buffers and launches; None for what registers or shared memory do not hold."""
     n_chunks = ceil_div(n_features, WARPS * CHUNK)
     full, rest = divmod(n_classes, 4)
     lane_classes = full + (rest > 0)
     slots = 3 * full + 2 if rest in (1, 2) else 3 * lane_classes
     columns = 8 * ceil_div(slots, 2)
     fixed_bytes = WARPS * n_chunks * columns * CHUNK + columns * ROWS + WARPS * ROWS * 4 * n_classes
-    room = cuda.device_limits(W).shared_bytes - STATIC_BYTES - fixed_bytes
+    room = shared_bytes - STATIC_BYTES - fixed_bytes
     ring = min(2 * n_chunks, room // (WARPS * ROWS * CHUNK))
-    if (
-        n_classes > MAX_CLASSES
-        or n_features > WARPS * MAX_STRIP
-        or gcd(VECTOR, n_features, cuda.address(X)) < VECTOR
-        or ring < n_chunks
-    ):
-        return NotImplemented
-    hinge = cuda.hinge_macro(data_loss)
+    if n_classes > MAX_CLASSES or n_features > WARPS * MAX_STRIP or ring < n_chunks:
+        return None
     constants = {"FEATURES": n_features, "CLASSES": n_classes, "HINGE": hinge, "RING": ring}
-    empty, launch = partial(cuda.empty, W), partial(cuda.launch, FILE, constants)
+    kernel = partial(Launch, FILE, constants)
     n_sums = WARPS * n_chunks * (CHUNK // 16) * 2 * lane_classes * 32
-    n_blocks = min(BLOCKS, ceil_div(n_samples, ROWS))
-
-    mean = scale = folding = strip_sums = None
-    if reg is not None:
-        mean, scale = cuda.mean_and_scale(samples)
-        folding, strip_sums = empty(n_features, 2), empty(WARPS, n_classes, 2, dtype="float64")
-    packed = empty(WARPS * n_chunks, columns, CHUNK, dtype="int8")
-    units = empty(WARPS, n_classes)
-    launch(
-        "pack_digits", (WARPS, n_classes), 128, W, mean, scale, packed, units, folding, strip_sums
+    n_blocks = min(most_blocks, ceil_div(n_samples, ROWS))
+    ring_bytes = ring * WARPS * ROWS * CHUNK
+    return SimpleNamespace(
+        workspace=Workspace(
+            (WARPS * n_chunks, columns, CHUNK, "int8"),
+            (WARPS, n_classes, "float32"),
+            (n_features, 2, "float32"),
+            (WARPS, n_classes, 2, "float64"),
+            (n_blocks, n_sums, "float32"),
+            (n_blocks, n_classes + 1, "float64"),
+        ),
+        pack=kernel("pack_digits", (WARPS, n_classes), 128),
+        walk=kernel("walk_tiles", n_blocks, 32 * WARPS, shared_bytes=fixed_bytes + ring_bytes),
+        add_up=kernel("sum_tiles", n_sums // 64 + 1, 256),
+        n_samples=np.int32(n_samples),
+        uniform_weight=np.float32(1 / n_samples),
+        n_blocks=np.int32(n_blocks),
     )
-
-    partials = empty(n_blocks, n_sums)
-    sums = empty(n_blocks, n_classes + 1, dtype="float64")
-    launch(
-        "walk_tiles", n_blocks, 32 * WARPS, X, packed, units, b, strip_sums, cuda.int64_labels(y),
-        weights, partials, sums, np.float32(1 / n_samples), n_samples,
-        shared_bytes=fixed_bytes + ring * WARPS * ROWS * CHUNK,
-    )  # fmt: skip
-
-    dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype="float64")
-    launch(
-        "sum_tiles", n_sums // 64 + 1, 256, partials, sums, W, folding, strip_sums, dW, db, loss,
-        np.float64(reg or 0), n_blocks,
-    )  # fmt: skip
-    return xp.reshape(loss, ()), dW, db

@@ -39,9 +39,13 @@ def manhattan_of_bytes(A: Any, B: Any, block_bytes: int | None = None) -> Any:
 
 def nearest_of_bytes(
     A: Any, B: Any, k: int, metric: str, tile_training: int, block_bytes: int,
-    count: Callable[[int], None],
+    count: Callable[[int], None], kept: dict[Any, Any] | None = None,
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.neighbors.nearest_in_tiles` in two launches a tile, or three."""
+    """Compute :func:`gpuclf.models.neighbors.nearest_in_tiles` in two launches a tile.
+
+    The norms of a tile of B are a third launch for the first queries, and are kept for the others.
+    """
+    kept = {} if kept is None else kept
     xp = array_namespace(A=A, B=B)
     if k > MAX_NEIGHBORS or not _fits(A, B, metric):
         return NotImplemented
@@ -56,7 +60,10 @@ def nearest_of_bytes(
     for tile in row_slices(n_training, step):
         n_columns = tile.stop - tile.start
         distances = xp.reshape(memory[: n_queries * n_columns], (n_queries, n_columns))
-        _write_distances(A, _padded(B[tile, :]), norms, distances)
+        columns = _padded(B[tile, :])
+        if norms is not None and (tile.start, tile.stop) not in kept:
+            kept[tile.start, tile.stop] = _norms(columns)
+        _write_distances(A, columns, norms, kept.get((tile.start, tile.stop)), distances)
         cuda.launch(
             "merge_nearest.cu", {"SLOTS": ceil_div(k, 32)}, "merge_nearest",
             ceil_div(n_queries, MERGE_WARPS), 32 * MERGE_WARPS, distances, ranks, indices,
@@ -71,16 +78,17 @@ def _pairs(A: Any, B: Any, metric: str) -> Any:
     if not _fits(A, B, metric) or B.shape[0] > MAX_COLUMNS:
         return NotImplemented
     distances = cuda.empty(A, A.shape[0], B.shape[0], dtype="int32")
-    A = _padded(A)
-    _write_distances(A, _padded(B), _norms(A) if metric == "l2" else None, distances)
+    A, B = _padded(A), _padded(B)
+    norms_A, norms_B = (_norms(A), _norms(B)) if metric == "l2" else (None, None)
+    _write_distances(A, B, norms_A, norms_B, distances)
     return distances
 
 
-def _write_distances(A: Any, B: Any, norms: Any, distances: Any) -> None:
-    """Fill `distances` with squares, or with L1 distances if `norms`, those of A, are None."""
+def _write_distances(A: Any, B: Any, norms_A: Any, norms_B: Any, distances: Any) -> None:
+    """Fill `distances` with squares, or with L1 distances if the norms are None."""
     name, *tile, shared_bytes = "absolute_distances", SIDE, SIDE, 0
-    arrays = (A, B) if norms is None else (A, B, norms, _norms(B))
-    if norms is not None:
+    arrays = (A, B) if norms_A is None else (A, B, norms_A, norms_B)
+    if norms_A is not None:
         name = "squared_distances"
         limits = cuda.device_limits(A)
         if limits.capability >= cuda.MIN_CAPABILITY and limits.shared_bytes >= PRODUCT_SHARED_BYTES:

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.arrays import array_namespace
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import VECTOR, ceil_div
+from gpuclf.kernels.building.cuda import (
+    NULL,
+    VECTOR,
+    Launch,
+    Workspace,
+    ceil_div,
+    null_for_none,
+)
 from gpuclf.losses import softmax_cross_entropy
 
 if TYPE_CHECKING:
@@ -53,54 +59,33 @@ def two_layer_pass_on_tensor_cores(
     ):
         return NotImplemented
     X, n_samples, (n_features, n_hidden) = samples.stored, samples.n_samples, W1.shape
-    xp = array_namespace(W1=W1, b1=b1, W2=W2, b2=b2, X=X, y=y, sample_weight=sample_weight)
+    cuda.check_same_device(W1=W1, b1=b1, W2=W2, b2=b2, X=X, y=y, sample_weight=sample_weight)
     plan = _plan(
         n_samples, n_features, n_hidden, int(W2.shape[1]), 1 if precision == "tf32" else 2,
         copy_bytes, cuda.device_limits(W1).shared_bytes,
     )  # fmt: skip
     if plan is None:
         return NotImplemented
-    empty, launch = partial(cuda.empty, W1), partial(cuda.launch, FILE, plan.constants)
-
-    packed, folding = empty(*plan.packed), empty(n_features, 2)
-    moved = empty(plan.n_chunks, n_hidden, dtype="float64")
-    squares = empty(plan.n_chunks, plan.unit_blocks, dtype="float64")
-    launch(
-        "pack_weights", (plan.n_chunks, plan.unit_blocks), 256, W1, *cuda.mean_and_scale(samples),
-        packed, folding, moved, squares,
+    packed, folding, moved, squares, hidden, gradients, small_sums, losses, partials = (
+        plan.workspace.beside(W1)
+    )
+    mean = scale = NULL
+    if samples.standardized is not None:
+        mean, scale = samples.standardized.mean, samples.standardized.scale
+    plan.pack(W1, mean, scale, packed, folding, moved, squares)
+    plan.project(X, packed, b1, moved, hidden, plan.n_samples)
+    plan.second(
+        hidden, cuda.int64_labels(y), null_for_none(sample_weight), W2, b2, gradients, small_sums,
+        losses, plan.uniform_weight, plan.n_samples,
     )  # fmt: skip
-
-    hidden = empty(n_samples, plan.pitch)
-    launch(
-        "project_rows", plan.project_grid, plan.constants["BLOCK_ROWS"], X, packed, b1, moved,
-        hidden, n_samples, shared_bytes=plan.project_bytes,
+    plan.multiply(X, gradients, partials, plan.n_samples)
+    dW1, db1, dW2, db2 = (cuda.empty(W1, *p.shape) for p in (W1, b1, W2, b2))
+    loss, penalty = cuda.empty(W1, 1, dtype="float64"), np.float64(reg)
+    plan.sum_groups(
+        small_sums, losses, squares, W2, dW2, db1, db2, loss, penalty, plan.n_groups
     )  # fmt: skip
-
-    gradients = empty(*plan.gradients)
-    small_sums, losses = empty(plan.n_groups, plan.n_small), empty(plan.n_groups, dtype="float64")
-    launch(
-        "second_layer", plan.n_groups, 256, hidden, cuda.int64_labels(y), sample_weight, W2, b2,
-        gradients, small_sums, losses, np.float32(1 / n_samples), n_samples,
-        shared_bytes=plan.second_bytes,
-    )  # fmt: skip
-
-    partials = empty(*plan.partials)
-    launch(
-        "multiply_gradients", plan.gradient_grid, 32 * plan.constants["BLOCK_STRIPS"], X,
-        gradients, partials, n_samples, shared_bytes=plan.gradient_bytes,
-    )  # fmt: skip
-
-    dW1, db1, dW2, db2 = (empty(*p.shape) for p in (W1, b1, W2, b2))
-    loss, penalty = empty(1, dtype="float64"), np.float64(reg)
-    launch(
-        "sum_groups", ceil_div(plan.n_small, 32) + 1, 1024, small_sums, losses, squares, W2, dW2,
-        db1, db2, loss, penalty, plan.n_groups,
-    )  # fmt: skip
-    launch(
-        "sum_partials", ceil_div(n_features * plan.pitch, 256), 256, partials, W1, folding, db1,
-        dW1, penalty, plan.partials[0],
-    )  # fmt: skip
-    return xp.reshape(loss, ()), dW1, db1, dW2, db2
+    plan.sum_partials(partials, W1, folding, db1, dW1, penalty, plan.n_shares)
+    return loss.reshape(()), dW1, db1, dW2, db2
 
 
 @cache
@@ -108,7 +93,7 @@ def _plan(
     n_samples: int, n_features: int, n_hidden: int, n_classes: int, parts: int, copy_bytes: int,
     shared_bytes: int,
 ) -> SimpleNamespace | None:  # fmt: skip
-    """Plan buffers and launches, or return None for a device with too little shared memory."""
+    """Plan buffers and launches; None for too little shared memory or too many columns."""
     all_tiles = ceil_div(n_hidden, 8)
     unit_blocks = ceil_div(all_tiles, MAX_TILES)
     tiles = ceil_div(all_tiles, unit_blocks)
@@ -133,28 +118,46 @@ def _plan(
     strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
     n_shares = max(1, MAX_GRADIENT_BLOCKS // (ceil_div(n_strips, MAX_STRIPS) * unit_blocks))
     n_shares = min(n_groups, n_shares)
+    gradient_grid = unit_blocks, ceil_div(n_strips, strips), n_shares
+    if not cuda.fits_grid(gradient_grid):
+        return None
+    constants = {
+        "FEATURES": n_features,
+        "HIDDEN": n_hidden,
+        "CLASSES": n_classes,
+        "SPLIT": parts - 1,
+        "COPY_BYTES": copy_bytes,
+        "BLOCK_ROWS": block_rows,
+        "PROJECT_STAGES": stages,
+        "BLOCK_STRIPS": strips,
+    }
+    kernel, pitch = partial(Launch, FILE, constants), 8 * all_tiles
+    n_small = n_hidden * n_classes + n_hidden + n_classes
+    gradient_bytes = GRADIENT_STAGES * (GROUP * STRIP * strips + VECTOR * vectors)
+    n_row_blocks = unit_blocks * ceil_div(n_samples, block_rows)
     return SimpleNamespace(
-        constants={
-            "FEATURES": n_features,
-            "HIDDEN": n_hidden,
-            "CLASSES": n_classes,
-            "SPLIT": parts - 1,
-            "COPY_BYTES": copy_bytes,
-            "BLOCK_ROWS": block_rows,
-            "PROJECT_STAGES": stages,
-            "BLOCK_STRIPS": strips,
-        },
-        pitch=8 * all_tiles,
-        unit_blocks=unit_blocks,
-        n_chunks=n_chunks,
-        n_groups=n_groups,
-        n_small=n_hidden * n_classes + n_hidden + n_classes,
-        project_grid=(unit_blocks, ceil_div(n_samples, block_rows)),
-        project_bytes=stages * stage_bytes,
-        second_bytes=4 * second_floats,
-        gradient_grid=(unit_blocks, ceil_div(n_strips, strips), n_shares),
-        gradient_bytes=GRADIENT_STAGES * (GROUP * STRIP * strips + VECTOR * vectors),
-        packed=(unit_blocks, n_chunks, vectors, 4),
-        gradients=(n_groups, unit_blocks, vectors, 4),
-        partials=(n_shares, n_features, 8 * all_tiles),
+        constants=constants,
+        workspace=Workspace(
+            (unit_blocks, n_chunks, vectors, 4, "float32"),
+            (n_features, 2, "float32"),
+            (n_chunks, n_hidden, "float64"),
+            (n_chunks, unit_blocks, "float64"),
+            (n_samples, pitch, "float32"),
+            (n_groups, unit_blocks, vectors, 4, "float32"),
+            (n_groups, n_small, "float32"),
+            (n_groups, "float64"),
+            (n_shares, n_features, pitch, "float32"),
+        ),
+        pack=kernel("pack_weights", (n_chunks, unit_blocks), 256),
+        project=kernel("project_rows", n_row_blocks, block_rows, shared_bytes=stages * stage_bytes),
+        second=kernel("second_layer", n_groups, 256, shared_bytes=4 * second_floats),
+        multiply=kernel(
+            "multiply_gradients", gradient_grid, 32 * strips, shared_bytes=gradient_bytes
+        ),
+        sum_groups=kernel("sum_groups", ceil_div(n_small, 32) + 1, 1024),
+        sum_partials=kernel("sum_partials", ceil_div(n_features * pitch, 256), 256),
+        n_samples=np.int32(n_samples),
+        uniform_weight=np.float32(1 / n_samples),
+        n_groups=np.int32(n_groups),
+        n_shares=np.int32(n_shares),
     )

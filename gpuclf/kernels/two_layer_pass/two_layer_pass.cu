@@ -154,7 +154,8 @@ pack_weights(const float* __restrict__ W1, const double* __restrict__ mean,
     }
 }
 
-// hidden (N, PITCH) gets the hidden units, and zeros beyond them. Grid: blocks of units, of rows.
+// hidden (N, PITCH) gets the hidden units, and zeros beyond them. Grid: blocks of units, then of
+// rows, along x, which alone has room for the blocks of very many rows.
 extern "C" __global__ void __launch_bounds__(BLOCK_ROWS, ROW_BLOCKS)
 project_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ packed,
              const float* __restrict__ b1, const double* __restrict__ moved,
@@ -162,7 +163,8 @@ project_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ pack
     __shared__ float folded_bias[UNITS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int group = lane / 4, member = lane % 4;
-    const int first_row = blockIdx.y * BLOCK_ROWS + warp * 32, first_unit = blockIdx.x * UNITS;
+    const int unit_block = blockIdx.x % UNIT_BLOCKS, row_block = blockIdx.x / UNIT_BLOCKS;
+    const int first_row = row_block * BLOCK_ROWS + warp * 32, first_unit = unit_block * UNITS;
     constexpr int PIXEL_VECTORS = BLOCK_ROWS * CHUNK / 16;
     constexpr int STAGE_VECTORS = PIXEL_VECTORS + VECTORS;
 
@@ -170,7 +172,7 @@ project_rows(const unsigned char* __restrict__ X, const uint4* __restrict__ pack
         X + static_cast<long long>(first_row + group) * FEATURES + 16 * member;
     const unsigned ring = shared_address(shared_memory) + 16 * threadIdx.x;
     const uint4* first_weights =
-        packed + static_cast<long long>(blockIdx.x) * CHUNKS * VECTORS + threadIdx.x;
+        packed + static_cast<long long>(unit_block) * CHUNKS * VECTORS + threadIdx.x;
     auto start_stage = [&](int chunk, int place) {
         if (chunk < CHUNKS) {
             const unsigned to = ring + 16 * STAGE_VECTORS * place;

@@ -1,5 +1,6 @@
-// gpuclf/kernels/async_copy.cuh in plain C++. A copy is made when it is waited for, not before, so
-// that a missing wait leaves what was there; what no thread waits for is never copied.
+// gpuclf/kernels/building/async_copy.cuh in plain C++. A copy is made when it is waited for, not
+// before, so that a missing wait leaves what was there; what no thread waits for is never copied. Or
+// it is made at once, so that what others still read is gone: a device may do either.
 #pragma once
 #include <vector>
 
@@ -14,7 +15,7 @@ struct Copy {
 };
 
 struct Copies {
-    uint3 block = {~0u, ~0u, ~0u};  // of the block that they belong to
+    uint64_t block = 0;  // the number of the block that they belong to, of all launches
     std::vector<std::vector<Copy>> groups = {{}};  // the last one is open
 };
 
@@ -23,7 +24,7 @@ inline Copies copies_of_threads[MAX_THREADS];
 // A new block begins with no copies, though the last may have left some.
 inline Copies& own_copies() {
     Copies& own = copies_of_threads[current];
-    if (memcmp(&own.block, &blockIdx, sizeof blockIdx)) own = {blockIdx};
+    if (own.block != n_blocks_begun) own = {n_blocks_begun};
     return own;
 }
 
@@ -36,13 +37,14 @@ inline unsigned shared_address(const void* shared) {
 template <int BYTES> void copy_async(unsigned to, const void* global) {
     using namespace cuda_on_cpu;
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-    if (to > sizeof dynamic_memory - BYTES)
+    if (dynamic_bytes < BYTES || to > dynamic_bytes - BYTES)
         fail("an asynchronous copy to memory that is not dynamic shared memory");
     if (to % BYTES || reinterpret_cast<uintptr_t>(global) % BYTES)
         fail("an asynchronous copy of %d bytes at addresses that are no multiples of it", BYTES);
     if (!is_in_an_argument(global, BYTES))
         fail("an asynchronous copy of %d bytes from memory beyond the kernel's arrays", BYTES);
-    own_copies().groups.back().push_back({dynamic_memory + to, global, BYTES});
+    if (running->copies_at_once) memcpy(dynamic_memory + to, global, BYTES);
+    else own_copies().groups.back().push_back({dynamic_memory + to, global, BYTES});
 }
 
 inline void close_copy_group() { cuda_on_cpu::own_copies().groups.emplace_back(); }

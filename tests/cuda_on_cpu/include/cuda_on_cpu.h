@@ -93,6 +93,7 @@ using Where = std::source_location;
 constexpr int MAX_THREADS = 1024;
 constexpr size_t STACK_BYTES = 128 << 10;
 constexpr size_t MAX_STATIC_SHARED = 48 << 10, MAX_SHARED = 227 << 10, SHARED_GUARD = 4 << 10;
+constexpr size_t SHARED_ROOM = 228 << 10;  // whole pages
 
 #if !PORTABLE_FIBERS
 // ucontext's swapcontext asks the kernel for the signal mask at each switch; this does not.
@@ -164,8 +165,26 @@ inline char message[1000];
 inline bool failed;
 inline sigjmp_buf wild_pointer;
 
-alignas(1024) inline char dynamic_memory[MAX_SHARED + SHARED_GUARD];
-template <class T> T* dynamic_shared() { return reinterpret_cast<T*>(dynamic_memory); }
+// Dynamic shared memory ends where pages begin that cannot be accessed, or begins where they end:
+// what was not asked for cannot be read. Multiples of 16, as on a device, and of nothing more.
+inline char* shared_pages;  // SHARED_ROOM bytes, as many forbidden ones on either side
+inline char* dynamic_memory;
+inline unsigned dynamic_bytes, spare_bytes;  // asked for; of the same pages behind them
+template <class T> T* const& dynamic_shared() { return reinterpret_cast<T* const&>(dynamic_memory); }
+
+inline void place_dynamic_memory(unsigned bytes, bool at_end) {
+    if (!shared_pages) {
+        auto all = static_cast<char*>(mmap(nullptr, 3 * SHARED_ROOM, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        mprotect(all, SHARED_ROOM, PROT_NONE);
+        mprotect(all + 2 * SHARED_ROOM, SHARED_ROOM, PROT_NONE);
+        shared_pages = all + SHARED_ROOM;
+    }
+    dynamic_bytes = bytes;
+    size_t start = at_end ? SHARED_ROOM - (bytes + 15) / 16 * 16 : 0;
+    spare_bytes = std::min(SHARED_GUARD, SHARED_ROOM - start - bytes);
+    dynamic_memory = shared_pages + start;
+}
 
 inline char* static_memory;
 inline size_t static_bytes;
@@ -322,9 +341,12 @@ inline bool release_barrier() {
     return true;
 }
 
+inline uint64_t n_blocks_begun;
+
 inline void run_block(unsigned order, unsigned shared_bytes, int fill) {
+    n_blocks_begun++;
     if (static_bytes) memset(static_memory, fill, static_bytes);
-    memset(dynamic_memory, fill, shared_bytes + SHARED_GUARD);
+    memset(dynamic_memory, fill, shared_bytes + spare_bytes);
     for (int i = 0; i < n_threads; i++) {
         threads[i].state = State::ready;
         threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y,
@@ -345,7 +367,7 @@ inline void run_block(unsigned order, unsigned shared_bytes, int fill) {
             if (threads[i].state != State::exited) return report_deadlock();
         break;
     }
-    for (size_t i = shared_bytes; i < shared_bytes + SHARED_GUARD; i++)
+    for (size_t i = shared_bytes; i < shared_bytes + spare_bytes; i++)
         if (dynamic_memory[i] != static_cast<char>(fill))
             return note_failure("byte %zu of %u bytes of dynamic shared memory was written", i,
                                 shared_bytes);
@@ -362,7 +384,7 @@ struct Argument {
 };
 
 struct Request {
-    unsigned grid[3], block[3], shared_bytes, order;
+    unsigned grid[3], block[3], shared_bytes, order, copies_at_once;
     int fill, n_arguments;
     const Argument* arguments;
 };
@@ -423,7 +445,12 @@ inline void note_wild_pointer() {
         if (distance >= nearest) continue;
         nearest = distance, number = i, side = wild_address < start ? "before" : "after";
     }
-    if (side)
+    auto forbidden = reinterpret_cast<uintptr_t>(shared_pages) - SHARED_ROOM;
+    if (shared_pages && wild_address - forbidden < 3 * SHARED_ROOM)
+        note_failure("thread %d: memory %s the %u bytes of dynamic shared memory was %s", current,
+                     wild_address < forbidden + SHARED_ROOM ? "before" : "after", dynamic_bytes,
+                     wild_access);
+    else if (side)
         note_failure("thread %d: memory %s argument %d was %s", current, side, number, wild_access);
     else
         note_failure("thread %d used a wild pointer, or divided by zero", current);
@@ -439,6 +466,16 @@ inline bool is_in_an_argument(const void* memory, size_t bytes) {
     return false;
 }
 
+// CuPy compiles with -ftz=true: floats that are not normal are zeros, as operands and as results.
+// (So are doubles here, below 1e-307.)
+struct FlushToZero {
+#ifdef __x86_64__
+    unsigned before = __builtin_ia32_stmxcsr();
+    FlushToZero() { __builtin_ia32_ldmxcsr(before | 0x8040); }
+    ~FlushToZero() { __builtin_ia32_ldmxcsr(before); }
+#endif
+};
+
 inline void run_grid(const Request& request) {
     struct sigaction action = {}, old_segv, old_bus, old_fpe;
     static char signal_stack[64 << 10];
@@ -449,6 +486,8 @@ inline void run_grid(const Request& request) {
     action.sa_sigaction = on_wild_pointer;
     action.sa_flags = SA_ONSTACK | SA_SIGINFO;
     running = &request;
+    place_dynamic_memory(request.shared_bytes, request.order != reversed);
+    FlushToZero flushing;
     sigaction(SIGSEGV, &action, &old_segv);
     sigaction(SIGBUS, &action, &old_bus);
     sigaction(SIGFPE, &action, &old_fpe);

@@ -6,7 +6,8 @@ namespace cuda_on_cpu {
 
 inline float float_from_half(uint16_t half) {
     unsigned bits = (half & 0x7fffu) << 13;
-    float value = same_bits<float>(bits) * 0x1p112f;  // also right for subnormal halves
+    float value = same_bits<float>(bits) * 0x1p112f;
+    if ((half & 0x7c00) == 0) value = (half & 0x3ff) * 0x1p-24f;  // subnormal, as a float normal
     if ((half & 0x7c00) == 0x7c00) value = same_bits<float>(bits | 0x7f800000u);
     return half & 0x8000 ? -value : value;
 }
@@ -96,7 +97,7 @@ template <bool TRANSPOSED> void load_fragments(void* const* data) {
         auto is_within = [&](const char* memory, size_t bytes) {
             return row - reinterpret_cast<uintptr_t>(memory) < bytes;
         };
-        if (!is_within(dynamic_memory, sizeof dynamic_memory) &&
+        if (!is_within(dynamic_memory, dynamic_bytes) &&
             !is_within(static_memory, static_bytes))
             return note_failure("ldmatrix from memory that is not shared");
         memcpy(rows[lane], reinterpret_cast<const void*>(row), 16);
