@@ -32,14 +32,23 @@ import numpy as np
 
 from gpuclf.devices.cpu import cpu_workers
 from gpuclf.kernels.nearest import open_loops
-from gpuclf.kernels.nearest.open_loops import PANEL_BYTES, STRIPE, TILE_ROWS, Lists, Nearest, Samples
+from gpuclf.kernels.nearest.open_loops import (
+    LANES,
+    PANEL_BYTES,
+    STRIPE,
+    TILE_ROWS,
+    Lists,
+    Nearest,
+    Samples,
+)
 from gpuclf.samples.walk import map_row_blocks, row_slices
 
 __all__ = ["nearest_of_floats"]
 
-GROUP = 20 * TILE_ROWS  # queries whose ranks with a tile of samples stay in a cache
-TILE_COLUMNS = 1024
-MAX_QUERIES = 512  # that share one conversion of the samples
+# Queries and samples whose ranks stay in a cache, where the product is not most of the work.
+GROUP, TILE_COLUMNS = 240, 512
+MANY_FEATURES = 1024
+MAX_QUERIES = 504  # that share one conversion of the samples
 SPARE = 256  # open samples that a list has room for, beside the neighbours
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
@@ -164,14 +173,15 @@ class Search:
         open_loops.centred(samples.A, 0, n, one, stage.centre * stage.scale, self.absolute, a, norms_a)
         if stage.products:
             a *= -2
-        room = 2 * max(16, 2 * k) + STRIPE + SPARE
+        room = _room(k)
         lists = Lists(
             np.empty((n, room), dtype), np.empty((n, room), dtype), np.empty((n, room), np.int32),
             np.zeros(n, np.int64), np.full(n, max(16, 2 * k)), np.full(n, np.inf),
             stage.c * norms_a + stage.eta, norms_a if stage.products else np.zeros(n),
             np.array([1 + 2 * stage.e], dtype),
         )  # fmt: skip
-        C = np.empty((min(GROUP, len(a)), columns), dtype)
+        group = GROUP if D < MANY_FEATURES else MAX_QUERIES
+        C = np.empty((min(group, len(a)), columns), dtype)
         panels = np.empty((0 if stage.products else columns * b.itemsize // PANEL_BYTES, D, PANEL_BYTES // b.itemsize), dtype)
         low, width = np.empty(columns, dtype), np.empty(columns, dtype)
         for tile in row_slices(len(self.B), columns):
@@ -210,9 +220,9 @@ def nearest_of_floats(
     multipliers: tuple[Any, Any] | None = None,
 ) -> Any:  # fmt: skip
     """Return distances and rows as :func:`gpuclf.models.neighbors.k_neighbors`, or decline."""
-    (n, D), room = A.shape, 2 * max(16, 2 * k) + STRIPE + SPARE
+    (n, D), room = A.shape, _room(k)
     per_query = 24 * D + 20 * room + 40 * k + 64
-    per_column = 16 * D + 8 * GROUP + 32
+    per_column = 16 * D + 8 * MAX_QUERIES + 32
     columns = min(TILE_COLUMNS, len(B) + -len(B) % STRIPE)
     workers = min(cpu_workers(), -(-n // TILE_ROWS))
     while workers > 1 and memory_budget // workers < 2 * columns * per_column:
@@ -231,6 +241,11 @@ def nearest_of_floats(
     if metric == "cosine":
         return ranks / 2, indices
     return (np.sqrt(ranks) if metric == "l2" else ranks) / search.scale, indices
+
+
+def _room(k: int) -> int:
+    """Return how long the lists of open samples are."""
+    return 2 * max(16, 2 * k) + STRIPE + SPARE + LANES
 
 
 def _bits(X: Any) -> Any:

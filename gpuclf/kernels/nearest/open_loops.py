@@ -21,6 +21,7 @@ from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled, processor_features
 
 __all__ = [
+    "LANES",
     "PANEL_BYTES",
     "STRIPE",
     "TILE_ROWS",
@@ -37,7 +38,8 @@ __all__ = [
 STRIPE = 64  # columns that are compared with the threshold at once, one bit each
 PANEL_BYTES = 64  # of one feature: samples of B side by side, a lane each
 TILE_ROWS = 12 if processor_features().get("avx512f") else 6  # whose sums fill the registers
-FEW = 24  # so many are sorted by insertion
+LANES = 16  # numbers that are counted at once
+FEW, MANY = 8, 512  # up to so many are sorted by insertion, and by counting
 ROOTS = 2.0**-50  # two squares that differ by less may have the same root
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -192,6 +194,61 @@ def _below(typing_context: Any, C: Any, at: Any, low: Any, first: Any, threshold
     return types.uint64(C, types.intp, low, types.intp, C.dtype), generate
 
 
+def _over_vectors(what: str) -> Any:
+    """Return a function of ``X[row, :n]``: its "least", how many are "below" y, the "most" of them.
+
+    Whole vectors are read: what lies behind must be infinite.
+    """
+
+    @intrinsic
+    def found(typing_context: Any, X: Any, row: Any, n: Any, y: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            code, array = Code(builder), Array(context, builder, signature.args[0], values[0])
+            start = builder.bitcast(array.row(values[1]), array.item.as_pointer())
+            vector = ir.VectorType(array.item, LANES)
+            integer = I32 if array.item == F32 else I64
+            counts = ir.VectorType(integer, LANES)
+            infinity = ir.Constant(vector, [float("inf")] * LANES)
+            first = {
+                "least": infinity,
+                "most": ir.Constant(vector, [float("-inf")] * LANES),
+                "below": ir.Constant(counts, None),
+            }[what]
+            total = cgutils.alloca_once_value(builder, first)
+            with cgutils.for_range_slice(builder, I64(0), values[2], I64(LANES)) as (p, _):
+                x = code.load(builder.gep(start, [p]), vector, array.dtype.bitwidth // 8)
+                so_far = builder.load(total)
+                if what == "below":
+                    below = builder.fcmp_ordered("<", x, code.everywhere(values[3], vector))
+                    new = builder.sub(so_far, builder.sext(below, counts))
+                elif what == "least":
+                    new = builder.select(builder.fcmp_ordered("<", x, so_far), x, so_far)
+                else:
+                    more = builder.fcmp_ordered(">", x, so_far)
+                    bound = code.everywhere(values[3], vector)
+                    more = builder.and_(more, builder.fcmp_ordered("<", x, bound))
+                    new = builder.select(more, x, so_far)
+                builder.store(new, total)
+            bits = 32 if array.item == F32 else 64
+            if what == "below":
+                sums = code.call(
+                    f"llvm.vector.reduce.add.v{LANES}i{bits}", integer, builder.load(total)
+                )
+                return sums if bits == 64 else builder.zext(sums, I64)
+            name = {"least": "fmin", "most": "fmax"}[what]
+            return code.call(
+                f"llvm.vector.reduce.{name}.v{LANES}f{bits}", array.item, builder.load(total)
+            )
+
+        result = types.int64 if what == "below" else X.dtype
+        return result(X, types.intp, types.intp, X.dtype), generate
+
+    return found
+
+
+_least, _most, _count_below = map(_over_vectors, ("least", "most", "below"))
+
+
 def _tile(absolute: bool) -> Any:
     """Return a function that fills ``out[i : i + TILE_ROWS]`` for the samples of one panel."""
 
@@ -262,27 +319,25 @@ def centred(
 
 
 @compiled
-def _kth_at_most(highs: Any, k: Any) -> Any:
-    """Return one of the values that at least k do not exceed, and few more, by bisection."""
-    least, most = highs.min(), highs.max()
+def _kth_at_most(highs: Any, row: Any, n: Any, k: Any) -> Any:
+    """Return one of ``highs[row, :n]`` that at least k do not exceed, and few more, by bisection."""
+    number = highs.dtype.type
+    highs[row, n : n + LANES] = np.inf
+    least = np.float64(_least(highs, row, n, number(0)))
+    most = np.float64(_most(highs, row, n, number(np.inf)))
+    most += abs(most) * 2 * np.finfo(highs.dtype).eps + np.finfo(highs.dtype).tiny
     for _ in range(40):
-        middle = highs.dtype.type(least + (most - least) / 2)
+        middle = number(least + (most - least) / 2)
         if not least < middle < most:
             break
-        count = np.int32(0)
-        for x in highs:
-            count += np.int32(x <= middle)
+        count = _count_below(highs, row, n, middle)
         if count < k:
-            least = middle
+            least = np.float64(middle)
             continue
-        most = middle
+        most = np.float64(middle)
         if count <= k + k // 8:
             break
-    kth = -np.inf
-    for x in highs:
-        if x <= most:
-            kth = max(kth, np.float64(x))
-    return kth
+    return np.float64(_most(highs, row, n, number(most)))
 
 
 @compiled
@@ -304,7 +359,7 @@ def _limit(i: Any, lists: Any, samples: Any) -> Any:
 @compiled
 def _tighten(i: Any, n: Any, k: Any, lists: Any, samples: Any) -> Any:
     """Drop what the k-th smallest high shows to be too far; return how many stay."""
-    _lower(i, _kth_at_most(lists.highs[i, :n], k) + lists.slacks[i], lists)
+    _lower(i, _kth_at_most(lists.highs, i, n, k) + lists.slacks[i], lists)
     limit, kept = _limit(i, lists, samples), 0
     for p in range(n):  # without a branch: nobody could predict it
         rank, high, row = lists.lows[i, p], lists.highs[i, p], lists.rows[i, p]
@@ -334,9 +389,9 @@ def _settle(i: Any, n: Any, k: Any, lists: Any, found: Any, samples: Any) -> Non
         total += 1
     found.settled[i] += total - have
     kept = min(total, k)
-    keys = np.sqrt(ranks[:total])  # distances order, ranks may differ where those tie
-    # Stable: of equal keys, those settled before, and those listed before, have smaller rows.
-    order = np.argsort(keys, kind="mergesort") if total > FEW else _sorted_by_insertion(keys)
+    # By distance: ranks may differ where distances tie. Of equal ones, those settled before, and
+    # those listed before, have the smaller rows; so the sort is stable.
+    order = _sorted(np.sqrt(ranks[:total]))
     for p in range(kept):
         found.ranks[i, p], found.indices[i, p] = ranks[order[p]], rows[order[p]]
     found.filled[i] = kept
@@ -348,9 +403,21 @@ def _settle(i: Any, n: Any, k: Any, lists: Any, found: Any, samples: Any) -> Non
 
 
 @compiled
-def _sorted_by_insertion(keys: Any) -> Any:
-    order = np.arange(len(keys))
-    for p in range(1, len(keys)):
+def _sorted(keys: Any) -> Any:
+    """Return what sorts the keys, stable: by insertion, by counting, by merging."""
+    n = len(keys)
+    if n > MANY:
+        return np.argsort(keys, kind="mergesort")
+    order = np.arange(n)
+    if n > FEW:
+        padded, met = np.full((1, n + LANES), np.inf), np.zeros(n, np.int64)
+        padded[0, :n] = keys
+        for p in range(n):
+            smaller = _count_below(padded, 0, n, keys[p])
+            order[smaller + met[smaller]] = p
+            met[smaller] += 1
+        return order
+    for p in range(1, n):
         place = p
         while place > 0 and keys[order[place - 1]] > keys[p]:
             order[place] = order[place - 1]
@@ -368,7 +435,7 @@ def select(
 
     The rank of sample ``first + j`` is ``C[:, j] + low[j]``, which `width` may make too small.
     """
-    room, grow = lists.rows.shape[1], lists.grow[0]
+    room, grow = lists.rows.shape[1] - LANES, lists.grow[0]
     for r in range(n_queries):
         i = query + r
         n, full, threshold = lists.counts[i], lists.limits[i], low.dtype.type(lists.thresholds[i])
