@@ -48,8 +48,9 @@ __all__ = ["nearest_of_floats"]
 # Queries and samples whose ranks stay in a cache, where the product is not most of the work.
 GROUP, TILE_COLUMNS = 240, 512
 MANY_FEATURES = 1024
-MAX_QUERIES = 504  # that share one conversion of the samples
+MAX_QUERIES = 500 // TILE_ROWS * TILE_ROWS  # that share one conversion of the samples
 SPARE = 256  # open samples that a list has room for, beside the neighbours
+MANY_TILES = 32  # of samples: a few of all are then looked at first, to know what is far
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
 
@@ -67,16 +68,24 @@ class Stage:
     eta: float
     final: bool = False
 
+    @property
+    def step(self) -> float:
+        """What is more than nothing: between two whole numbers, or two distances."""
+        if self.final:
+            return float(np.finfo(np.float64).tiny)
+        return self.eta or 1.0
+
 
 class Search:
     """The samples to search, what is known of their numbers, and the stages of the search."""
 
     def __init__(
-        self, A: Any, B: Any, k: int, metric: str, multipliers: tuple[Any, Any] | None, workers: int
+        self, A: Any, B: Any, k: int, metric: str, workers: int
     ) -> None:
         self.A, self.B, self.k = A, _bits(B), k
         self.absolute, self.metric = metric == "l1", metric
-        self.multipliers, self.workers = multipliers, workers
+        self.workers = workers
+        self.multipliers = (self._to_units(A), self._to_units(B)) if metric == "cosine" else None
         self.stages = self._stages()
         self.scale = self.stages[-1].scale
 
@@ -112,6 +121,22 @@ class Search:
             stages.append(Stage(np.float32, False, none, scale, 0.0, e, eta))
         return [*stages, final]
 
+    def _to_units(self, X: Any) -> Any:
+        """Return what to multiply each sample by so that it has length 1."""
+        bits, result = _bits(X), np.empty(len(X))
+
+        def invert(rows: slice) -> None:
+            open_loops.norms(bits, rows.start, rows.stop, result)
+
+        map_row_blocks(invert, len(X), -(-len(X) // self.workers), workers=self.workers)
+        odd = np.flatnonzero(~((result > 1e-200) & (result < 1e200)))  # of squares
+        result = 1 / np.sqrt(result)
+        if odd.size:
+            rows = X[odd].astype(np.float64)
+            largest = np.abs(rows).max(axis=1)
+            result[odd] = 1 / (np.linalg.norm(rows / largest[:, None], axis=1) * largest)
+        return result
+
     def B_floats(self, rows: slice) -> Any:  # noqa: N802
         """Return some rows of B as float64, multiplied."""
         return _multiplied(self.B[rows], self.multipliers and self.multipliers[1][rows])
@@ -136,78 +161,61 @@ class Search:
         """Return the ranks of the neighbours of some queries, and their rows."""
         queries = _multiplied(self.A[rows], self.multipliers and self.multipliers[0][rows])
         n = len(queries)
-        found = Nearest(
-            np.empty((n, self.k)), np.empty((n, self.k), np.int64), *np.zeros((2, n), np.int64)
-        )
+        ranks, indices = np.empty((n, self.k)), np.empty((n, self.k), np.int64)
         left = np.arange(n)
         for number, stage in enumerate(self.stages):
+            found = Nearest(
+                np.empty((len(left), self.k)),
+                np.empty((len(left), self.k), np.int64),
+                *np.zeros((2, len(left)), np.int64),
+            )
+            first = number == 0
+            given_up = self._search(
+                stage, queries[left], found, columns, count if first else None,
+                not first or len(self.B) >= MANY_TILES * columns,
+            )  # fmt: skip
+            ranks[left], indices[left] = found.ranks, found.indices
+            left = left[given_up]
             if not len(left):
                 break
-            part = found if number == 0 else Nearest(
-                *(np.ascontiguousarray(values[left]) for values in found)
-            )
-            part.filled[:] = part.settled[:] = 0
-            given_up = self._search(stage, queries[left], part, columns, count if not number else None)
-            if number:
-                for values, new in zip(found, part, strict=True):
-                    values[left] = new
-            left = left[given_up]
-        return found.ranks, found.indices
+        return ranks, indices
 
     def _search(
         self, stage: Stage, queries: Any, found: Nearest, columns: int,
-        count: Callable[[int], None] | None,
+        count: Callable[[int], None] | None, seeded: bool,
     ) -> Any:  # fmt: skip
-        (n, D), k, dtype = queries.shape, self.k, stage.dtype
+        """Search with one stage; return which queries were given up."""
+        n, k, dtype, room = len(queries), self.k, stage.dtype, _room(self.k)
+        multipliers = np.array([stage.scale]) if self.multipliers is None else self.multipliers[1]
         samples = Samples(
-            queries * stage.scale,
-            self.B,
-            np.array([stage.scale]) if self.multipliers is None else self.multipliers[1],
-            self.absolute,
-            stage.final,
+            queries * stage.scale, self.B, multipliers, self.absolute, stage.final
         )
-        a = np.zeros((n + -n % TILE_ROWS, D), dtype)
-        b = np.zeros((columns, D), dtype)
-        norms_a, norms_b = np.empty(n), np.empty(columns)
-        one = np.ones(1)
-        open_loops.centred(samples.A, 0, n, one, stage.centre * stage.scale, self.absolute, a, norms_a)
-        if stage.products:
-            a *= -2
-        room = _room(k)
+        ranks = _Ranks(stage, samples.A, columns, self.absolute)
         lists = Lists(
             np.empty((n, room), dtype), np.empty((n, room), dtype), np.empty((n, room), np.int32),
             np.zeros(n, np.int64), np.full(n, max(16, 2 * k)), np.full(n, np.inf),
-            stage.c * norms_a + stage.eta, norms_a if stage.products else np.zeros(n),
+            stage.c * ranks.norms_A + stage.eta, ranks.norms_A * stage.products,
             np.array([1 + 2 * stage.e], dtype),
         )  # fmt: skip
-        group = GROUP if D < MANY_FEATURES else MAX_QUERIES
-        C = np.empty((min(group, len(a)), columns), dtype)
-        panels = np.empty((0 if stage.products else columns * b.itemsize // PANEL_BYTES, D, PANEL_BYTES // b.itemsize), dtype)
-        low, width = np.empty(columns, dtype), np.empty(columns, dtype)
+        if seeded and k <= columns:
+            step = len(self.B) // columns + 1
+            some = slice(0, len(self.B), step)
+            own = multipliers if len(multipliers) == 1 else multipliers[some]
+            m = ranks.take(self.B[some], 0, columns, own)
+            for group in ranks.groups(n):
+                highs = ranks.of(group)[:, :m] + (ranks.low[:m] + ranks.width[:m])
+                kth = np.partition(highs, k - 1, axis=1)[:, k - 1].astype(np.float64)
+                limit = (kth + 2 * lists.slacks[group]) * (1 + 4 * stage.e)
+                # Rounded up, beyond the k-th itself: what is not below is no neighbour.
+                lists.thresholds[group] = limit + 8 * np.finfo(dtype).eps * abs(limit) + stage.step
         for tile in row_slices(len(self.B), columns):
-            m = tile.stop - tile.start
-            open_loops.centred(
-                self.B, tile.start, m, samples.multipliers, stage.centre * stage.scale,
-                self.absolute, b, norms_b,
-            )  # fmt: skip
-            low[m:] = np.inf
-            if stage.products:
-                low[:m], width[:m] = norms_b[:m] * (1 - stage.c), 2 * stage.c * norms_b[:m]
-            else:
-                low[:m], width[:m] = -2 * stage.c * norms_b[:m], 4 * stage.c * norms_b[:m]
-                open_loops.packed(b, panels)
-            for group in row_slices(len(a), len(C)):
-                some = slice(group.start, min(group.stop, n))
-                size = group.stop - group.start
-                if found is not None and lists.counts[some].max() < 0:
+            m = ranks.take(self.B, tile.start, tile.stop, multipliers)
+            for group in ranks.groups(n):
+                if lists.counts[group].max() < 0:
                     continue
-                if stage.products:
-                    np.matmul(a[some], b.T, out=C[: some.stop - some.start])
-                else:
-                    open_loops.differences(a[group], panels, self.absolute, C[:size])
                 open_loops.select(
-                    C, low, width, tile.start, columns, some.start, some.stop - some.start, k,
-                    lists, found, samples,
+                    ranks.of(group), ranks.low, ranks.width, tile.start, columns, group.start,
+                    group.stop - group.start, k, lists, found, samples,
                 )  # fmt: skip
             if count is not None:
                 count(m * n)
@@ -215,11 +223,66 @@ class Search:
         return lists.counts < 0
 
 
+class _Ranks:
+    """Ranks of queries and a tile of samples, as a stage has them; its buffers are used again."""
+
+    def __init__(self, stage: Stage, queries: Any, columns: int, absolute: bool) -> None:
+        (n, D), dtype = queries.shape, np.dtype(stage.dtype)
+        self.stage, self.absolute, self.columns = stage, absolute, columns
+        self.centre = stage.centre * stage.scale
+        self.a = np.zeros((n + -n % TILE_ROWS, D), dtype)
+        self.b = np.zeros((columns, D), dtype)
+        self.norms_A, self.norms_b = np.empty(n), np.empty(columns)
+        open_loops.centred(queries, 0, n, np.ones(1), self.centre, absolute, self.a, self.norms_A)
+        if stage.products:
+            self.a *= -2
+        lanes = PANEL_BYTES // dtype.itemsize
+        self.panels = np.empty((0 if stage.products else columns // lanes, D, lanes), dtype)
+        self.low, self.width = np.empty(columns, dtype), np.empty(columns, dtype)
+        height = GROUP if D < MANY_FEATURES else MAX_QUERIES
+        self.C = np.empty((min(height, len(self.a)), columns), dtype)
+
+    def groups(self, n: int) -> list[slice]:
+        """Return the queries whose ranks there is room for at a time."""
+        return row_slices(n, len(self.C))
+
+    def take(self, X: Any, start: int, stop: int, multipliers: Any) -> int:
+        """Take samples; return how many there are."""
+        m, c = min(stop, len(X)) - start, self.stage.c
+        open_loops.centred(
+            X, start, m, multipliers, self.centre, self.absolute, self.b, self.norms_b
+        )
+        norms = self.norms_b[:m]
+        self.low[m:] = np.inf
+        if self.stage.products:
+            self.low[:m], self.width[:m] = norms * (1 - c), 2 * c * norms
+        else:
+            self.low[:m], self.width[:m] = -2 * c * norms, 4 * c * norms
+            open_loops.packed(self.b, self.panels)
+        return m
+
+    def of(self, group: slice) -> Any:
+        """Return the ranks of some queries, less `low`."""
+        n = group.stop - group.start
+        if self.stage.products:
+            return np.matmul(self.a[group], self.b.T, out=self.C[:n])
+        whole = n + -n % TILE_ROWS
+        rows = self.a[group.start : group.start + whole]
+        open_loops.differences(rows, self.panels, self.absolute, self.C[:whole])
+        return self.C[:n]
+
+
 def nearest_of_floats(
-    A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None],
-    multipliers: tuple[Any, Any] | None = None,
-) -> Any:  # fmt: skip
+    A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
+) -> Any:
     """Return distances and rows as :func:`gpuclf.models.neighbors.k_neighbors`, or decline."""
+    if not (A.dtype.isnative and B.dtype.isnative):
+        return NotImplemented
+    if B.strides[1] != B.itemsize:
+        if B.nbytes > memory_budget // 2:
+            return NotImplemented
+        memory_budget, B = memory_budget - B.nbytes, np.ascontiguousarray(B)
+    A = np.ascontiguousarray(A)
     (n, D), room = A.shape, _room(k)
     per_query = 24 * D + 20 * room + 40 * k + 64
     per_column = 16 * D + 8 * MAX_QUERIES + 32
@@ -232,7 +295,7 @@ def nearest_of_floats(
     queries = min(MAX_QUERIES, (memory - columns * per_column) // per_query) if columns else 0
     if queries < TILE_ROWS:
         return NotImplemented
-    search = Search(A, B, k, metric, multipliers, workers)
+    search = Search(A, B, k, metric, workers)
     step = -(-n // (workers * -(-n // (workers * queries))))
     parts = map_row_blocks(
         lambda rows: search.block(rows, count, columns), n, step, workers=workers

@@ -1,11 +1,12 @@
-"""What NumPy does faster for neighbours: partial selection, and distances of bytes in machine code.
+"""What NumPy does faster for neighbours: partial selection, and compiled distances.
 
-The compiled distances need numba (the ``fast`` extra) and a processor with the instructions for
-them; numba is imported at the first distance between bytes that they could compute.
+What is compiled needs numba (the ``fast`` extra), and for bytes a processor with instructions for
+them; numba is imported when there is first enough to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,14 @@ import numpy as np
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.models.neighbors import check_n_neighbors
 
-__all__ = ["compiled_manhattan", "compiled_squared_euclidean", "partitioned_smallest_k"]
+__all__ = [
+    "compiled_manhattan",
+    "compiled_nearest_of_floats",
+    "compiled_squared_euclidean",
+    "partitioned_smallest_k",
+]
 
-WORTH_COMPILED = 1 << 28  # bytes to compare; for less, importing numba would cost more
+WORTH_COMPILED = 1 << 28  # numbers to compare; for less, importing numba would cost more
 
 
 def partitioned_smallest_k(distances: Any, k: int) -> Any:
@@ -54,6 +60,17 @@ def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
         return NotImplemented
     compiled = _compiled()
     return NotImplemented if compiled is None else compiled.manhattan(A, B)
+
+
+def compiled_nearest_of_floats(
+    A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
+) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.nearest_of_floats` in float32, with a bound."""
+    if A.size * len(B) < WORTH_COMPILED or _compiled() is None:
+        return NotImplemented
+    from gpuclf.kernels.nearest.bounded import nearest_of_floats
+
+    return nearest_of_floats(A, B, k, metric, memory_budget, count)
 
 
 def _worth_compiled(A: Any, B: Any) -> bool:

@@ -31,13 +31,14 @@ __all__ = [
     "centred",
     "differences",
     "finish",
+    "norms",
     "packed",
     "select",
 ]
 
 STRIPE = 64  # columns that are compared with the threshold at once, one bit each
 PANEL_BYTES = 64  # of one feature: samples of B side by side, a lane each
-TILE_ROWS = 12 if processor_features().get("avx512f") else 6  # whose sums fill the registers
+TILE_ROWS = 12 if processor_features().get("avx512f") else 5  # whose sums fill the registers
 LANES = 16  # numbers that are counted at once
 FEW, MANY = 8, 512  # up to so many are sorted by insertion, and by counting
 ROOTS = 2.0**-50  # two squares that differ by less may have the same root
@@ -341,6 +342,14 @@ def _kth_at_most(highs: Any, row: Any, n: Any, k: Any) -> Any:
 
 
 @compiled
+def norms(X: Any, start: Any, stop: Any, out: Any) -> None:
+    """Write the squared norms of some rows."""
+    nothing = np.zeros((1, X.shape[1]))
+    for i in range(start, stop):
+        out[i] = _squares(nothing, 0, X, i, 1.0)
+
+
+@compiled
 def _lower(i: Any, kth: Any, lists: Any) -> None:
     """Lower a query's threshold to what no rank of a sample at distance `kth` exceeds."""
     slack, grow = lists.slacks[i], np.float64(lists.grow[0])
@@ -372,34 +381,49 @@ def _tighten(i: Any, n: Any, k: Any, lists: Any, samples: Any) -> Any:
 def _settle(i: Any, n: Any, k: Any, lists: Any, found: Any, samples: Any) -> None:
     """Merge a query's open samples into its nearest, by their distances."""
     have, limit = found.filled[i], _limit(i, lists, samples)
-    ranks, rows = np.empty(have + n), np.empty(have + n, np.int64)
-    ranks[:have], rows[:have] = found.ranks[i, :have], found.indices[i, :have]
+    worst = found.ranks[i, k - 1] if have == k else np.inf
+    ranks, rows = np.empty((1, have + n + LANES)), np.empty(have + n, np.int64)
+    ranks[0, :have], rows[:have] = found.ranks[i, :have], found.indices[i, :have]
     total, many = have, len(samples.multipliers) > 1
     for p in range(n):
         rank, row = np.float64(lists.lows[i, p]), np.int64(lists.rows[i, p])
         if rank > limit:
             continue
+        found.settled[i] += 1
         if not samples.final:
             multiplier = samples.multipliers[row if many else 0]
             if samples.absolute:
                 rank = _absolutes(samples.A, i, samples.B, row, multiplier)
             else:
                 rank = _squares(samples.A, i, samples.B, row, multiplier)
-        ranks[total], rows[total] = rank, row
-        total += 1
-    found.settled[i] += total - have
-    kept = min(total, k)
-    # By distance: ranks may differ where distances tie. Of equal ones, those settled before, and
-    # those listed before, have the smaller rows; so the sort is stable.
-    order = _sorted(np.sqrt(ranks[:total]))
-    for p in range(kept):
-        found.ranks[i, p], found.indices[i, p] = ranks[order[p]], rows[order[p]]
-    found.filled[i] = kept
-    if kept == k:
+        ranks[0, total], rows[total] = rank, row
+        total += rank < worst or have < k  # at the same distance, those before win
+    if total > have:
+        _merge(i, total, k, ranks, rows, found)
+    if found.filled[i] == k:
         last = found.ranks[i, k - 1]
         if lists.slacks[i] > 0 or lists.grow[0] > 1:
             last *= 1 + (samples.A.shape[1] + 8) * 2.0**-53  # how wrong its sum may be
         _lower(i, last - lists.offsets[i], lists)
+
+
+@compiled
+def _merge(i: Any, total: Any, k: Any, ranks: Any, rows: Any, found: Any) -> None:
+    """Keep the k nearest of samples that are in the order of preference at the same distance.
+
+    By distance, not by rank: ranks may differ where distances tie.
+    """
+    if total > 2 * k + FEW:
+        limit, kept = _kth_at_most(ranks, 0, total, k) * (1 + ROOTS), 0
+        for p in range(total):
+            rank, row = ranks[0, p], rows[p]
+            ranks[0, kept], rows[kept] = rank, row
+            kept += rank <= limit
+        total = kept
+    order = _sorted(np.sqrt(ranks[0, :total]))
+    found.filled[i] = min(total, k)
+    for p in range(found.filled[i]):
+        found.ranks[i, p], found.indices[i, p] = ranks[0, order[p]], rows[order[p]]
 
 
 @compiled
@@ -453,10 +477,10 @@ def select(
             if n < full:
                 continue
             n = _tighten(i, n, k, lists, samples)
-            full = n + max(16, k)
+            full = n + max(16, k, n // 2)  # tightening takes as long as the list
             if full + STRIPE > room:
-                # Settling costs as much as the next stage if it is for one sample in four.
-                if not samples.final and found.settled[i] + n > 4 * room + (first + start) // 4:
+                # Settling takes as long as the next stage if it is for one sample in ten.
+                if not samples.final and found.settled[i] + n > room + (first + start) // 12:
                     n = -1
                     break
                 _settle(i, n, k, lists, found, samples)
