@@ -28,6 +28,8 @@ ACCEPTED_DTYPES = (np.float64, np.float32, np.uint8)
 class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
+    _accepted_dtypes: tuple[Any, ...] = ACCEPTED_DTYPES
+
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of right predictions, as a float on the host.
 
@@ -56,7 +58,7 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
         if not _is_checked_here(X):
-            return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
+            return validate_data(self, X, reset=reset, dtype=self._accepted_dtypes)
         X = _with_accepted_numbers(X)
         _, _, n_features = check_samples(X)
         if reset:
@@ -77,7 +79,7 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
                     array_namespace(**{"X": np.asarray(X), name: value})  # raises
-            X, y = validate_data(self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False)
+            X, y = validate_data(self, X, y, reset=reset, dtype=self._accepted_dtypes, multi_output=False)
             check_classification_targets(y)
             if sample_weight is not None:
                 sample_weight = _check_sample_weight(

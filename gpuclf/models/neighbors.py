@@ -490,12 +490,12 @@ def cross_validate_k(
     return accuracies
 
 
-def check_n_neighbors(k: int, n_training: int) -> None:
+def check_n_neighbors(k: int, n_training: int, which: str = "training samples") -> None:
     """Raise a ValueError if there are not k neighbours to find."""
     if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= n_training:
         raise ValueError(
-            f"the number of neighbours must be an integer from 1 to the {n_training} training "
-            f"samples (n_samples = {n_training}), got {k!r}"
+            f"the number of neighbours must be an integer from 1 to the {n_training} {which} "
+            f"(n_samples = {n_training}), got {k!r}"
         )
 
 

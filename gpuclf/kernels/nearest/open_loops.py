@@ -480,7 +480,7 @@ def select(
             full = n + max(16, k, n // 2)  # tightening takes as long as the list
             if full + STRIPE > room:
                 # Settling takes as long as the next stage if it is for one sample in ten.
-                if not samples.final and found.settled[i] + n > room + (first + start) // 12:
+                if not samples.final and found.settled[i] + n > room // 4 + (first + start) // 12:
                     n = -1
                     break
                 _settle(i, n, k, lists, found, samples)
