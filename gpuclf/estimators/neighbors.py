@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.arrays import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace, values_are_on_host
 from gpuclf.estimators.base import ACCEPTED_DTYPES, ArrayClassifier
 from gpuclf.models.distances import check_directions, metric_named
 from gpuclf.models.neighbors import (
@@ -233,7 +233,15 @@ class KNeighborsClassifier(ArrayClassifier):
                 f"weights must return an array of the distances' shape {tuple(distances.shape)}, "
                 f"got {getattr(weights, 'shape', type(weights).__name__)}"
             )
-        return count_votes(labels, classes, xp.astype(weights, xp.float64))
+        votes = count_votes(labels, classes, xp.astype(weights, xp.float64))
+        if values_are_on_host(votes):
+            without = np.flatnonzero(~votes.any(axis=1))
+            if without.size:
+                raise ValueError(
+                    f"all neighbors of some sample have weight 0, first of X[{without[0]}]: let "
+                    "weights give one of them more, or ask for more neighbours"
+                )
+        return votes
 
     @contextmanager
     def _progress(self) -> Iterator[Callback | None]:

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 METRICS = ("l2", "l1", "cosine")
-OTHER_NAMES = {"euclidean": "l2", "manhattan": "l1"}  # scikit-learn's
+OTHER_NAMES = {"euclidean": "l2", "manhattan": "l1", "cityblock": "l1"}  # scikit-learn's
 EXACT_FEATURES = 1024  # 1,024 * 128 * 128 = 2**24
 UNIT = 2.0**-8  # whole numbers, quarters, ... are expanded exactly
 CENTRE_SAMPLES = 100

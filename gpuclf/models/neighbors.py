@@ -148,8 +148,11 @@ def count_votes(labels: Array, classes: Array, weights: Array | None = None) -> 
     votes = xp.zeros((labels.shape[0], classes.shape[0]), dtype=dtype, device=labels.device)
     for j in range(int(labels.shape[1])):
         column = slice(j, j + 1)
-        votes_for = xp.astype(labels[:, column] == classes, dtype)
-        votes += votes_for if weights is None else votes_for * weights[:, column]
+        of_class = labels[:, column] == classes
+        if weights is None:
+            votes += xp.astype(of_class, dtype)
+        else:  # not a product: weights may be infinite
+            votes += xp.where(of_class, weights[:, column], xp.zeros_like(votes))
     return votes
 
 

@@ -80,12 +80,12 @@ class Search:
     """The samples to search, what is known of their numbers, and the stages of the search."""
 
     def __init__(
-        self, A: Any, B: Any, k: int, metric: str, workers: int
-    ) -> None:
+        self, A: Any, B: Any, k: int, metric: str, workers: int,
+        multipliers: tuple[Any, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.A, self.B, self.k = A, _bits(B), k
         self.absolute, self.metric = metric == "l1", metric
-        self.workers = workers
-        self.multipliers = (self._to_units(A), self._to_units(B)) if metric == "cosine" else None
+        self.workers, self.multipliers = workers, multipliers
         self.stages = self._stages()
         self.scale = self.stages[-1].scale
 
@@ -120,22 +120,6 @@ class Search:
         if narrow:
             stages.append(Stage(np.float32, False, none, scale, 0.0, e, eta))
         return [*stages, final]
-
-    def _to_units(self, X: Any) -> Any:
-        """Return what to multiply each sample by so that it has length 1."""
-        bits, result = _bits(X), np.empty(len(X))
-
-        def invert(rows: slice) -> None:
-            open_loops.norms(bits, rows.start, rows.stop, result)
-
-        map_row_blocks(invert, len(X), -(-len(X) // self.workers), workers=self.workers)
-        odd = np.flatnonzero(~((result > 1e-200) & (result < 1e200)))  # of squares
-        result = 1 / np.sqrt(result)
-        if odd.size:
-            rows = X[odd].astype(np.float64)
-            largest = np.abs(rows).max(axis=1)
-            result[odd] = 1 / (np.linalg.norm(rows / largest[:, None], axis=1) * largest)
-        return result
 
     def B_floats(self, rows: slice) -> Any:  # noqa: N802
         """Return some rows of B as float64, multiplied."""
@@ -276,8 +260,6 @@ def nearest_of_floats(
     A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
 ) -> Any:
     """Return distances and rows as :func:`gpuclf.models.neighbors.k_neighbors`, or decline."""
-    if not (A.dtype.isnative and B.dtype.isnative):
-        return NotImplemented
     if B.strides[1] != B.itemsize:
         if B.nbytes > memory_budget // 2:
             return NotImplemented
@@ -295,7 +277,12 @@ def nearest_of_floats(
     queries = min(MAX_QUERIES, (memory - columns * per_column) // per_query) if columns else 0
     if queries < TILE_ROWS:
         return NotImplemented
-    search = Search(A, B, k, metric, workers)
+    multipliers = None
+    if metric == "cosine":
+        multipliers = inverse_lengths(A, workers), inverse_lengths(B, workers)
+        if not all(np.isfinite(own).all() for own in multipliers):
+            return NotImplemented  # subnormal lengths
+    search = Search(A, B, k, metric, workers, multipliers)
     step = -(-n // (workers * -(-n // (workers * queries))))
     parts = map_row_blocks(
         lambda rows: search.block(rows, count, columns), n, step, workers=workers
@@ -304,6 +291,24 @@ def nearest_of_floats(
     if metric == "cosine":
         return ranks / 2, indices
     return (np.sqrt(ranks) if metric == "l2" else ranks) / search.scale, indices
+
+
+def inverse_lengths(X: Any, workers: int) -> Any:
+    """Return what to multiply each sample by so that it has length 1."""
+    bits, squares = _bits(X), np.empty(len(X))
+
+    def sum_up(rows: slice) -> None:
+        open_loops.norms(bits, rows.start, rows.stop, squares)
+
+    map_row_blocks(sum_up, len(X), -(-len(X) // workers), workers=workers)
+    lengths = np.sqrt(squares)
+    odd = np.flatnonzero(~((squares > 1e-200) & (squares < 1e200)))
+    if odd.size:
+        rows = X[odd].astype(np.float64)
+        largest = np.abs(rows).max(axis=1)
+        lengths[odd] = np.linalg.norm(rows / largest[:, None], axis=1) * largest
+    with np.errstate(over="ignore"):
+        return 1 / lengths
 
 
 def _room(k: int) -> int:
