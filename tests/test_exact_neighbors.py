@@ -39,9 +39,7 @@ def assert_nearest(A, B, k, metric, found, rtol=1e-12, atol=0.0):
     """The distances are float64's, and the samples have them; ties but for rounding may differ."""
     distances, indices = found
     expected = float64_distances(A, B, metric)
-    np.testing.assert_allclose(
-        distances, np.sort(expected, axis=1)[:, :k], rtol=rtol, atol=atol
-    )
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :k], rtol=rtol, atol=atol)
     np.testing.assert_allclose(
         np.take_along_axis(expected, indices, axis=1), distances, rtol=rtol, atol=atol
     )
@@ -90,10 +88,14 @@ def hostile(seed):
         lambda: (draw(n, D), draw(m, D)),
         lambda: (draw(n, D), np.repeat(draw(1, D), m, axis=0)),
         lambda: (draw(n, D), draw(7, D)[rng.integers(0, 7, m)]),
-        lambda: (centres[rng.integers(0, 4, n)] + spread * draw(n, D),
-                 centres[which] + spread * draw(m, D)),
-        lambda: (centres[rng.integers(0, 4, n)] + spread * draw(n, D),
-                 centres[np.sort(which)] + spread * draw(m, D)),
+        lambda: (
+            centres[rng.integers(0, 4, n)] + spread * draw(n, D),
+            centres[which] + spread * draw(m, D),
+        ),
+        lambda: (
+            centres[rng.integers(0, 4, n)] + spread * draw(n, D),
+            centres[np.sort(which)] + spread * draw(m, D),
+        ),
         lambda: (np.zeros((n, D)) + 1e-3, rng.permuted(np.repeat(draw(1, D), m, axis=0), axis=1)),
         lambda: (rng.integers(0, 3, (n, D)) / 10 + 0.1, rng.integers(0, 3, (m, D)) / 10 + 0.1),
         lambda: (rng.integers(0, 4, (n, D)) + 1, rng.integers(0, 4, (m, D)) + 1),

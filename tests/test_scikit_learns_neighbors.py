@@ -35,7 +35,9 @@ def test_scikit_learns_own_tests_of_its_classifier(tmp_path):
     pytest.importorskip("sklearn.neighbors.tests", reason="scikit-learn comes without its tests")
     here = Path(__file__).parent
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
+        "PYTHONPATH": os.pathsep.join(
+            [str(here.parent), str(here), os.environ.get("PYTHONPATH", "")]
+        )
     }
     left_out = " or ".join(EXCLUDED)
     run = subprocess.run(

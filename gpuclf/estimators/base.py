@@ -79,7 +79,8 @@ class ArrayClassifier(Kept, ClassifierMixin, BaseEstimator):  # type: ignore[mis
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
                     array_namespace(**{"X": np.asarray(X), name: value})  # raises
-            X, y = validate_data(self, X, y, reset=reset, dtype=self._accepted_dtypes, multi_output=False)
+            dtypes = self._accepted_dtypes
+            X, y = validate_data(self, X, y, reset=reset, dtype=dtypes, multi_output=False)
             check_classification_targets(y)
             if sample_weight is not None:
                 sample_weight = _check_sample_weight(

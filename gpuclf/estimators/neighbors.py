@@ -18,12 +18,11 @@ from gpuclf.models.neighbors import (
     MEMORY_BUDGET,
     Callback,
     check_n_neighbors,
-    count_votes,
-    inverse_distances,
     k_neighbors,
     take_entries,
     without_self,
 )
+from gpuclf.models.votes import count_votes, inverse_distances
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 
@@ -149,7 +148,7 @@ class KNeighborsClassifier(ArrayClassifier):
         k = self.n_neighbors if n_neighbors is None else n_neighbors
         queries = self._fit_X
         if X is None:
-            check_n_neighbors(k, self.n_samples_fit_ - 1, "other training samples")
+            check_n_neighbors(k, int(queries.shape[0]) - 1, "other training samples")
             k += 1
         else:
             queries = self._check_samples(X, reset=False)

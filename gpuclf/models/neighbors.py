@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 
@@ -36,12 +35,12 @@ from gpuclf.models.distances import (
     to_distances,
     unit_rows,
 )
+from gpuclf.models.votes import count_votes
 from gpuclf.samples.walk import map_row_blocks, row_slices
 from gpuclf.validation import check_label_count
 
 __all__ = [
     "MEMORY_BUDGET",
-    "count_votes",
     "cross_validate_k",
     "k_neighbors",
     "knn_vote",
@@ -129,44 +128,6 @@ def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
     return xp.take(classes, xp.argmax(votes, axis=1))
 
 
-def count_votes(labels: Array, classes: Array, weights: Array | None = None) -> Array:
-    """Count how often each class occurs in each row, or sum the weights of where it does.
-
-    Parameters
-    ----------
-    labels : integer array of shape (N, k)
-    classes : integer array of shape (C,)
-    weights : array of shape (N, k), float64, optional
-
-    Returns
-    -------
-    array of shape (N, C)
-        int64, or float64 of weights; added from the nearest to the farthest.
-    """
-    xp = array_namespace(labels, classes, weights)
-    dtype = xp.int64 if weights is None else xp.float64
-    votes = xp.zeros((labels.shape[0], classes.shape[0]), dtype=dtype, device=labels.device)
-    for j in range(int(labels.shape[1])):
-        column = slice(j, j + 1)
-        of_class = labels[:, column] == classes
-        if weights is None:
-            votes += xp.astype(of_class, dtype)
-        else:  # not a product: weights may be infinite
-            votes += xp.where(of_class, weights[:, column], xp.zeros_like(votes))
-    return votes
-
-
-def inverse_distances(distances: Array) -> Array:
-    """Return the weights 1 / distance of neighbours (N, k); where some have distance 0, they alone.
-
-    As scikit-learn's ``weights="distance"``: a sample at distance 0 would outweigh all others.
-    """
-    xp = array_namespace(distances)
-    zero = distances == 0
-    weights = 1 / xp.where(zero, xp.ones_like(distances), distances)
-    return xp.where(xp.any(zero, axis=1)[:, None], xp.astype(zero, xp.float64), weights)
-
-
 def without_self(distances: Array, indices: Array) -> tuple[Array, Array]:
     """Leave each sample out of its own neighbours: (N, k + 1) of N samples -> (N, k).
 
@@ -176,7 +137,9 @@ def without_self(distances: Array, indices: Array) -> tuple[Array, Array]:
     n, k = indices.shape[0], int(indices.shape[1]) - 1
     own = xp.arange(n, dtype=indices.dtype, device=indices.device)[:, None]
     places = xp.arange(k, dtype=indices.dtype, device=indices.device)
-    behind = xp.astype(xp.cumulative_sum(xp.astype(indices == own, xp.int64), axis=1), indices.dtype)
+    behind = xp.astype(
+        xp.cumulative_sum(xp.astype(indices == own, xp.int64), axis=1), indices.dtype
+    )
     columns = places + behind[:, :-1]
     return take_from_rows(distances, columns), take_from_rows(indices, columns)
 
@@ -524,7 +487,11 @@ def _bytes_of(A: Array, B: Array, metric: str) -> tuple[int, int, int]:
         row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES)
     else:
         row = (32 if metric == "cosine" else 16) * n_features
-    return row, n_features * (1 if exact else 8), 0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE
+    return (
+        row,
+        n_features * (1 if exact else 8),
+        0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE,
+    )
 
 
 def _least_memory(row: int, differences: int, blocks: int) -> int:

@@ -121,7 +121,7 @@ class Search:
             stages.append(Stage(np.float32, False, none, scale, 0.0, e, eta))
         return [*stages, final]
 
-    def B_floats(self, rows: slice) -> Any:  # noqa: N802
+    def B_floats(self, rows: slice) -> Any:
         """Return some rows of B as float64, multiplied."""
         return _multiplied(self.B[rows], self.multipliers and self.multipliers[1][rows])
 
@@ -171,9 +171,7 @@ class Search:
         """Search with one stage; return which queries were given up."""
         n, k, dtype, room = len(queries), self.k, stage.dtype, _room(self.k)
         multipliers = np.array([stage.scale]) if self.multipliers is None else self.multipliers[1]
-        samples = Samples(
-            queries * stage.scale, self.B, multipliers, self.absolute, stage.final
-        )
+        samples = Samples(queries * stage.scale, self.B, multipliers, self.absolute, stage.final)
         ranks = _Ranks(stage, samples.A, columns, self.absolute)
         lists = Lists(
             np.empty((n, room), dtype), np.empty((n, room), dtype), np.empty((n, room), np.int32),

@@ -16,6 +16,7 @@ from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.models.neighbors import check_n_neighbors
 
 __all__ = [
+    "binned_votes",
     "compiled_manhattan",
     "compiled_nearest_of_floats",
     "compiled_squared_euclidean",
@@ -44,6 +45,17 @@ def partitioned_smallest_k(distances: Any, k: int) -> Any:
     columns = np.flatnonzero(chosen).reshape(-1, k) % distances.shape[1]
     order = np.argsort(np.take_along_axis(distances, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
+
+
+def binned_votes(labels: Any, classes: Any, weights: Any = None) -> Any:
+    """Compute :func:`gpuclf.models.votes.count_votes` in one pass over the labels.
+
+    The bins are filled in the order of the neighbours, which is that of the shared body's sums.
+    """
+    shape = len(labels), len(classes)
+    bins = np.searchsorted(classes, labels) + shape[1] * np.arange(shape[0])[:, None]
+    flat = None if weights is None else weights.ravel()
+    return np.bincount(bins.ravel(), flat, shape[0] * shape[1]).reshape(shape)
 
 
 def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:

@@ -321,7 +321,7 @@ def centred(
 
 @compiled
 def _kth_at_most(highs: Any, row: Any, n: Any, k: Any) -> Any:
-    """Return one of ``highs[row, :n]`` that at least k do not exceed, and few more, by bisection."""
+    """Return one of ``highs[row, :n]`` that k do not exceed, or few more, by bisection."""
     number = highs.dtype.type
     highs[row, n : n + LANES] = np.inf
     least = np.float64(_least(highs, row, n, number(0)))
