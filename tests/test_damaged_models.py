@@ -153,7 +153,7 @@ def test_overlaps_holes_and_huge_headers(files, tmp_path):
         ("two-layer", "params_.b1", np.zeros(7), r"params_\[b1\] must have shape \(8\)"),
         ("neighbors", "_y", np.full(N, C), "numbers of the 3 classes"),
         ("neighbors", "_fit_X", np.full((N, D), np.nan), "_fit_X has NaN"),
-        ("neighbors", "_fit_X", np.zeros((N, D), np.uint16), "uint8, float32 or float64"),
+        ("neighbors", "_fit_X", np.zeros((N, D), np.uint16), "uint8, float16, float32 or"),
         ("soft-ensemble", "estimators_.1.params_.b2", np.zeros(C + 1), r"estimators_\[1\]: params"),
     ],
 )

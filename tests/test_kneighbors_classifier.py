@@ -11,7 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gpuclf import KNeighborsClassifier, MixedDevicesError, Standardized
+from gpuclf.arrays import array_namespace
 from gpuclf.models.neighbors import k_neighbors
+from gpuclf.models.votes import count_votes
 
 N, D, C = 60, 4, 3
 
@@ -24,13 +26,21 @@ def make_data(seed=0, n=N, dtype=np.float64):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@parametrize_with_checks([KNeighborsClassifier(), KNeighborsClassifier(metric="l1")])
+@parametrize_with_checks(
+    [
+        KNeighborsClassifier(),
+        KNeighborsClassifier(metric="l1"),
+        KNeighborsClassifier(weights="distance", metric="euclidean"),
+    ]
+)
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize(("metric", "peer"), [("l2", "euclidean"), ("l1", "manhattan")])
+@pytest.mark.parametrize(
+    ("metric", "peer"), [("l2", "euclidean"), ("l1", "manhattan"), ("cosine", "cosine")]
+)
 def test_the_answers_are_those_of_scikit_learn(lib, dtype, metric, peer):
     X, y = make_data(dtype=dtype)
     X_test, y_test = make_data(seed=1, dtype=dtype)
@@ -59,6 +69,98 @@ def test_a_tie_goes_to_the_smaller_label_and_shows_in_the_probabilities():
     assert classifier.kneighbors(query, return_distance=False).tolist() == [[0, 1]]
     assert classifier.predict_proba(query).tolist() == [[0.5, 0.5]]
     assert classifier.predict(query).tolist() == ["a"]
+
+
+def similarity(T):
+    """Return weights exp(cos / T), in the library of the distances."""
+
+    def weights(distances):
+        xp = array_namespace(distances)
+        return xp.exp((1 - distances) / T)
+
+    return weights
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
+@pytest.mark.parametrize("weights", ["distance", similarity(30.0)])
+def test_weighted_votes_are_those_of_scikit_learn(lib, metric, weights):
+    X, y = make_data()
+    queries = np.concatenate([make_data(seed=1)[0], X[:5]])  # some at distance 0
+    theirs = sklearn.neighbors.KNeighborsClassifier(7, metric=metric, weights=weights)
+    theirs.fit(X, y)
+    ours = KNeighborsClassifier(7, metric=metric, weights=weights).fit(*map(lib.asarray, (X, y)))
+    given = lib.asarray(queries)
+    found = ours.predict_proba(given)
+    assert type(found) is type(given)
+    if metric == "cosine" and weights == "distance":  # theirs rounds distances of 0 to 1e-16
+        queries, found = queries[:-5], found[:-5, :]
+        np.testing.assert_allclose(lib.to_numpy(ours.predict_proba(given))[-5:], np.eye(C)[y[:5]])
+    np.testing.assert_allclose(lib.to_numpy(found), theirs.predict_proba(queries), rtol=1e-9)
+    labels = lib.to_numpy(ours.predict(given))[: len(queries)]
+    np.testing.assert_array_equal(labels, theirs.predict(queries))
+
+
+def test_the_body_counts_votes_as_numpy_does(lib):
+    rng = np.random.default_rng(0)
+    labels, weights = rng.integers(0, 4, (30, 9)) * 3 - 5, rng.random((30, 9))
+    weights[3, 4] = np.inf
+    classes = np.unique(labels)
+    for given in ((labels, classes), (labels, classes, weights)):
+        expected = count_votes(*given)
+        found = count_votes.reference(*map(lib.asarray, given))
+        np.testing.assert_array_equal(lib.to_numpy(found), expected)
+        counted = weights if len(given) == 3 else np.ones(labels.shape)
+        in_loops = [
+            [w[row == c].sum() for c in classes] for row, w in zip(labels, counted, strict=True)
+        ]
+        np.testing.assert_allclose(expected, in_loops, rtol=1e-14)
+
+
+def test_weights_of_the_wrong_shape_or_of_0_are_named():
+    X, y = make_data()
+    wrong = KNeighborsClassifier(3, weights=lambda d: d[:, :2]).fit(X, y)
+    with pytest.raises(ValueError, match=r"weights must return .* \(60, 3\), got \(60, 2\)"):
+        wrong.predict(X)
+    nothing = KNeighborsClassifier(3, weights=lambda d: 0 * d).fit(X, y)
+    with pytest.raises(ValueError, match=r"have weight 0, first of X\[0\]: let weights give"):
+        nothing.predict_proba(X)
+
+
+@pytest.mark.parametrize("metric", ["l2", "l1", "cosine"])
+def test_without_samples_each_training_sample_is_left_out(lib, metric):
+    X, y = make_data()
+    X[7:12] = X[7]  # more equal ones than neighbours
+    ours = KNeighborsClassifier(3, metric=metric).fit(lib.asarray(X), lib.asarray(y))
+    distances, indices = (lib.to_numpy(a) for a in ours.kneighbors())
+    for i in range(N):
+        others = np.delete(np.arange(N), i)
+        expected = k_neighbors(X[i : i + 1], X[others], 3, metric)
+        np.testing.assert_array_equal(indices[i], others[expected[1][0]])
+        np.testing.assert_allclose(distances[i], expected[0][0], rtol=1e-9, atol=1e-15)
+    np.testing.assert_array_equal(lib.to_numpy(ours.kneighbors(None, 3, False)), indices)
+    assert ours.predict(None).shape == (N,)
+    with pytest.raises(ValueError, match=r"from 1 to the 59 other training samples .* got 60"):
+        ours.kneighbors(n_neighbors=60)
+
+
+def test_a_zero_vector_is_refused_by_name_for_cosines(lib):
+    X, y = make_data()
+    X[4] = 0
+    with pytest.raises(ValueError, match=r"X\[4\] is a zero vector, whose cosine"):
+        KNeighborsClassifier(metric="cosine").fit(lib.asarray(X), lib.asarray(y))
+    classifier = KNeighborsClassifier(metric="cosine").fit(lib.asarray(X[5:]), lib.asarray(y[5:]))
+    with pytest.raises(ValueError, match=r"X\[1\] is a zero vector, whose cosine"):
+        classifier.predict(lib.asarray(X[3:5]))
+
+
+def test_float16_stays_float16():
+    X, y = make_data(dtype=np.float16)
+    classifier = KNeighborsClassifier(3).fit(X, y)
+    assert classifier._fit_X.dtype == np.float16
+    assert np.shares_memory(classifier._fit_X, X)
+    wide = KNeighborsClassifier(3).fit(X.astype(float), y)
+    for found, expected in zip(classifier.kneighbors(X), wide.kneighbors(X), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_labels_are_any_integers_on_a_device(lib):
@@ -101,8 +203,9 @@ def test_samples_elsewhere_than_the_training_set_are_refused(strict):
     ("options", "message"),
     [
         ({"n_neighbors": 0}, "n_neighbors must be an integer, at least 1, got 0"),
+        ({"weights": "near"}, "weights must be 'uniform', 'distance' or a callable .* got 'near'"),
         ({"n_neighbors": 2.5}, "n_neighbors must be an integer, at least 1, got 2.5"),
-        ({"metric": "cosine"}, "metric must be 'l2' or 'l1', got 'cosine'"),
+        ({"metric": "chebyshev"}, r"metric must be 'l2' .* got 'chebyshev'"),
     ],
 )
 def test_a_hyper_parameter_out_of_range_is_named(options, message):

@@ -41,7 +41,7 @@ DataName = StrEnum("DataName", ["auto", "cifar10", "synthetic"])
 ModelName = StrEnum(
     "ModelName", {"softmax": "softmax", "svm": "svm", "two_layer": "two-layer", "knn": "knn"}
 )
-MetricName = StrEnum("MetricName", ["l2", "l1"])
+MetricName = StrEnum("MetricName", ["l2", "l1", "cosine"])
 
 BackendOption = Annotated[
     BackendName, typer.Option("--backend", help="Array library to compute with.")

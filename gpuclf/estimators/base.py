@@ -34,6 +34,7 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
     """Base of the classifiers: inputs are checked where they live, and stay there."""
 
     _keeps_short_floats = False  # a subclass whose model widens them block by block says so
+    _accepted_dtypes: tuple[Any, ...] = ACCEPTED_DTYPES
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of right predictions, as a float on the host.
@@ -69,7 +70,7 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
     def _check_rows(self, X: Any, *, reset: bool) -> Any:
         keeps = self._keeps(X)
         if not (keeps or _is_checked_here(X)):
-            return validate_data(self, X, reset=reset, dtype=ACCEPTED_DTYPES)
+            return validate_data(self, X, reset=reset, dtype=self._accepted_dtypes)
         X = X if keeps else _with_accepted_numbers(X)
         _, _, n_features = check_samples(X, short_floats=self._keeps_short_floats)
         if reset:
@@ -101,7 +102,8 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
             for name, value in (("y", y), ("sample_weight", sample_weight)):
                 if _is_checked_here(value):
                     array_namespace(**{"X": np.asarray(X), name: value})  # raises
-            X, y = validate_data(self, X, y, reset=reset, dtype=ACCEPTED_DTYPES, multi_output=False)
+            dtypes = self._accepted_dtypes
+            X, y = validate_data(self, X, y, reset=reset, dtype=dtypes, multi_output=False)
             check_classification_targets(y)
             if sample_weight is not None:
                 sample_weight = _check_sample_weight(

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import Any, Self
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.arrays import Array, array_namespace
-from gpuclf.estimators.base import ArrayClassifier
-from gpuclf.models.distances import METRICS
-from gpuclf.models.neighbors import MEMORY_BUDGET, Callback, count_votes, k_neighbors
+from gpuclf.arrays import Array, array_namespace, values_are_on_host
+from gpuclf.estimators.base import ACCEPTED_DTYPES, ArrayClassifier
+from gpuclf.models.distances import check_directions, metric_named
+from gpuclf.models.neighbors import (
+    MEMORY_BUDGET,
+    Callback,
+    check_n_neighbors,
+    k_neighbors,
+    take_entries,
+    without_self,
+)
+from gpuclf.models.votes import count_votes, inverse_distances
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 
@@ -27,13 +36,19 @@ class KNeighborsClassifier(ArrayClassifier):
     Every query is compared with every training sample, in tiles that fit a memory budget. Of equal
     distances, the training sample with the smaller index is nearer; a tied vote goes to the
     smaller label. From bytes (uint8) and whole numbers, distances are exact and answers the same
-    on every array library; from fractions, distances that tie may be rounded apart. Bytes are also
-    the fastest: the differences of floats are written out for l1.
+    on every array library; from fractions, distances that tie may be rounded apart. On a CPU with
+    numba, floats are searched in float32 and settled in float64: the answers are float64's.
 
     Parameters
     ----------
     n_neighbors : int, default 5
-    metric : {"l2", "l1"}, default "l2"
+    weights : {"uniform", "distance"} or callable, default "uniform"
+        How much a neighbour's vote counts: as any other's; the inverse of its distance (where some
+        are at distance 0, they alone count); or what ``weights(distances)`` returns, for distances
+        (N, k) an array of that shape. A callable gets and returns arrays of the library of X.
+    metric : {"l2", "l1", "cosine"}, default "l2"
+        "euclidean" and "manhattan" are other names of the first two. The cosine distance is
+        1 - cos; it is not defined for samples that are all zeros, which are refused.
     memory_budget : int, default 256 MiB
         Bytes that a prediction may take, beside the samples and the result.
     verbose : bool, default False
@@ -54,7 +69,11 @@ class KNeighborsClassifier(ArrayClassifier):
     Notes
     -----
     The training samples are kept where they are, without a copy. Samples to predict must live in
-    the same array library, on the same device.
+    the same array library, on the same device. Sparse samples, several labels a sample and
+    missing values are not supported.
+
+    To weigh by similarity, as evaluations of embeddings do, exp(cos / T):
+    ``KNeighborsClassifier(20, metric="cosine", weights=lambda d: numpy.exp((1 - d) / 0.07))``.
 
     Examples
     --------
@@ -66,9 +85,11 @@ class KNeighborsClassifier(ArrayClassifier):
 
     n_neighbors: int = 5
     _: KW_ONLY
+    weights: str | Callable[[Array], Array] = "uniform"
     metric: str = "l2"
     memory_budget: int = MEMORY_BUDGET
     verbose: bool = False
+    _accepted_dtypes = (*ACCEPTED_DTYPES, np.float16)
 
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training samples.
@@ -76,8 +97,8 @@ class KNeighborsClassifier(ArrayClassifier):
         Parameters
         ----------
         X : array-like of shape (N, D)
-            uint8, float32 and float64 are used as they are, on the device where X is; other
-            numbers are converted to float64.
+            uint8, float16 (of NumPy), float32 and float64 are used as they are, on the device where
+            X is; other numbers are converted to float64.
         y : array-like of shape (N,)
             Class labels; on a device, integers on the same device.
 
@@ -87,10 +108,12 @@ class KNeighborsClassifier(ArrayClassifier):
         """
         if not isinstance(self.n_neighbors, Integral) or self.n_neighbors < 1:
             raise ValueError(f"n_neighbors must be an integer, at least 1, got {self.n_neighbors}")
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be 'l2' or 'l1', got {self.metric!r}")
+        metric = metric_named(self.metric)
+        self._check_weights()
         with self._unchanged_if_it_fails():
             samples, labels, _ = self._check_training_data(X, y, None, reset=True)
+            if metric == "cosine":
+                check_directions(samples, "X")
             self._number_classes(labels)
             self._fit_X: Array = samples
             self._y: Array = self._targets(labels)
@@ -98,13 +121,14 @@ class KNeighborsClassifier(ArrayClassifier):
         return self
 
     def kneighbors(
-        self, X: Any, n_neighbors: int | None = None, return_distance: bool = True
+        self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> Any:
         """Find the nearest training samples.
 
         Parameters
         ----------
-        X : array-like of shape (N, D)
+        X : array-like of shape (N, D), optional
+            By default the training samples, none of which is its own neighbour.
         n_neighbors : int, optional
             By default as the estimator's.
         return_distance : bool, default True
@@ -122,27 +146,61 @@ class KNeighborsClassifier(ArrayClassifier):
             If X lives elsewhere than the training samples.
         """
         check_is_fitted(self, "n_samples_fit_")
-        X = self._check_samples(X, reset=False)
+        metric = metric_named(self.metric)
         k = self.n_neighbors if n_neighbors is None else n_neighbors
-        array_namespace(**{"X": X, "the training set": self._fit_X})
+        queries = self._fit_X
+        if X is None:
+            check_n_neighbors(k, int(queries.shape[0]) - 1, "other training samples")
+            k += 1
+        else:
+            queries = self._check_samples(X, reset=False)
+            array_namespace(**{"X": queries, "the training set": self._fit_X})
+            if metric == "cosine":
+                check_directions(queries, "X")
         with self._progress() as callback:
-            distances, indices = k_neighbors(
-                *(X, self._fit_X, k, self.metric),
+            found = k_neighbors(
+                *(queries, self._fit_X, k, metric),
                 memory_budget=self.memory_budget,
                 callback=callback,
             )
+        distances, indices = without_self(*found) if X is None else found
         return (distances, indices) if return_distance else indices
 
-    def predict(self, X: Any) -> Array:
-        """Return the labels that most neighbours have, shape (N,), in the array library of X."""
+    def predict(self, X: Any = None) -> Array:
+        """Return the labels that most neighbours have, by weight, in the array library of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), optional
+            By default the training samples, each left out of its own neighbours.
+
+        Returns
+        -------
+        array of shape (N,)
+        """
         votes = self._votes(X)
         return self._labels(array_namespace(votes).argmax(votes, axis=1))
 
-    def predict_proba(self, X: Any) -> Array:
-        """Return the share of the neighbours in each class, shape (N, C), float64."""
+    def predict_proba(self, X: Any = None) -> Array:
+        """Return the share of the neighbours' votes for each class, shape (N, C), float64."""
         votes = self._votes(X)
         xp = array_namespace(votes)
-        return xp.astype(votes, xp.float64) / self.n_neighbors
+        votes = xp.astype(votes, xp.float64)
+        totals = xp.sum(votes, axis=1)[:, None]
+        return votes / xp.where(totals == 0, xp.ones_like(totals), totals)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of right predictions, as a float on the host.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D), or None
+            None: the training samples, each left out of its own neighbours.
+        y : array-like of shape (N,)
+            True labels.
+        sample_weight : array-like of shape (N,), optional
+        """
+        return super().score(X, y, sample_weight)
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
         if isinstance(X, Standardized):
@@ -151,12 +209,40 @@ class KNeighborsClassifier(ArrayClassifier):
             raise TypeError("X is Streamed; upload it whole: gpuclf.to_device(X)")
         return super()._check_samples(X, reset=reset)
 
+    def _check_weights(self) -> None:
+        named = isinstance(self.weights, str) and self.weights in ("uniform", "distance")
+        if not named and not callable(self.weights):
+            raise ValueError(
+                "weights must be 'uniform', 'distance' or a callable that takes distances, got "
+                f"{self.weights!r}"
+            )
+
     def _votes(self, X: Any) -> Array:
-        indices = self.kneighbors(X, return_distance=False)
+        self._check_weights()
+        distances, indices = self.kneighbors(X)
         xp = array_namespace(indices)
-        labels = xp.reshape(xp.take(self._y, xp.reshape(indices, (-1,))), indices.shape)
+        labels = take_entries(self._y, indices)
         classes = xp.arange(len(self.classes_), dtype=labels.dtype, device=labels.device)
-        return count_votes(labels, classes)
+        if self.weights == "uniform":
+            return count_votes(labels, classes)
+        if self.weights == "distance":
+            return count_votes(labels, classes, inverse_distances(distances))
+        assert callable(self.weights)
+        weights = self.weights(distances)
+        if getattr(weights, "shape", None) != distances.shape:
+            raise ValueError(
+                f"weights must return an array of the distances' shape {tuple(distances.shape)}, "
+                f"got {getattr(weights, 'shape', type(weights).__name__)}"
+            )
+        votes = count_votes(labels, classes, xp.astype(weights, xp.float64))
+        if values_are_on_host(votes):
+            without = np.flatnonzero(~votes.any(axis=1))
+            if without.size:
+                raise ValueError(
+                    f"all neighbors of some sample have weight 0, first of X[{without[0]}]: let "
+                    "weights give one of them more, or ask for more neighbours"
+                )
+        return votes
 
     @contextmanager
     def _progress(self) -> Iterator[Callback | None]:

@@ -8,6 +8,9 @@ float32 holds every integer.
 Floats are compared in float64, the expansion relative to the middle of the training samples. Of
 fractions, libraries may sum the same differences in another order, so that ties are the same
 everywhere for bytes and for whole numbers only.
+
+Cosine distances are taken as half the squared L2 distances of samples of length 1, which keeps the
+digits of small ones: ``1 - cos`` would be rounded to 1e-16.
 """
 
 from __future__ import annotations
@@ -30,18 +33,21 @@ __all__ = [
     "METRICS",
     "Expansion",
     "Ranking",
-    "check_metric",
+    "check_directions",
     "check_pair",
     "differences_bytes",
     "manhattan",
+    "metric_named",
     "pairwise_distances",
     "ranking_by",
     "squared_differences",
     "squared_euclidean",
     "to_distances",
+    "unit_rows",
 ]
 
-METRICS = ("l2", "l1")
+METRICS = ("l2", "l1", "cosine")
+OTHER_NAMES = {"euclidean": "l2", "manhattan": "l1", "cityblock": "l1"}  # scikit-learn's
 EXACT_FEATURES = 1024  # 1,024 * 128 * 128 = 2**24
 UNIT = 2.0**-8  # whole numbers, quarters, ... are expanded exactly
 CENTRE_SAMPLES = 100
@@ -58,14 +64,16 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
 
     .. math::
 
-        \text{l2}: \sqrt{\sum_d (a_{id} - b_{jd})^2}, \qquad \text{l1}: \sum_d |a_{id} - b_{jd}|
+        \text{l2}: \sqrt{\sum_d (a_{id} - b_{jd})^2}, \qquad \text{l1}: \sum_d |a_{id} - b_{jd}|,
+        \qquad \text{cosine}: 1 - \frac{a_i \cdot b_j}{\|a_i\| \|b_j\|}
 
     Parameters
     ----------
     A : array of shape (N, D)
     B : array of shape (M, D)
-        uint8, float32 or float64; other integers are computed as float64.
-    metric : {"l2", "l1"}, default "l2"
+        uint8, float16, float32 or float64; other integers are computed as float64.
+    metric : {"l2", "l1", "cosine"}, default "l2"
+        "euclidean" and "manhattan" are other names of the first two.
 
     Returns
     -------
@@ -73,14 +81,16 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
         In the library of A and B. From bytes, and from whole numbers in floats, they are exact
         (l2 up to the root's rounding). From other floats the l2 squares have an error of about
         1e-16 times the squared norms of the centred samples: equal samples may come out 1e-8 of
-        their norm apart, and equal distances may differ (the search puts that right).
+        their norm apart, and equal distances may differ (the search puts that right). Cosine
+        distances have an error of about 1e-16.
 
     Raises
     ------
     TypeError
         If A or B is not an array of real numbers, or they live on different devices.
     ValueError
-        If shapes or `metric` do not fit, or A or B has NaN (looked for in NumPy arrays only).
+        If shapes or `metric` do not fit, A or B has NaN (looked for in NumPy arrays only), or a
+        zero vector whose cosine is asked for.
 
     See Also
     --------
@@ -104,6 +114,10 @@ def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     array([[7., 1.]])
     """
     A, B = check_pair(A, B)
+    metric = metric_named(metric)
+    if metric == "cosine":
+        for name, X in (("A", A), ("B", B)):
+            check_directions(X, name)
     return to_distances(ranking_by(B, metric)(A, B), metric)
 
 
@@ -210,26 +224,30 @@ def _over_differences(
 class Expansion:
     """Squared distances to B by expansion, with a bound for what it rounds."""
 
-    def __init__(self, B: Array, n_rows: int) -> None:
+    def __init__(self, B: Array, n_rows: int, metric: str) -> None:
         xp = array_namespace(B)
-        self._B, self._n_rows = B, n_rows
+        self._B, self._n_rows, self._of_units = B, n_rows, metric == "cosine"
         self._centre = _centre(B, max(1, min(CENTRE_SAMPLES, n_rows // 4)))
+        if self._of_units:
+            self._centre = xp.zeros_like(self._centre)
         norms = [xp.max(xp.vecdot(b, b)) for b in map(self._centred, self._pieces())]
         self._largest_norm = xp.max(xp.stack(norms))
         self._B_is_exact: bool | None = None
 
     def squares(self, A: Array, B: Array) -> Array:
         """Return squared distances between rows of A and of B, or of a part of it."""
+        if self._of_units:
+            A, B = unit_rows(A), unit_rows(B)
         return squared_euclidean(A, B, self._centre)
 
-    def unsure(self, A: Array, kth_distances: Array, last_squares: Array) -> Array:
+    def unsure(self, A: Array, kth_squares: Array, last_squares: Array) -> Array:
         """Return the rows of A for which a sample beyond the candidates may be as near.
 
         Parameters
         ----------
         A : array of shape (n, D)
-        kth_distances : array of shape (n,)
-            The largest distance that was found, by differences.
+        kth_squares : array of shape (n,)
+            The largest squared distance that was found, by differences.
         last_squares : array of shape (n,)
             The largest of the candidates' squares, by expansion: all other samples have larger
             ones.
@@ -239,7 +257,7 @@ class Expansion:
         sizes = xp.vecdot(A, A) + self._largest_norm
         # Each of the three products is a sum of D terms; twice what they can round.
         rounding = 2 * (int(A.shape[1]) + 8) * float(xp.finfo(xp.float64).eps) * sizes
-        unsure = kth_distances * kth_distances + rounding >= last_squares
+        unsure = kth_squares + rounding >= last_squares
         # One look for both: whether there is any, and how large the terms are.
         found, size = to_host(xp.stack([xp.astype(xp.any(unsure), xp.float64), xp.max(sizes)]))
         if found and self._is_exact(A, size):
@@ -261,11 +279,12 @@ class Expansion:
 
     def _centred(self, X: Array) -> Array:
         xp = array_namespace(X)
-        return xp.astype(X, xp.float64) - self._centre
+        X = unit_rows(X) if self._of_units else xp.astype(X, xp.float64)
+        return X - self._centre
 
 
 def check_pair(A: Array, B: Array) -> tuple[Array, Array]:
-    """Return both as uint8, float32 or float64, or raise as :func:`pairwise_distances` says."""
+    """Return both as bytes or floats, or raise as :func:`pairwise_distances` says."""
     checked = []
     for name, X in (("A", A), ("B", B)):
         if isinstance(X, Standardized):
@@ -275,7 +294,9 @@ def check_pair(A: Array, B: Array) -> tuple[Array, Array]:
         xp = array_namespace(X)
         if xp.isdtype(X.dtype, ("integral", "bool")) and X.dtype != xp.uint8:
             X = xp.astype(X, xp.float64)
-        check_samples(X, name)
+        is_half = X.dtype == getattr(xp, "float16", None)
+        if not (is_half and X.ndim == 2 and 0 not in X.shape):
+            check_samples(X, name)
         if X.dtype != xp.uint8 and not _is_finite(X):
             check_finite(X, name)
         checked.append(X)
@@ -291,20 +312,50 @@ def check_pair(A: Array, B: Array) -> tuple[Array, Array]:
 @np.errstate(over="ignore", invalid="ignore")
 def _is_finite(X: Array) -> bool:
     """Tell, for NumPy arrays, whether the sum is finite: it needs no temporary."""
-    return not isinstance(X, np.ndarray) or bool(np.isfinite(np.sum(X, dtype=np.float64)))
+    if not isinstance(X, np.ndarray):
+        return True
+    return bool(np.isfinite(np.sum(X, dtype=np.float32 if X.dtype == np.float16 else None)))
 
 
-def check_metric(metric: str) -> None:
-    """Raise a ValueError if there is no such metric."""
-    if metric not in METRICS:
-        raise ValueError(f"metric must be 'l2' or 'l1', got {metric!r}")
+def metric_named(metric: str) -> str:
+    """Return the name in METRICS of a metric, or raise a ValueError if there is none."""
+    name = OTHER_NAMES.get(metric, metric) if isinstance(metric, str) else None
+    if name not in METRICS:
+        raise ValueError(
+            "metric must be 'l2' (or 'euclidean'), 'l1' (or 'manhattan') or 'cosine', "
+            f"got {metric!r}"
+        )
+    return str(name)
+
+
+def check_directions(X: Array, name: str) -> None:
+    """Raise a ValueError if a sample is all zeros, so that it has no direction."""
+    xp = array_namespace(X)
+    step = max(1, differences_bytes(xp) // int(X.shape[1]))
+    for rows in row_slices(int(X.shape[0]), step):
+        nothing = to_host(xp.all(X[rows, :] == 0, axis=1))
+        if nothing.any():
+            raise ValueError(
+                f"{name}[{rows.start + int(np.argmax(nothing))}] is a zero vector, whose cosine "
+                f"distance is not defined: leave such samples out, as by {name}[{name}.any(axis=1)]"
+                ", or use metric='euclidean'"
+            )
+
+
+def unit_rows(X: Array) -> Array:
+    """Return the samples with length 1, in float64; squares may neither overflow nor vanish."""
+    xp = array_namespace(X)
+    X = xp.astype(X, xp.float64)
+    X = X / xp.max(xp.abs(X), axis=1)[:, None]
+    return X / xp.sqrt(xp.vecdot(X, X))[:, None]
 
 
 def ranking_by(B: Array, metric: str, block_bytes: int | None = None) -> Ranking:
     """Return the function whose values order the samples as their distances do."""
-    check_metric(metric)
     if metric == "l1":
         return lambda A, B: manhattan(A, B, block_bytes)
+    if metric == "cosine":
+        return lambda A, B: squared_euclidean(unit_rows(A), unit_rows(B))
     centre = None if B.dtype == array_namespace(B).uint8 else _centre(B)
     return lambda A, B: squared_euclidean(A, B, centre)
 
@@ -318,6 +369,8 @@ def to_distances(ranks: Array, metric: str) -> Array:
     """Return float64 distances of what :func:`ranking_by` ranks by."""
     xp = array_namespace(ranks)
     ranks = xp.astype(ranks, xp.float64, copy=False)
+    if metric == "cosine":
+        return ranks / 2
     return xp.sqrt(ranks) if metric == "l2" else ranks
 
 
@@ -326,9 +379,13 @@ def _centre(B: Array, n_samples: int = CENTRE_SAMPLES) -> Array:
 
     So integers stay integers (or halves, quarters, ...), and their squares exact in float64.
     """
-    standardized = Standardized.fit(B[:: int(B.shape[0]) // n_samples + 1, :])
+    xp = array_namespace(B)
+    sample = B[:: int(B.shape[0]) // n_samples + 1, :]
+    if sample.dtype == getattr(xp, "float16", None):
+        sample = xp.astype(sample, xp.float32)
+    standardized = Standardized.fit(sample)
     grid = 2.0 ** math.floor(math.log2(np.max(to_host(standardized.scale))))
-    return array_namespace(B).round(standardized.mean / grid) * grid
+    return xp.round(standardized.mean / grid) * grid
 
 
 def _is_multiple(X: Array) -> bool:

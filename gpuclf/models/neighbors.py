@@ -4,6 +4,7 @@ For floats, the distances that L2 ranks by are rounded (:mod:`gpuclf.models.dist
 put right for the neighbours: a few more candidates than asked for are ranked again by their
 differences, so that equal samples have distance 0 and tie; where the rounding could hide
 a neighbour beyond those candidates, the query is compared with all samples by differences.
+On NumPy, with numba, products in float32 and a bound of their error do (kernels/nearest).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 
@@ -27,19 +27,21 @@ from gpuclf.models.distances import (
     EXACT_FEATURES,
     Expansion,
     Ranking,
-    check_metric,
+    check_directions,
     check_pair,
     differences_bytes,
+    metric_named,
     ranking_by,
     squared_differences,
     to_distances,
+    unit_rows,
 )
+from gpuclf.models.votes import count_votes
 from gpuclf.samples.walk import map_row_blocks, row_slices
 from gpuclf.validation import check_label_count
 
 __all__ = [
     "MEMORY_BUDGET",
-    "count_votes",
     "cross_validate_k",
     "k_neighbors",
     "knn_vote",
@@ -124,17 +126,24 @@ def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
     if not xp.isdtype(y_train.dtype, "integral"):
         raise TypeError(f"y_train must hold integers, got {y_train.dtype}")
     classes = xp.sort(xp.unique_values(y_train))
-    votes = count_votes(_take(y_train, smallest_k(distances, k)), classes)
+    votes = count_votes(take_entries(y_train, smallest_k(distances, k)), classes)
     return xp.take(classes, xp.argmax(votes, axis=1))
 
 
-def count_votes(labels: Array, classes: Array) -> Array:
-    """Count how often each class occurs in each row: (N, k) labels, (C,) classes -> (N, C)."""
-    xp = array_namespace(labels, classes)
-    votes = xp.zeros((labels.shape[0], classes.shape[0]), dtype=xp.int64, device=labels.device)
-    for j in range(int(labels.shape[1])):
-        votes += xp.astype(labels[:, j : j + 1] == classes, xp.int64)
-    return votes
+def without_self(distances: Array, indices: Array) -> tuple[Array, Array]:
+    """Leave each sample out of its own neighbours: (N, k + 1) of N samples -> (N, k).
+
+    A sample that is not among them has as many equal ones before it; then the last is left out.
+    """
+    xp = array_namespace(distances, indices)
+    n, k = indices.shape[0], int(indices.shape[1]) - 1
+    own = xp.arange(n, dtype=indices.dtype, device=indices.device)[:, None]
+    places = xp.arange(k, dtype=indices.dtype, device=indices.device)
+    behind = xp.astype(
+        xp.cumulative_sum(xp.astype(indices == own, xp.int64), axis=1), indices.dtype
+    )
+    columns = places + behind[:, :-1]
+    return take_from_rows(distances, columns), take_from_rows(indices, columns)
 
 
 def k_neighbors(
@@ -156,11 +165,13 @@ def k_neighbors(
         The training samples.
     k : int
         From 1 to M.
-    metric : {"l2", "l1"}, default "l2"
+    metric : {"l2", "l1", "cosine"}, default "l2"
+        "euclidean" and "manhattan" are other names of the first two.
     memory_budget : int, default 256 MiB
         Bytes that temporaries may take, beside the samples and the result: queries and training
-        samples are compared in tiles of that size, by fewer threads if it is small. On a GPU the
-        default is a quarter of what is free, up to 2 GiB, for samples of bytes.
+        samples are compared in tiles of that size, by fewer threads if it is small. If memory runs
+        out, it is halved. On a GPU the default is a quarter of what is free, up to 2 GiB, for
+        samples of bytes.
     callback : callable, optional
         ``callback(done, total)``, called after each tile with the number of distances; from
         several threads, one at a time.
@@ -171,13 +182,15 @@ def k_neighbors(
     indices : array of shape (N, k), int64
         Rows of B, ordered by (distance, index). For bytes, and for integers in floats as far as
         float64 holds the squares, this is the order of the exact distances, on every library. For
-        other floats it is the order of the distances that float64 gives by differences; where
-        those tie but for rounding, libraries may order them differently.
+        other floats and for cosines it is the order of the distances that float64 gives by
+        differences; where those tie but for rounding, libraries may order them differently.
 
     Raises
     ------
     TypeError, ValueError
         As :func:`gpuclf.pairwise_distances`; also if `k` is out of range or the budget too small.
+    MemoryError
+        If there is no room for the smallest tiles either.
 
     Examples
     --------
@@ -188,42 +201,98 @@ def k_neighbors(
     """
     A, B = check_pair(A, B)
     xp = array_namespace(A)
-    (n_queries, n_features), n_training = (int(n) for n in A.shape), int(B.shape[0])
+    n_queries, n_training = int(A.shape[0]), int(B.shape[0])
     check_n_neighbors(k, n_training)
-    check_metric(metric)
-    exact = A.dtype == B.dtype == xp.uint8
-    expanded = metric == "l2" and not exact
-    n_candidates = min(k + SPARE_CANDIDATES, n_training) if expanded else k
-    if exact and memory_budget == MEMORY_BUDGET and library_name(A) == "cupy":
+    metric = metric_named(metric)
+    if metric == "cosine":
+        for name, X in (("A", A), ("B", B)):
+            check_directions(X, name)
+    of_bytes = A.dtype == B.dtype == xp.uint8 and metric != "cosine"
+    if of_bytes and memory_budget == MEMORY_BUDGET and library_name(A) == "cupy":
         free = free_device_bytes() or 0
         memory_budget = max(memory_budget, min(GPU_MEMORY_BUDGET, free // 4))
-    tiles = _tiles(n_queries, n_training, n_features, xp, exact, metric, memory_budget)
-    expansion = Expansion(B, tiles.n_training) if expanded else None
-    done, lock = 0, threading.Lock()
+    nearest = _nearest_of_bytes if of_bytes else nearest_of_floats
+    given, smallest = memory_budget, _least_memory(*_bytes_of(A, B, metric))
+    lock = threading.Lock()
+    while True:
+        done = 0
+
+        def count(n_distances: int) -> None:
+            nonlocal done
+            if callback is not None:
+                with lock:
+                    done += n_distances
+                    callback(done, n_queries * n_training)
+
+        try:
+            return nearest(A, B, int(k), metric, memory_budget, count)
+        except MemoryError as error:
+            if memory_budget // 2 < smallest:
+                raise MemoryError(
+                    f"memory ran out ({error}), although memory_budget={given} was halved to "
+                    f"{memory_budget}: delete other arrays, or end other programs that use the "
+                    "memory; fewer queries at once have a smaller result"
+                ) from error
+        # Outside the handler, whose error would keep alive what the failed attempt held.
+        memory_budget //= 2
+
+
+def _nearest_of_bytes(
+    A: Array, B: Array, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
+) -> tuple[Array, Array]:
+    tiles = _tiles(A, B, metric, memory_budget)
     kept: dict[Any, Array] = {}
 
-    def count(n_distances: int) -> None:
-        nonlocal done
-        if callback is not None:
-            with lock:
-                done += n_distances
-                callback(done, n_queries * n_training)
+    def nearest(rows: slice) -> tuple[Array, Array]:
+        ranks, indices = nearest_in_tiles(
+            A[rows, :], B, k, metric, tiles.n_training, tiles.block_bytes, count, kept
+        )
+        return to_distances(ranks, metric), indices
+
+    return _in_blocks(nearest, A, tiles)
+
+
+@fusable(numpy="nearest.on_cpu:compiled_nearest_of_floats")
+def nearest_of_floats(
+    A: Array, B: Array, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
+) -> tuple[Array, Array]:
+    """Distances and indices as :func:`k_neighbors`, of floats or by cosine; nothing is checked.
+
+    Parameters
+    ----------
+    A : array of shape (N, D)
+    B : array of shape (M, D)
+    k : int
+        From 1 to M.
+    metric : {"l2", "l1", "cosine"}
+    memory_budget : int
+    count : callable
+        ``count(n)``, called after each tile with its number of distances.
+    """
+    xp, n_training = array_namespace(A, B), int(B.shape[0])
+    tiles = _tiles(A, B, metric, memory_budget)
+    if metric == "l1":
+        ranking = ranking_by(B, metric, tiles.block_bytes)
+        return _in_blocks(
+            lambda rows: _search(A[rows, :], B, k, ranking, tiles.n_training, count), A, tiles
+        )
+    n_candidates = min(k + SPARE_CANDIDATES, n_training)
+    expansion = Expansion(B, tiles.n_training, metric)
 
     def by_differences(A: Array, B: Array) -> Array:
-        return xp.sqrt(squared_differences(A, B, tiles.block_bytes))
+        if metric == "cosine":
+            A, B = unit_rows(A), unit_rows(B)
+        return to_distances(squared_differences(A, B, tiles.block_bytes), metric)
 
     def nearest(rows: slice) -> tuple[Array, Array]:
         queries = A[rows, :]
-        if expansion is None:
-            ranks, indices = nearest_in_tiles(
-                queries, B, k, metric, tiles.n_training, tiles.block_bytes, count, kept
-            )
-            return to_distances(ranks, metric), indices
         best = _search(queries, B, n_candidates, expansion.squares, tiles.n_training, count)
-        found = _ranked_by_differences(queries, B, best[1], k)
+        found = _ranked_by_differences(queries, B, best[1], k, metric)
         if n_candidates == n_training:
             return found
-        chosen = expansion.unsure(queries, found[0][:, -1], best[0][:, -1])
+        last = found[0][:, -1]
+        squares = 2 * last if metric == "cosine" else last * last
+        chosen = expansion.unsure(queries, squares, best[0][:, -1])
         if chosen.shape[0] == 0:
             return found
         again = _search(
@@ -232,7 +301,14 @@ def k_neighbors(
         )
         return _replaced(found[0], chosen, again[0]), _replaced(found[1], chosen, again[1])
 
-    blocks = map_row_blocks(nearest, n_queries, tiles.n_queries, workers=tiles.workers)
+    return _in_blocks(nearest, A, tiles)
+
+
+def _in_blocks(
+    nearest: Callable[[slice], tuple[Array, Array]], A: Array, tiles: _Tiles
+) -> tuple[Array, Array]:
+    xp = array_namespace(A)
+    blocks = map_row_blocks(nearest, int(A.shape[0]), tiles.n_queries, workers=tiles.workers)
     distances, indices = (xp.concat(parts, axis=0) for parts in zip(*blocks, strict=True))
     return distances, xp.astype(indices, xp.int64, copy=False)
 
@@ -279,7 +355,7 @@ def _search(
     for tile in row_slices(int(B.shape[0]), tile_training):
         ranks = ranking(A, B[tile, :])
         columns = smallest_k(ranks, min(k, tile.stop - tile.start))
-        found = _take_from_rows(ranks, columns), columns + tile.start
+        found = take_from_rows(ranks, columns), columns + tile.start
         best = found if best is None else _merge(best, found, k)
         count((tile.stop - tile.start) * int(A.shape[0]))
     assert best is not None
@@ -303,7 +379,7 @@ def accuracies_of_ks(
     _, indices = k_neighbors(
         X, X_train, max(ks), metric, memory_budget=memory_budget, callback=callback
     )
-    labels = _take(y_train, indices)
+    labels = take_entries(y_train, indices)
     accuracies = []
     for k in ks:
         predicted = xp.take(classes, xp.argmax(count_votes(labels[:, :k], classes), axis=1))
@@ -390,12 +466,12 @@ def cross_validate_k(
     return accuracies
 
 
-def check_n_neighbors(k: int, n_training: int) -> None:
+def check_n_neighbors(k: int, n_training: int, which: str = "training samples") -> None:
     """Raise a ValueError if there are not k neighbours to find."""
     if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= n_training:
         raise ValueError(
-            f"the number of neighbours must be an integer from 1 to the {n_training} training "
-            f"samples (n_samples = {n_training}), got {k!r}"
+            f"the number of neighbours must be an integer from 1 to the {n_training} {which} "
+            f"(n_samples = {n_training}), got {k!r}"
         )
 
 
@@ -409,30 +485,43 @@ class _Tiles:
     block_bytes: int
 
 
-def _tiles(
-    n_queries: int,
-    n_training: int,
-    n_features: int,
-    xp: Any,
-    exact: bool,
-    metric: str,
-    memory_budget: int,
-) -> _Tiles:
+def _bytes_of(A: Array, B: Array, metric: str) -> tuple[int, int, int]:
+    """Return what converting a sample takes, its differences written out, and how many of those.
+
+    A sample is converted to float64, for cosines in two steps; bytes are converted to float32, some
+    features at a time.
+    """
+    xp, n_features = array_namespace(A, B), int(A.shape[1])
+    exact = A.dtype == B.dtype == xp.uint8 and metric != "cosine"
+    if exact:
+        row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES)
+    else:
+        row = (32 if metric == "cosine" else 16) * n_features
+    return (
+        row,
+        n_features * (1 if exact else 8),
+        0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE,
+    )
+
+
+def _least_memory(row: int, differences: int, blocks: int) -> int:
+    return PAIR_BYTES + 2 * row + blocks * differences
+
+
+def _tiles(A: Array, B: Array, metric: str, memory_budget: int) -> _Tiles:
     """Choose tiles that keep within the memory budget.
 
     A pair takes its distance, the products that it is made of, and what the selection needs. A
-    sample is converted to float64; bytes are converted to float32, some features at a time. A
     square tile converts least. Differences, where they are written out, take up to half: nothing
     else is converted then, and the selection, for half of what a pair takes, comes later.
     """
-    pair = PAIR_BYTES
-    row = 2 * n_features + 16 * min(n_features, EXACT_FEATURES) if exact else 16 * n_features
-    differences = n_features * (1 if exact else 8)
-    blocks = 0 if metric == "l2" and exact else DIFFERENCES_AT_ONCE
-    least = pair + 2 * row + blocks * differences
+    xp, pair = array_namespace(A, B), PAIR_BYTES
+    n_queries, n_training = int(A.shape[0]), int(B.shape[0])
+    row, differences, blocks = _bytes_of(A, B, metric)
+    least = _least_memory(row, differences, blocks)
     if memory_budget < least:
         raise ValueError(
-            f"memory_budget={memory_budget} bytes is too small for samples of {n_features} "
+            f"memory_budget={memory_budget} bytes is too small for samples of {A.shape[1]} "
             f"features; at least {least} are needed"
         )
     workers = min(cpu_workers() if xp is np else 1, n_queries, memory_budget // least)
@@ -456,32 +545,38 @@ def _merge(best: tuple[Array, Array], found: tuple[Array, Array], k: int) -> tup
     xp = array_namespace(*best)
     ranks, indices = (xp.concat(pair, axis=1) for pair in zip(best, found, strict=True))
     order = smallest_k(ranks, min(k, int(ranks.shape[1])))
-    return _take_from_rows(ranks, order), _take_from_rows(indices, order)
+    return take_from_rows(ranks, order), take_from_rows(indices, order)
 
 
-def _ranked_by_differences(A: Array, B: Array, candidates: Array, k: int) -> tuple[Array, Array]:
-    """Return L2 distances and indices of the k nearest candidates, without expansion."""
+def _ranked_by_differences(
+    A: Array, B: Array, candidates: Array, k: int, metric: str
+) -> tuple[Array, Array]:
+    """Return distances and indices of the k nearest candidates, without expansion."""
     xp = array_namespace(A)
+
+    def floats(X: Array) -> Array:
+        return unit_rows(X) if metric == "cosine" else xp.astype(X, xp.float64)
+
     candidates = xp.sort(candidates, axis=1)
-    A = xp.astype(A, xp.float64)
+    A = floats(A)
     squares = []
     for j in range(int(candidates.shape[1])):
-        difference = A - xp.astype(xp.take(B, candidates[:, j], axis=0), xp.float64)
+        difference = A - floats(xp.take(B, candidates[:, j], axis=0))
         squares.append(xp.sum(difference * difference, axis=1))
-    ranks = xp.sqrt(xp.stack(squares, axis=1))
-    order = smallest_k(ranks, k)
-    return _take_from_rows(ranks, order), _take_from_rows(candidates, order)
+    distances = to_distances(xp.stack(squares, axis=1), metric)
+    order = smallest_k(distances, k)
+    return take_from_rows(distances, order), take_from_rows(candidates, order)
 
 
-def _take(values: Array, indices: Array) -> Array:
+def take_entries(values: Array, indices: Array) -> Array:
     xp = array_namespace(values, indices)
     return xp.reshape(xp.take(values, xp.reshape(indices, (-1,))), indices.shape)
 
 
-def _take_from_rows(values: Array, columns: Array) -> Array:
+def take_from_rows(values: Array, columns: Array) -> Array:
     xp = array_namespace(values, columns)
     starts = xp.arange(values.shape[0], dtype=columns.dtype, device=values.device)
-    return _take(xp.reshape(values, (-1,)), columns + starts[:, None] * values.shape[1])
+    return take_entries(xp.reshape(values, (-1,)), columns + starts[:, None] * values.shape[1])
 
 
 def _replaced(values: Array, rows: Array, replacements: Array) -> Array:

@@ -304,8 +304,10 @@ def _check_neighbors(model: Any) -> None:
     n_samples = model.n_samples_fit_
     _check_array("_fit_X", model._fit_X, (n_samples, model.n_features_in_), "uf")
     _check_array("_y", model._y, (n_samples,), "iu")
-    if model._fit_X.dtype not in (np.uint8, np.float32, np.float64):
-        raise ValueError(f"_fit_X must be uint8, float32 or float64, got {model._fit_X.dtype}")
+    if model._fit_X.dtype not in (np.uint8, np.float16, np.float32, np.float64):
+        raise ValueError(
+            f"_fit_X must be uint8, float16, float32 or float64, got {model._fit_X.dtype}"
+        )
     if model._y.min() < 0 or model._y.max() >= len(model.classes_):
         raise ValueError(f"_y must be numbers of the {len(model.classes_)} classes")
 

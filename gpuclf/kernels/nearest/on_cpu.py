@@ -1,11 +1,12 @@
-"""What NumPy does faster for neighbours: partial selection, and distances of bytes in machine code.
+"""What NumPy does faster for neighbours: partial selection, and compiled distances.
 
-The compiled distances need numba (the ``fast`` extra) and a processor with the instructions for
-them; numba is imported at the first distance between bytes that they could compute.
+What is compiled needs numba (the ``fast`` extra), and for bytes a processor with instructions for
+them; numba is imported when there is first enough to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,15 @@ import numpy as np
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.models.neighbors import check_n_neighbors
 
-__all__ = ["compiled_manhattan", "compiled_squared_euclidean", "partitioned_smallest_k"]
+__all__ = [
+    "binned_votes",
+    "compiled_manhattan",
+    "compiled_nearest_of_floats",
+    "compiled_squared_euclidean",
+    "partitioned_smallest_k",
+]
 
-WORTH_COMPILED = 1 << 28  # bytes to compare; for less, importing numba would cost more
+WORTH_COMPILED = 1 << 28  # numbers to compare; for less, importing numba would cost more
 
 
 def partitioned_smallest_k(distances: Any, k: int) -> Any:
@@ -40,6 +47,17 @@ def partitioned_smallest_k(distances: Any, k: int) -> Any:
     return np.take_along_axis(columns, order, axis=1)
 
 
+def binned_votes(labels: Any, classes: Any, weights: Any = None) -> Any:
+    """Compute :func:`gpuclf.models.votes.count_votes` in one pass over the labels.
+
+    The bins are filled in the order of the neighbours, which is that of the shared body's sums.
+    """
+    shape = len(labels), len(classes)
+    bins = np.searchsorted(classes, labels) + shape[1] * np.arange(shape[0])[:, None]
+    flat = None if weights is None else weights.ravel()
+    return np.bincount(bins.ravel(), flat, shape[0] * shape[1]).reshape(shape)
+
+
 def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
     """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes with products of bytes."""
     if A.shape[1] * 255**2 >= 2**31 or not _worth_compiled(A, B):
@@ -54,6 +72,17 @@ def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
         return NotImplemented
     compiled = _compiled()
     return NotImplemented if compiled is None else compiled.manhattan(A, B)
+
+
+def compiled_nearest_of_floats(
+    A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
+) -> Any:
+    """Compute :func:`gpuclf.models.neighbors.nearest_of_floats` in float32, with a bound."""
+    if A.size * len(B) < WORTH_COMPILED or _compiled() is None:
+        return NotImplemented
+    from gpuclf.kernels.nearest.bounded import nearest_of_floats
+
+    return nearest_of_floats(A, B, k, metric, memory_budget, count)
 
 
 def _worth_compiled(A: Any, B: Any) -> bool:
