@@ -186,7 +186,7 @@ def signal_at(monkeypatch, where, when, signum, swallow=False):
 @pytest.mark.parametrize("swallow", [False, True])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_train_keeps_the_epochs_that_are_finished(command, monkeypatch, signum, swallow):
-    signal_at(monkeypatch, "gpuclf.cli.train._epoch_line", 3, signum, swallow)
+    signal_at(monkeypatch, "gpuclf.cli.following.Log.write_epoch", 3, signum, swallow)
     code, err, found = command("train", "softmax", "--epochs", "9")
     assert code == 128 + signum
     assert "out.json has what was finished, marked as incomplete" in " ".join(err.split())

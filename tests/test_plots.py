@@ -6,6 +6,7 @@ import pytest
 
 import gpuclf
 from gpuclf import plots
+from gpuclf.explanation import Explanation
 from gpuclf.training import History
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -377,7 +378,7 @@ def test_a_search_that_cannot_be_drawn_is_refused(rows, message):
 def explanation(image_shape=(3, 2, 2)):
     shares = np.arange(12) - 4.0
     x = np.arange(12, dtype=np.uint8)
-    return gpuclf.explanation.Explanation("cat", "dog", 1.5, shares, 0.25, x, image_shape)
+    return Explanation("cat", "dog", 1.5, shares, 0.25, x, image_shape)
 
 
 def test_an_explanation_is_drawn_beside_its_image():

@@ -209,7 +209,7 @@ def test_other_indices_are_refused(key):
 @pytest.mark.parametrize(
     ("X", "error", "message"),
     [
-        (np.zeros((3, 2), np.int64), TypeError, "uint8, float32 or float64, got ndarray of int64"),
+        (np.zeros((3, 2), np.int64), TypeError, "float32 or float64, got ndarray of int64"),
         ([[1.0]], TypeError, "got list"),
         (np.zeros(3), ValueError, r"shape \(N, D\).* got \(3,\)"),
     ],

@@ -202,9 +202,7 @@ def test_X_that_is_no_matrix_is_refused_with_the_remedy(lib, function, shape):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    "dtype", ["float16", "int64", "int8", "bool", "complex128", "object", "longdouble"]
-)
+@pytest.mark.parametrize("dtype", ["int64", "int8", "bool", "complex128", "object", "longdouble"])
 def test_X_of_another_dtype_is_refused_with_the_remedy(function, dtype):
     X = np.ones((N, D)).astype(dtype)
     message = rf"X must be uint8, .*float32 or float64, got {X.dtype}; .* X\.astype\('float32'\)"

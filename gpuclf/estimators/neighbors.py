@@ -202,12 +202,12 @@ class KNeighborsClassifier(ArrayClassifier):
         """
         return super().score(X, y, sample_weight)
 
-    def _check_samples(self, X: Any, *, reset: bool) -> Any:
+    def _check_rows(self, X: Any, *, reset: bool) -> Any:
         if isinstance(X, Standardized):
             raise TypeError("X is Standardized; write the samples out: X.to_array()")
         if isinstance(X, Streamed):
             raise TypeError("X is Streamed; upload it whole: gpuclf.to_device(X)")
-        return super()._check_samples(X, reset=reset)
+        return super()._check_rows(X, reset=reset)
 
     def _check_weights(self) -> None:
         named = isinstance(self.weights, str) and self.weights in ("uniform", "distance")
