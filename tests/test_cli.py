@@ -490,6 +490,7 @@ def test_train_reports_the_accuracy_on_each_part(small, images, tmp_path, model,
     assert str(path) in output.replace("\n", "")
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("options", "n_neighbors", "metric"),
     [((), 5, "l2"), (("--neighbors", 1, "--metric", "l1"), 1, "l1")],
@@ -602,6 +603,7 @@ def test_search_of_the_net_takes_its_size(small, tmp_path):
     assert len(found["results"]) == 2
 
 
+@pytest.mark.slow
 def test_search_by_lbfgs_searches_the_penalty_of_candidates_in_lockstep(small, tmp_path):
     options = ["softmax", "--solver", "lbfgs", "--rounds", 2, "--candidates", 3, "--epochs", 4]
     _, found = searched(tmp_path, *options)

@@ -225,6 +225,7 @@ def softmax(**options):
     return SoftmaxClassifier(**{"solver": "lbfgs", "max_iter": 500, "tol": 1e-6} | options)
 
 
+@pytest.mark.slow
 def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     X, y = make_data()
     grid = {"reg": [0.0, 1e-3, 0.1, 10.0], "tol": [1e-2, 1e-6], "max_iter": [400, 500]}
