@@ -153,6 +153,13 @@ KERNEL_RUNS = {  # by name, because not every library needs all of them
     "nearest_in_tiles": lambda f, p: [
         f(p.pixels, p.more, 5, metric, 100, 1 << 20, lambda n: None) for metric in ("l2", "l1")
     ],
+    "nearest_of_floats": lambda f, p: [
+        f(p.X[:10, :], p.X[10:, :], 3, metric, 1 << 24, lambda n: None)
+        for metric in ("l2", "l1", "cosine")
+    ],
+    "count_votes": lambda f, p: f(
+        p.y[:20].reshape(-1, 5), gpuclf.array_namespace(p.y).unique_values(p.y)
+    ),
     "momentum_step": _momentum,
     "epoch_runner": _epochs,
 }

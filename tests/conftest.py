@@ -51,11 +51,11 @@ left_out = {}  # by marker: how many tests, and why
 
 def pytest_addoption(parser):
     """Let CI run once what needs neither PyTorch, JAX nor CuPy, and the rest where they are."""
-    parser.addoption("--passed", type=Path, help="write the names of the tests that pass")
-    parser.addoption("--but", type=Path, help="leave out the tests named in this file")
+    help_text = "leave out the tests named in this file (GPUCLF_PASSED_TESTS writes it)"
+    parser.addoption("--but", type=Path, help=help_text)
 
 
-passed = []  # names, where --passed wants them
+passed = []  # names of tests
 
 
 def pytest_runtest_logreport(report):
@@ -118,8 +118,8 @@ def pytest_sessionfinish(session):
     """Tell the process that prints the summary what pytest-xdist's worker left out."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = left_out
-    elif file := session.config.getoption("passed"):
-        file.write_text("\n".join(passed) + "\n")
+    elif file := os.environ.get("GPUCLF_PASSED_TESTS"):
+        Path(file).write_text("\n".join(passed) + "\n")
 
 
 @pytest.hookimpl(optionalhook=True)
