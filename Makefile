@@ -1,4 +1,4 @@
-.PHONY: check test test-all fuzz lint bench picture
+.PHONY: check test test-all nightly fuzz lint bench picture
 
 check:  ## everything that CI runs
 	bash .ci/run
@@ -8,6 +8,9 @@ test:  ## the essential tests
 
 test-all:  ## the slow ones too
 	python -m pytest -n auto -m ""
+
+nightly:  ## those too that CI has no time for
+	GPUCLF_NIGHTLY=1 python -m pytest -n auto -m ""
 
 fuzz:  ## the parsers of files from outside, on mutated files; exit code 1 and the input where one fails
 	python -m tests.fuzz.fuzz

@@ -44,8 +44,18 @@ def _vnni():
     return None if is_there else "no dot products of bytes (AVX-512 VNNI), or no numba"
 
 
+def _nightly():
+    return None if os.environ.get("GPUCLF_NIGHTLY") else "GPUCLF_NIGHTLY is not set (make nightly)"
+
+
 # What a marker needs: why it cannot be had here, or None.
-WHY_LEFT_OUT = {"gpu": _gpu, "real_data": _real_data, "amx": _amx, "vnni": _vnni}
+WHY_LEFT_OUT = {
+    "gpu": _gpu,
+    "real_data": _real_data,
+    "amx": _amx,
+    "vnni": _vnni,
+    "nightly": _nightly,
+}
 left_out = {}  # by marker: how many tests, and why
 
 

@@ -690,10 +690,10 @@ def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
         hung = worker.ask("environment", {}, 0.05, print)
         assert hung["status"] == "failed"
         assert "limit of" in hung["message"]
+        assert worker._process is None  # after an accident, the next one is new
         missing = worker.ask("no such step", {}, 60, print)
         assert missing["message"] == "KeyError: 'no such step'"
         assert "no such step" in log.read_text()
-        assert worker._process is None  # after an accident, the next one is new
         said = []
         done = worker.ask("determinism", {}, 60, said.append)
         assert done["status"] == "passed"

@@ -63,6 +63,7 @@ def test_training_needs_no_pooch(bare):
     assert "accuracy" in done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--first-contact"], ["--time-budget", "900"]])
 def test_both_rehearsals_pass(bare, tmp_path, options):

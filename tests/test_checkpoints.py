@@ -192,6 +192,7 @@ def test_a_process_killed_while_it_writes_loses_nothing(tmp_path):
     kill_while_writing(tmp_path, 3, seed=0)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is for POSIX")
 def test_many_processes_killed_while_they_write_lose_nothing(tmp_path):

@@ -147,6 +147,7 @@ def test_info_writes_json(tmp_path):
     assert found["versions"]["numpy"] == np.__version__
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_what_is_compiled_ahead_is_not_announced_again(tmp_path):
     pytest.importorskip("numba", reason="numba is not installed")
@@ -159,7 +160,7 @@ def test_what_is_compiled_ahead_is_not_announced_again(tmp_path):
             capture_output=True, text=True, env=environment, check=True,
         )  # fmt: skip
         said.append(done.stderr)
-    assert "once, about 9 s" in said[0].replace("\n", " ")
+    assert "once, about " in said[0].replace("\n", " ")
     assert "compiling" not in said[1]
 
 
@@ -424,7 +425,7 @@ def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, 
         (
             "svm",
             ["--epochs", 2, "--learning-rate", 1e-4],
-            {"max_iter": 2, "learning_rate": 1e-4, "batch_size": 200},
+            {"max_iter": 2, "learning_rate": 1e-4, "batch_size": "auto"},
         ),
         (
             "two-layer",

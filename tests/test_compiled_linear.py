@@ -96,6 +96,7 @@ def test_a_margin_of_exactly_zero_has_no_gradient():
     assert_agrees(given, np.float32)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("c", [1, 2, 3, 7, 13, 25])
 def test_tiles_that_the_classes_do_not_fill(c):
@@ -171,6 +172,7 @@ def test_labels_of_any_integer_type(labels):
     assert_agrees(given | {"y": given["y"].astype(labels)}, np.float32)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_read_only_arrays():
     given = arguments()
@@ -314,6 +316,7 @@ def test_training_uses_it(monkeypatch):
     assert calls == [1]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("extensions", [{"avx"}, {"neon"}, set()])
 def test_processors_with_shorter_vectors(tmp_path, extensions):

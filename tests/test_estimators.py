@@ -68,10 +68,11 @@ def assert_same_params(found, expected):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
     [
-        LinearSVMClassifier(),
-        SoftmaxClassifier(),
+        # Weights equal repetitions where the batch does not follow the number of rows.
+        LinearSVMClassifier(batch_size=200),
+        SoftmaxClassifier(batch_size=200),
         SoftmaxClassifier(solver="lbfgs", max_iter=200),
-        TwoLayerNetClassifier(),
+        TwoLayerNetClassifier(batch_size=200),
     ]
 )
 def test_scikit_learn_contract(estimator, check):

@@ -27,7 +27,8 @@ def test_the_example_runs_and_saves_its_picture(path, tmp_path):
             "PYTHONPATH": str(ROOT),
             "MPLBACKEND": "Agg",
             "NUMBA_DISABLE_JIT": "1",  # to compile would take longer than all the rest
-            "PYTHONWARNINGS": "error::RuntimeWarning,error::UserWarning",
+            "PYTHONWARNINGS": "error::RuntimeWarning,error::UserWarning,"
+            "ignore:SGD stopped at max_iter:UserWarning",
         },
     )
     assert done.returncode == 0, done.stderr

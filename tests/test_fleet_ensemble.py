@@ -21,8 +21,12 @@ MEMBERS = [{"learning_rate": rate} for rate in (1e-3, 1e-2, 5e-2)] + [{"random_s
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
     [
-        FleetEnsemble(SoftmaxClassifier(random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]),
-        FleetEnsemble(LinearSVMClassifier(random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]),
+        FleetEnsemble(
+            SoftmaxClassifier(batch_size=200, random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]
+        ),
+        FleetEnsemble(
+            LinearSVMClassifier(batch_size=200, random_state=0), [{"reg": 1e-3}, {"reg": 1e-2}]
+        ),
     ]
 )
 def test_scikit_learn_contract(estimator, check):

@@ -49,7 +49,7 @@ MIXED = [
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # within check_cv
 @parametrize_with_checks(
-    [FleetSearchCV(SoftmaxClassifier(random_state=0), {"reg": [1e-3, 1e-2]}, cv=2)]
+    [FleetSearchCV(SoftmaxClassifier(batch_size=200, random_state=0), {"reg": [1e-3, 1e-2]}, cv=2)]
 )
 def test_scikit_learn_contract(estimator, check):
     check(estimator)

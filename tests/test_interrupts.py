@@ -261,6 +261,7 @@ def test_a_signal_swallowed_to_the_end_ends_with_its_code(command, monkeypatch):
 # ---------------------------------------------------------------------------- random moments
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("name", random_signals.COMMANDS)

@@ -419,7 +419,16 @@ def killed_and_resumed(kind, n_kills, seed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is for POSIX")
-@pytest.mark.parametrize("kind", ["net", "fleet-net", "fleet-softmax"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "net",
+        *(
+            pytest.param(fleet, marks=pytest.mark.nightly)
+            for fleet in ("fleet-net", "fleet-softmax")
+        ),
+    ],
+)
 def test_processes_killed_at_any_moment_end_with_the_same_bits(kind, tmp_path):
     digests = killed_and_resumed(kind, 5, 0, tmp_path)
     assert len(digests) > 2

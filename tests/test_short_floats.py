@@ -218,6 +218,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="resource is for POSIX")
 def test_training_takes_little_memory_beside_the_samples():

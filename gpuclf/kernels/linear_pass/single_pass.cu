@@ -187,12 +187,16 @@ pack_digits(const float* __restrict__ W, const double* __restrict__ mean,
         values[i] = 0.0f;
         if (k >= STRIP || column >= FEATURES) continue;
         const float weight = W[column * CLASSES + label];
-        float factor;
-        double shift;
-        fold_column(mean, scale, column, factor, shift, label == 0 ? folding : nullptr);
+        // Not fold_column: with it, NVRTC spills for sm_100.
+        const double divisor = scale ? scale[column] : 1.0;
+        const float factor = static_cast<float>(1.0 / divisor);
         values[i] = weight * factor;
         largest = max(largest, magnitude(values[i]));
         squares += static_cast<double>(weight) * weight;
+        if (folding && label == 0) {
+            const double shift = ((mean ? mean[column] : 0.0) - 128.0) / divisor;
+            folding[column] = make_float2(factor, static_cast<float>(shift));
+        }
     }
     largest = warp_max(largest);
     if (lane == 0) maxima[warp] = largest;
