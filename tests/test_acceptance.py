@@ -369,6 +369,7 @@ def load(folder):
     return json.loads((folder / acceptance.ACCEPTANCE.record).read_text())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_dry_run_goes_through_every_step(quick, tmp_path, capsys):
     assert acceptance.main(["--out", str(tmp_path / "new"), "--dry-run"]) == 0

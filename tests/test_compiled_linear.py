@@ -250,7 +250,7 @@ def squared_hinge(scores, labels, weights):
 @pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("c", [10, 1, 13])
+@pytest.mark.parametrize("c", [10, *(pytest.param(c, marks=pytest.mark.nightly) for c in (1, 13))])
 def test_a_loss_of_ones_own_stays_in_python_between_the_products(dtype, kind, c, monkeypatch):
     monkeypatch.setattr(compiled_linear, "OWN_LOSS_ROWS", 40)
     for n, d in ((11, 70), (41, 33), (177, 65), (1100, 70)):

@@ -90,6 +90,7 @@ def test_case_study_softmax(seed):
     assert 0.48 <= np.mean(linear_scores(params, X).argmax(axis=1) == y) <= 0.55
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_case_study_two_layer(seed):
