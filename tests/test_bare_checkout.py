@@ -54,6 +54,7 @@ def test_the_modules_are_hidden(bare):
     assert "No module named 'pooch'" in done.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_training_needs_no_pooch(bare):
     done = bare(

@@ -249,7 +249,7 @@ def squared_hinge(scores, labels, weights):
 
 @pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("c", [10, *(pytest.param(c, marks=pytest.mark.nightly) for c in (1, 13))])
 def test_a_loss_of_ones_own_stays_in_python_between_the_products(dtype, kind, c, monkeypatch):
     monkeypatch.setattr(compiled_linear, "OWN_LOSS_ROWS", 40)

@@ -18,6 +18,7 @@ N_PASSED = 16
 NEWEST_KNOWN = "1.9."  # other versions have other tests: those that are new there may fail
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.skipif(
     not sklearn.__version__.startswith(NEWEST_KNOWN),

@@ -30,6 +30,7 @@ TESTS = (
 OF_OTHERS = "Regressor or Radius or Transformer or regressor"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_scikit_learns_own_tests_of_its_classifier(tmp_path):
     pytest.importorskip("sklearn.neighbors.tests", reason="scikit-learn comes without its tests")

@@ -28,6 +28,7 @@ def test_a_call_of_partial_fit_is_no_epoch(kind):
 CLASSES = [SoftmaxClassifier, LinearSVMClassifier, TwoLayerNetClassifier]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_stream_of_digits_learns_what_fit_learns(kind):
