@@ -20,6 +20,7 @@ __all__ = [
     "check_writable",
     "format_seconds",
     "is_standard_output",
+    "replace_whole",
     "sweep",
     "write_json",
     "write_whole",
@@ -107,6 +108,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     if path.exists() and not path.is_file():  # a device or a pipe stays what it is
         path.write_bytes(data)
         return
+    replace_whole(path, data)
+
+
+def replace_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, whatever it is called; see :func:`write_whole`."""
     path = path.resolve()  # what a link points to, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own, and with room for it where the file's own name has the longest that is
@@ -119,7 +125,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
                 shutil.copymode(path, unfinished)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a crash may leave the new name with no content
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 import gpuclf
 from gpuclf.augment import horizontal_flip
 from gpuclf.estimators.keeping import ON_DEVICE
-from gpuclf.saving import container, values
+from gpuclf.saving import values
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -398,7 +398,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(container.os, "fsync", fail)
+        patch.setattr("os.fsync", fail)
         with pytest.raises(OSError, match="no space left"):
             model.set_params(reg=0.5).save(path)
     assert path.read_bytes() == before

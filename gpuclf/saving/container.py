@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 import gpuclf
+from gpuclf.files import replace_whole
 
-__all__ = ["FORMAT_VERSION", "read_container", "write_bytes_whole", "write_container"]
+__all__ = ["FORMAT_VERSION", "read_container", "write_container"]
 
 FORMAT_VERSION = 1
 ENTRY = "gpuclf"
@@ -48,7 +46,7 @@ def write_container(path: Path, kind: str, content: Any, arrays: dict[str, np.nd
         "content": content,
     }
     header["sha256"] = _digest(header, arrays)
-    write_bytes_whole(path, save(arrays, {ENTRY: _json(header)}))
+    replace_whole(path, save(arrays, {ENTRY: _json(header)}))
 
 
 def read_container(path: Path, kind: str) -> tuple[Any, dict[str, np.ndarray]]:
@@ -126,21 +124,3 @@ def _digest(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
         digest.update(_json([name, array.dtype.name, array.shape]).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def write_bytes_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, creating the folder if need be."""
-    path = path.resolve()  # what a link points to, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.unfinished")
-    try:
-        with unfinished.open("xb") as file:
-            if path.exists():
-                shutil.copymode(path, unfinished)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else a crash may leave the new name with no content
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

@@ -13,8 +13,8 @@ import gpuclf
 from gpuclf.arrays import to_host
 from gpuclf.estimators.fleet_ensemble import FleetEnsemble
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.files import replace_whole
 from gpuclf.models import LinearModel, TwoLayerNet
-from gpuclf.saving.container import write_bytes_whole
 
 __all__ = ["save_onnx"]
 
@@ -55,7 +55,7 @@ def save_onnx(model: Any, path: str | os.PathLike[str], input_dtype: str, layout
     graph.add_outputs(ranked, shown, "probabilities" if has_logits else "scores", dtype)
     made = graph.finish()
     onnx.checker.check_model(made, full_check=True)
-    write_bytes_whole(Path(path), made.SerializeToString())
+    replace_whole(Path(path), made.SerializeToString())
 
 
 def _members(model: Any) -> list[Any]:
