@@ -106,7 +106,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 # They compile the same loops: in one process each is compiled once.
-COMPILE_THE_SAME = {"test_compiled_linear.py", "test_acceptance.py", "test_cli.py"}
+COMPILE_THE_SAME = {
+    "test_compiled_linear.py": "linear",
+    "test_acceptance.py": "linear",
+    "test_cli.py": "linear",
+    "test_exact_neighbors.py": "nearest",
+    "test_neighbors.py": "nearest",
+    "test_kneighbors_classifier.py": "nearest",
+}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -119,7 +126,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
-            return "compiled" if Path(path).name in COMPILE_THE_SAME else nodeid
+            return COMPILE_THE_SAME.get(Path(path).name, nodeid)
 
     return Scheduling(config, log)
 

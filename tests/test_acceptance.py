@@ -422,6 +422,7 @@ def test_only_what_is_asked_for_runs(quick, tmp_path):
     assert set(statuses.values()) == {"skipped"}
 
 
+@pytest.mark.slow
 def test_timings_without_ceilings_are_judged_by_assumed_ones(quick, tmp_path, monkeypatch):
     def fail(context):
         raise RuntimeError("no page-locked memory")
@@ -534,6 +535,7 @@ def limit_in_the_last_test(tmp_path, monkeypatch):
     return f"(open({str(tmp_path / 'asleep')!r}, 'w').close(), time.sleep(60))"
 
 
+@pytest.mark.slow
 def test_failed_gpu_tests_are_named(tmp_path, monkeypatch):
     answer = gpu_tests_of(tmp_path, monkeypatch, "assert 1 == 2")
     assert answer["status"] == "failed"
@@ -542,6 +544,7 @@ def test_failed_gpu_tests_are_named(tmp_path, monkeypatch):
     assert "test_one: assert 1 == 2" in failed
 
 
+@pytest.mark.slow
 def test_gpu_tests_that_take_too_long_keep_their_counts(
     tmp_path, monkeypatch, limit_in_the_last_test
 ):
@@ -600,6 +603,7 @@ def test_a_step_answers_before_its_limit_with_what_it_has(quick, monkeypatch, na
     }
 
 
+@pytest.mark.slow
 def test_a_broken_device_keeps_what_was_timed_and_gets_a_new_process(quick, monkeypatch):
     def fail(device):
         raise RuntimeError("an illegal address")

@@ -67,6 +67,7 @@ def assert_agrees(given, dtype):
 KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_shared_pass(dtype, kind):
@@ -247,7 +248,7 @@ def squared_hinge(scores, labels, weights):
     return loss, dscores * weights[:, None]
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("c", [10, *(pytest.param(c, marks=pytest.mark.nightly) for c in (1, 13))])
@@ -304,6 +305,7 @@ def test_has_the_signature_of_the_shared_pass():
     )
 
 
+@pytest.mark.slow
 def test_training_uses_it(monkeypatch):
     assert linear_pass.replacements["numpy"][0] == "linear_pass.on_cpu:compiled_linear_pass"
     calls = []

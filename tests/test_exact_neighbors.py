@@ -55,6 +55,7 @@ def assert_compiled(A, B, k, metric, **options):
     return found
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     "dtype",
@@ -109,7 +110,7 @@ def hostile(seed):
     return A, B
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("seed", range(60))
 def test_hostile_samples_have_the_neighbours_of_float64(seed):
     A, B = (X.astype((np.float32, np.float64)[seed // 12 % 2]) for X in hostile(seed))
@@ -195,6 +196,7 @@ def test_whole_numbers_have_the_exact_order(metric):
         np.testing.assert_array_equal(found[0], np.take_along_axis(distances, found[1], axis=1))
 
 
+@pytest.mark.slow
 def test_large_whole_numbers_are_not_taken_for_exact():
     rng = np.random.default_rng(0)
     A, B = (
@@ -205,6 +207,7 @@ def test_large_whole_numbers_are_not_taken_for_exact():
     np.testing.assert_array_equal(k_neighbors(A, B, 3)[1], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["every second", "Fortran", "backwards", "read-only"])
 def test_views_are_read_as_they_are(view):
     rng = np.random.default_rng(0)
@@ -219,6 +222,7 @@ def test_views_are_read_as_they_are(view):
     assert_nearest(A, B, 4, "l2", k_neighbors(A, B, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_dtypes_may_differ(metric):
     rng = np.random.default_rng(0)
@@ -228,6 +232,7 @@ def test_dtypes_may_differ(metric):
         assert_nearest(a, b, 6, metric, k_neighbors(a, b, 6, metric))
 
 
+@pytest.mark.slow
 def test_float16_reaches_to_its_least_and_its_largest_number():
     bits = np.arange(0, 0x7C00, 37, dtype=np.uint16)
     B = np.concatenate([bits, bits | 0x8000]).view(np.float16)[:, None]

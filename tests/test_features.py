@@ -155,6 +155,7 @@ def test_float32_errors_stay_within_a_few_times_the_textbook_s(lib, low, high, m
         assert error <= 4 * budget + np.finfo(np.float32).eps * np.max(np.abs(exact))
 
 
+@pytest.mark.essential_cases(1)
 def test_float32_errors_far_from_128_are_those_of_the_numbers_that_are_added(lib):
     # Pixels of 248..252 and a scale of 1.5: what is added up is (252 - 128) / 1.5 = 83 times a
     # weight, where the written floats are 1.3 at most. Roundings of D terms grow as sqrt(D).
@@ -168,6 +169,7 @@ def test_float32_errors_far_from_128_are_those_of_the_numbers_that_are_added(lib
     assert ours[1] <= np.sqrt(400) * eps * factor * np.max(np.mean(np.abs(probs), axis=0))
 
 
+@pytest.mark.essential_cases(1)
 def test_taking_pixels_relative_to_128_is_what_keeps_the_digits(lib):
     W, X, y, mean, scale, truth, _ = float32_case(125, 132, 128.0, 1.5)
     ours = errors(our_scores_and_gradient(lib, W, X, y, mean, scale), truth)

@@ -21,6 +21,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Hear SIGINT, which a shell has ignored by what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ended(block):
     """Return the exit code of a block that hears signals."""
     with pytest.raises(SystemExit) as found, interrupts.heard():

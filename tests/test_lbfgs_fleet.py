@@ -47,6 +47,7 @@ class Watched(LinearModel):
         return (loss if self.spoil is None else self.spoil(loss, reg)), grads
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_each_member_ends_where_it_ends_alone(lib, weighted):
     X, y = make_data()
@@ -175,6 +176,7 @@ def test_warm_starts_end_within_the_tolerance_in_fewer_iterations():
     assert one[0].n_iter > 3
 
 
+@pytest.mark.slow
 def test_warm_starts_take_penalties_of_0_and_members_that_fail():
     X, y = make_data()
     regs = [1.0, 0.5, 0.2, 0.1, 0.0]
@@ -239,6 +241,7 @@ def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     assert found.best_estimator_.n_iter_ == expected.best_estimator_.n_iter_
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("form", ["array", "standardized", "bytes"])
 def test_members_are_what_they_are_alone(lib, form):
     X, y = make_pixels() if form == "bytes" else make_data()
@@ -256,6 +259,7 @@ def test_members_are_what_they_are_alone(lib, form):
         assert model.loss_history_ == pytest.approx(alone.loss_history_, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_members_are_scikit_learn_s():
     X, y = make_data()
     X = (X - X.mean(axis=0)) / X.std(axis=0)
@@ -270,6 +274,7 @@ def test_members_are_scikit_learn_s():
         np.testing.assert_allclose(moved, peer.intercept_ - peer.intercept_.mean(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_memory_budget_counts_scipy_s_workspace(lbfgs_fleets):
     X, y = make_data()
     one = 8 * 48 * (D * C + C)  # bytes
@@ -301,6 +306,7 @@ def test_those_that_stop_at_max_iter_warn_alone():
     assert [type(error) for error in errors] == [ConvergenceWarning, type(None), ConvergenceWarning]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
 def test_impossible_members_are_reported_alone():
     X, y = make_data()
@@ -310,6 +316,7 @@ def test_impossible_members_are_reported_alone():
     assert np.isfinite(found.cv_results_["mean_test_score"]).tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 def test_warm_starts_are_by_asking(lbfgs_fleets):
     X, y = make_data()
     grid = {"reg": np.logspace(-3, 0, 8)}
@@ -352,6 +359,7 @@ def test_early_stopping_is_each_member_s_own():
         assert model.val_accuracy_history_ == alone.val_accuracy_history_
 
 
+@pytest.mark.slow
 def test_coarse_to_fine_trains_lbfgs_candidates_together(lbfgs_fleets):
     X, y = make_data(n=80)
     epochs = []

@@ -122,6 +122,7 @@ def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
 # ------------------------------------------------------------------------------- distances
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize(
     ("n", "m", "d"),
     [
@@ -196,11 +197,13 @@ def test_tiles_of_every_metric(cuda_on_cpu, metric):
 # Distances of either metric are merged by the same kernel; L1 takes the CPU the least time.
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("k", [1, 2, 31, 32, 33, 64, 65, 100, 128])
 def test_nearest_of_random_bytes(cuda_on_cpu, k):
     check_nearest(cuda_on_cpu, "l1", *samples(6, 300, 40), k, tile=11, orders=["shuffled"])
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("tile", [1, 4, 5, 100])
 def test_tiles_smaller_and_larger_than_k(cuda_on_cpu, tile):
     check_nearest(cuda_on_cpu, "l1", *samples(5, 77, 20), 12, tile=tile)
@@ -225,6 +228,7 @@ def test_sorted_distances(cuda_on_cpu, falling):
     check_nearest(cuda_on_cpu, "l1", np.zeros((2, 16), np.uint8), B, k=50, tile=9)
 
 
+@pytest.mark.slow
 def test_few_different_distances(cuda_on_cpu):
     rng = np.random.default_rng(1)
     A, B = (rng.integers(0, 2, (rows, 5), dtype=np.uint8) for rows in (10, 600))

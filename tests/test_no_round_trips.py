@@ -42,6 +42,7 @@ def fit(kind, X, y, **options):
     return lambda: KINDS[kind](**options).fit(X, y)
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_what_fit_moves_does_not_depend_on_the_steps(kind, source):

@@ -92,6 +92,7 @@ def a_folder_of_the_system(folder):
     return Path("/proc/x.png")
 
 
+@pytest.mark.essential_cases(12)
 @posix
 @pytest.mark.parametrize("option", ["--json", "--html", "--markdown", "--plot"])
 @pytest.mark.parametrize(

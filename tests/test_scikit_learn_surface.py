@@ -74,7 +74,7 @@ def test_features_are_selected_by_coefficients():
 REG = 1e-2
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("class_weight", [None, "balanced", "dict"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_digits, load_breast_cancer])
@@ -432,7 +432,7 @@ def test_callbacks_that_a_fleet_cannot_call_are_not_passed_over():
 # ----------------------------------------------------------------------------------- ensembles
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize(
     ("kind", "voting"), [("softmax", None), ("softmax", "hard"), ("svm", None), ("two-layer", None)]

@@ -221,6 +221,7 @@ def make_data(n, seed):
     return rng.standard_normal((n, 6)) + 2 * np.eye(3, 6)[y], y
 
 
+@pytest.mark.essential_cases(1)
 def test_rows_are_what_training_by_hand_gives(lib):
     (X, y), (X_val, y_val) = make_data(90, 0), make_data(30, 1)
     classifier = SoftmaxClassifier(max_iter=2, batch_size=20, random_state=0)

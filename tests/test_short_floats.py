@@ -109,7 +109,7 @@ def test_public_losses_take_them(lib, short):
     assert str(softmax_loss_vectorized(W, X, labels, 0.0)[1].dtype).endswith("float64")
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_classifiers_train_on_them_in_float32(lib, short, kind):
     X, y = make_data()
@@ -230,6 +230,7 @@ def test_training_takes_little_memory_beside_the_samples():
     assert float(grown) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "standardized"])
 def test_the_compiled_pass_widens_them_as_it_reads(form):
     rng = np.random.default_rng(0)

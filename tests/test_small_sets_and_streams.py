@@ -65,6 +65,7 @@ def test_few_samples_get_small_batches(n, wanted):
 RATES = [*zip(CLASSES, [0.003, 0.0003, 0.05], strict=True)]
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize(("kind", "rate"), RATES)
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize(("n_features", "factor"), [(4000, 1), (3072, 1), (192, 8), (12, 64)])

@@ -108,6 +108,7 @@ def doubled(n):
     return b"\x80\x02)q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(n))
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize(
     ("program", "found"),
     {
