@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv as csv_format
 import io
-import json as json_format
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 ARRAYS = (".npy", ".npz")
-STANDARD_OUTPUT = Path("-")
 
 
 def predict(
@@ -59,31 +56,16 @@ def predict(
     import gpuclf
     from gpuclf.files import write_whole
 
-    if json is not None and json == csv:
-        raise typer.BadParameter(f"--json and --csv would both write to {json}")
-    for path in (json, csv):
-        if path != STANDARD_OUTPUT:
-            output.prepare(path)
+    output.prepare(json, csv=csv)
     kept = gpuclf.load(model)
     names, X, failed = _read(kept, inputs)
     found: list[dict[str, Any]] = []
     if names:
         found = _predictions(names, score(kept, X, backend), class_names(kept), top)
-    if STANDARD_OUTPUT not in (json, csv):
-        for line in _lines(found):
-            output.say(line)
-    content = {"model": str(model), "predictions": found}
-    texts = {
-        json: json_format.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        csv: _as_csv(found),
-    }
-    for path, text in texts.items():
-        if path == STANDARD_OUTPUT:
-            sys.stdout.write(text)
-        elif path is not None:
-            write_whole(path, text)
-            if STANDARD_OUTPUT not in texts:
-                output.say(f"written to {path}")
+    for line in _lines(found):
+        output.say(line)
+    output.save(csv, lambda path: write_whole(path, _as_csv(found)))
+    output.write(json, {"model": str(model), "predictions": found})
     for name, reason in failed:
         typer.echo(f"error: {name}: {reason}", err=True)
     if failed:

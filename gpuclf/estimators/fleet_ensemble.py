@@ -24,6 +24,7 @@ from gpuclf.estimators.fleet_fitting import (
     n_epochs_of,
     rows_of,
 )
+from gpuclf.estimators.prediction import as_decisions
 from gpuclf.estimators.watching import as_told, part_task, root_task
 from gpuclf.losses import one_hot
 
@@ -220,8 +221,7 @@ class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
         array of shape (N, C); for two classes (N,), the second share minus the first
             In the array library of X. `predict` takes the highest, of equals the first.
         """
-        votes = self._votes(X)
-        return votes[:, 1] - votes[:, 0] if len(self.classes_) == 2 else votes
+        return as_decisions(self._votes(X))
 
     def member_scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
         """Return each member's accuracy, shape (n_members,): with seeds, their mean and spread."""

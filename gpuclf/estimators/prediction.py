@@ -15,7 +15,12 @@ from gpuclf.losses import log_softmax, softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized
 
-__all__ = ["ScoreClassifier"]
+__all__ = ["ScoreClassifier", "as_decisions"]
+
+
+def as_decisions(scores: Array) -> Array:
+    """Return scores (N, C) as scikit-learn wants them: (N,) of two classes, second minus first."""
+    return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
 
 class ScoreClassifier(ArrayClassifier):
@@ -39,8 +44,7 @@ class ScoreClassifier(ArrayClassifier):
         array of shape (N, C); for two classes (N,), the second score minus the first
             In the array library of X.
         """
-        scores = self.class_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        return as_decisions(self.class_scores(X))
 
     def predict(self, X: Any) -> Array:
         """Return the labels of the highest scores, shape (N,), in the array library of X."""
