@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpuclf.devices.cpu import cpu_workers, single_threaded_blas
-from gpuclf.models.linear import softmax_loss_vectorized
+from gpuclf.models.linear import SOFTMAX, softmax_loss_vectorized
 from gpuclf.naive import softmax_loss_naive
 from gpuclf.samples import walk as row_blocks
+from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.walk import block_rows, concat_row_blocks, row_slices, sum_over_row_blocks
 
 LONG_S = 120  # no test waits so long, unless what it waits for never comes
@@ -169,9 +171,26 @@ def test_inner_blas_is_single_threaded(three_workers, blas_of_two_threads):
 
 def test_parts_are_put_together_along_the_rows(lib):
     X = lib.asarray(np.arange(2 * 11 * 3).reshape(2, 11, 3))
-    for step in (1, 4, 11, 50):
-        together = concat_row_blocks(lambda rows: X[:, rows, :], 11, step)
+    for step, parallel in itertools.product((1, 4, 11, 50), (False, True)):
+        together = concat_row_blocks(lambda rows: X[:, rows, :], 11, step, parallel=parallel)
         np.testing.assert_array_equal(lib.to_numpy(together), lib.to_numpy(X))
+
+
+def test_scores_are_shared_by_threads_whose_products_have_one_each(three_workers, monkeypatch):
+    monkeypatch.setattr(row_blocks, "CPU_BLOCK_BYTES", 1)
+    together, of_blas = threading.Barrier(3), set()
+    taken = FoldedSamples.block
+
+    def block(samples, rows):
+        if rows.start in (0, 100, 200):
+            together.wait(LONG_S)
+            of_blas.update(p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas")
+        return taken(samples, rows)
+
+    monkeypatch.setattr(FoldedSamples, "block", block)
+    X = np.random.default_rng(0).random((300, 5))
+    np.testing.assert_array_equal(SOFTMAX.scores({"W": np.eye(5, 3)}, X), X[:, :3])
+    assert of_blas == {1}
 
 
 # ------------------------------------------------------------------------------ exceptions

@@ -181,7 +181,11 @@ def concat_over_samples(
             width,
         )
     step = _block_rows_of(samples, like, width)
-    return concat_row_blocks(lambda rows: of_block(samples.block(rows)), samples.n_samples, step)
+    return concat_row_blocks(
+        lambda rows: of_block(samples.block(rows)),
+        *(samples.n_samples, step),
+        parallel=array_namespace(like) is np,
+    )
 
 
 def _block_rows_of(samples: FoldedSamples, like: Array, width: int) -> int:
@@ -275,10 +279,14 @@ def _started(
     return started
 
 
-def concat_row_blocks(part: Callable[[slice], Array], n_rows: int, rows_per_block: int) -> Array:
+def concat_row_blocks(
+    part: Callable[[slice], Array], n_rows: int, rows_per_block: int, *, parallel: bool = False
+) -> Array:
     """Put together what ``part(rows)`` gives for each block, along the second last axis."""
+    workers = cpu_workers() if parallel else 1
     return until_it_fits(
-        lambda step: _concat_rows([part(rows) for rows in row_slices(n_rows, step)]), rows_per_block
+        lambda step: _concat_rows(map_row_blocks(part, n_rows, step, workers=workers)),
+        rows_per_block,
     )
 
 
