@@ -9,7 +9,7 @@ from gpuclf import (
     two_layer_loss,
 )
 from gpuclf.arrays import array_namespace
-from gpuclf.losses import softmax_cross_entropy
+from gpuclf.losses import one_hot, softmax_cross_entropy
 from gpuclf.models import MODELS, SOFTMAX, TWO_LAYER, LinearModel
 from gpuclf.models import gradients as gradients_module
 from gpuclf.models.gradients import all_gradients, check_model
@@ -438,6 +438,28 @@ def test_a_loss_that_ignores_its_weights_is_refused():
 
     with pytest.raises(ValueError, match="must multiply each sample's loss by its weight"):
         check_model(LinearModel("unweighted", unweighted), like=np.zeros(1))
+
+
+def squares_of_all(scores, labels, sample_weight=None):
+    difference = scores - one_hot(labels, scores.shape[-1], dtype=scores.dtype)
+    weights = np.full(len(labels), 1 / len(labels)) if sample_weight is None else sample_weight
+    weighted = weights[..., None] * difference
+    return np.sum(weighted * difference), 2 * weighted
+
+
+def own_class_by_index(scores, labels, sample_weight=None):
+    weights = np.full(len(labels), 1 / len(labels)) if sample_weight is None else sample_weight
+    own = np.arange(len(labels)), labels
+    dscores = np.zeros_like(scores)
+    dscores[own] = -weights
+    return -np.sum(weights * scores[own], axis=-1), dscores
+
+
+@pytest.mark.parametrize("loss", [squares_of_all, own_class_by_index])
+def test_a_loss_that_no_fleet_can_call_is_refused(loss):
+    message = r"must take the scores of several models, \(\.\.\., N, C\)"
+    with pytest.raises(ValueError, match=message):
+        check_model(LinearModel(loss.__name__, loss), like=np.zeros(1))
 
 
 # ------------------------------------------------------------------------ what rounding hides

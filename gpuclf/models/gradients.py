@@ -103,3 +103,24 @@ def _refuse_other_sums(model: Model, point: dict[str, Array], y: Array) -> None:
             f"where sample_weight is None) and add them up: two parts give {found:g}, all "
             f"{wanted:g}"
         )
+    _refuse_single_models(model, xp.stack([scores, 2 * scores]), y, weights)
+
+
+def _refuse_single_models(model: Model, scores: Array, y: Array, weights: Array) -> None:
+    """Raise if the data loss of stacked scores is not that of each model: fleets call it so."""
+    alone = [to_host(model.data_loss(scores[k, ...], y, weights)[0]) for k in range(2)]
+    stacked = array_namespace(scores).stack([weights, weights])
+    try:
+        losses, dscores = model.data_loss(scores, y, stacked)
+        fits = losses.shape == (2,) and dscores.shape == scores.shape
+        fits = fits and np.allclose(to_host(losses), alone, rtol=1e-5)
+        found = f"it returned shapes {tuple(losses.shape)} and {tuple(dscores.shape)}"
+    except (IndexError, TypeError, ValueError) as error:
+        fits, found = False, f"it raised {type(error).__name__}: {error}"
+    if not fits:
+        raise ValueError(
+            f"the data loss of {model.name!r} must take the scores of several models, (..., N, C), "
+            "with weights (..., N), and return losses (...) and their gradient (..., N, C), those "
+            f"of each model alone: for {tuple(scores.shape)} {found}; sum over axis=-1, and "
+            "choose scores by a mask of classes, gpuclf.losses.one_hot(y, C)"
+        )
