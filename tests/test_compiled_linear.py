@@ -1,4 +1,3 @@
-import inspect
 import os
 import subprocess
 import sys
@@ -297,12 +296,6 @@ def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(monkeypatch, kind,
 def test_declines_without_numba(monkeypatch):
     monkeypatch.setattr(compiled_linear, "numba_is_usable", lambda: False)
     assert compiled_linear_pass(**arguments()) is NotImplemented
-
-
-def test_has_the_signature_of_the_shared_pass():
-    assert inspect.signature(compiled_linear_pass).parameters.keys() == (
-        inspect.signature(linear_pass.reference).parameters.keys()
-    )
 
 
 @pytest.mark.slow

@@ -144,6 +144,8 @@ def test_every_replacement_takes_what_its_body_takes(seam, name):
         [p.name for p in of.values() if p.kind is p.POSITIONAL_OR_KEYWORD] for of in (kernel, body)
     ]
     assert len(positional[0]) >= len(positional[1])
+    for place, parameter in enumerate(positional[1]):  # they are called by place
+        assert parameter not in positional[0] or positional[0].index(parameter) == place
     for shared in kernel.keys() & body.keys():
         assert kernel[shared].default == body[shared].default
 

@@ -341,7 +341,7 @@ def test_one_argument_elsewhere_is_refused_naming_both_and_the_remedy(
     assert ("numpy on cpu" if other == "numpy" else "CPU_DEVICE") in message
     assert "gpuclf.to_host(X)" in message
     assert "gpuclf.to_device(" in message
-    assert name in message
+    assert f"{name} is " in message
 
 
 # ------------------------------------------------------------------ no hidden host round trip
