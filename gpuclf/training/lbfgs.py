@@ -26,7 +26,7 @@ from gpuclf.training.history import History, divergence, normalized_weights, qui
 
 __all__ = ["LBFGSMember", "minimize_lbfgs", "train_lbfgs"]
 
-PATH_STRIDE = 4  # with warm starts, every fourth penalty is trained before the others
+PATH_STRIDE = 4  # along a path, every fourth penalty is trained before the others
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ def train_lbfgs(
     *,
     precision: str = "float32",
     sample_weight: Array | None = None,
-    warm_start: bool = False,
+    penalty_path: bool = False,
     on_iteration: Callable[[int, Params], bool | None] | None = None,
 ) -> None:
     """Train K models by full-batch L-BFGS, each as if alone, with one wide pass an evaluation.
@@ -84,7 +84,7 @@ def train_lbfgs(
         As for :meth:`gpuclf.models.Model.objective`.
     sample_weight : array of shape (N,), optional
         Non-negative; a sample of weight 2 counts as two samples.
-    warm_start : bool, default False
+    penalty_path : bool, default False
         Train every fourth penalty first, and start the others where the nearest of those ended.
         They end elsewhere within their tolerance, often sooner.
     on_iteration : callable, optional
@@ -150,7 +150,7 @@ def train_lbfgs(
         for k, error in zip(numbers, errors, strict=True):
             members[k].error = members[k].error or error
 
-    if not warm_start:
+    if not penalty_path:
         return together(range(len(members)))
     order = sorted(range(len(members)), key=lambda k: -members[k].reg)
     first, others = order[::PATH_STRIDE], [k for n, k in enumerate(order) if n % PATH_STRIDE]
