@@ -896,7 +896,7 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
     ("arguments", "message"),
     [
         (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
-        (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
+        (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["search", "svm", "--solver", "lbfgs"], "--solver does not apply to svm"),
         (

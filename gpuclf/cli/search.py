@@ -62,7 +62,7 @@ def search(
     ] = None,
     solver: Annotated[
         SolverName | None,
-        typer.Option(help="softmax only; default sgd. lbfgs searches the penalty alone."),
+        typer.Option(help="softmax, two-layer; default sgd. lbfgs searches the penalty alone."),
     ] = None,
     mean_image: Annotated[
         bool,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pickle import PicklingError
@@ -182,6 +183,7 @@ class Sharded:
 
     # What would pull the samples here, or move or cut them.
     __getitem__ = __array__ = map_arrays = __reduce__ = _refuse
+    flags = property(_refuse)
 
 
 def is_dask(x: Any) -> bool:
@@ -467,6 +469,8 @@ class _Cluster:
                 if not client.nthreads():
                     raise _no_worker(self._timeout) from None
                 continue
+            except CancelledError:
+                pass  # said below
             if future.status == "finished":
                 return future.result()
             wrong = [n for n, chunk in chunks.items() if chunk.status in ("cancelled", "lost")]
@@ -557,10 +561,14 @@ def _no_worker(timeout: float) -> TimeoutError:
     )
 
 
-def _facts_of(client: Any, timeout: float) -> dict[str, Any]:
-    """Return what is known of each worker, once there is one, and check their versions."""
+def _versions_here() -> dict[str, str]:
     import gpuclf
 
+    return {"gpuclf": gpuclf.__version__, "numpy": np.__version__}
+
+
+def _facts_of(client: Any, timeout: float) -> dict[str, Any]:
+    """Return what is known of each worker, once there is one, and check their versions."""
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError:
@@ -587,7 +595,7 @@ def _facts_of(client: Any, timeout: float) -> dict[str, Any]:
         found = client.run(facts, on_error="ignore")
         if time.monotonic() > deadline:
             raise _no_worker(timeout)
-    here = {"gpuclf": gpuclf.__version__, "numpy": np.__version__}
+    here = _versions_here()
     for worker, fact in found.items():
         for name, version in here.items():
             other = fact["versions"][name]
