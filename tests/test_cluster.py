@@ -1,10 +1,12 @@
 """On dask's workers the bits are those of the same chunks in one process, whoever is lost."""
 
+import json
 import os
 import signal
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 from test_estimators import make_data, make_pixels
 from test_search_on_workers import assert_found_the_same, found_by, search
 from test_sharded import LENGTHS, in_chunks, lbfgs
@@ -13,6 +15,7 @@ from threadpoolctl import threadpool_limits
 import gpuclf
 from gpuclf import KNeighborsClassifier, Sharded, SoftmaxClassifier, Standardized
 from gpuclf import TwoLayerNetClassifier as Net
+from gpuclf.cli import app
 from gpuclf.models import SOFTMAX
 from gpuclf.samples import sharded
 from gpuclf.training.lbfgs import _sum_of_chunks
@@ -226,6 +229,21 @@ def test_a_search_on_workers_finds_what_is_found_here(two_workers, factor):
 
 
 @pytest.mark.slow
+def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path):
+    two_workers.wait_for_workers(2, timeout=60)
+    sizes = ["--rounds", "1", "--candidates", "2", "--epochs", "1", "--samples", "200"]
+    command = ["search", "softmax", "--data", "synthetic", "--backend", "numpy", *sizes]
+    found = []
+    for more in ([], ["--scheduler", two_workers.scheduler.address]):
+        path = tmp_path / f"{len(more)}.json"
+        ended = CliRunner().invoke(app, [*command, *more, "--json", str(path)])
+        assert ended.exit_code == 0, ended.output
+        rows = json.loads(path.read_text())["results"]
+        found.append([(row["params"], row["val_accuracy"]) for row in rows])
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
 def test_a_search_outlives_a_worker(mortals, tmp_path):
     import joblib
 
@@ -233,7 +251,8 @@ def test_a_search_outlives_a_worker(mortals, tmp_path):
     flag = str(tmp_path / "flag")
 
     def score(model, X, y):  # by value: the workers know no tests
-        import os
+        import json
+import os
         import signal
 
         if not os.path.exists(flag):  # noqa: PTH110

@@ -213,7 +213,7 @@ class FleetSearchCV(Saved, BaseSearchCV):
             If the estimator is not trained by gradients, or `X` is sparse.
         ValueError
             If all fits failed, or if `X`, `y`, `groups` and `sample_weight` differ in length.
-        RuntimeError
+        ChildProcessError
             If a process of `n_jobs` was killed.
         """
         check_jobs(self.n_jobs, self.worker_backend)
@@ -389,7 +389,8 @@ class FleetSearchCV(Saved, BaseSearchCV):
                         for fold, fleets in enumerate(of_folds)
                         for places in fleets
                     ],
-                    *(data, self.n_jobs, self._sent(given)),
+                    dict(zip(("X", "y", "sample_weight"), data, strict=True)),
+                    *(self.n_jobs, self._sent(given)),
                 )
             )
         for fold, (rows, fleets) in enumerate(zip(splits, of_folds, strict=True)):

@@ -23,7 +23,7 @@ from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.training import stacked
 
-__all__ = ["FleetTask", "check_jobs", "is_spread", "run_tasks"]
+__all__ = ["FleetTask", "check_jobs", "is_spread", "placed", "run_tasks"]
 
 BACKENDS = (None, "auto", "numpy", "cupy")
 Data = tuple[Any, Any, Any]  # samples, labels, weights
@@ -77,7 +77,7 @@ class FleetTask:
     def parts(self, data: Data, rows: Sequence[Any]) -> list[list[Any]]:
         """Return the data of a fold to train on and to score, where they are computed with."""
         return [
-            [_placed(select_rows(values, part), self.backend) for values in data] for part in rows
+            [placed(select_rows(values, part), self.backend) for values in data] for part in rows
         ]
 
     def outcomes(
@@ -149,7 +149,7 @@ class FleetTask:
         ]
 
 
-def _placed(values: Any, backend: str | None) -> Any:
+def placed(values: Any, backend: str | None) -> Any:
     """Return samples, labels or weights where they are to be computed with."""
     if backend is None or values is None:
         return values
@@ -199,7 +199,7 @@ def is_spread(n_jobs: int | None) -> bool:
 def run_tasks(
     task: Callable[..., Any],
     arguments: Sequence[tuple[Any, ...]],
-    data: Sequence[Any],
+    data: Mapping[str, Any],
     n_jobs: int | None,
     sent: Mapping[str, Any],
 ) -> list[Any]:
@@ -209,9 +209,9 @@ def run_tasks(
     ----------
     task : callable
     arguments : sequence of tuple
-    data : sequence
-        Handed to the workers once: memory-mapped by processes on this machine, and to each of
-        dask's workers, so that the loss of one loses none.
+    data : dict
+        By the names that users know. Handed to the workers once: memory-mapped by processes on
+        this machine, and to each of dask's workers, so that the loss of one loses none.
     n_jobs : int or None
     sent : dict
         What is sent along, by the names that users know it by.
@@ -220,28 +220,31 @@ def run_tasks(
     ------
     TypeError
         If something cannot be sent to another process.
-    RuntimeError
-        If a worker was killed.
+    ChildProcessError
+        If a process of this machine was killed.
     """
     from joblib.parallel import get_active_backend
     from sklearn.utils.parallel import Parallel, delayed
 
     backend, _ = get_active_backend()
+    handed = [*data.values()]
     if not getattr(backend, "supports_sharedmem", False):
-        for name, values in zip(("X", "y", "sample_weight"), data, strict=False):
+        for name, values in data.items():
             _refuse_device_arrays(name, values)
         for name, value in sent.items():
             _check_can_be_sent(name, value)
         client = getattr(backend, "client", None)
         if client is not None:
             # joblib's own way leaves one copy, on a worker that may be lost.
-            data = [v if v is None else client.scatter(v, broadcast=True, hash=False) for v in data]
+            handed = [
+                v if v is None else client.scatter(v, broadcast=True, hash=False) for v in handed
+            ]
     try:
         found: list[Any] = Parallel(n_jobs=n_jobs)(
-            delayed(task)(*of_one, *data) for of_one in arguments
+            delayed(task)(*of_one, *handed) for of_one in arguments
         )
     except BrokenExecutor as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a worker of n_jobs={n_jobs} was killed, or ended by itself; most often memory ran "
             "out: take fewer n_jobs or a smaller memory_budget, or n_jobs=None"
         ) from error

@@ -434,9 +434,12 @@ class _Cluster:
         client = _client()
         facts = _facts_of(client, self._timeout)
         self._check_memory(facts, missing)
-        by_worker = self._assigned(client, facts, missing)
-        blocks = self._X.to_delayed().ravel()
-        futures = client.compute([blocks[n] for n in missing])
+        try:
+            by_worker = self._assigned(client, facts, missing)
+            blocks = self._X.to_delayed().ravel()
+            futures = client.compute([blocks[n] for n in missing])
+        except CancelledError:
+            raise _lost_samples(missing[0]) from None
         of_number = dict(zip(missing, futures, strict=True))
         made = [
             (
@@ -475,12 +478,7 @@ class _Cluster:
                 return future.result()
             wrong = [n for n, chunk in chunks.items() if chunk.status in ("cancelled", "lost")]
             if wrong or future.status in ("cancelled", "lost"):
-                raise RuntimeError(
-                    f"chunk {(wrong or [*chunks])[0]} of X is lost and cannot be made again: it "
-                    "was scattered, or persisted by a client that is gone. Make X from where the "
-                    "data lie, such as dask.array.from_zarr or from_delayed, and not of "
-                    "client.scatter"
-                )
+                raise _lost_samples((wrong or [*chunks])[0])
             future.result()  # raises what the graph, or dask, says
 
     def _assigned(
@@ -552,6 +550,14 @@ def _client() -> Any:
             "there is no client of dask: from dask.distributed import Client; client = Client() "
             "starts workers here, Client('tcp://...:8786') finds a scheduler"
         ) from None
+
+
+def _lost_samples(number: int) -> RuntimeError:
+    return RuntimeError(
+        f"chunk {number} of X is lost and cannot be made again: it was scattered, or persisted by "
+        "a client that is gone. Make X from where the data lie, such as dask.array.from_zarr or "
+        "from_delayed, and not of client.scatter"
+    )
 
 
 def _no_worker(timeout: float) -> TimeoutError:
