@@ -4,13 +4,14 @@ import json
 import os
 import signal
 
+import joblib
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 from test_estimators import make_data, make_pixels
 from test_search_on_workers import assert_found_the_same, found_by, search
 from test_sharded import LENGTHS, in_chunks, lbfgs
 from threadpoolctl import threadpool_limits
+from typer.testing import CliRunner
 
 import gpuclf
 from gpuclf import KNeighborsClassifier, Sharded, SoftmaxClassifier, Standardized
@@ -219,8 +220,6 @@ def test_without_a_worker_nobody_waits_for_ever():
 
 @pytest.mark.parametrize("factor", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_search_on_workers_finds_what_is_found_here(two_workers, factor):
-    import joblib
-
     two_workers.wait_for_workers(2, timeout=60)
     X, y = make_data(n=90)
     expected = found_by(search(factor=factor), X, y)
@@ -245,14 +244,11 @@ def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_outlives_a_worker(mortals, tmp_path):
-    import joblib
-
     X, y = make_data(n=90)
     flag = str(tmp_path / "flag")
 
     def score(model, X, y):  # by value: the workers know no tests
-        import json
-import os
+        import os
         import signal
 
         if not os.path.exists(flag):  # noqa: PTH110

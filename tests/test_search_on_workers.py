@@ -177,9 +177,7 @@ def kills_its_process(model, X, y):
 @pytest.mark.slow
 def test_a_killed_process_is_an_error_that_names_n_jobs():
     X, y = make_data(n=30)
-    with pytest.raises(
-        ChildProcessError, match=r"a worker of n_jobs=2 was killed.* or n_jobs=None"
-    ):
+    with pytest.raises(ChildProcessError, match=r"a worker of n_jobs=2 was .* n_jobs=None"):
         search(n_jobs=2, scoring=kills_its_process).fit(X, y)
     # The next search has workers again.
     search(n_jobs=2, param_grid={"reg": [0.1]}).fit(X, y)
