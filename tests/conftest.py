@@ -119,6 +119,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
+            if Path(path).name == "test_cluster.py":  # it starts a cluster
+                return path
             return "compiled" if Path(path).name in COMPILE_THE_SAME else nodeid
 
     return Scheduling(config, log)

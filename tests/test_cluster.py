@@ -28,7 +28,6 @@ pytestmark = [
     # What dask leaves behind at its end is dask's.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.xdist_group("dask"),  # one cluster for all
 ]
 
 
@@ -228,7 +227,12 @@ def test_a_search_on_workers_finds_what_is_found_here(two_workers, factor):
 
 
 @pytest.mark.slow
-def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path):
+def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path, monkeypatch):
+    few = gpuclf.datasets.load_dataset("synthetic", seed=0)
+    few = few._replace(
+        **{name: getattr(few, name)[:300] for name in ("X_train", "y_train", "X_test", "y_test")}
+    )
+    monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *_: few)
     two_workers.wait_for_workers(2, timeout=60)
     sizes = ["--rounds", "1", "--candidates", "2", "--epochs", "1", "--samples", "200"]
     command = ["search", "softmax", "--data", "synthetic", "--backend", "numpy", *sizes]
