@@ -305,7 +305,9 @@ class Holder:
 
 def _plain(result: Any) -> Any:
     """Return a result with all its arrays on the host."""
-    return tuple(map(_plain, result)) if isinstance(result, tuple) else to_host(result)
+    if isinstance(result, tuple):
+        return tuple(map(_plain, result))
+    return to_host(result) if isinstance(result, dict) or hasattr(result, "dtype") else result
 
 
 class _InProcess:
