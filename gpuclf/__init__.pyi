@@ -42,6 +42,7 @@ from .models.two_layer import two_layer_scores as two_layer_scores
 from .naive import softmax_loss_naive as softmax_loss_naive
 from .naive import svm_loss_naive as svm_loss_naive
 from .naive import two_layer_loss_naive as two_layer_loss_naive
+from .samples.sharded import Sharded as Sharded
 from .samples.standardized import Standardized as Standardized
 from .samples.streamed import Streamed as Streamed
 from .saving.models import load as load

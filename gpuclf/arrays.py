@@ -107,6 +107,12 @@ def refuse_odd_arrays(x: Any, name: str | None = None) -> None:
     ):
         what = f"a sparse tensor ({x.layout})"
         remedy = f"sparse samples are not supported: write the zeros out, {given}.to_dense()"
+    elif root in ("dask", "dask_expr"):
+        what = "of dask, and would be computed whole on this machine"
+        remedy = (
+            f"{given}.compute() where it fits; else gpuclf.Sharded({given}) for L-BFGS and nearest "
+            "neighbours, with y as it is"
+        )
     elif root in ("jax", "jaxlib"):
         what = "an array of JAX, which cannot be written in place"
         remedy = f"bring it, and what goes with it, to NumPy: numpy.asarray({given})"

@@ -69,6 +69,8 @@ def coarse_to_fine(
     callback: Callable[[list[Row]], bool | None] | None = None,
     on_epoch: OnEpoch | None = None,
     refit: bool = True,
+    n_jobs: int | None = None,
+    worker_backend: str | None = None,
 ) -> SearchResult:
     """Try hyper-parameters at random, each round in narrower ranges around the best so far.
 
@@ -96,9 +98,14 @@ def coarse_to_fine(
         when it returns True.
     on_epoch : callable, optional
         ``on_epoch(count, epoch)``, called while so many candidates are trained together, after
-        each epoch; for classifiers that are trained by gradients.
+        each epoch; for classifiers that are trained by gradients. Not with `n_jobs`.
     refit : bool, default True
         Train the best candidate again, and keep it.
+    n_jobs : int, optional
+        Workers that share the candidates of a round, as :class:`gpuclf.FleetSearchCV` has them:
+        as many are trained together as there are for each worker.
+    worker_backend : {"auto", "numpy", "cupy"}, optional
+        Where each worker takes the samples; by default they stay in the library they came in.
 
     Returns
     -------
@@ -143,7 +150,11 @@ def coarse_to_fine(
             narrowed = _narrowed(space, best_row(results), NARROWING**number)
             drawn = _draw(narrowed, per_round, rng, whole) if _has_ranges(space) else _grid(space)
             data = X_train, y_train, X_val, y_val
-            for row in train_candidates(classifier, drawn, *data, on_epoch=on_epoch):
+            rows = train_candidates(
+                *(classifier, drawn, *data), on_epoch=on_epoch, n_jobs=n_jobs,
+                worker_backend=worker_backend,
+            )  # fmt: skip
+            for row in rows:
                 yield {"round": number} | row
 
     for row in rows():
@@ -175,6 +186,8 @@ def train_candidates(
     y_val: Any,
     *,
     on_epoch: OnEpoch | None = None,
+    n_jobs: int | None = None,
+    worker_backend: str | None = None,
 ) -> Iterator[Row]:
     """Train one classifier for each candidate and yield its row, without the round.
 
@@ -190,7 +203,7 @@ def train_candidates(
     X_train, y_train, X_val, y_val : array-like
         The accuracy on the training samples is taken on about as many as there are to validate
         on, evenly spaced: to see overfitting, a full pass would be too much.
-    on_epoch : callable, optional
+    on_epoch, n_jobs, worker_backend
         As in :func:`coarse_to_fine`.
 
     Yields
@@ -198,43 +211,80 @@ def train_candidates(
     dict
         As :class:`SearchResult` describes.
     """
-    from gpuclf.estimators.base import count_samples
-    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fit_together, fleets_of, model_with
+    from gpuclf.estimators.fleet_fitting import MEMORY_BUDGET, fleets_of
+    from gpuclf.estimators.fleet_tasks import check_jobs, is_spread, run_tasks
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
-    step = max(1, count_samples(y_train) // max(1, count_samples(y_val)))
+    check_jobs(n_jobs, worker_backend)
     candidates = list(candidates)
-    together = isinstance(classifier, GradientClassifier)
     fleets = [[number] for number in range(len(candidates))]
-    if together:
+    if isinstance(classifier, GradientClassifier):
         fleets = fleets_of(classifier, candidates, X_train, y_train, MEMORY_BUDGET)
-    for numbers in fleets:
+    data = {"X_train": X_train, "y_train": y_train, "X_val": X_val, "y_val": y_val}
+    if not is_spread(n_jobs):
+        for numbers in fleets:
+            of_fleet = [candidates[n] for n in numbers]
+            yield from _rows_of_fleet(
+                *(classifier, of_fleet, worker_backend, *data.values()), on_epoch=on_epoch
+            )
+        return
+    from joblib import effective_n_jobs
+
+    size = max(1, math.ceil(len(candidates) / effective_n_jobs(n_jobs)))
+    tasks = [
+        (classifier, [candidates[n] for n in numbers[first : first + size]], worker_backend)
+        for numbers in fleets
+        for first in range(0, len(numbers), size)
+    ]
+    for rows in run_tasks(_as_list, tasks, data, n_jobs, classifier.get_params()):
+        yield from rows
+
+
+def _as_list(*args: Any) -> list[Row]:
+    return list(_rows_of_fleet(*args))
+
+
+def _rows_of_fleet(
+    classifier: Any,
+    candidates: list[dict[str, Any]],
+    backend: str | None,
+    *data: Any,
+    on_epoch: OnEpoch | None = None,
+) -> Iterator[Row]:
+    """Train candidates together, or the only one, and yield their rows."""
+    from gpuclf.estimators.base import count_samples
+    from gpuclf.estimators.fleet_fitting import fit_together, model_with
+    from gpuclf.estimators.fleet_tasks import placed
+    from gpuclf.estimators.gradient_classifier import GradientClassifier
+
+    X_train, y_train, X_val, y_val = (placed(values, backend) for values in data)
+    step = max(1, count_samples(y_train) // max(1, count_samples(y_val)))
+    start = time.perf_counter()
+    fleet = [model_with(classifier, candidate) for candidate in candidates]
+    if isinstance(classifier, GradientClassifier):
+        tell = on_epoch and partial(on_epoch, len(fleet))
+        errors = fit_together(fleet, X_train, y_train, callback=tell)
+    else:
+        errors = [_error_of_fit(fleet[0], X_train, y_train)]
+    fit_seconds = (time.perf_counter() - start) / len(fleet)
+    for candidate, model, error in zip(candidates, fleet, errors, strict=True):
         start = time.perf_counter()
-        fleet = [model_with(classifier, candidates[n]) for n in numbers]
-        if together:
-            tell = on_epoch and partial(on_epoch, len(fleet))
-            errors = fit_together(fleet, X_train, y_train, callback=tell)
-        else:
-            errors = [_error_of_fit(fleet[0], X_train, y_train)]
-        fit_seconds = (time.perf_counter() - start) / len(fleet)
-        for number, model, error in zip(numbers, fleet, errors, strict=True):
-            start = time.perf_counter()
-            val_accuracy = train_accuracy = None
-            try:
-                if error is None:
-                    val_accuracy = model.score(X_val, y_val)
-                    train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
-            except (DivergedError, ValueError) as caught:
-                val_accuracy, error = None, caught
-            yield {
-                "params": candidates[number],
-                "val_accuracy": val_accuracy,
-                "train_accuracy": train_accuracy,
-                "seconds": fit_seconds + time.perf_counter() - start,
-                "fit_seconds": fit_seconds,
-                "diverged": isinstance(error, DivergedError),
-                "error": None if error is None else str(error),
-            }
+        val_accuracy = train_accuracy = None
+        try:
+            if error is None:
+                val_accuracy = model.score(X_val, y_val)
+                train_accuracy = model.score(_every(step, X_train), _every(step, y_train))
+        except (DivergedError, ValueError) as caught:
+            val_accuracy, error = None, caught
+        yield {
+            "params": candidate,
+            "val_accuracy": val_accuracy,
+            "train_accuracy": train_accuracy,
+            "seconds": fit_seconds + time.perf_counter() - start,
+            "fit_seconds": fit_seconds,
+            "diverged": isinstance(error, DivergedError),
+            "error": None if error is None else str(error),
+        }
 
 
 def _error_of_fit(model: Any, X: Any, y: Any) -> Exception | None:

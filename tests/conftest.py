@@ -105,11 +105,12 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.slow)
 
 
-# They compile the same loops: in one process each is compiled once.
-COMPILE_THE_SAME = {
+# Files that compile the same loops, or start the same cluster: one process does it once.
+TOGETHER = {
     "test_compiled_linear.py": "linear",
     "test_acceptance.py": "linear",
     "test_cli.py": "linear",
+    "test_cluster.py": "cluster",
     "test_exact_neighbors.py": "nearest",
     "test_neighbors.py": "nearest",
     "test_kneighbors_classifier.py": "nearest",
@@ -118,7 +119,7 @@ COMPILE_THE_SAME = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give the files that compile the same loops to one worker, first; the others test by test."""
+    """Give files that share what takes long to one worker, first; the others test by test."""
     if config.getvalue("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -126,7 +127,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
-            return COMPILE_THE_SAME.get(Path(path).name, nodeid)
+            return TOGETHER.get(Path(path).name, nodeid)
 
     return Scheduling(config, log)
 

@@ -552,6 +552,18 @@ def searched(tmp_path, *arguments):
     return output, json.loads(path.read_text())
 
 
+@pytest.mark.slow
+def test_search_shares_its_candidates_among_processes(small, tmp_path):
+    sizes = ("softmax", "--rounds", 1, "--candidates", 3, "--epochs", 1, "--dtype", "float64")
+    _, alone = searched(tmp_path, *sizes)
+    _, shared = searched(tmp_path, *sizes, "--n-jobs", 2)
+    rows = [
+        [(row["params"], row["val_accuracy"]) for row in of["results"]] for of in (alone, shared)
+    ]
+    assert rows[0] == rows[1]
+    assert alone["test_accuracy"] == shared["test_accuracy"]
+
+
 def test_search_trains_and_tests_the_best_it_found(small, images, tmp_path):
     picture = tmp_path / "new folder" / "search.png"
     output, found = searched(
@@ -896,7 +908,7 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
     ("arguments", "message"),
     [
         (["train", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
-        (["train", "two-layer", "--solver", "sgd"], "--solver does not apply to two-layer"),
+        (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
         (["search", "softmax", "--hidden-size", 3], "--hidden-size does not apply to softmax"),
         (["search", "svm", "--solver", "lbfgs"], "--solver does not apply to svm"),
         (
@@ -911,7 +923,12 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
         (["search", "svm", "--neighbors", 3], "--neighbors does not apply to svm"),
         (["search", "knn", "--samples", 10, "--neighbors", 11], "above the 10 of --samples"),
         (["search", "softmax", "--rounds", 0], "--rounds"),
-        (["train", "svm", "--solver", "sgd"], "--solver does not apply to svm"),
+        (["search", "knn", "--n-jobs", 2], "--n-jobs does not apply to knn"),
+        (["search", "softmax", "--n-jobs", 0], "--n-jobs"),
+        (
+            ["search", "softmax", "--n-jobs", 2, "--scheduler", "tcp://127.0.0.1:1"],
+            "give --n-jobs or --scheduler, not both",
+        ),
         (["train", "svm", "--hidden-size", 3], "--hidden-size does not apply to svm"),
         (["train", "tree"], "Invalid value for 'model': 'tree' is not one of"),
         (["train", "softmax", "--metric", "l1"], "--metric does not apply to softmax"),

@@ -22,6 +22,7 @@ import gpuclf
 from gpuclf import FleetSearchCV, SoftmaxClassifier, Standardized, Streamed
 from gpuclf.estimators import gradient_classifier
 from gpuclf.estimators.fleet_fitting import fit_together
+from gpuclf.estimators.fleet_tasks import FleetTask
 from gpuclf.training import DivergedError
 
 GRID = {
@@ -349,7 +350,7 @@ def test_a_score_that_fails_ends_no_search(scoring, monkeypatch):
         def fails(self, *_):
             raise RuntimeError("no memory")
 
-        monkeypatch.setattr(FleetSearchCV, "_accuracies", fails)
+        monkeypatch.setattr(FleetTask, "_accuracies", fails)
     search = FleetSearchCV(KINDS["softmax"](), SMALL, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

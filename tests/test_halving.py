@@ -8,7 +8,7 @@ from sklearn.model_selection import HalvingGridSearchCV, StratifiedKFold
 from test_estimators import KINDS, SGD_KINDS, make_data, make_pixels
 
 from gpuclf import FleetSearchCV
-from gpuclf.estimators import fleet_search
+from gpuclf.estimators import fleet_search, fleet_tasks
 from gpuclf.estimators.fleet_fitting import fit_together
 
 RATES = [1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2]
@@ -129,13 +129,13 @@ def test_candidates_that_fail_leave_first():
 def test_the_best_is_of_the_last_round_that_anybody_survived(error_score, monkeypatch):
     X, y = make_data()
     model = KINDS["softmax"](max_iter=4)
-    real = fleet_search.fit_together
+    real = fleet_tasks.fit_together
 
     def all_fail_at_the_end(models, *args, epochs, **options):
         errors = real(models, *args, epochs=epochs, **options)
         return [RuntimeError("late")] * len(models) if epochs == 4 else errors
 
-    monkeypatch.setattr(fleet_search, "fit_together", all_fail_at_the_end)
+    monkeypatch.setattr(fleet_tasks, "fit_together", all_fail_at_the_end)
     grid = {"learning_rate": [1e-4, 1e-2, 3e-2, 1e300]}
     search = FleetSearchCV(model, grid, cv=2, factor=2, refit=False, error_score=error_score)
     with pytest.warns(FitFailedWarning, match="late|the loss became"):
@@ -161,14 +161,14 @@ def test_rounds_are_counted_as_in_scikit_learn():
 
 def test_who_failed_in_one_fold_does_not_go_on(monkeypatch):
     X, y = make_data()
-    real, n_calls = fleet_search.fit_together, []
+    real, n_calls = fleet_tasks.fit_together, []
 
     def fails_once(models, *args, epochs, **options):
         errors = real(models, *args, epochs=epochs, **options)
         n_calls.append(epochs)
         return [RuntimeError("once"), *errors[1:]] if len(n_calls) == 1 else errors
 
-    monkeypatch.setattr(fleet_search, "fit_together", fails_once)
+    monkeypatch.setattr(fleet_tasks, "fit_together", fails_once)
     model = KINDS["softmax"](max_iter=4)
     grid = {"learning_rate": [1e-3, 1e-2, 3e-2, 1e-4]}
     search = FleetSearchCV(model, grid, cv=2, factor=2, error_score=9.0)  # above all others

@@ -162,7 +162,7 @@ def test_warm_starts_end_within_the_tolerance_in_fewer_iterations():
     regs = np.logspace(-4, 0, 12)
     cold, warm = (members_of(start(), regs, tol=1e-5) for _ in range(2))
     train_lbfgs(SOFTMAX, cold, X, y)
-    train_lbfgs(SOFTMAX, warm, X, y, warm_start=True)
+    train_lbfgs(SOFTMAX, warm, X, y, penalty_path=True)
     for member, other in zip(warm, cold, strict=True):
         _, grads = SOFTMAX.objective(member.params, X, y, member.reg)
         assert max(abs(grads["W"]).max(), abs(grads["b"]).max()) <= 1e-5
@@ -172,7 +172,7 @@ def test_warm_starts_end_within_the_tolerance_in_fewer_iterations():
     strongest_first = [cold[k].n_iter == warm[k].n_iter for k in (11, 7, 3)]
     assert strongest_first == [True] * 3  # they start as they would alone
     one = members_of(start(), [0.0])
-    train_lbfgs(SOFTMAX, one, X, y, warm_start=True)
+    train_lbfgs(SOFTMAX, one, X, y, penalty_path=True)
     assert one[0].n_iter > 3
 
 
@@ -182,10 +182,10 @@ def test_warm_starts_take_penalties_of_0_and_members_that_fail():
     regs = [1.0, 0.5, 0.2, 0.1, 0.0]
     spoilt = Watched(lambda loss, reg: np.where(np.asarray(reg) == 1.0, np.nan, loss))
     members = members_of(start(), regs, tol=1e-3)
-    train_lbfgs(spoilt, members, X, y, warm_start=True)
+    train_lbfgs(spoilt, members, X, y, penalty_path=True)
     assert [member.error is None for member in members] == [False, True, True, True, True]
     every = members_of(start(), regs)
-    train_lbfgs(Watched(lambda loss, reg: loss * np.nan), every, X, y, warm_start=True)
+    train_lbfgs(Watched(lambda loss, reg: loss * np.nan), every, X, y, penalty_path=True)
     assert all(isinstance(member.error, DivergedError) for member in every)
 
 
@@ -321,16 +321,16 @@ def test_warm_starts_are_by_asking(lbfgs_fleets):
     X, y = make_data()
     grid = {"reg": np.logspace(-3, 0, 8)}
     search = FleetSearchCV(softmax(), grid, cv=2)
-    assert search.warm_start is False
+    assert search.penalty_path is False
     cold, warm = (
-        FleetSearchCV(softmax(), grid, cv=2, warm_start=asked).fit(X, y) for asked in (False, True)
+        FleetSearchCV(softmax(), grid, cv=2, penalty_path=asked).fit(X, y) for asked in (False, True)
     )
     np.testing.assert_allclose(
         warm.cv_results_["mean_test_score"], cold.cv_results_["mean_test_score"], atol=0.03
     )
     fleets = [[softmax(reg=reg) for reg in grid["reg"]] for _ in range(2)]
     for fleet, asked in zip(fleets, (False, True), strict=True):
-        fit_together(fleet, X, y, warm_start=asked)
+        fit_together(fleet, X, y, penalty_path=asked)
     totals = [sum(model.n_iter_ for model in fleet) for fleet in fleets]
     assert totals[1] < totals[0]
 

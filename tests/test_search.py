@@ -1,5 +1,6 @@
 import math
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
@@ -342,3 +343,27 @@ def test_epochs_are_told_while_candidates_are_trained():
         on_epoch=lambda count, epoch: epochs.append((count, epoch)),
     )
     assert epochs == [(3, 1), (3, 2)] * 2
+
+
+# --------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("classifier", ["together", "one by one"])
+def test_workers_find_what_is_found_here(classifier):
+    X, y = gpuclf.datasets.make_synthetic(120)
+    model, space = SoftmaxClassifier(max_iter=2, random_state=0), {"reg": (1e-4, 1e-1)}
+    if classifier == "one by one":
+        model, space = gpuclf.KNeighborsClassifier(), {"n_neighbors": [1, 3, 200, 5]}
+    given = model, space, X[:80], y[:80], X[80:], y[80:]
+    options = {"rounds": 2, "per_round": 4, "rng": 0, "refit": False}
+    expected = coarse_to_fine(*given, **options)
+    with joblib.parallel_config("threading"):
+        found = coarse_to_fine(*given, **options, n_jobs=2, worker_backend="numpy")
+    timeless = [
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in result.results]
+        for result in (found, expected)
+    ]
+    assert timeless[0] == timeless[1]
+    assert found.best_params == expected.best_params
+    with pytest.raises(ValueError, match="n_jobs must be None"):
+        coarse_to_fine(*given, **options, n_jobs=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -62,7 +64,7 @@ def search(
     ] = None,
     solver: Annotated[
         SolverName | None,
-        typer.Option(help="softmax only; default sgd. lbfgs searches the penalty alone."),
+        typer.Option(help="softmax, two-layer; default sgd. lbfgs searches the penalty alone."),
     ] = None,
     mean_image: Annotated[
         bool,
@@ -75,23 +77,34 @@ def search(
         typer.Option(min=1, help="knn only; once for each number to try; default 1 to 100."),
     ] = None,
     metric: options.MetricOption = None,
+    n_jobs: Annotated[
+        int | None,
+        typer.Option("--n-jobs", min=1, help="Processes that share a round's candidates."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Of a dask cluster that shares them instead."),
+    ] = None,
     json: options.JsonOption = None,
     plot: options.PlotOption = None,
     save: options.SaveOption = None,
 ) -> None:
     """Search for learning rate and penalty (k-NN: neighbours), train the best setting, test it."""
+    from gpuclf.devices.backends import to_device
     from gpuclf.preprocessing import subtract_mean_image
     from gpuclf.samples.standardized import Standardized
     from gpuclf.search import check_search, coarse_to_fine, n_candidates
 
     output.prepare_picture(plot)
     output.prepare(json, plot=plot, save=save)
+    if n_jobs is not None and scheduler is not None:
+        raise typer.BadParameter("give --n-jobs or --scheduler, not both")
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     recipe = RECIPES[model]
     ranges = given(learning_rate=learning_rate, reg=reg)
     chosen = given(max_iter=epochs, hidden_size=hidden_size, metric=metric, solver=solver)
     sizes = given(final_epochs=final_epochs, rounds=rounds, candidates=candidates)
-    sizes |= given(mean_image=mean_image or None)
+    sizes |= given(mean_image=mean_image or None, n_jobs=n_jobs, scheduler=scheduler)
     every = ranges | chosen | given(n_neighbors=neighbors or None) | sizes
     refuse_foreign(model, every, sizes if recipe.by_gradients else ())
     space = (recipe.mean_image_space if mean_image else recipe.space) | ranges
@@ -111,9 +124,11 @@ def search(
     classifier = recipe.make(settings)
     check_search(classifier, space, **drawn)  # before the data are loaded
 
+    connected = _checked_cluster(scheduler)
     output.known(model=model, settings=settings, space=space, results=[])
     dataset, where = output.load_for(backend, data, data_dir, seed, per_call=None)
-    parts = output.parts(dataset, where)
+    spread = n_jobs is not None or scheduler is not None
+    parts = output.parts(dataset, "numpy" if spread else where)
     X, y = parts["train"]
     if recipe.by_gradients:  # once, not for each candidate
         X = subtract_mean_image(X) if mean_image else Standardized.fit(X)
@@ -125,11 +140,13 @@ def search(
     if recipe.by_gradients:
         n_planned = n_candidates(space, **drawn)
         leaders = _Leaders(list(space), n_planned, classifier.max_iter)
-        with warnings.catch_warnings(), leaders:
+        with warnings.catch_warnings(), connected(scheduler), leaders:
             warnings.filterwarnings("ignore", message="L-BFGS stopped at max_iter")
             found = coarse_to_fine(
                 *(classifier, space, *searched), rng=seed, refit=False, **drawn,
                 callback=leaders.show, on_epoch=leaders.show_epoch,
+                n_jobs=-1 if scheduler else n_jobs,
+                worker_backend=str(backend if scheduler else where.name) if spread else None,
             )  # fmt: skip
     else:
         found = search_knn(space["n_neighbors"], settings["metric"], *searched)
@@ -137,6 +154,8 @@ def search(
     output.finished(results=found.results, best_params=found.best_params)
     output.console.print(_leaders(found.results, list(space)))
 
+    if spread:  # the best one is trained here
+        X, y = to_device(X, where), to_device(y, where)
     best = recipe.make(settings | final | found.best_params)
     params = ", ".join(f"{name} {value:g}" for name, value in found.best_params.items())
     about = _seconds_to_train(best, classifier, found.results, n_searched, dataset)
@@ -166,6 +185,27 @@ def search(
         )
         output.write(json, content | results)
         output.save(plot, lambda path: _draw(path, found.results, list(space)), "drawn")
+
+
+def _checked_cluster(scheduler: str | None) -> Callable[[str | None], Any]:
+    """Return what connects to dask's workers for a search; without dask, say how to get it."""
+    if scheduler is None:
+        return nullcontext
+    try:
+        from distributed import Client
+    except ImportError:
+        raise typer.BadParameter(
+            "--scheduler needs dask, which is not installed: pip install 'gpuclf[cluster]'"
+        ) from None
+
+    @contextmanager
+    def connected(address: str | None) -> Iterator[None]:
+        from joblib import parallel_config
+
+        with Client(address, timeout="10s") as client, parallel_config("dask", client=client):
+            yield
+
+    return connected
 
 
 def _numbers_of_neighbors(asked: list[int] | None, default: list[int], n: int | None) -> list[int]:

@@ -47,7 +47,9 @@ def train(
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 512.")
     ] = None,
-    solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
+    solver: Annotated[
+        SolverName | None, typer.Option(help="softmax, two-layer; default sgd.")
+    ] = None,
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
     checkpoint: options.CheckpointOption = None,
@@ -81,8 +83,8 @@ def train(
     refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
-    if isinstance(data, options.OwnSamples):
-        settings.pop("augment", None)  # a digit mirrored is another sign
+    if isinstance(data, options.OwnSamples) or solver is SolverName.lbfgs:
+        settings.pop("augment", None)  # a digit mirrored is another sign; L-BFGS sees all at once
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = LBFGS_ITERATIONS
     per_call = None

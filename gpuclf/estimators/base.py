@@ -18,8 +18,9 @@ from gpuclf.devices.backends import to_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.image_samples import ImageSamples, without_graph
 from gpuclf.estimators.keeping import Kept
+from gpuclf.samples.sharded import gathered
 from gpuclf.samples.short_floats import is_short_float
-from gpuclf.samples.standardized import Standardized, check_total_weight, take_rows
+from gpuclf.samples.standardized import Standardized, check_total_weight, is_sharded, take_rows
 from gpuclf.samples.streamed import Streamed
 from gpuclf.validation import check_finite, check_label_count, check_samples, check_weights
 
@@ -47,6 +48,7 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         sample_weight : array-like of shape (N,), optional
         """
         predicted = to_host(self.predict(X))
+        y, sample_weight = gathered(y), gathered(sample_weight)
         y, sample_weight = (to_host(v) if _is_checked_here(v) else v for v in (y, sample_weight))
         return float(accuracy_score(column_or_1d(y), predicted, sample_weight=sample_weight))
 
@@ -87,6 +89,10 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
     def _check_training_data(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
+        if is_sharded(X):
+            from gpuclf.estimators.shards import check_training_shards
+
+            return check_training_shards(self, X, y, sample_weight)
         refuse_odd_arrays(y, "y")
         refuse_odd_arrays(sample_weight, "sample_weight")
         X = self._as_rows(X, reset=reset)

@@ -42,7 +42,7 @@ def fit_together(
     sample_weight: Any = None,
     *,
     epochs: int | None = None,
-    warm_start: bool = False,
+    penalty_path: bool = False,
     callback: Callable[[int], bool | None] | None = None,
     **checkpoints: Any,
 ) -> list[Exception | None]:
@@ -59,7 +59,7 @@ def fit_together(
         Train on until so many epochs are done, of the `max_iter` that the schedules count with.
         Models that this function has left at an earlier epoch go on from there, on the same
         samples, unless they have stopped early. By default, fit from scratch, to the end.
-    warm_start : bool, default False
+    penalty_path : bool, default False
         As for :func:`gpuclf.training.train_lbfgs`; nothing with "sgd".
     callback : callable, optional
         ``callback(epoch)``, called after each epoch, or L-BFGS iteration of the model that has done
@@ -103,7 +103,7 @@ def fit_together(
         found = fleet[0].fit_fleet(
             *(fleet, X, y, sample_weight),
             epochs=epochs,
-            warm_start=warm_start,
+            penalty_path=penalty_path,
             callback=on_epoch,
             **checkpoints,
         )

@@ -5,31 +5,27 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import FitFailedWarning
-from sklearn.metrics import accuracy_score, check_scoring
+from sklearn.metrics import check_scoring
 from sklearn.model_selection import ParameterGrid, ParameterSampler, check_cv
 
-from gpuclf.arrays import array_namespace, to_host
-from gpuclf.estimators.base import ArrayClassifier, count_samples, on_host, select_rows
+from gpuclf.estimators.base import count_samples, on_host, select_rows
 from gpuclf.estimators.bases import BaseSearchCV
 from gpuclf.estimators.fleet_fitting import (
     MEMORY_BUDGET,
     check_estimator,
-    fit_together,
     fleets_of,
     model_with,
     n_epochs_of,
     rows_of,
 )
-from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.estimators.fleet_tasks import FleetTask, check_jobs, is_spread, run_tasks
 from gpuclf.estimators.keeping import Saved
-from gpuclf.estimators.watching import Tasks, as_told, part_task, root_task, sub_fit
-from gpuclf.training import stacked
+from gpuclf.estimators.watching import as_told, part_task, root_task, sub_fit
 
 __all__ = ["FleetSearchCV"]
 
@@ -87,9 +83,15 @@ class FleetSearchCV(Saved, BaseSearchCV):
         Epochs before the first of them leave, with a `factor`.
     memory_budget : float, default 1 GiB
         Bytes that the models of a fleet may take while they train; a larger fleet is split.
-    warm_start : bool, default False
+    penalty_path : bool, default False
         With ``solver="lbfgs"``, train every fourth penalty of a fleet first, and start the others
         where the nearest of those ended. They then end elsewhere within their `tol`.
+    n_jobs : int, optional
+        Workers that share the fleets of all folds, through joblib: processes of this machine, or
+        what ``joblib.parallel_config`` names, such as a cluster of dask. -1: as many as there are.
+        By default all is done here, in turn; within a ``parallel_config``, as that says.
+    worker_backend : {"auto", "numpy", "cupy"}, optional
+        Where each worker takes its rows; by default they stay in the library that they came in.
     verbose : int, default 0
         Above 0, print a line for each fleet.
 
@@ -135,9 +137,16 @@ class FleetSearchCV(Saved, BaseSearchCV):
     difference grows from step to step: at usual learning rates parameters agree to about 1e-12 in
     float64 and 1e-6 in float32; at very large ones, in float32, scores may differ visibly.
 
-    Unlike GridSearchCV it has no `n_jobs` and no `pre_dispatch` (a fleet uses all threads of its
-    products), and takes one metric. A score that fails is reported like there, by a warning.
-    scikit-learn's callbacks (`set_callbacks`, of its version 1.9) see each fold and its epochs.
+    A fleet uses all threads of its products, so on one machine without a GPU `n_jobs` gains
+    little: it is for machines and GPUs. A task is a fleet in a fold. The data go to each worker
+    once (processes of this machine share them), and the rows of a fold are chosen there; GPUs get
+    NumPy arrays and ``worker_backend="cupy"``. A worker of dask that is lost has its tasks done by
+    others; a process of this machine that is killed ends the search. Sums of as many threads are
+    summed alike, so the scores are those without `n_jobs` where a worker has as many threads.
+
+    Unlike GridSearchCV it has no `pre_dispatch`, and takes one metric. A score that fails is
+    reported like there, by a warning. scikit-learn's callbacks (`set_callbacks`, of its version
+    1.9) see each fold and, without `n_jobs`, its epochs.
 
     Seeds are searched like anything else, for the mean and the spread of the accuracy:
     ``{"random_state": range(5)}``. Other mini-batches are another fleet, so seeds cost their full
@@ -176,7 +185,9 @@ class FleetSearchCV(Saved, BaseSearchCV):
     factor: float | None = None
     min_resources: int = 1
     memory_budget: float = MEMORY_BUDGET
-    warm_start: bool = False
+    penalty_path: bool = False
+    n_jobs: int | None = None
+    worker_backend: str | None = None
     verbose: int = 0
 
     def fit(self, X: Any, y: Any, *, groups: Any = None, sample_weight: Any = None) -> Self:
@@ -202,7 +213,10 @@ class FleetSearchCV(Saved, BaseSearchCV):
             If the estimator is not trained by gradients, or `X` is sparse.
         ValueError
             If all fits failed, or if `X`, `y`, `groups` and `sample_weight` differ in length.
+        ChildProcessError
+            If a process of `n_jobs` was killed.
         """
+        check_jobs(self.n_jobs, self.worker_backend)
         candidates = self._candidates()
         rungs = self._rungs(candidates)
         given = {"X": X, "y": y, "sample_weight": sample_weight, "groups": groups}
@@ -347,25 +361,63 @@ class FleetSearchCV(Saved, BaseSearchCV):
         root: Any = None,
     ) -> Outcomes:
         """Train these candidates in every fold; return what became of each, by number and fold."""
+        task = FleetTask(
+            *(self.scorer_, self.scoring, self.error_score),
+            *(self.return_train_score, self.penalty_path, self.worker_backend),
+        )
         outcomes: Outcomes = {}
         given = [candidates[n] for n in numbers]
-        for fold, rows in enumerate(splits):
-            train, test = ([select_rows(values, part) for values in data] for part in rows)
-            fleets = fleets_of(self.estimator, given, train[0], train[1], self.memory_budget)
+        labels = on_host(data[1])
+        of_folds = [
+            fleets_of(self.estimator, given, *_like_rows(data[0], labels, rows), self.memory_budget)
+            for rows, _ in splits
+        ]
+
+        def models_of(places: list[int], fold: int) -> list[Any]:
+            fleet = [numbers[place] for place in places]
+            return [
+                models.get((n, fold)) or model_with(self.estimator, candidates[n]) for n in fleet
+            ]
+
+        spread = None
+        if is_spread(self.n_jobs):
+            spread = iter(
+                run_tasks(
+                    task,
+                    [
+                        (models_of(places, fold), splits[fold], epochs)
+                        for fold, fleets in enumerate(of_folds)
+                        for places in fleets
+                    ],
+                    dict(zip(("X", "y", "sample_weight"), data, strict=True)),
+                    *(self.n_jobs, self._sent(given)),
+                )
+            )
+        for fold, (rows, fleets) in enumerate(zip(splits, of_folds, strict=True)):
             n_epochs = n_epochs_of(self.estimator, [given[places[0]] for places in fleets])
-            with part_task(root, "fold", n_epochs, as_told(self, *data)) as tasks:
+            of_fold = [] if spread else task.parts(data, rows)
+            with part_task(root, "fold", 0 if spread else n_epochs, as_told(self, *data)) as tasks:
+                callback = None if tasks is None else lambda _, tasks=tasks: tasks.next()
                 for places in fleets:
+                    if spread:
+                        found, of_fleet = next(spread)
+                    else:
+                        of_fleet = models_of(places, fold)
+                        found = task.outcomes(of_fleet, of_fold, epochs, callback)
                     fleet = [(numbers[place], fold) for place in places]
-                    of_fleet = [
-                        models.get(key) or model_with(self.estimator, candidates[key[0]])
-                        for key in fleet
-                    ]
-                    found = self._train(of_fleet, train, test, epochs, tasks)
                     outcomes |= dict(zip(fleet, found, strict=True))
                     if epochs is not None:
                         models |= dict(zip(fleet, of_fleet, strict=True))
                     self._say(fold, epochs, found)
         return outcomes
+
+    def _sent(self, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what goes to other processes, by name."""
+        sent: dict[str, Any] = self.estimator.get_params()
+        for candidate in candidates:
+            for name, value in candidate.items():
+                sent[name] = [sent.get(name), value]
+        return sent | {"scoring": self.scorer_}  # last: it may hold the estimator
 
     def _say(self, fold: int, epochs: int | None, found: list[dict[str, Any]]) -> None:
         """Print what became of a fleet, if that is wanted."""
@@ -377,70 +429,6 @@ class FleetSearchCV(Saved, BaseSearchCV):
                 f"fold {fold + 1} of {self.n_splits_}: {len(found)} models{until} in "
                 f"{seconds:.1f} s, {failed} failed"
             )
-
-    def _train(
-        self, fleet: list[Any], train: Any, test: Any, epochs: int | None, tasks: Tasks | None
-    ) -> list[dict[str, Any]]:
-        """Train models together; return what became of each."""
-        callback = None if tasks is None else lambda _: tasks.next()
-        start = time.perf_counter()
-        errors = fit_together(
-            fleet, *train, epochs=epochs, warm_start=self.warm_start, callback=callback
-        )
-        fitted = time.perf_counter()
-        healthy = [m for m, error in zip(fleet, errors, strict=True) if error is None]
-        parts = {"test_scores": test}
-        if self.return_train_score:
-            parts["train_scores"] = train
-        scores = {name: iter(self._scores_of(healthy, *part)) for name, part in parts.items()}
-        seconds = {
-            "fit_time": (fitted - start) / len(fleet),
-            "score_time": (time.perf_counter() - fitted) / len(fleet),
-        }
-        found = []
-        for error in errors:
-            scored = {name: error or next(scores[name]) for name in parts}
-            wrong = [score for score in scored.values() if isinstance(score, Exception)]
-            kept = {k: self.error_score if v in wrong else v for k, v in scored.items()}
-            unscored = wrong[0] if wrong and error is None else None
-            found.append(seconds | {"error": error, "score_error": unscored} | kept)
-        return found
-
-    def _scores_of(
-        self, models: list[Any], X: Any, y: Any, sample_weight: Any
-    ) -> list[float | Exception]:
-        """Return the score of each model, or why it has none."""
-        if len(models) > 1 and all(self._has_usual_accuracy(model) for model in models):
-            with suppress(Exception):  # then one by one, to learn whose it is
-                return self._accuracies(models, X, y, sample_weight)
-        weighted = {} if sample_weight is None else {"sample_weight": sample_weight}
-        scores: list[float | Exception] = []
-        for model in models:
-            try:
-                scores.append(float(self.scorer_(model, X, y, **weighted)))
-            except Exception as error:  # as in scikit-learn: the others have theirs
-                scores.append(error)
-        return scores
-
-    def _has_usual_accuracy(self, model: Any) -> bool:
-        own = type(model)
-        return (
-            self.scoring in (None, "accuracy")
-            and own.score is ArrayClassifier.score
-            and own.predict is GradientClassifier.predict
-        )
-
-    def _accuracies(
-        self, models: list[Any], X: Any, y: Any, sample_weight: Any
-    ) -> list[float | Exception]:
-        first = models[0]
-        of_classes = first.class_scores(X, stacked([model.params_ for model in models]))
-        numbers = to_host(array_namespace(of_classes).argmax(of_classes, axis=-1))
-        truth, sample_weight = on_host(y), on_host(sample_weight)
-        return [
-            float(accuracy_score(truth, first.classes_[of_model], sample_weight=sample_weight))
-            for of_model in numbers
-        ]
 
     def _report_failures(
         self, errors: list[Exception | None], score_errors: list[Exception | None]
@@ -458,6 +446,14 @@ class FleetSearchCV(Saved, BaseSearchCV):
             if len(failures) == len(errors):
                 raise ValueError(first) from failures[0]
             warnings.warn(f"{first}; {score}", FitFailedWarning, stacklevel=4)
+
+
+def _like_rows(X: Any, labels: np.ndarray, rows: Any) -> tuple[Any, np.ndarray]:
+    """Return samples of a fold's shape, without their values, and its labels."""
+    labels = labels[rows]
+    if not hasattr(X, "shape"):
+        return select_rows(X, rows), labels
+    return np.broadcast_to(np.uint8(0), (len(labels), *X.shape[1:])), labels
 
 
 def _check_lengths(X: Any, **others: Any) -> None:

@@ -264,7 +264,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         X_val: Any = None,
         y_val: Any = None,
         epochs: int | None = None,
-        warm_start: bool = False,
+        penalty_path: bool = False,
         callback: Callback | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
@@ -285,7 +285,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         epochs : int, optional
             Train on until so many epochs are done, of the `max_iter` that the schedules count with,
             from where the classifiers are. By default, train from scratch, to the end.
-        warm_start : bool, default False
+        penalty_path : bool, default False
             As for :func:`gpuclf.training.train_lbfgs`.
         callback : callable, optional
             As for :meth:`fit`, with the history of the first of those that still train, or, of
@@ -358,7 +358,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
             if first.solver == "lbfgs":
                 watches = validates or callback is not None or tell is not None
                 on_epoch = after_epoch if watches else None
-                first._run_lbfgs(fleet, members, part, on_epoch, warm_start)
+                first._run_lbfgs(fleet, members, part, on_epoch, penalty_path)
             else:
                 first._run_sgd(
                     *(members, part, last - n_done), on_epoch=after_epoch,
@@ -545,7 +545,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
 
     def _run_lbfgs(
         self, fleet: Sequence[Any], members: Sequence[Member], part: Part, on_epoch: Any,
-        warm_start: bool,
+        penalty_path: bool,
     ) -> None:  # fmt: skip
         searches = [
             LBFGSMember(member.params, model.reg, model.max_iter, model.tol, member.history)
@@ -553,7 +553,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         ]
         train_lbfgs(
             self.model, searches, part.samples, part.targets, precision=self._products,
-            sample_weight=part.weights, warm_start=warm_start,
+            sample_weight=part.weights, penalty_path=penalty_path,
             on_iteration=on_epoch and (lambda k, params: bool(on_epoch(params, [k]))),
         )  # fmt: skip
         for member, search in zip(members, searches, strict=True):

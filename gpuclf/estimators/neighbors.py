@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, values_are_on_host
 from gpuclf.estimators.base import ACCEPTED_DTYPES, ArrayClassifier
+from gpuclf.estimators.shards import nearest_in_shards
 from gpuclf.models.distances import check_directions, metric_named
 from gpuclf.models.neighbors import (
     MEMORY_BUDGET,
@@ -23,6 +24,7 @@ from gpuclf.models.neighbors import (
     without_self,
 )
 from gpuclf.models.votes import count_votes, inverse_distances
+from gpuclf.samples.sharded import Sharded
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 
@@ -112,7 +114,7 @@ class KNeighborsClassifier(ArrayClassifier):
         self._check_weights()
         with self._unchanged_if_it_fails():
             samples, labels, _ = self._check_training_data(X, y, None, reset=True)
-            if metric == "cosine":
+            if metric == "cosine" and not isinstance(samples, Sharded):
                 check_directions(samples, "X")
             self._number_classes(labels)
             self._fit_X: Array = samples
@@ -149,6 +151,11 @@ class KNeighborsClassifier(ArrayClassifier):
         metric = metric_named(self.metric)
         k = self.n_neighbors if n_neighbors is None else n_neighbors
         queries = self._fit_X
+        if X is None and isinstance(queries, Sharded):
+            raise TypeError(
+                "the training samples are Sharded, and are not asked about as a whole: pass X, "
+                "some of them at a time"
+            )
         if X is None:
             check_n_neighbors(k, int(queries.shape[0]) - 1, "other training samples")
             k += 1
@@ -157,6 +164,9 @@ class KNeighborsClassifier(ArrayClassifier):
             array_namespace(**{"X": queries, "the training set": self._fit_X})
             if metric == "cosine":
                 check_directions(queries, "X")
+        if isinstance(self._fit_X, Sharded):
+            found = nearest_in_shards(queries, self._fit_X, k, metric, self.memory_budget)
+            return found if return_distance else found[1]
         with self._progress() as callback:
             found = k_neighbors(
                 *(queries, self._fit_X, k, metric),
@@ -207,6 +217,11 @@ class KNeighborsClassifier(ArrayClassifier):
             raise TypeError("X is Standardized; write the samples out: X.to_array()")
         if isinstance(X, Streamed):
             raise TypeError("X is Streamed; upload it whole: gpuclf.to_device(X)")
+        if isinstance(X, Sharded):
+            raise TypeError(
+                "X is Sharded, and nearest neighbours are searched for samples that are here: pass "
+                "parts of the dask array, block.compute() of its blocks"
+            )
         return super()._check_rows(X, reset=reset)
 
     def _check_weights(self) -> None:

@@ -11,9 +11,10 @@ from sklearn.utils.validation import check_is_fitted
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import ArrayClassifier, Part
+from gpuclf.estimators.shards import class_numbers, class_scores
 from gpuclf.losses import log_softmax, softmax
 from gpuclf.models.model import Model, Params
-from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.standardized import Standardized, is_sharded
 
 __all__ = ["ScoreClassifier", "as_decisions"]
 
@@ -48,6 +49,9 @@ class ScoreClassifier(ArrayClassifier):
 
     def predict(self, X: Any) -> Array:
         """Return the labels of the highest scores, shape (N,), in the array library of X."""
+        if is_sharded(X):
+            check_is_fitted(self, "params_")
+            return self._labels(class_numbers(self, X))
         scores = self.class_scores(X)
         xp = array_namespace(scores)
         return self._labels(xp.argmax(scores, axis=-1))
@@ -67,6 +71,8 @@ class ScoreClassifier(ArrayClassifier):
         array of shape (N, C), or (K, N, C)
         """
         check_is_fitted(self, "params_")
+        if is_sharded(X):
+            return class_scores(self, X, params)
         samples = self._standardized(self._check_samples(X, reset=False))
         stored = samples.X if isinstance(samples, Standardized) else samples
         params = to_device(self.params_ if params is None else params, like=stored)

@@ -19,6 +19,9 @@ class TwoLayerNetClassifier(GradientClassifier):
     Parameters
     ----------
     hidden_size : int, default 100
+    solver : {"sgd", "lbfgs"}, default "sgd"
+        Mini-batch SGD, or SciPy's L-BFGS on all samples at once, without dropout and augmentation.
+        `max_iter` counts its iterations then, and it warns when it stops there.
     learning_rate : float or "auto", default "auto"
         The largest learning rate, if the schedule varies it. "auto" is 0.05.
     reg : float, default 1e-4
@@ -26,6 +29,8 @@ class TwoLayerNetClassifier(GradientClassifier):
         this one.
     dropout : float, default 0.0
         Probability that a hidden unit is left out of a step; the others are scaled up.
+    tol : float, default 1e-5
+        L-BFGS stops when no component of the gradient is larger.
     **others : as for GradientClassifier
 
     Attributes
@@ -49,9 +54,11 @@ class TwoLayerNetClassifier(GradientClassifier):
     """
 
     hidden_size: int = 100
+    solver: str = "sgd"
     learning_rate: float | str = "auto"
     reg: float = 1e-4
     dropout: float = 0.0
+    tol: float = 1e-5
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         *GradientClassifier.CHECKS,
@@ -61,6 +68,15 @@ class TwoLayerNetClassifier(GradientClassifier):
     auto_rate = 0.05
     auto_rate_power = 0.0
     net: ClassVar[TwoLayerNet] = TWO_LAYER  # a subclass gives its own, for another loss
+
+    def check_hyperparameters(self) -> None:
+        """Raise a ValueError that names the first hyper-parameter out of range."""
+        super().check_hyperparameters()
+        if self.dropout and self.solver == "lbfgs":
+            raise ValueError(
+                f"dropout={self.dropout} draws anew for each step, and solver='lbfgs' needs a loss "
+                "that stays the same: use solver='sgd', or a larger reg instead of dropout"
+            )
 
     @property
     def model(self) -> Model:  # type: ignore[override]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, describe_location, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
+from gpuclf.samples.sharded import Chunk, Sharded, gathered
 from gpuclf.samples.short_floats import is_short_float, widened
 from gpuclf.samples.streamed import Streamed
 from gpuclf.samples.walk import block_rows, sum_over_row_blocks
@@ -22,6 +23,7 @@ __all__ = [
     "as_stored",
     "check_total_weight",
     "conversion_advice",
+    "is_sharded",
     "is_streamed",
     "standardized_rows",
     "take_rows",
@@ -114,11 +116,13 @@ class Standardized:
 
         Parameters
         ----------
-        X : array of shape (N, D)
+        X : array of shape (N, D), Streamed or Sharded
             Usually the training set; :meth:`apply` standardises other samples the same way.
         sample_weight : array of shape (N,), optional
             Non-negative; a sample of weight 2 counts as two samples.
         """
+        if isinstance(X, Sharded):
+            sample_weight = gathered(sample_weight, len(X), "sample_weight")
         xp = array_namespace(X=X, sample_weight=sample_weight)
         if isinstance(X, Streamed):
             weights = None if sample_weight is None else to_host(sample_weight)
@@ -132,7 +136,8 @@ class Standardized:
             )
         if sample_weight is not None:
             check_total_weight(sample_weight)
-        mean, variance = _column_moments(X, sample_weight)
+        of_columns = _moments_of_chunks if isinstance(X, Sharded) else _column_moments
+        mean, variance = of_columns(X, sample_weight)
         if values_are_on_host(mean) and not np.all(np.isfinite(mean + variance)):
             raise ValueError("X has NaN, infinite or too large values: remove or replace them")
         deviation = xp.sqrt(xp.maximum(variance, xp.zeros_like(variance)))
@@ -254,17 +259,50 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
     moments are taken about one of the samples.
     """
     xp = array_namespace(X)
+    origin = X[0, :]
+    if sample_weight is not None:  # a sample of weight 0 may be anything, so it is no origin
+        first_counted = xp.reshape(xp.argmax(xp.astype(sample_weight > 0, xp.uint8)), (1,))
+        origin = xp.take(X, first_counted, axis=0)[0, :]
+    origin = as_stored(origin, xp.float64)
+    count, first, second = _column_sums(X, sample_weight, origin)
+    mean = first / count
+    return origin + mean, second / count - mean * mean
+
+
+def _moments_of_chunks(X: Sharded, sample_weight: np.ndarray | None) -> tuple[Array, Array]:
+    """Do the same for chunks; sums of bytes are whole numbers, and exact in any order."""
+    weighted = np.ones(1) if sample_weight is None else sample_weight
+    number, row = X.place_of(int(np.argmax(weighted > 0)))
+    (origin,) = X.map(_one_row, row, only=number)
+    with X.beside(sample_weight):
+        sums = X.map(_sums_of_chunk, origin)
+    count, first, second = (sum(of_chunks) for of_chunks in zip(*sums, strict=True))
+    mean = first / count
+    return origin + mean, second / count - mean * mean
+
+
+def _one_row(chunk: Chunk, row: int) -> Array:
+    return as_stored(chunk.X[row, :], array_namespace(chunk.X).float64)
+
+
+def _sums_of_chunk(chunk: Chunk, origin: np.ndarray) -> tuple[Array, Array, Array]:
+    return _column_sums(chunk.X, chunk.beside[0], to_device(origin, like=chunk.X))
+
+
+def _column_sums(
+    X: Array, sample_weight: Array | None, origin: Array
+) -> tuple[Array, Array, Array]:
+    """Sum weights, differences from the origin and their squares, in float64."""
+    xp = array_namespace(X)
     n_samples, n_features = (int(n) for n in X.shape)
     # Squared differences of bytes are below 2**16: sums of up to 256 are exact in float32.
     exact_in_float32 = X.dtype == xp.uint8 and sample_weight is None
     dtype = xp.float32 if exact_in_float32 else xp.float64
+    origin = xp.astype(origin, dtype)
     if sample_weight is None:
         weights = xp.ones((n_samples,), dtype=dtype, device=X.device)
     else:
         weights = xp.astype(sample_weight, dtype)
-    # A sample of weight 0 may be anything, so it is no origin.
-    first_counted = xp.reshape(xp.argmax(xp.astype(weights > 0, xp.uint8)), (1,))
-    origin = xp.astype(xp.take(X, first_counted, axis=0)[0, :], dtype)
 
     def moments(rows: slice) -> tuple[Array, Array]:
         difference = as_stored(X[rows, :], dtype) - origin
@@ -273,9 +311,7 @@ def _column_moments(X: Array, sample_weight: Array | None) -> tuple[Array, Array
 
     step = min(256, block_rows(weights, n_samples, 2 * n_features, converted=True))
     first, second = sum_over_row_blocks(moments, n_samples, step, parallel=xp is np)
-    count = xp.sum(weights, dtype=xp.float64)
-    mean = first / count
-    return xp.astype(origin, xp.float64) + mean, second / count - mean * mean
+    return xp.sum(weights, dtype=xp.float64), first, second
 
 
 def as_floats(X: Array, dtype: object) -> Array:
@@ -295,6 +331,11 @@ def as_stored(X: Array, dtype: object) -> Array:
     if X.dtype == dtype:
         return X
     return widened(X, dtype) if is_short_float(X.dtype) else array_namespace(X).astype(X, dtype)
+
+
+def is_sharded(X: Any) -> bool:
+    """Tell whether the samples, standardised or not, lie on the workers of a cluster."""
+    return isinstance(X.X if isinstance(X, Standardized) else X, Sharded)
 
 
 def is_streamed(X: Array | Standardized) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,12 +23,13 @@ from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
-from gpuclf.samples.standardized import Standardized
+from gpuclf.samples.sharded import Chunk, Sharded
+from gpuclf.samples.standardized import Standardized, is_sharded
 from gpuclf.training.history import History, divergence, normalized_weights, quietly
 
 __all__ = ["LBFGSMember", "minimize_lbfgs", "train_lbfgs"]
 
-PATH_STRIDE = 4  # with warm starts, every fourth penalty is trained before the others
+PATH_STRIDE = 4  # along a path, every fourth penalty is trained before the others
 
 
 @dataclass(eq=False)
@@ -68,7 +71,7 @@ def train_lbfgs(
     *,
     precision: str = "float32",
     sample_weight: Array | None = None,
-    warm_start: bool = False,
+    penalty_path: bool = False,
     on_iteration: Callable[[int, Params], bool | None] | None = None,
 ) -> None:
     """Train K models by full-batch L-BFGS, each as if alone, with one wide pass an evaluation.
@@ -78,13 +81,13 @@ def train_lbfgs(
     model : Model
     members : sequence of LBFGSMember
         They get parameters, history, iterations and error.
-    X : array of shape (N, D), Standardized or Streamed
+    X : array of shape (N, D), Standardized, Streamed or Sharded
     y : integer array of shape (N,)
     precision : {"float32", "tf32", "float64"}, default "float32"
         As for :meth:`gpuclf.models.Model.objective`.
     sample_weight : array of shape (N,), optional
         Non-negative; a sample of weight 2 counts as two samples.
-    warm_start : bool, default False
+    penalty_path : bool, default False
         Train every fourth penalty first, and start the others where the nearest of those ended.
         They end elsewhere within their tolerance, often sooner.
     on_iteration : callable, optional
@@ -122,6 +125,9 @@ def train_lbfgs(
         )
     like = members[0].params
     weights = normalized_weights(sample_weight, like)
+    objective: Callable[..., tuple[Array, Params]] = model.objective
+    if is_sharded(X):
+        objective = partial(_sum_of_chunks, model)
 
     def evaluate(numbers: list[int], points: list[np.ndarray]) -> list[tuple[float, np.ndarray]]:
         reg: Any = np.array([members[k].reg for k in numbers])
@@ -130,7 +136,7 @@ def train_lbfgs(
         else:
             params = unflatten_params(np.stack(points), like)
             reg = to_device(reg, like=next(iter(params.values())))
-        losses, grads = model.objective(params, X, y, reg, weights, precision=precision)
+        losses, grads = objective(params, X, y, reg, weights, precision=precision)
         flat = [np.reshape(to_host(grads[name]), (len(numbers), -1)) for name in like]
         gradients = np.concatenate(flat, axis=1, dtype=np.float64)
         return list(zip(np.atleast_1d(to_host(losses)).tolist(), gradients, strict=True))
@@ -150,8 +156,19 @@ def train_lbfgs(
         for k, error in zip(numbers, errors, strict=True):
             members[k].error = members[k].error or error
 
-    if not warm_start:
-        return together(range(len(members)))
+    beside: AbstractContextManager[None] = nullcontext()
+    if is_sharded(X):
+        beside = (X.X if isinstance(X, Standardized) else X).beside(y, weights)
+    with beside:
+        if not penalty_path:
+            return together(range(len(members)))
+        return _along_a_path(members, together)
+
+
+def _along_a_path(
+    members: Sequence[LBFGSMember], together: Callable[[Sequence[int]], None]
+) -> None:
+    """Train every fourth penalty, and then the others, from where the nearest of those ended."""
     order = sorted(range(len(members)), key=lambda k: -members[k].reg)
     first, others = order[::PATH_STRIDE], [k for n, k in enumerate(order) if n % PATH_STRIDE]
     together(first)
@@ -160,7 +177,40 @@ def train_lbfgs(
         members[k].params = _nearest(found, members[k].reg).params
     if others:
         together(others)
-    return None
+
+
+def _sum_of_chunks(
+    model: Model, params: Params, X: Sharded | Standardized, y: Array, reg: Any,
+    sample_weight: Array | None, *, precision: str,
+) -> tuple[Array, Params]:  # fmt: skip
+    """Compute the objective as a sum of those of the chunks, each with its share of the penalty."""
+    shards: Any = X.X if isinstance(X, Standardized) else X
+    scaling = (X.mean, X.scale) if isinstance(X, Standardized) else None
+    args = model, params, scaling, reg, len(X), precision
+    losses, grads = zip(*shards.map(_objective_of_chunk, *args), strict=True)
+    summed = {}
+    for name in params:
+        total = np.zeros(grads[0][name].shape)
+        for of_chunk in grads:
+            total += of_chunk[name]
+        summed[name] = total
+    return sum(losses), summed
+
+
+def _objective_of_chunk(
+    chunk: Chunk, model: Model, params: Params, scaling: Any, reg: Any, n_samples: int,
+    precision: str,
+) -> tuple[Array, Params]:  # fmt: skip
+    y, weights = chunk.beside
+    params = to_device(params, like=chunk.X)
+    share = reg * (int(chunk.X.shape[0]) / n_samples)
+    xp = array_namespace(chunk.X)
+    if weights is None:
+        dtype = next(iter(params.values())).dtype
+        weights = xp.full(chunk.X.shape[:1], 1 / n_samples, dtype=dtype, device=chunk.X.device)
+    X = chunk.X if scaling is None else Standardized(chunk.X, *scaling)
+    share = to_device(share, like=chunk.X) if np.ndim(share) else share
+    return model.objective(params, X, y, share, weights, precision=precision)
 
 
 def minimize_lbfgs(

@@ -1,0 +1,230 @@
+"""What a cluster of dask costs beside one process, and the model of it: docs/scaling.md.
+
+python -m benchmarks.scaling --out benchmarks/results/scaling.json     in half a minute
+python -m benchmarks.scaling --try --out scaling.json                  the same on few rows
+python -m benchmarks.scaling --tables benchmarks/results/scaling.json  the tables of docs/scaling.md
+
+One evaluation of loss and gradient (softmax regression on bytes, what L-BFGS asks for) is timed in
+this process, on one thread, and on local clusters of workers with a thread each, by turns.
+`--latency` lets every call sleep on its way, there and back, as a network would.
+"""
+
+import argparse
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import dask
+import dask.array as da
+import numpy as np
+import psutil
+from distributed import Client, LocalCluster
+from threadpoolctl import threadpool_limits
+
+from gpuclf import Sharded
+from gpuclf.devices.machine import environment
+from gpuclf.files import write_json
+from gpuclf.models import SOFTMAX
+from gpuclf.samples.standardized import Standardized
+from gpuclf.training.lbfgs import _sum_of_chunks
+
+N_FEATURES, N_CLASSES, CHUNKS = 256, 10, 4
+ROWS = (1_000, 10_000, 100_000, 1_000_000)
+WORKERS = (1, 2, 4)
+TURNS, EMPTY_CALLS = 7, 200
+TRIM = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+# A step of SGD, and links that the tables think of.
+STEP_ROWS, HOLDERS, GIGABITS = 200, (2, 8, 64), (10, 100)
+
+
+def nothing(chunk, seconds=0.0):
+    time.sleep(2 * seconds)
+
+
+def samples(n_rows):
+    """Return the same bytes whoever makes them: a dask array, and the chunks of it here."""
+
+    def block(block_info=None):
+        (start, stop), (_, n_features) = block_info[None]["array-location"]
+        return np.random.default_rng(start).integers(0, 256, (stop - start, n_features), np.uint8)
+
+    chunks = (-(-n_rows // CHUNKS), -1)
+    rows = da.core.normalize_chunks(chunks, (n_rows, N_FEATURES))
+    return da.map_blocks(block, chunks=rows, dtype=np.uint8)
+
+
+class Case:
+    """One evaluation over so many samples, here or on a cluster."""
+
+    def __init__(self, shards, y):
+        self.X = Standardized._unchecked(
+            shards, np.full(N_FEATURES, 127.5), np.full(N_FEATURES, 74.0)
+        )
+        rng = np.random.default_rng(0)
+        self.params = {"W": rng.standard_normal((N_FEATURES, N_CLASSES)).astype(np.float32)}
+        self.beside = shards.beside(y, None)
+
+    def __call__(self):
+        """Return the seconds, and loss and gradient."""
+        given = SOFTMAX, self.params, self.X, None, 0.1, None
+        start = time.perf_counter()
+        loss, grads = _sum_of_chunks(*given, precision="float32")
+        return time.perf_counter() - start, (float(loss), grads["W"])
+
+
+def measure(rows, turns, latency):
+    record = {"rows": [], "empty_call_s": {}}
+    with threadpool_limits(1):  # as the workers have
+        with local_cluster(max(WORKERS), 1 << 30) as client:
+            for n_workers in sorted(WORKERS, reverse=True):
+                client.cluster.scale(n_workers)
+                while len(client.nthreads()) != n_workers:
+                    time.sleep(0.05)
+                record["empty_call_s"][str(n_workers)] = empty_calls(latency)
+                for n_rows in rows:
+                    record["rows"].append(by_turns(n_rows, turns) | {"workers": n_workers})
+            resident = max(client.run(lambda: psutil.Process().memory_info().rss).values())
+            held = rows[-1] * (N_FEATURES + 8)
+            record["worker_memory_bytes"] = {"resident": resident, "held": held}
+        with local_cluster(1, None):
+            record["rows"].append(by_turns(rows[-1], turns) | {"workers": 1, "trims": True})
+    return record
+
+
+@contextmanager
+def local_cluster(n_workers, trim):
+    """Give a client of workers with a thread each, as docs/scaling.md starts them."""
+    with (
+        dask.config.set({TRIM: str(trim)} if trim else {}),
+        LocalCluster(n_workers, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def empty_calls(latency):
+    few = Sharded(samples(CHUNKS), "numpy")
+    few.map(nothing)
+    times = []
+    for _ in range(EMPTY_CALLS):
+        start = time.perf_counter()
+        few.map(nothing, latency / CHUNKS * len(few._holders._shards), merge=len)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def by_turns(n_rows, turns):
+    """Time an evaluation here and on the workers, and hold the bits against each other."""
+    y, array = np.arange(n_rows) % N_CLASSES, samples(n_rows)
+    blocks = [block.compute(scheduler="sync") for block in array.blocks]
+    cases = {"here": Case(Sharded(blocks, "numpy"), y), "workers": Case(Sharded(array, "numpy"), y)}
+    times, results = {name: [] for name in cases}, {}
+    with cases["here"].beside, cases["workers"].beside:
+        for turn in range(turns + 1):
+            for name, case in cases.items():
+                seconds, results[name] = case()
+                if turn:  # the first one loads
+                    times[name].append(seconds)
+    for found, expected in zip(results["workers"], results["here"], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    return {"samples": n_rows, "times_s": times}
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def constants(record):
+    """Return the seconds of a row, of a call, and of each further holder in a call."""
+    largest = max(row["samples"] for row in record["rows"])
+    per_row = min(median(r["times_s"]["here"]) for r in record["rows"] if r["samples"] == largest)
+    per_row /= largest
+    workers = np.array([int(n) for n in record["empty_call_s"]], float)
+    calls = np.array([median(times) for times in record["empty_call_s"].values()])
+    per_holder, call = np.polyfit(workers, calls, 1)
+    return per_row, max(call, 0.0), max(per_holder, 0.0)
+
+
+def predicted(record, n_rows, n_workers):
+    """Return the seconds of an evaluation that the model says."""
+    per_row, call, per_holder = constants(record)
+    cores = record["environment"]["cpu_count"]
+    return call + per_holder * n_workers + n_rows * per_row / min(n_workers, cores)
+
+
+def milliseconds(seconds):
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def tables(record):
+    """Return the tables of docs/scaling.md, in Markdown."""
+    found = {}
+    for row in record["rows"]:
+        if "trims" not in row:
+            found.setdefault(row["samples"], {})[row["workers"]] = row["times_s"]
+    lines = [
+        "| samples | one process | " + " | ".join(f"{n} workers | model" for n in WORKERS) + " |",
+        "|---:" * (2 + 2 * len(WORKERS)) + "|",
+    ]
+    for n_rows, by_workers in found.items():
+        cells = [f"{n_rows:,}", milliseconds(median(by_workers[1]["here"]))]
+        for n in WORKERS:
+            cells.append(milliseconds(median(by_workers[n]["workers"])))
+            cells.append(milliseconds(predicted(record, n_rows, n)))
+        lines.append("| " + " | ".join(cells) + " |")
+    per_row, call, per_holder = constants(record)
+    empty = {n: median(times) for n, times in record["empty_call_s"].items()}
+    memory, trims = record["worker_memory_bytes"], record["rows"][-1]
+    slower = (
+        median(times["workers"]) / median(times["here"])
+        for times in (trims["times_s"], found[trims["samples"]][1])
+    )
+    params = 4 * N_CLASSES * N_FEATURES
+    lines += [
+        "",
+        "| constant | measured |",
+        "|---|---:|",
+        *(f"| empty call, {n} workers | {milliseconds(s)} |" for n, s in sorted(empty.items())),
+        f"| a call, a + b per holder | {milliseconds(call)} + {milliseconds(per_holder)} |",
+        f"| a row of {N_FEATURES} bytes, loss and gradient, one thread | {1e9 * per_row:.3g} ns |",
+        f"| memory of a worker beside its {memory['held'] >> 20} MiB | "
+        f"{(memory['resident'] - memory['held']) >> 20} MiB |",
+        f"| {trims['samples']:,} rows on a worker beside here, with dask's own malloc setting, and "
+        "with the recipe's | " + " and ".join(f"{ratio:.2f} times" for ratio in slower) + " |",
+        "",
+        "| holders | rows from which they pay | of a step of SGD, the network's share | "
+        + " | ".join(f"parameters over {g} Gb/s" for g in GIGABITS) + " |",
+        "|---:" * (3 + len(GIGABITS)) + "|",
+    ]  # fmt: skip
+    for n in HOLDERS:
+        of_call = call + per_holder * n
+        pays = of_call / (per_row * (1 - 1 / n))
+        share = of_call / (of_call + STEP_ROWS * per_row / n)
+        links = (milliseconds(2 * n * params * 8 / (g * 1e9)) for g in GIGABITS)
+        lines.append(f"| {n} | {pays:,.0f} | {share:.1%} | " + " | ".join(links) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--try", dest="is_try", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds, each way")
+    given = parser.parse_args()
+    if given.tables:
+        import json
+
+        print(tables(json.loads(given.tables.read_text())), end="")
+        return
+    record = measure(
+        ROWS[:2] if given.is_try else ROWS, 2 if given.is_try else TURNS, given.latency
+    )
+    record = {"environment": environment(), "latency_s": given.latency} | record
+    if given.out:
+        write_json(given.out, record)
+    print(tables(record), end="")
+
+
+if __name__ == "__main__":
+    main()

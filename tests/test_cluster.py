@@ -1,0 +1,371 @@
+"""On dask's workers the bits are those of the same chunks in one process, whoever is lost."""
+
+import json
+import os
+import signal
+
+import joblib
+import numpy as np
+import pytest
+from test_estimators import make_data, make_pixels
+from test_search_on_workers import assert_found_the_same, found_by, search
+from test_sharded import LENGTHS, in_chunks, lbfgs
+from threadpoolctl import threadpool_limits
+from typer.testing import CliRunner
+
+import gpuclf
+from gpuclf import KNeighborsClassifier, Sharded, SoftmaxClassifier, Standardized
+from gpuclf import TwoLayerNetClassifier as Net
+from gpuclf.cli import app
+from gpuclf.models import SOFTMAX
+from gpuclf.samples import sharded
+from gpuclf.training.lbfgs import _sum_of_chunks
+
+da = pytest.importorskip("dask.array", reason="dask is not installed (extra cluster)")
+distributed = pytest.importorskip("distributed", reason="distributed is missing (extra cluster)")
+
+pytestmark = [
+    # What dask leaves behind at its end is dask's.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def started(n_workers, **options):
+    cluster = distributed.LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", **options
+    )
+    return cluster, distributed.Client(cluster)
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """Give a client of two processes."""
+    cluster, client = started(2, processes=True)
+    with cluster, client:
+        yield client
+
+
+@pytest.fixture
+def mortals():
+    """Give a client of two processes of its own: who was killed does not always come back."""
+    cluster, client = started(2, processes=True)
+    with cluster, client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+@pytest.fixture
+def one_worker():
+    """Give a client of a worker that is a thread here."""
+    cluster, client = started(1, processes=False)
+    with cluster, client:
+        yield client
+
+
+@pytest.fixture
+def workers(request):
+    """Give a client of one worker or two."""
+    return request.getfixturevalue(request.param)
+
+
+one_and_two = pytest.mark.parametrize("workers", ["two_workers", "one_worker"], indirect=True)
+
+
+def on_cluster(X, lengths=LENGTHS, **options):
+    return Sharded(da.from_array(X, chunks=(lengths, -1)), "numpy", **options)
+
+
+def bits_of(samples, X, y, queries):
+    """Return what every use of sharded samples gives, with a thread a worker."""
+    scaled = Standardized.fit(samples)
+    params = {"W": np.linspace(-1, 1, 18).reshape(6, 3), "b": np.arange(3.0)}
+    with samples.beside(y, None):
+        args = SOFTMAX, params, scaled, y, 0.1, None
+        loss, grads = _sum_of_chunks(*args, precision="float64")
+    softmax, net = lbfgs(max_iter=10).fit(samples, y), lbfgs(Net, hidden_size=4, max_iter=5)
+    net.fit(samples, y, np.linspace(0, 1, len(y)))
+    neighbours = KNeighborsClassifier(35).fit(samples, y)  # longer than three of the chunks
+    return [
+        *(scaled.mean, scaled.scale, loss, *grads.values()),
+        *(*softmax.params_.values(), *net.params_.values(), softmax.loss_history_),
+        *(softmax.predict(samples), softmax.decision_function(samples)),
+        *(softmax.score(samples, y), *neighbours.kneighbors(queries)),
+        neighbours.predict(queries),
+    ]
+
+
+def assert_same_bits(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:L-BFGS stopped at max_iter")
+@one_and_two
+@pytest.mark.parametrize("samples", [make_pixels, pytest.param(make_data, marks=pytest.mark.slow)])
+def test_workers_give_the_bits_of_one_process(workers, samples):
+    X, y = samples()
+    queries = X[::7]
+    with threadpool_limits(1):
+        expected = bits_of(Sharded(in_chunks(X), "numpy"), X, y, queries)
+        found = bits_of(on_cluster(X), X, y, queries)
+    assert_same_bits(found, expected)
+
+
+def test_labels_and_weights_may_be_of_dask_and_cut_otherwise(one_worker):
+    X, y = make_data()
+    weights = np.linspace(0.5, 1, len(y))
+    of_dask = [da.from_array(values, chunks=13) for values in (y, weights)]
+    found = lbfgs().fit(on_cluster(X), *of_dask)
+    expected = lbfgs().fit(Sharded(in_chunks(X)), y, weights)
+    np.testing.assert_allclose(found.params_["W"], expected.params_["W"], atol=1e-12)
+    assert found.score(on_cluster(X), *of_dask) == expected.score(X, y, weights)
+    model = KNeighborsClassifier(3).fit(on_cluster(X), of_dask[0])
+    assert model.score(X, of_dask[0]) == KNeighborsClassifier(3).fit(X, y).score(X, y)
+    with pytest.raises(ValueError, match=r"y must have shape \(90,\), one value .*got \(80,\)"):
+        lbfgs().fit(on_cluster(X), of_dask[0][:80])
+
+
+# ------------------------------------------------------------------------------ who is lost
+
+
+def kill(client, place=0):
+    """Kill one of the workers, as the kernel does where memory runs out."""
+    pids = client.run(os.getpid, on_error="ignore")
+    os.kill(sorted(pids.items())[place % len(pids)][1], signal.SIGKILL)
+
+
+def dies_once(chunk, flag):
+    if not os.path.exists(flag):  # noqa: PTH110
+        open(flag, "w").close()  # noqa: PTH123
+        os.kill(os.getpid(), signal.SIGKILL)
+    return chunk.X
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_a_fit_changes_no_bit(mortals):
+    X, y = make_data()
+    with threadpool_limits(1):
+        expected = lbfgs().fit(Sharded(in_chunks(X), "numpy"), y)
+    model = lbfgs()
+    killed = []
+
+    def callback(epoch, history):
+        if epoch in (2, 4):  # and what has taken its place, or the other
+            kill(mortals, place=len(killed))
+            killed.append(epoch)
+
+    model.fit(on_cluster(X), y, callback=callback)
+    assert killed == [2, 4]
+    assert model.loss_history_ == expected.loss_history_
+    assert_same_bits(model.params_.values(), expected.params_.values())
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_of_a_call_is_replaced(mortals, tmp_path):
+    X, _ = make_data()
+    found = on_cluster(X).map(dies_once, str(tmp_path / "flag"))
+    assert_same_bits(found, in_chunks(X))
+
+
+@pytest.mark.parametrize("n_lost", [1, 2, 3])
+def test_a_call_is_tried_three_times(one_worker, monkeypatch, n_lost):
+    X, _ = make_data()
+    calls, call = [], sharded._call
+
+    def lost(*args):
+        calls.append(args)
+        return call(*args) if len(calls) > n_lost else unreachable
+
+    monkeypatch.setattr(sharded, "_call", lost)
+    if n_lost < 3:
+        assert_same_bits(on_cluster(X).map(samples_of), in_chunks(X))
+        return
+    with pytest.raises(RuntimeError, match=r"lost in each of 3 tries.*memory_limit="):
+        on_cluster(X).map(samples_of)
+
+
+def unreachable():
+    raise OSError("Unable to contact Actor's worker")
+
+
+def samples_of(chunk):
+    return chunk.X
+
+
+@pytest.mark.slow
+def test_samples_that_only_the_lost_worker_had_are_named(mortals):
+    X, y = make_data()
+    worker = sorted(mortals.nthreads())[0]
+    future = mortals.scatter(X, workers=[worker], hash=False)
+    array = da.from_delayed(future, X.shape, X.dtype) + 0
+    samples = Sharded(array.rechunk((LENGTHS, -1)), "numpy")
+    model = lbfgs().fit(samples, y)
+    pids = mortals.run(os.getpid)
+    for pid in pids.values():  # the holders too
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"of X is lost and cannot be made again.*from_zarr"):
+        model.predict(samples)
+
+
+def test_without_a_worker_nobody_waits_for_ever():
+    cluster, client = started(0, processes=False)
+    with cluster, client, pytest.raises(TimeoutError, match=r"no worker after 0\.2 seconds: start"):
+        on_cluster(make_data()[0], timeout=0.2).map(len)
+
+
+# ------------------------------------------------------------------------------------ searches
+
+
+@pytest.mark.parametrize("factor", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_search_on_workers_finds_what_is_found_here(two_workers, factor):
+    two_workers.wait_for_workers(2, timeout=60)
+    X, y = make_data(n=90)
+    expected = found_by(search(factor=factor), X, y)
+    with joblib.parallel_config("dask"):
+        assert_found_the_same(found_by(search(factor=factor, n_jobs=-1), X, y), expected)
+
+
+@pytest.mark.slow
+def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path, monkeypatch):
+    few = gpuclf.datasets.load_dataset("synthetic", seed=0)
+    few = few._replace(
+        **{name: getattr(few, name)[:300] for name in ("X_train", "y_train", "X_test", "y_test")}
+    )
+    monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *_: few)
+    two_workers.wait_for_workers(2, timeout=60)
+    sizes = ["--rounds", "1", "--candidates", "2", "--epochs", "1", "--samples", "200"]
+    command = ["search", "softmax", "--data", "synthetic", "--backend", "numpy", *sizes]
+    found = []
+    for more in ([], ["--scheduler", two_workers.scheduler.address]):
+        path = tmp_path / f"{len(more)}.json"
+        ended = CliRunner().invoke(app, [*command, *more, "--json", str(path)])
+        assert ended.exit_code == 0, ended.output
+        rows = json.loads(path.read_text())["results"]
+        found.append([(row["params"], row["val_accuracy"]) for row in rows])
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_a_search_outlives_a_worker(mortals, tmp_path):
+    X, y = make_data(n=90)
+    flag = str(tmp_path / "flag")
+
+    def score(model, X, y):  # by value: the workers know no tests
+        import os
+        import signal
+
+        if not os.path.exists(flag):  # noqa: PTH110
+            open(flag, "w").close()  # noqa: PTH123
+            os.kill(os.getpid(), signal.SIGKILL)
+        return model.score(X, y)
+
+    expected = found_by(search(), X, y)
+    with joblib.parallel_config("dask"):
+        assert_found_the_same(found_by(search(n_jobs=-1, scoring=score), X, y), expected)
+    assert os.path.exists(flag)  # noqa: PTH110
+
+
+# ----------------------------------------------------------------------------- what is refused
+
+
+def test_arrays_of_dask_that_are_cut_or_made_otherwise_are_refused():
+    X, _ = make_data()
+    whole = da.from_array(X, chunks=(40, -1))
+    with pytest.raises(ValueError, match=r"cut between features, into 2 parts.*rechunk\(\{1: -1\}"):
+        Sharded(whole.rechunk((40, 3)))
+    Sharded(whole.rechunk((40, 3)).rechunk({1: -1}))
+    unknown = whole[whole[:, 0] > 0]
+    with pytest.raises(ValueError, match=r"not known: X.compute_chunk_sizes\(\) finds them"):
+        Sharded(unknown)
+    Sharded(unknown.compute_chunk_sizes())
+    empty = whole.map_blocks(lambda X: X[:0], chunks=((0, 0, 0), 6))
+    empty = da.Array(empty.dask, empty.name, ((40, 0, 50), (6,)), empty.dtype)
+    with pytest.raises(ValueError, match=r"chunk 1 is empty: leave empty chunks out, X.rechunk"):
+        Sharded(empty)
+    Sharded(empty.rechunk({0: tuple(n for n in empty.chunks[0] if n)}))
+    images = da.zeros((6, 2, 2, 3), chunks=(3, -1, -1, -1), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"flatten images with X.reshape\(X.shape\[0\], -1\)"):
+        Sharded(images)
+    assert Sharded(images.reshape(images.shape[0], -1)).shape == (6, 12)
+    with pytest.raises(TypeError, match=r"got int64; convert it with X.astype\('float32'\)"):
+        Sharded(whole.astype(np.int64))
+
+
+def test_a_bare_array_of_dask_is_not_pulled_here():
+    X, y = make_data()
+    bare = da.from_array(X, chunks=(40, -1))
+    for taken in (
+        lambda: SoftmaxClassifier().fit(bare, y),
+        lambda: KNeighborsClassifier().fit(bare, y),
+        lambda: SoftmaxClassifier(max_iter=1).fit(X, y).predict(bare),
+        lambda: Standardized.fit(bare),
+        lambda: gpuclf.softmax_loss_vectorized(np.zeros((6, 3)), bare, y, 0.0),
+    ):
+        with pytest.raises(TypeError, match=r"of dask, and would be .* gpuclf.Sharded\("):
+            taken()
+    with pytest.raises(TypeError, match="y is of dask"):
+        SoftmaxClassifier().fit(X, da.from_array(y))
+
+
+def test_without_a_client_the_message_has_two():
+    distributed_client = distributed.client._get_global_client()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distributed, "default_client", no_client)
+        with pytest.raises(ValueError, match=r"no client of dask: .*client = Client\(\)"):
+            on_cluster(make_data()[0]).map(len)
+    assert distributed.client._get_global_client() is distributed_client
+
+
+def no_client():
+    raise ValueError("No clients found")
+
+
+def test_workers_of_another_version_or_too_little_memory_are_refused(one_worker, monkeypatch):
+    X, y = make_data()
+    facts = sharded._facts_of(one_worker, 5.0)
+    assert [fact["threads"] for fact in facts.values()] == [1]
+    small = {worker: fact | {"memory": 1500} for worker, fact in facts.items()}
+    monkeypatch.setattr(sharded, "_facts_of", lambda *_: small)
+    with pytest.raises(ValueError, match=r"chunk 0 of X has 1,920 bytes.*rechunk\(\{0: 7\}\)"):
+        lbfgs().fit(on_cluster(X), y)
+    with pytest.raises(ValueError, match=r"X has 4,320 bytes, and all workers together .* 1,500"):
+        lbfgs().fit(on_cluster(X, (30, 30, 30)), y)
+    monkeypatch.undo()
+    monkeypatch.setattr(sharded, "_versions_here", lambda: {"numpy": "9.9"})
+    with pytest.raises(RuntimeError, match=r"has numpy .*, and 9\.9 is here.*numpy==9\.9 there"):
+        lbfgs().fit(on_cluster(X), y)
+
+
+def test_an_error_of_the_samples_is_no_lost_worker(one_worker):
+    def broken():
+        raise OSError("no such file")
+
+    import dask
+
+    X = da.from_delayed(dask.delayed(broken)(), (5, 2), float)
+    with pytest.raises(OSError, match="no such file"):
+        Sharded(X, "numpy").map(len)
+    X = da.from_array(np.full((5, 2), np.nan), chunks=(2, 2))
+    with pytest.raises(ValueError, match="X has NaN"):
+        Standardized.fit(Sharded(X, "numpy"))
+    with pytest.raises(ZeroDivisionError):
+        on_cluster(make_data()[0]).map(fails)
+
+
+def fails(chunk):
+    return 1 / 0
+
+
+@pytest.mark.slow
+def test_persisted_chunks_are_held_where_they_are(two_workers):
+    two_workers.wait_for_workers(2, timeout=60)
+    X, y = make_data()
+    array = da.from_array(X, chunks=((45, 45), -1)).persist()
+    distributed.wait(array)
+    where = {key: set(at) for key, at in two_workers.who_has(array).items()}
+    samples = Sharded(array, "numpy")
+    lbfgs().fit(samples, y)
+    for shard in samples._holders._shards:
+        for number in shard.numbers:
+            assert shard.worker in where[array.__dask_keys__()[number][0]]
