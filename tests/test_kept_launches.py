@@ -222,7 +222,7 @@ def changed(gpus, change):
     """Return X, y and parameters of a call that is not like the one before."""
     X, y, p = arrays_on(gpus)
     if change == "labels of another type":
-        y = gpus.array(0, (N,), "int32")
+        y = gpus.array(0, (N,), "uint64")
     elif change == "labels with steps":
         y = gpus.array(0, (2 * N,), "int64")[::2]
     elif change == "another number of rows":
@@ -260,7 +260,7 @@ def test_what_is_not_the_same_is_checked_and_planned_anew(gpus, calls, checks, c
 
 def test_what_is_wrong_is_told_as_if_nothing_were_kept(gpus, calls):
     X, y, p = arrays_on(gpus)
-    for name in ("with bias", "net"):
+    for name in ("softmax", "with bias", "net"):
         calls[name](X, y, p)
     float64 = gpus.array(0, (N,), "float64")
     wrong = [
@@ -280,9 +280,12 @@ def test_what_is_wrong_is_told_as_if_nothing_were_kept(gpus, calls):
 
 def test_an_unchecked_call_of_wrong_sizes_plans_nothing(gpus, calls):
     X, y, p = arrays_on(gpus)
-    for given in ({"W": p["W"][:-1]}, {"W": p["W"], "b": p["b"][:-1]}):
+    floats = gpus.array(0, (N,), "float64")
+    for given, labels in (
+        ({"W": p["W"][:-1]}, y), ({"W": p["W"], "b": p["b"][:-1]}, y), ({"W": p["W"]}, floats)
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="Device"):  # of the shared body: it was declined
-            SOFTMAX.objective(given, X, y, 0.1)
+            SOFTMAX.objective(given, X, labels, 0.1)
     assert not plans._plans
 
 
