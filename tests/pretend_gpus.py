@@ -53,6 +53,9 @@ class Gpus:
                 gpus.note("record", self)
                 return SimpleNamespace(device=self.device, synchronize=lambda: None)
 
+            def synchronize(self):
+                gpus.note("synchronize", self)
+
             def wait_event(self, event):
                 assert event.device == self.device
                 gpus.note("wait", self)
@@ -108,6 +111,8 @@ class Gpus:
         self.module.ndarray, self.module.RawKernel = Array, RawKernel
         self.module.empty = empty
         self.module.cuda = SimpleNamespace(Device=Device, Stream=Stream, get_current_stream=stream)
+        memory = SimpleNamespace(memGetInfo=lambda: (1000 + self.current[-1], 9000))
+        self.module.cuda.runtime = memory
 
     def namespace(self, *_, **__):
         """Return NumPy with functions that make arrays on the current device, as CuPy's do."""

@@ -1,6 +1,8 @@
 """What a call on a GPU keeps for the next: launches, constants, checks, arrays between kernels."""
 
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,10 @@ from gpuclf.models import model as model_module
 from gpuclf.models.linear import penalized_linear_pass
 from gpuclf.models.two_layer import two_layer_pass
 from gpuclf.samples import walk
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the benchmarks are not installed
+
+from benchmarks import host_cost
 
 
 @pytest.fixture
@@ -398,3 +404,12 @@ def test_the_launches_of_an_epoch_are_planned_once(gpus, monkeypatch):
     epoch(np.arange(N), [0.1] * 4)
     assert all(a[0] == b[0] and all(map(lambda x, y: x is y, a[1], b[1]))
                for a, b in zip(first, gpus.launches, strict=True))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_hosts_share_is_measured_with_arrays_of_cupys_own(monkeypatch, capsys):
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    for name, value in {"TURNS": 1, "CALLS": 1, "N": 2000}.items():
+        monkeypatch.setattr(host_cost, name, value)
+    host_cost.main()
+    assert len(capsys.readouterr().out.splitlines()) == 6

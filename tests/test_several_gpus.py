@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from gpuclf.devices import backends
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.devices.uploads import upload_in_pieces, uploaded_blocks
 from gpuclf.kernels.building import cuda as cuda_modules
@@ -45,6 +46,16 @@ def test_kernels_and_recorded_launches_are_queued_where_the_arrays_are(gpus):
     assert gpus.log[1:] == [
         ("begin", "upload 1"), ("kernel", "compute 1"), ("end", "upload 1"), ("launch", "compute 1")
     ]  # fmt: skip
+
+
+def test_waits_and_free_bytes_are_of_the_arrays_device(gpus, monkeypatch):
+    monkeypatch.setattr(cupy_device, "in_use", lambda: True)
+    monkeypatch.setattr(backends, "library_name", lambda x: "cupy")
+    x = gpus.array(1)
+    backends.synchronize(x)
+    backends.synchronize()
+    assert gpus.log == [("synchronize", "compute 1"), ("synchronize", "compute 0")]
+    assert [cupy_device.free_device_bytes(like) for like in (x, None)] == [1001, 1000]
 
 
 BROKEN_STREAMS = {

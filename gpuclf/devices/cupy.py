@@ -266,9 +266,15 @@ class CupyTransfers:
         event.synchronize()
 
 
-def free_device_bytes() -> int | None:
-    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
-    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0]) if in_use() else None
+def free_device_bytes(like: Array = None) -> int | None:
+    """Return how much memory the device of a CuPy array, or the current one, has free.
+
+    None if CuPy is not in use.
+    """
+    if not in_use():
+        return None
+    with on_device_of(like):
+        return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0])
 
 
 def transfers(like: Array) -> CupyTransfers | None:
