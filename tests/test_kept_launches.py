@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ from benchmarks import host_cost
 def queue(monkeypatch):
     """Let arrays be on a device; return [device, stream], to be changed."""
     current = [0, 0]
-    monkeypatch.setattr(cupy_device, "queue_of", lambda like: (*current, threading.get_ident()))
+    monkeypatch.setattr(
+        cupy_device, "queue_of", lambda like: ((*current, threading.get_ident()), None)
+    )
     monkeypatch.setattr(plans, "_workspaces", {})
     monkeypatch.setattr(two_layer.features_module, "ROWS_TO_FOLD", 0)
     return current
@@ -136,7 +139,18 @@ def test_the_stream_of_a_cupy_array_is_that_of_its_device(monkeypatch):
     cupy = type("cupy", (), {"cuda": type("cuda", (), {"get_current_stream": streams.get})})
     monkeypatch.setitem(cupy_device.sys.modules, "cupy", cupy)
     monkeypatch.setattr(cupy_device, "library_name", lambda x: "cupy")
-    assert cupy_device.queue_of(Array()) == (3, 99, threading.get_ident())
+    name = 3, 99, threading.get_ident()
+    assert cupy_device.queue_of(Array()) == (name, streams[3])
+
+
+def test_a_stream_lives_as_long_as_its_workspace(gpus, calls):
+    streams = [gpus.module.cuda.Stream()]
+    gpus.module.cuda.get_current_stream = lambda number=None: streams[0]
+    calls["softmax"](*arrays_on(gpus))
+    known = weakref.ref(streams.pop())
+    assert known() is not None
+    plans._workspaces.clear()
+    assert known() is None
 
 
 # ------------------------------------------------------ whole calls, on two pretended GPUs

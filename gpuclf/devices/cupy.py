@@ -282,13 +282,16 @@ def transfers(like: Array) -> CupyTransfers | None:
     return CupyTransfers(like.device) if library_name(like) == "cupy" else None
 
 
-def queue_of(like: Array) -> tuple[int, int, int] | None:
-    """Name what runs one after another: device, current stream, thread; None without a device."""
+def queue_of(like: Array) -> tuple[tuple[int, int, int], Any] | None:
+    """Name what runs one after another: device, current stream, thread; None without a device.
+
+    The stream follows: the name is its own for as long as somebody has it.
+    """
     if library_name(like) != "cupy":
         return None
     number = like.data.device_id
     stream = sys.modules["cupy"].cuda.get_current_stream(number)
-    return number, stream.ptr, threading.get_ident()
+    return (number, stream.ptr, threading.get_ident()), stream
 
 
 def on_device_of(*arguments: Any) -> AbstractContextManager[Any]:

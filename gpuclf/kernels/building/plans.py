@@ -125,24 +125,25 @@ class Workspace:
         queue = cupy_device.queue_of(like)
         if queue is None:
             return _new(like, self._shapes)
-        key = id(self), queue
+        name, stream = queue
+        key = id(self), name
         found = _workspaces.pop(key, None)
         if found is None:
-            found = self, _new(like, self._shapes)
-            if _bytes_of(found[1]) > KEPT_BYTES:
-                return found[1]  # a pool has other use for so much
-            _forget_old_workspaces(KEPT_BYTES - _bytes_of(found[1]))
+            found = _new(like, self._shapes), (self, stream)
+            if _bytes_of(found[0]) > KEPT_BYTES:
+                return found[0]  # a pool has other use for so much
+            _forget_old_workspaces(KEPT_BYTES - _bytes_of(found[0]))
         _workspaces[key] = found  # the last in order
-        return found[1]
+        return found[0]
 
 
-# With the workspace itself, or another would get its id.
-_workspaces: dict[Any, tuple[Workspace, list[Array]]] = {}
+# With what their keys name, or another workspace or stream would get the name.
+_workspaces: dict[Any, tuple[list[Array], Any]] = {}
 
 
 def _forget_old_workspaces(most: int = 0) -> None:
     """Forget what was not used for longest until `most` bytes are kept."""
-    kept = [(key, _bytes_of(arrays)) for key, (_, arrays) in [*_workspaces.items()]]
+    kept = [(key, _bytes_of(arrays)) for key, (arrays, _) in [*_workspaces.items()]]
     total = sum(n_bytes for _, n_bytes in kept)
     for key, n_bytes in kept:
         if total <= most:
