@@ -1,5 +1,6 @@
 """What a call on a GPU keeps for the next: launches, constants, checks, arrays between kernels."""
 
+import os
 import sys
 import threading
 import weakref
@@ -224,6 +225,23 @@ def test_a_whole_call_of_known_sizes_is_launched_without_a_question(gpus, calls,
     assert len(checks) == 2
     with pytest.raises(ValueError, match="reg must be"):
         calls[name](*given, -1.0)
+
+
+@pytest.mark.parametrize(("name", "most"), [("softmax", 30), ("net", 40)])
+def test_a_known_call_is_a_few_functions_long(gpus, calls, name, most):
+    given, made = arrays_on(gpus), []
+    calls[name](*given)
+
+    def watch(frame, event, _):
+        if event == "call" and f"{os.sep}gpuclf{os.sep}" in frame.f_code.co_filename:
+            made.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        calls[name](*given)
+    finally:
+        sys.setprofile(None)
+    assert len(made) <= most, made
 
 
 def test_results_are_new_and_have_the_keys_of_the_parameters(gpus, calls):
