@@ -327,7 +327,7 @@ def with_room(make: Callable[[], Made]) -> Made:
     return make()  # outside the handler, whose error would keep alive what the first attempt held
 
 
-def new_arrays(like: Array, shapes: Iterable[tuple[tuple[int, ...], str]]) -> list[Array]:
+def new_arrays(shapes: Iterable[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array]:
     """Return CuPy arrays of these shapes and types on the current device, not filled."""
     empty = sys.modules["cupy"].empty
     return with_room(lambda: [empty(shape, dtype) for shape, dtype in shapes])

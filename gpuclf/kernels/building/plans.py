@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Iterable
 from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from gpuclf.arrays import Array, library_name
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.kernels.building import cuda
@@ -159,11 +161,11 @@ def _bytes_of(arrays: Iterable[Array]) -> int:
     return sum(int(x.nbytes) for x in arrays)
 
 
-def _shapes(given: Shapes) -> list[tuple[tuple[Any, ...], str]]:
-    return [(tuple(shape), str(dtype)) for *shape, dtype in given]
+def _shapes(given: Shapes) -> list[tuple[tuple[Any, ...], np.dtype[Any]]]:
+    return [(tuple(shape), np.dtype(str(dtype))) for *shape, dtype in given]
 
 
-def _new(like: Array, shapes: list[tuple[tuple[Any, ...], str]]) -> list[Array]:
+def _new(like: Array, shapes: list[tuple[tuple[Any, ...], np.dtype[Any]]]) -> list[Array]:
     if library_name(like) == "cupy":
-        return cupy_device.new_arrays(like, shapes)
-    return [cuda.empty(like, *shape, dtype=dtype) for shape, dtype in shapes]
+        return cupy_device.new_arrays(shapes)
+    return [cuda.empty(like, *shape, dtype=dtype.name) for shape, dtype in shapes]
