@@ -33,9 +33,9 @@ FILE = "linear_pass.cu"
 CHUNK, GROUP, STRIP, GRADIENT_STAGES = cuda.numbers_in(
     FILE, "CHUNK", "GROUP", "STRIP", "GRADIENT_STAGES"
 )
-# The choice, for all sizes that one reading fits: it takes N D bytes of X from
-# memory where two take 2 N D, less what the cache still holds of the last rows. Of 50,000 images
-# that is 154 MB beside 307, less at most the 60 MB of an H200's cache. Derived, not measured: the
+# The walks, in the order in which they are tried: one reading where it fits. It takes N D bytes of X
+# from memory where two take 2 N D, less what the cache still holds of the last rows: of 50,000
+# images 154 MB beside 307, less at most the 60 MB of an H200's cache. Derived, not measured: the
 # acceptance times both ("walks of the linear pass"), and its record decides.
 WALKS = ("once", "backwards")
 MAX_CLASSES = 64
