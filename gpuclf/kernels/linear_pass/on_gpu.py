@@ -33,10 +33,8 @@ FILE = "linear_pass.cu"
 CHUNK, GROUP, STRIP, GRADIENT_STAGES = cuda.numbers_in(
     FILE, "CHUNK", "GROUP", "STRIP", "GRADIENT_STAGES"
 )
-# The walks, in the order in which they are tried: one reading where it fits. It takes N D bytes of X
-# from memory where two take 2 N D, less what the cache still holds of the last rows: of 50,000
-# images 154 MB beside 307, less at most the 60 MB of an H200's cache. Derived, not measured: the
-# acceptance times both ("walks of the linear pass"), and its record decides.
+# In the order in which they are tried. The record of an acceptance is to decide, which times both
+# ("walks of the linear pass"); until then, the bytes that each takes: linear_pass_on_tensor_cores.
 WALKS = ("once", "backwards")
 MAX_CLASSES = 64
 # Sums are split by these, never by the device at hand, so that all devices give the same bits.
@@ -64,7 +62,10 @@ def linear_pass_on_tensor_cores(
         The first that fits is taken: one reading of X (single_pass.cu), or two, for the scores and
         for the gradients, the second from the last row to the first, as the cache may still hold
         the last rows (linear_pass.cu). Each has an order of summation of its own, whatever the
-        device. The default, `WALKS`, is one reading where it fits.
+        device. The default, `WALKS`, is one reading where it fits, chosen by the bytes of X that
+        come from memory: N D, and 2 N D for two readings, less what the cache still holds. Of
+        50,000 images that is 154 MB beside 307, less at most the 60 MB of an H200's cache. Derived,
+        not measured.
     """
     if models:
         return NotImplemented
