@@ -15,10 +15,14 @@ from typing import Any, Protocol, cast
 
 from gpuclf.arrays import library_name
 
-__all__ = ["SEAMS", "Fusable", "fusable", "machine_code_of"]
+__all__ = ["REPEATED", "SEAMS", "Fusable", "fusable", "machine_code_of"]
 
 Function = Callable[..., Any]
 SEAMS: dict[str, Fusable] = {}  # every function that something may replace, by its name
+# By a model's class, for whole losses on a device: ``(model, params, X, y, reg, precision)`` gives
+# what Model.loss does, or NotImplemented unless such a call was checked and made before. Kernels
+# put themselves here when they are imported.
+REPEATED: dict[type, Function] = {}
 
 
 class Fusable(Protocol):

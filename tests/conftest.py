@@ -15,6 +15,7 @@ import opaque_arrays
 import pytest
 from cuda_on_cpu import CpuDevice, missing
 from cuda_on_cpu.compilation import compiler
+from pretend_gpus import pretended_gpus
 
 from gpuclf import arrays
 from gpuclf.devices.cupy import probe_cupy
@@ -288,3 +289,10 @@ def cuda_on_cpu(monkeypatch):
     for module in (cuda_modules, *wrappers):
         monkeypatch.setattr(module, "array_namespace", device.array_namespace, raising=False)
     return device
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two pretended GPUs: see pretend_gpus.py."""
+    with pretended_gpus(monkeypatch) as found:
+        yield found

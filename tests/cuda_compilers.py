@@ -22,7 +22,7 @@ CUPY_OPTIONS_OF_NVRTC = ["--device-as-default-execution-space"]
 NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 PTXAS_REPORT = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers",
+    r"(\d+) bytes spill loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
     re.DOTALL,
 )
 
@@ -33,18 +33,19 @@ class CudaCompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Usage:
-    """What ptxas says about one kernel, per thread."""
+    """What ptxas says about one kernel, per thread; and the shared memory that it declares."""
 
     registers: int
     stack_bytes: int
     spilled_bytes: int
+    shared_bytes: int
 
 
 def usage(report: str) -> dict[str, Usage]:
     """Return what a report of ptxas (``-v``) says of each kernel."""
     return {
-        name: Usage(int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in PTXAS_REPORT.findall(report)
+        name: Usage(int(registers), int(stack), int(stores) + int(loads), int(shared or 0))
+        for name, stack, stores, loads, registers, shared in PTXAS_REPORT.findall(report)
     }
 
 

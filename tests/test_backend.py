@@ -49,6 +49,7 @@ def fake_cupy(monkeypatch, fresh_probe):
     cupy = types.ModuleType("cupy")
     cupy.__version__ = "14.9"
     cupy.float32, cupy.asnumpy, cupy.asarray = np.float32, np.asarray, np.asarray
+    cupy.ndarray = type("ndarray", (), {})
     cupy.empty = lambda shape, dtype: np.full(shape, np.nan, dtype)
 
     class RawKernel:

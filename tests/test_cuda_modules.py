@@ -56,10 +56,10 @@ def fake_cupy(monkeypatch):
 
     fake = SimpleNamespace(ndarray=FakeArray, RawKernel=RawKernel)
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    for cached in (cuda_launcher, cuda_modules.build):
+    for cached in (cuda_launcher, cuda_modules.build, cuda_modules.kept_launch):
         cached.cache_clear()
     yield kernels
-    for cached in (cuda_launcher, cuda_modules.build):
+    for cached in (cuda_launcher, cuda_modules.build, cuda_modules.kept_launch):
         cached.cache_clear()
 
 
@@ -109,6 +109,7 @@ def test_a_changed_header_is_another_set_of_options(fake_cupy, monkeypatch, tmp_
     for text in ("one", "two"):
         (tmp_path / "shared.cuh").write_text(text)
         cuda_modules.build.cache_clear()
+        cuda_modules.kept_launch.cache_clear()
         cuda_modules._source.cache_clear()
         launch("a.cu", {}, "name", 1, 1, x)
         found.add(fake_cupy[-1].options)

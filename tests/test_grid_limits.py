@@ -52,7 +52,7 @@ def test_rows_of_all_sizes_have_blocks_along_x(grids):
     assert len(grids) == 6
     arguments = zeros(16, 3), zeros(3), samples, y, None, softmax_cross_entropy
     for walk in ("backwards", "once"):
-        linear.linear_pass_on_tensor_cores(*arguments, walk=walk)
+        linear.linear_pass_on_tensor_cores(*arguments, walks=(walk,))
     fused_softmax_cross_entropy(zeros(MILLIONS, 3), y)
     nearest_of_bytes(X, zeros(600, 16, dtype="uint8"), 3, "l2", 1, 1 << 20, lambda n: None)
     assert len(grids) == 6 + 4 + 3 + 2 + 3

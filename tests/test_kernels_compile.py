@@ -4,6 +4,7 @@ A source says so in lines such as ``// check: registers<=64 from=80 THREADS=256`
 smallest target if it is not 75, and the constants to compile with.
 """
 
+import math
 import re
 
 import pytest
@@ -11,6 +12,10 @@ from cuda_compilers import CudaCompileError, find_nvcc, find_nvrtc, usage
 from cuda_on_cpu import missing
 
 from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.linear_pass import on_gpu as linear
+from gpuclf.kernels.linear_pass import single_on_gpu as single
+from gpuclf.kernels.nearest import on_gpu as neighbors
+from gpuclf.kernels.two_layer_pass import on_gpu as two_layer
 
 TARGETS = [75, 80, 86, 89, 90, 100, 120]
 NVCC_TARGETS = [75, 80, 120]  # where CuPy's own compiler does all
@@ -66,6 +71,44 @@ def test_kernels_fit_into_their_registers(cuda_compiler, file, constants, target
     for name, used in kernels.items():
         assert used.registers <= most_registers, name
         assert used.spilled_bytes == used.stack_bytes == 0, name
+
+
+# The most shared memory that a block can have: what is declared, and what a launch asks for.
+SHARED_KILOBYTES = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+REGISTERS = 1 << 16  # of a multiprocessor, given to warps in eights a thread
+
+
+def plans(shared_bytes):
+    """Return the plans of passes over 50,000 images, and over rows that are not whole vectors."""
+    found = [linear._plan(50_000, 3072, 10, 2, 0, 16, shared_bytes)]
+    found.append(linear._plan(50_000, 100, 64, 1, 1, 4, shared_bytes))
+    found += [single._plan(50_000, d, c, 0, shared_bytes, 132) for d, c in ((3072, 10), (1552, 12))]
+    found += [two_layer._plan(50_000, 3072, h, 10, 2, 16, shared_bytes) for h in (50, 100, 512)]
+    return [plan for plan in found if plan is not None]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", SHARED_KILOBYTES)
+def test_the_launches_of_passes_fit_the_device(cuda_compiler, target):
+    if target not in cuda_compiler.targets:
+        missing(f"{type(cuda_compiler).__name__} does not know sm_{target}")
+    most, checked = SHARED_KILOBYTES[target] << 10, set()
+    for plan in plans(most):
+        launches = [part for part in vars(plan).values() if isinstance(part, cuda_modules.Launch)]
+        file, _, constants = launches[0]._source
+        kernels = usage(cuda_compiler.compile(SOURCES[file], constants, target))
+        for launch in launches:
+            used = kernels[launch._source[1]]
+            assert used.spilled_bytes == used.stack_bytes == 0, (file, constants)
+            assert used.shared_bytes + launch.shared_bytes <= most, (file, constants)
+            registers = -(-used.registers // 8) * 8
+            assert math.prod(launch._block) * registers <= REGISTERS, (file, constants)
+            checked.add(file)
+    assert {"linear_pass.cu", "two_layer_pass.cu"} <= checked
+    assert ("single_pass.cu" in checked) == (most > 100 << 10)
+    product = neighbors.PRODUCT_SHARED_BYTES
+    used = usage(cuda_compiler.compile(SOURCES["neighbors.cu"], (), target))["multiply_bytes"]
+    assert used.shared_bytes + product <= most
 
 
 def checks_from_later_targets():

@@ -28,6 +28,7 @@ from gpuclf.samples.standardized import Standardized
 pytestmark = pytest.mark.usefixtures("cuda_on_cpu")
 
 LAUNCHES = ["pack_weights", "score_rows", "multiply_gradients", "sum_partials"]
+TWO_READINGS = {"walks": ("backwards",)}
 
 
 def arguments(n=200, d=96, c=10, loss=softmax_cross_entropy, seed=0, X=None):
@@ -83,7 +84,7 @@ def hidden_features(samples):
 
 def run(given, **options):
     given = given | {"samples": hidden_features(given["samples"])}
-    found = with_hidden_arrays(linear_pass_on_tensor_cores)(**given, **options)
+    found = with_hidden_arrays(linear_pass_on_tensor_cores)(**given, **TWO_READINGS | options)
     assert found is not NotImplemented
     return found
 
@@ -284,7 +285,8 @@ def test_samples_at_addresses_of_any_alignment():
         start = -room.ctypes.data % 16 + offset
         X = room[start : start + 200 * 96].reshape(200, 96)
         X[:] = given["samples"].stored
-        found = linear_pass_on_tensor_cores(**given | {"samples": FoldedSamples(X, 10, np.float32)})
+        samples = FoldedSamples(X, 10, np.float32)
+        found = linear_pass_on_tensor_cores(**given | {"samples": samples}, **TWO_READINGS)
         assert (found is not NotImplemented) == fits
         if fits:
             assert found[1].tobytes() == expected[1].tobytes()
@@ -304,7 +306,7 @@ def as_if_cupy(monkeypatch, request):
     calls = []
 
     def on_tensor_cores(*args, **kwargs):
-        found = KERNELS[request.param](*args, **kwargs)
+        found = KERNELS[request.param](*args, **kwargs, **TWO_READINGS)
         assert found is not NotImplemented
         calls.append(request.param)
         return found
@@ -363,7 +365,8 @@ def assert_objective_is_exact(cuda_on_cpu, data_loss):
             X = Standardized.fit(X) if standardized else X
             W, rest = given["W"] * 5, (given["y"], None, data_loss, 0.3)
             samples = hidden_features(FoldedSamples(X, 10, np.float32))
-            found = with_hidden_arrays(linear_objective_on_tensor_cores)(W, b, samples, *rest)
+            objective = with_hidden_arrays(linear_objective_on_tensor_cores)
+            found = objective(W, b, samples, *rest, **TWO_READINGS)
             assert cuda_on_cpu.launches[-4:] == LAUNCHES
             wide = [None if x is None else x.astype(np.float64) for x in (W, b)]
             truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 10, np.float64), *rest)
@@ -383,7 +386,8 @@ def test_penalty_and_folding_in_the_same_launches(cuda_on_cpu, data_loss):
 def declined(change=None, limits=None, **options):
     given = arguments(**options)
     given |= change(given) if change else {}
-    return linear_pass_on_tensor_cores(**given) is NotImplemented
+    answers = [linear_pass_on_tensor_cores(**given, walks=(w,)) for w in ("once", "backwards")]
+    return all(answer is NotImplemented for answer in answers)
 
 
 def test_declines_what_it_cannot_do(cuda_on_cpu):

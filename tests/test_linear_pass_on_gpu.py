@@ -55,7 +55,7 @@ def test_one_walk_is_as_exact_and_gives_the_same_bits_each_time(loss):
     on_device = given | {key: to_device(given[key], "cupy") for key in ("W", "b", "y", "weights")}
     X = to_device(given["samples"].stored, "cupy")
     on_device["samples"] = FoldedSamples(X, 10, on_device["W"].dtype)
-    once = {**on_device, "walk": "once"}
+    once = {**on_device, "walks": ("once",)}
     runs = [[to_host(x) for x in linear_pass_on_tensor_cores(**once)] for _ in range(10)]
     assert_as_exact_as_float32(given, runs[0])
     for k in range(3):

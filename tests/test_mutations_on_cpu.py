@@ -36,7 +36,7 @@ def linear_pass():
 
 def single_pass():
     given = linear.arguments(300, 528)
-    found = linear.run(given, walk="once")
+    found = linear.run(given, walks=("once",))
     linear.assert_as_exact_as_float32(given, found)
     return found
 

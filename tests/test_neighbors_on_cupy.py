@@ -113,7 +113,7 @@ def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
     tiles = neighbors._tiles
     monkeypatch.setattr(neighbors, "_tiles", lambda *a: budgets.append(a[-1]) or tiles(*a))
     monkeypatch.setattr(neighbors, "library_name", lambda x: "cupy")
-    monkeypatch.setattr(neighbors, "free_device_bytes", lambda: free)
+    monkeypatch.setattr(neighbors, "free_device_bytes", lambda like: free)
     for dtype in (np.uint8, np.float32):
         k_neighbors(*(x.astype(dtype) for x in samples(3, 4, 16)), 2, memory_budget=given)
     assert budgets == [expected, given]

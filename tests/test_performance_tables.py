@@ -87,3 +87,21 @@ def test_a_ladder_in_which_a_case_lacks_a_rung_is_a_table_too():
     assert pure.endswith(" samples | not measured |")
     assert textbook.endswith(" | not measured |")
     assert loops == "| naive loops | not measured | 3.55 s |"
+
+
+def test_rows_of_a_gpu_are_in_the_ladder_as_soon_as_a_record_has_them():
+    names = runpy.run_path(str(SCRIPT))
+    record = read_record(SCRIPT.parent / "results" / "ladder.json")
+    on_gpu = [row for row in record["rows"] if row["device"] == "cuda"]
+    assert on_gpu
+    for row in on_gpu:
+        row["median_s"] = None
+    without = names["ladder"](record)
+    assert names["NO_GPU_YET"] in without
+    assert not [line for line in without.splitlines() if line.startswith("|") and "CuPy" in line]
+    on_gpu[-1]["median_s"] = 1e-3
+    found = names["ladder"](record)
+    assert names["NO_GPU_YET"] not in found
+    (line,) = [line for line in found.splitlines() if "CuPy" in line]
+    assert line.startswith(f"| {on_gpu[-1]['implementation']} |")
+    assert "1.00 ms" in line

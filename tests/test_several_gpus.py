@@ -3,116 +3,15 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from gpuclf.devices import backends
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.devices.uploads import upload_in_pieces, uploaded_blocks
 from gpuclf.kernels.building import cuda as cuda_modules
-
-
-class Gpus:
-    """Stands in for CuPy; notes what happens, and on which device."""
-
-    def __init__(self):
-        self.current, self.log = [0], []
-        gpus = self
-
-        class Device:
-            def __init__(self, number=None):
-                self.id = gpus.current[-1] if number is None else number
-
-            def __enter__(self):
-                gpus.current.append(self.id)
-                return self
-
-            def __exit__(self, *_):
-                gpus.current.pop()
-
-            def __eq__(self, other):
-                return self.id == other.id
-
-            __hash__ = None
-
-        class Stream:
-            def __init__(self, non_blocking=False, name="upload"):
-                self.name, self.device = f"{name} {gpus.current[-1]}", gpus.current[-1]
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                pass
-
-            def record(self):
-                gpus.note("record", self)
-                return SimpleNamespace(device=self.device, synchronize=lambda: None)
-
-            def wait_event(self, event):
-                assert event.device == self.device
-                gpus.note("wait", self)
-
-            def begin_capture(self):
-                gpus.note("begin", self)
-
-            def end_capture(self):
-                gpus.note("end", self)
-                return SimpleNamespace(launch=lambda stream: gpus.note("launch", stream))
-
-        class Array(np.ndarray):
-            def __array_finalize__(self, other):
-                self.place = getattr(other, "place", None) or Device()
-
-            @property
-            def device(self):
-                return self.place
-
-            def set(self, source, stream):
-                assert stream.device == self.device.id
-                gpus.note("copy", stream)
-                self[...] = source
-
-        class RawKernel:
-            max_dynamic_shared_size_bytes = 0
-
-            def __init__(self, code, name, options):
-                pass
-
-            def __call__(self, grid, block, args, *, shared_mem):
-                gpus.note("kernel", stream())
-
-        def stream():
-            return Stream(name="compute")
-
-        self.module = ModuleType("cupy")
-        self.module.ndarray, self.module.RawKernel = Array, RawKernel
-        self.module.empty = lambda shape, dtype: np.empty(shape, dtype).view(Array)
-        self.module.cuda = SimpleNamespace(Device=Device, Stream=Stream, get_current_stream=stream)
-
-    def note(self, what, stream):
-        assert stream.device == self.current[-1], f"{what} on a stream of another device"
-        self.log.append((what, stream.name))
-
-    def array(self, number, shape=(4, 4)):
-        with self.module.cuda.Device(number):
-            return self.module.empty(shape, np.uint8)
-
-
-@pytest.fixture
-def gpus(monkeypatch):
-    found = Gpus()
-    cupyx = ModuleType("cupyx")
-    cupyx.empty_pinned = np.empty
-    monkeypatch.setitem(sys.modules, "cupy", found.module)
-    monkeypatch.setitem(sys.modules, "cupyx", cupyx)
-    monkeypatch.setattr(cupy_device, "library_name", lambda x: "cupy")
-    for cached in (cupy_device.cuda_launcher, cuda_modules.build):
-        cached.cache_clear()
-    yield found
-    for cached in (cupy_device.cuda_launcher, cuda_modules.build):
-        cached.cache_clear()
 
 
 def streams(gpus):
@@ -147,6 +46,16 @@ def test_kernels_and_recorded_launches_are_queued_where_the_arrays_are(gpus):
     assert gpus.log[1:] == [
         ("begin", "upload 1"), ("kernel", "compute 1"), ("end", "upload 1"), ("launch", "compute 1")
     ]  # fmt: skip
+
+
+def test_waits_and_free_bytes_are_of_the_arrays_device(gpus, monkeypatch):
+    monkeypatch.setattr(cupy_device, "in_use", lambda: True)
+    monkeypatch.setattr(backends, "library_name", lambda x: "cupy")
+    x = gpus.array(1)
+    backends.synchronize(x)
+    backends.synchronize()
+    assert gpus.log == [("synchronize", "compute 1"), ("synchronize", "compute 0")]
+    assert [cupy_device.free_device_bytes(like) for like in (x, None)] == [1001, 1000]
 
 
 BROKEN_STREAMS = {

@@ -21,7 +21,7 @@ from gpuclf.kernels.linear_pass.on_gpu import (
     linear_pass_on_tensor_cores,
 )
 from gpuclf.losses import multiclass_hinge
-from gpuclf.models.linear import penalized_linear_pass
+from gpuclf.models.linear import penalized_linear_pass, svm_loss_vectorized
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
 
@@ -35,7 +35,7 @@ SMALL = cuda_modules.DeviceLimits(80, 108, 100 << 10)
 
 def run(given, **options):
     given = given | {"samples": hidden_features(given["samples"])}
-    return with_hidden_arrays(linear_pass_on_tensor_cores)(**given, walk="once", **options)
+    return with_hidden_arrays(linear_pass_on_tensor_cores)(**given, walks=("once",), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -134,14 +134,15 @@ def test_labels_out_of_range_give_nan_and_nothing_else(label):
     assert np.isfinite(db).all()
 
 
-def assert_objective_is_exact(cuda_on_cpu, standardized):
+def assert_objective_is_exact(cuda_on_cpu, standardized, weighted=False):
     given = arguments(c=11, loss=multiclass_hinge)
     X = given["samples"].stored
     X = Standardized.fit(X) if standardized else X
-    rest = (given["y"], None, multiclass_hinge, 0.3)
+    weights = np.full(200, 1 / 200, np.float32) if weighted else None
+    rest = (given["y"], weights, multiclass_hinge, 0.3)
     samples = hidden_features(FoldedSamples(X, 11, np.float32))
     objective = with_hidden_arrays(linear_objective_on_tensor_cores)
-    found = objective(given["W"] * 5, given["b"], samples, *rest, walk="once")
+    found = objective(given["W"] * 5, given["b"], samples, *rest, walks=("once",))
     assert cuda_on_cpu.launches == LAUNCHES
     wide = (given["W"].astype(np.float64) * 5, given["b"].astype(np.float64))
     truth = penalized_linear_pass.reference(*wide, FoldedSamples(X, 11, np.float64), *rest)
@@ -154,8 +155,30 @@ def test_penalty_and_folding(cuda_on_cpu, standardized):
     assert_objective_is_exact(cuda_on_cpu, standardized)
 
 
+def test_the_public_losses_read_once_by_default(cuda_on_cpu, monkeypatch):
+    kernel = (linear_objective_on_tensor_cores,)
+    given = arguments(200, c=11)
+    W, X, y = given["W"], given["samples"].stored, given["y"]
+    exact_loss, exact = svm_loss_vectorized(W.astype(np.float64), X, y, 0.1)
+    monkeypatch.setitem(penalized_linear_pass.kernels, "numpy", kernel)
+    loss, dW = svm_loss_vectorized(W, X, y, 0.1)
+    assert cuda_on_cpu.launches == LAUNCHES
+    assert float(loss) == pytest.approx(float(exact_loss), rel=5e-7)
+    # Ones and tens of 1/200 in digits of a power of two would all be off the same way: by 6e-7.
+    assert np.linalg.norm(dW - exact) <= 2e-7 * np.linalg.norm(exact)
+
+
 def test_takes_two_walks_where_one_cannot_be(cuda_on_cpu, monkeypatch):
-    monkeypatch.setattr(linear_pass_on_cupy, "_launch", lambda *_: "two walks")
+    class TwoReadings:
+        def __call__(self, *_):
+            return np.zeros(1), "two", "walks"
+
+    def run(given):
+        assert linear_pass_on_tensor_cores(**given, walks=("once",)) is NotImplemented
+        found = linear_pass_on_tensor_cores(**given)
+        return found if found is NotImplemented else " ".join(found[1:])
+
+    monkeypatch.setattr(linear_pass_on_cupy, "_plan", lambda *_: TwoReadings())
     given = arguments(200, c=11)
     room = np.empty(200 * 96 + 32, np.uint8)
     room = room[-room.ctypes.data % 16 + 8 :]
@@ -185,13 +208,13 @@ BROKEN = {
         "",
     ),
 }
-BROKEN_DB = ("static_cast<float>(number) * scaling.unit", "values[i]")  # of G before its digits
+BROKEN_DB = ("static_cast<double>(number) * unit", "values[i] * common")  # of G before its digits
 
 
 @pytest.mark.slow
 def test_db_of_other_numbers_than_dW_is_caught(cuda_on_cpu):
     with cuda_on_cpu.broken("single_pass.cu", BROKEN_DB), pytest.raises(AssertionError):
-        assert_objective_is_exact(cuda_on_cpu, standardized=True)
+        assert_objective_is_exact(cuda_on_cpu, standardized=True, weighted=True)
 
 
 @pytest.mark.essential_cases(1)

@@ -19,7 +19,7 @@ from gpuclf.bench import (
     device_implementations,
     device_peers,
 )
-from gpuclf.bench.measure import timing
+from gpuclf.bench.measure import roofline, timing
 from gpuclf.bench.measure.devices import HostDevice
 from gpuclf.bench.measure.implementations import gpuclf_floats
 from gpuclf.bench.measure.roofline import Floor
@@ -156,6 +156,16 @@ def test_the_time_of_a_slow_host_is_not_the_devices(queue_device, host_s):
     assert row.device_s["with_host"] is False
     assert row.host_s["median"] == pytest.approx(1.5 * host_s)
     assert row.as_dict()["host_s"]["n"] == row.device_s["n"]
+
+
+def test_ceilings_have_nothing_of_the_hosts_time_either(queue_device):
+    device = queue_device(waits=True)
+
+    def call():
+        device.now += 1e-4  # in which a device that nobody holds has nothing to do
+        device.queue(1e-5)
+
+    assert roofline.fastest(call, device) == pytest.approx(1e-5)
 
 
 def test_what_no_hold_outlasts_says_that_the_host_is_in_its_time(queue_device):

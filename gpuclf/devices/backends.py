@@ -142,13 +142,15 @@ def synchronize(x: Array | Backend | None = None) -> None:
     Parameters
     ----------
     x : array or Backend, optional
-        Wait for the device of this one. By default for CuPy's current device, if CuPy is in use.
+        Wait for the current stream of this array's device. By default, and for a Backend, for that
+        of CuPy's current device, if CuPy is in use.
     """
     if x is None:
         library = "cupy" if cupy_device.in_use() else "numpy"
     else:
         library = x.name if isinstance(x, Backend) else library_name(x)
     if library == "cupy":
-        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+        with cupy_device.on_device_of(x):
+            sys.modules["cupy"].cuda.get_current_stream().synchronize()
     elif library == "torch" and getattr(x, "is_cuda", False):
         sys.modules["torch"].cuda.synchronize(device_of(x))

@@ -9,11 +9,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,15 +28,21 @@ __all__ = [
     "cuda_launcher",
     "describe_gpu",
     "free_device_bytes",
+    "give_back",
+    "give_back_at_need",
     "in_use",
+    "new_arrays",
+    "on_device_of",
     "probe_cupy",
     "product_precision",
     "queue_of",
     "transfers",
     "upload",
+    "with_room",
 ]
 
 logger = logging.getLogger("gpuclf")
+Made = TypeVar("Made")
 
 INSTALL_HINT = (
     "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
@@ -196,7 +202,7 @@ def upload(a: Array, cupy: ModuleType) -> Array:
     try:
         if isinstance(a, np.ndarray) and a.ndim and a.nbytes > PIECE_BYTES and a.dtype.isnative:
             return upload_in_pieces(a, CupyTransfers())
-        return cupy.asarray(a)
+        return with_room(lambda: cupy.asarray(a))
     except cupy.cuda.memory.OutOfMemoryError as error:
         free, total = cupy.cuda.runtime.memGetInfo()
         raise MemoryError(
@@ -237,7 +243,7 @@ class CupyTransfers:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:  # noqa: D102
         with self._device:
-            return self._cupy.empty(shape, dtype)
+            return with_room(lambda: self._cupy.empty(shape, dtype))
 
     def upload(self, source: np.ndarray, target: Array) -> Any:  # noqa: D102
         with self._device:
@@ -260,9 +266,15 @@ class CupyTransfers:
         event.synchronize()
 
 
-def free_device_bytes() -> int | None:
-    """Return how much memory CuPy's current device has free; None if CuPy is not in use."""
-    return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0]) if in_use() else None
+def free_device_bytes(like: Array = None) -> int | None:
+    """Return how much memory the device of a CuPy array, or the current one, has free.
+
+    None if CuPy is not in use.
+    """
+    if not in_use():
+        return None
+    with on_device_of(like):
+        return int(sys.modules["cupy"].cuda.runtime.memGetInfo()[0])
 
 
 def transfers(like: Array) -> CupyTransfers | None:
@@ -270,13 +282,55 @@ def transfers(like: Array) -> CupyTransfers | None:
     return CupyTransfers(like.device) if library_name(like) == "cupy" else None
 
 
-def queue_of(like: Array) -> tuple[int, int, int] | None:
-    """Name what runs one after another: device, current stream, thread; None without a device."""
+def queue_of(like: Array) -> tuple[tuple[int, int, int], Any] | None:
+    """Name what runs one after another: device, current stream, thread; None without a device.
+
+    The stream follows: the name is its own for as long as somebody has it.
+    """
     if library_name(like) != "cupy":
         return None
-    number = int(like.device.id)
+    number = like.data.device_id
     stream = sys.modules["cupy"].cuda.get_current_stream(number)
-    return number, int(stream.ptr), threading.get_ident()
+    return (number, stream.ptr, threading.get_ident()), stream
+
+
+def on_device_of(*arguments: Any) -> AbstractContextManager[Any]:
+    """Make the device of the first CuPy array current inside the block; without one, nothing."""
+    if (cupy := sys.modules.get("cupy")) is not None:
+        for x in arguments:
+            if isinstance(x, cupy.ndarray):
+                device: AbstractContextManager[Any] = x.device
+                return device
+    return _UNCHANGED
+
+
+_spare: list[Callable[[], None]] = []
+
+
+def give_back_at_need(give: Callable[[], None]) -> None:
+    """Let `give` be called when memory runs out, to give back what is only kept to be fast."""
+    _spare.append(give)
+
+
+def give_back() -> None:
+    """Give back what is only kept to be fast."""
+    for give in _spare:
+        give()
+
+
+def with_room(make: Callable[[], Made]) -> Made:
+    """Return ``make()``; where memory runs out, that of a second try, with what is given back."""
+    try:
+        return make()
+    except MemoryError:
+        give_back()
+    return make()  # outside the handler, whose error would keep alive what the first attempt held
+
+
+def new_arrays(shapes: Iterable[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array]:
+    """Return CuPy arrays of these shapes and types on the current device, not filled."""
+    empty = sys.modules["cupy"].empty
+    return with_room(lambda: [empty(shape, dtype) for shape, dtype in shapes])
 
 
 CUPY_DEFAULT, CUPY_TF32 = 1, 7  # cupy._core's numbers for how float32 is multiplied
@@ -342,7 +396,8 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
     Returns
     -------
     callable
-        ``launch(grid, block, args, shared_bytes)`` queues it on the device of the first array.
+        ``launch(grid, block, args, shared_bytes)`` queues it on the current device, which has to be
+        that of its arrays: see :func:`on_device_of`.
     """
     import cupy
 
@@ -352,13 +407,13 @@ def cuda_launcher(source: str, name: str, options: tuple[str, ...]) -> Callable[
     def launch(
         grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_bytes: int
     ) -> None:
-        device = next(x.device for x in args if isinstance(x, cupy.ndarray))
-        with device:
-            if shared_bytes > asked.get(device.id, 0):
+        if shared_bytes:
+            number = next(x.device.id for x in args if isinstance(x, cupy.ndarray))
+            if shared_bytes > asked.get(number, 0):
                 if shared_bytes > kernel.max_dynamic_shared_size_bytes:
                     kernel.max_dynamic_shared_size_bytes = shared_bytes
-                asked[device.id] = shared_bytes
-            kernel(grid, block, args, shared_mem=shared_bytes)
+                asked[number] = shared_bytes
+        kernel(grid, block, args, shared_mem=shared_bytes)
 
     return launch
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from gpuclf.arrays import Array
+from gpuclf.dispatch import REPEATED
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import (
     check_labels,
@@ -145,6 +146,11 @@ class Model:
         TypeError, ValueError
             As :func:`gpuclf.softmax_loss_vectorized`.
         """
+        if sample_weight is None and type(self) in REPEATED and isinstance(params, dict):
+            found = REPEATED[type(self)](self, params, X, y, reg, precision)
+            if found is not NotImplemented:
+                repeated: tuple[Array, Params] = found
+                return repeated
         params, n_classes = check_params(params, self.axes, X, precision, self.optional)
         y = check_labels(y, X, n_classes)
         check_penalty(reg)

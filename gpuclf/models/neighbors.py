@@ -210,7 +210,7 @@ def k_neighbors(
             check_directions(X, name)
     of_bytes = A.dtype == B.dtype == xp.uint8 and metric != "cosine"
     if of_bytes and memory_budget == MEMORY_BUDGET and library_name(A) == "cupy":
-        free = free_device_bytes() or 0
+        free = free_device_bytes(A) or 0
         memory_budget = max(memory_budget, min(GPU_MEMORY_BUDGET, free // 4))
     nearest = _nearest_of_bytes if of_bytes else nearest_of_floats
     given, smallest = memory_budget, _least_memory(*_bytes_of(A, B, metric))

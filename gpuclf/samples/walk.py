@@ -22,7 +22,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.cpu import cache_bytes, cpu_workers, single_threaded_blas
-from gpuclf.devices.cupy import free_device_bytes
+from gpuclf.devices.cupy import free_device_bytes, give_back
 from gpuclf.devices.uploads import row_slices
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def until_it_fits(work: Callable[[int], Result], rows_per_block: int) -> Result:
 def _fewer_rows(rows_per_block: int, error: MemoryError) -> int:
     if isinstance(error, _NoRoomError):
         raise error
+    give_back()
     if rows_per_block > MIN_BLOCK_ROWS:
         return max(MIN_BLOCK_ROWS, rows_per_block // 2)
     free = free_device_bytes()

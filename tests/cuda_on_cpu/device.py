@@ -179,6 +179,7 @@ class CpuDevice:
     def add_source(self, file: str, text: str) -> None:
         """Let kernels be found in `text` under the name `file`."""
         self._sources[file] = text
+        self._build_anew()
 
     @contextmanager
     def broken(self, file: str, *replacements: tuple[str, str]) -> Iterator[None]:

@@ -10,8 +10,9 @@ import numpy as np
 from gpuclf.devices.backends import get_backend
 from gpuclf.devices.cpu import cache_bytes
 
-__all__ = ["CudaDevice", "Device", "HostDevice"]
+__all__ = ["HOLD_S", "CudaDevice", "Device", "HostDevice"]
 
+HOLD_S = 2e-3  # how long a GPU is held while the host queues a call; a call takes some 0.1 ms
 SETTLE_STEP_S, SETTLE_STEPS = 0.01, 30
 # One thread that waits. Bounded by its own clock: it ends whatever the host does.
 HOLD = """

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpuclf.bench.measure.agreement import DisagreementError, Reference, check_in_float64
 from gpuclf.bench.measure.cases import LOSS, Case, Inputs
-from gpuclf.bench.measure.devices import Device, HostDevice
+from gpuclf.bench.measure.devices import HOLD_S, Device, HostDevice
 from gpuclf.bench.measure.implementations import Call, Implementation, Unavailable
 from gpuclf.bench.measure.roofline import SLACK, reject_too_fast, set_floor
 
@@ -28,7 +28,6 @@ MIN_ROUNDS, STEADY_ROUNDS = 5, 10
 SLOW_ROUNDS = 3  # of the loops: they take seconds, and nobody asks for their third digit
 STEADY = 0.02  # of a median: what its uncertainty may be when rounds end early
 LAST_CHECK_S = 1.0  # though the deadline has passed: without it, nothing counts
-HOLD_S = 2e-3  # how long a GPU is held while the host queues a call; a call takes some 0.1 ms
 LONGEST_HOLD_S = 32e-3  # a call that takes longer to queue waits for the GPU, or is not fed by us
 HOLD_TRIES = 3  # a busy machine may take this process away for as long as a hold
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from math import gcd
 from pathlib import Path
@@ -35,7 +35,6 @@ __all__ = [
     "VECTOR",
     "DeviceLimits",
     "Launch",
-    "Workspace",
     "address",
     "build",
     "bytes_of_copies",
@@ -46,12 +45,16 @@ __all__ = [
     "device_limits",
     "empty",
     "fits_grid",
+    "have_shapes",
     "hinge_macro",
     "int64_labels",
+    "kept_launch",
     "launch",
+    "moments",
     "null_for_none",
     "numbers_in",
     "recorded",
+    "typed",
 ]
 
 FOLDER = Path(__file__).parents[1]
@@ -61,8 +64,8 @@ MIN_CAPABILITY = 80  # of tensor cores and asynchronous copies as the headers ha
 MAX_ROWS = 2**31 - 2**10  # so that the rows of a whole block have numbers
 MAX_GRID = (2**31 - 1, 65_535, 65_535)  # blocks along x, y, z, on every device
 NULL = np.uint64(0)  # a pointer, as an argument of a kernel
-UINT8, INT64, FLOAT32 = map(np.dtype, ("uint8", "int64", "float32"))
-KEPT_BYTES = 256 << 20  # of all workspaces
+UINT8, INT64, FLOAT32, FLOAT64 = map(np.dtype, ("uint8", "int64", "float32", "float64"))
+KEPT_LAUNCHES = 1024
 Constants: TypeAlias = tuple[tuple[str, int | str], ...]
 Launcher: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...], int], None]
 
@@ -125,11 +128,18 @@ def launch(
     ValueError
         For a grid that no device takes. Wrappers decline such sizes before: see `fits_grid`.
     """
-    Launch(file, constants, name, grid, block, shared_bytes)(*map(_typed, args))
+    arguments = [*map(typed, args)]
+    made = kept_launch(
+        file, tuple(constants.items()), name, _as_tuple(grid), _as_tuple(block), shared_bytes
+    )
+    with cupy_device.on_device_of(*arguments):
+        made(*arguments)
 
 
 class Launch:
     """What is the same whenever a kernel is launched: looked up once, for a call of many parts.
+
+    It goes to the current device, which has to be that of its arrays.
 
     Parameters
     ----------
@@ -159,59 +169,22 @@ class Launch:
         launcher(self._grid, self._block, args, self.shared_bytes)
 
 
+@lru_cache(maxsize=KEPT_LAUNCHES)
+def kept_launch(
+    file: str,
+    constants: Constants,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared_bytes: int,
+) -> Launch:
+    """Return what launches a kernel so, made once: see :class:`Launch`."""
+    return Launch(file, dict(constants), name, grid, block, shared_bytes)
+
+
 def null_for_none(x: Array | None) -> Any:
     """Return what a kernel is given for an array that may be missing."""
     return NULL if x is None else x
-
-
-class Workspace:
-    """Arrays that lie between the kernels of a call, kept for the next call of the same sizes.
-
-    Each stream of each device has arrays of its own, in each thread: calls that are queued one
-    after another may use the same memory, others may not. What was used last is kept, up to
-    `KEPT_BYTES` of all workspaces together; where streams are not known, nothing is, nor what is
-    larger than that.
-
-    Parameters
-    ----------
-    shapes : iterable of tuple
-        The shape of each array, and then the name of its type.
-    """
-
-    def __init__(self, *shapes: tuple[int | str, ...]) -> None:
-        self._shapes: Any = shapes
-
-    def beside(self, like: Array) -> list[Array]:
-        """Return the arrays, on the device of `like`; what they hold is anything."""
-        queue = cupy_device.queue_of(like)
-        if queue is None:
-            return self._new(like)
-        key = id(self), queue
-        found = _workspaces.pop(key, None)
-        if found is None:
-            found = self, self._new(like)
-            if sum(x.nbytes for x in found[1]) > KEPT_BYTES:
-                return found[1]  # a pool has other use for so much
-        _workspaces[key] = found  # the last in order
-        if len(_workspaces) > 1:
-            _forget_old_workspaces()
-        return found[1]
-
-    def _new(self, like: Array) -> list[Array]:
-        return [empty(like, *shape, dtype=dtype) for *shape, dtype in self._shapes]
-
-
-_workspaces: dict[Any, tuple[Workspace, list[Array]]] = {}  # the workspace too, or its id is reused
-
-
-def _forget_old_workspaces() -> None:
-    n_bytes = [sum(x.nbytes for x in arrays) for _, arrays in [*_workspaces.values()]]
-    keys, total = [*_workspaces], sum(n_bytes)
-    for key, size in zip(keys[:-1], n_bytes, strict=False):
-        if total <= KEPT_BYTES:
-            break
-        _workspaces.pop(key, None)
-        total -= size
 
 
 def fits_grid(*grids: int | tuple[int, ...]) -> bool:
@@ -231,7 +204,8 @@ def _as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
     return sizes if isinstance(sizes, tuple) else (sizes,)
 
 
-def _typed(argument: Any) -> Any:
+def typed(argument: Any) -> Any:
+    """Return an argument of a kernel with the type that it is passed with."""
     if argument is None:
         return np.uint64(0)
     if isinstance(argument, int) and not isinstance(argument, bool):
@@ -244,7 +218,10 @@ def _typed(argument: Any) -> Any:
 def empty(like: Array, *shape: int, dtype: str = "float32") -> Array:
     """Return an array that kernels have yet to fill, on the device of `like`."""
     xp = array_namespace(like)
-    return xp.empty(shape, dtype=getattr(xp, dtype), device=like.device)
+    with cupy_device.on_device_of(like):  # array-api-compat makes arrays on the current one
+        return cupy_device.with_room(
+            lambda: xp.empty(shape, dtype=getattr(xp, dtype), device=like.device)
+        )
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -294,12 +271,26 @@ def bytes_of_copies(
         and X.flags.c_contiguous
         and samples.n_samples < MAX_ROWS
         and y.ndim == 1
+        and y.dtype.kind in "iu"
     )
+    for x in moments(samples).values() if fits else ():
+        fits = fits and x.dtype == FLOAT64 and x.flags.c_contiguous
     for x in given if fits else ():
         fits = fits and x.dtype == FLOAT32 and x.flags.c_contiguous
     fits = fits and device_limits(W).capability >= MIN_CAPABILITY
     size = gcd(VECTOR, samples.n_features, address(X)) if fits else 0
     return size if size >= 4 else 0  # cp.async has no smaller ones
+
+
+def moments(samples: FoldedSamples) -> dict[str, Array]:
+    """Return by name what the samples are standardised with; nothing if they are not."""
+    given = samples.standardized
+    return {} if given is None else {"mean": given.mean, "scale": given.scale}
+
+
+def have_shapes(*given: tuple[Array | None, tuple[int, ...]]) -> bool:
+    """Tell whether arrays, but for None, have their shapes, and no axis of length 0."""
+    return all(x is None or (x.shape == shape and 0 not in shape) for x, shape in given)
 
 
 def check_same_device(**named: Array | None) -> None:

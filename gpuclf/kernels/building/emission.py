@@ -85,16 +85,23 @@ class Code:
         return self.builder.shuffle_vector(first, undefined, zeros)
 
 
-def emitted(body: Callable[..., None], code_type: type[Code] = Code) -> Any:
+def emitted(
+    body: Callable[..., Any],
+    code_type: type[Code] = Code,
+    returns: Callable[..., Any] | None = None,
+) -> Any:
     """Make a function for compiled loops of one that emits its instructions.
 
     Parameters
     ----------
     body : callable
         ``body(code, *arguments)``, where an array is given as :class:`Array`, a tuple as its
-        length, and anything else as a 64-bit integer.
+        length, a float in 64 bits, and anything else as a 64-bit integer.
     code_type : type
         Of `code`.
+    returns : callable, optional
+        ``returns(*kinds)`` is numba's type of what `body` returns for arguments of these types; by
+        default it returns nothing.
     """
 
     @functools.wraps(body)
@@ -105,11 +112,18 @@ def emitted(body: Callable[..., None], code_type: type[Code] = Code) -> Any:
                     return Array(context, builder, kind, value)
                 return kind.count if isinstance(kind, types.BaseTuple) else value
 
-            body(code_type(builder), *map(argument, signature.args, values))
-            return context.get_dummy_value()
+            found = body(code_type(builder), *map(argument, signature.args, values))
+            return context.get_dummy_value() if returns is None else found
 
         are_kept = types.Array, types.BaseTuple
-        taken = [kind if isinstance(kind, are_kept) else types.int64 for kind in kinds]
-        return types.void(*taken), generate
+        numbers = [
+            types.float64 if isinstance(kind, types.Float) else types.int64 for kind in kinds
+        ]
+        taken = [
+            kind if isinstance(kind, are_kept) else number
+            for kind, number in zip(kinds, numbers, strict=True)
+        ]
+        result = types.void if returns is None else returns(*kinds)
+        return result(*taken), generate
 
     return intrinsic(typed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuclf.devices.cupy import on_device_of
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import address, ceil_div
 from gpuclf.kernels.epochs.on_gpu import (
@@ -45,9 +46,11 @@ def linear_epochs(
         and are_bytes_for_epochs(X, y, [*wide, *wide_velocity], **options)
     ):
         return NotImplemented
-    return LinearEpochs(
-        wide, wide_velocity, X, y, CLASSES=n_classes, HINGE=hinge, models=tuple(models), **options
-    )
+    with on_device_of(y):
+        return LinearEpochs(
+            wide, wide_velocity, X, y, CLASSES=n_classes, HINGE=hinge, models=tuple(models),
+            **options,
+        )  # fmt: skip
 
 
 class LinearEpochs(EpochsOverBytes):

@@ -12,6 +12,7 @@ import numpy as np
 from gpuclf.arrays import array_namespace
 from gpuclf.augment import CIFAR_SHAPE, draw_flips, horizontal_flip
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_device_of
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import VECTOR, ceil_div, contiguous
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, is_streamed
@@ -32,8 +33,9 @@ class EpochsOverBytes:
     """Epochs over the same arrays: ``(order, rates) -> losses``.
 
     All that the launches of an epoch read and write has its place from the beginning, so that they
-    can be recorded once. The first epoch is launched one by one, which compiles and loads the
-    kernels; the second is recorded where that is possible, and repeated from then on.
+    can be recorded once. The launches are planned once, with their arguments; the first epoch makes
+    them one by one, which compiles and loads the kernels; the second is recorded where that is
+    possible, and repeated from then on.
 
     A subclass gives its `file` and does :meth:`_launch_step`.
 
@@ -101,6 +103,7 @@ class EpochsOverBytes:
         self._squares = empty(n_chunks, n_outputs, dtype="float64")
         self._penalties = empty(n_steps, self._n_models, dtype="float64")
         self._losses = empty(n_steps, self._n_models, dtype="float64")
+        self._launches: list[tuple[cuda.Launch, tuple[Any, ...]]] = []
         self._n_epochs = 0
         self._repeat: Callable[[], None] | None = None
 
@@ -109,20 +112,31 @@ class EpochsOverBytes:
         order = order.astype(np.int64, copy=False)
         if self._flips:
             order = np.where(draw_flips(self._n_samples, self._rng), ~order, order)
-        self._order[...] = to_device(order, like=self._labels)
-        if isinstance(rates, list):
-            rates = to_device(np.asarray(rates, np.float32)[:, None], like=self._labels)
-        self._rates[...] = rates
-        if self._n_epochs == 1:
-            self._repeat = cuda.recorded(self._labels, self._launch_epoch)
-        (self._repeat or self._launch_epoch)()
-        self._n_epochs += 1
-        return self._losses if self._models else self._losses[:, 0]
+        with on_device_of(self._labels):
+            self._order[...] = to_device(order, like=self._labels)
+            if isinstance(rates, list):
+                rates = to_device(np.asarray(rates, np.float32)[:, None], like=self._labels)
+            self._rates[...] = rates
+            if not self._launches:
+                self._plan_epoch()
+            if self._n_epochs == 1:
+                self._repeat = cuda.recorded(self._labels, self._launch_epoch)
+            (self._repeat or self._launch_epoch)()
+            self._n_epochs += 1
+            return self._losses if self._models else self._losses[:, 0]
 
     def _launch(self, name: str, grid: Any, block: int, *args: Any) -> None:
-        cuda.launch(self.file, self._constants, name, grid, block, *args)
+        """Add a launch to the plan of an epoch."""
+        constants = tuple(self._constants.items())
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        kept = cuda.kept_launch(self.file, constants, name, grid, (block,), 0)
+        self._launches.append((kept, tuple(map(cuda.typed, args))))
 
     def _launch_epoch(self) -> None:
+        for launch, arguments in self._launches:
+            launch(*arguments)
+
+    def _plan_epoch(self) -> None:
         for step, rows in enumerate(self._batches):
             self._launch_step(step, rows.start, rows.stop - rows.start)
         self._launch(

@@ -1,33 +1,41 @@
-"""The linear pass over bytes on tensor cores, in four launches: see linear_pass.cu."""
+"""The linear pass over bytes on tensor cores: in one reading of X where it fits, or in two.
+
+See single_pass.cu (three launches) and linear_pass.cu (four). `WALKS` is where the choice is made.
+"""
 
 from __future__ import annotations
 
-from functools import cache, partial
-from types import SimpleNamespace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import (
-    NULL,
-    VECTOR,
-    Launch,
-    Workspace,
-    ceil_div,
-    null_for_none,
-)
-from gpuclf.kernels.linear_pass.single_on_gpu import single_pass
+from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
+from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, signature
+from gpuclf.kernels.linear_pass import single_on_gpu
+from gpuclf.models.linear import LinearModel
+from gpuclf.samples.standardized import Standardized
+from gpuclf.validation import check_penalty
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
 
-__all__ = ["linear_objective_on_tensor_cores", "linear_pass_on_tensor_cores"]
+__all__ = [
+    "WALKS",
+    "linear_objective_on_tensor_cores",
+    "linear_pass_on_tensor_cores",
+    "repeated_linear_loss",
+]
 
 FILE = "linear_pass.cu"
 CHUNK, GROUP, STRIP, GRADIENT_STAGES = cuda.numbers_in(
     FILE, "CHUNK", "GROUP", "STRIP", "GRADIENT_STAGES"
 )
+# In the order in which they are tried. The record of an acceptance is to decide, which times both
+# ("walks of the linear pass"); until then, the bytes that each takes: linear_pass_on_tensor_cores.
+WALKS = ("once", "backwards")
 MAX_CLASSES = 64
 # Sums are split by these, never by the device at hand, so that all devices give the same bits.
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
@@ -39,42 +47,95 @@ LARGEST_BLOCK = 3 * GROUP  # rows of score_rows' larger block
 
 def linear_pass_on_tensor_cores(
     W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any,
-    precision: str = "float32", models: tuple[int, ...] = (), walk: str = "backwards",
+    precision: str = "float32", models: tuple[int, ...] = (), walks: tuple[str, ...] = WALKS,
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.linear.linear_pass` in two walks: scores, then gradients.
+    """Compute :func:`gpuclf.models.linear.linear_pass` in one reading of X, or in two.
 
-    At "tf32", scores and dW are products of factors with 11 bits: relative errors of some 2e-4,
-    where "float32" has some 3e-7.
+    At "tf32", scores and dW of two readings are products of factors with 11 bits: relative errors
+    of some 2e-4, where "float32", and one reading in any case, has some 3e-7.
 
     Parameters
     ----------
     W, b, samples, y, weights, data_loss, precision, models
         As in :func:`gpuclf.models.linear.linear_pass`.
-    walk : {"backwards", "once"}
-        Two walks, the second from the last row to the first; or only one (single_pass.cu), where
-        that can be. Each has an order of summation of its own, whatever the device.
+    walks : tuple of {"once", "backwards"}
+        The first that fits is taken: one reading of X (single_pass.cu), or two, for the scores and
+        for the gradients, the second from the last row to the first, as the cache may still hold
+        the last rows (linear_pass.cu). Each has an order of summation of its own, whatever the
+        device. The default, `WALKS`, is one reading where it fits, chosen by the bytes of X that
+        come from memory: N D, and 2 N D for two readings, less what the cache still holds. Of
+        50,000 images that is 154 MB beside 307, less at most the 60 MB of an H200's cache. Derived,
+        not measured.
     """
     if models:
         return NotImplemented
-    return _pass(W, b, samples, y, weights, data_loss, precision, walk)
+    return _pass(W, b, samples, y, weights, data_loss, None, precision, walks)
 
 
 def linear_objective_on_tensor_cores(
     W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any, reg: float,
-    precision: str = "float32", walk: str = "backwards",
+    precision: str = "float32", walks: tuple[str, ...] = WALKS,
 ) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.linear.penalized_linear_pass` in the same four launches.
+    """Compute :func:`gpuclf.models.linear.penalized_linear_pass` in the same launches.
 
     The folding of W, the unfolding of dW and the penalty take some fifteen launches of their own
     in the shared body, longer than the two walks over 50,000 images.
     """
-    return _pass(W, b, samples, y, weights, data_loss, precision, walk, reg)
+    return _pass(W, b, samples, y, weights, data_loss, reg, precision, walks)
+
+
+def repeated_linear_loss(
+    model: Any, params: Any, X: Any, y: Any, reg: float, precision: str
+) -> Any:
+    """Compute :meth:`gpuclf.models.model.Model.loss` of a signature that was met before."""
+    W, b = params.get("W"), params.get("b")
+    if b is None and "b" in params:
+        return NotImplemented
+    standardized = X if type(X) is Standardized else None
+    stored = X if standardized is None else X.X
+    key = _key(W, b, stored, standardized, y, None, model.data_loss, True, precision, WALKS)
+    if (plan := kept_plan(key)) is None:
+        return NotImplemented
+    check_penalty(reg)
+    loss, dW, db = plan(W, b, stored, standardized, y, None, reg)
+    return loss.reshape(()), {"W": dW} if b is None else {"W": dW, "b": db}
+
+
+REPEATED[LinearModel] = repeated_linear_loss
+
+
+def _key(
+    W: Any, b: Any, X: Any, standardized: Standardized | None, y: Any, weights: Any, *options: Any
+) -> Any:
+    if standardized is None:
+        arrays = signature(W, b, X, y, weights)
+    else:
+        arrays = signature(W, b, X, y, weights, standardized.mean, standardized.scale)
+    return None if arrays is None else (arrays, options)
 
 
 def _pass(
-    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any, precision: str,
-    walk: str, reg: float | None = None,
+    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any,
+    reg: float | None, precision: str, walks: tuple[str, ...],
 ) -> Any:  # fmt: skip
+    """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
+    X, standardized = samples.stored, samples.standardized
+    arrays = W, b, X, standardized, y, weights
+    plan = kept_plan(
+        _key(*arrays, data_loss, reg is not None, precision, walks),
+        lambda: _plan_of(*arrays, samples, data_loss, precision, walks),
+    )
+    if plan is None:
+        return NotImplemented
+    loss, dW, db = plan(*arrays, reg)
+    return loss.reshape(()), dW, db
+
+
+def _plan_of(
+    W: Any, b: Any, X: Any, standardized: Standardized | None, y: Any, weights: Any,
+    samples: FoldedSamples, data_loss: Any, precision: str, walks: tuple[str, ...],
+) -> Plan | None:  # fmt: skip
+    """Check everything, and choose one reading or two."""
     copy_bytes = cuda.bytes_of_copies(samples, y, (W, b, weights), precision)
     hinge = cuda.hinge_macro(data_loss) if copy_bytes else None
     if not (
@@ -82,21 +143,60 @@ def _pass(
         and W.ndim == 2
         and W.shape[1] <= MAX_CLASSES
         and samples.n_features < 2**31 // MAX_CLASSES
-        and all(x is None or x.ndim == 1 for x in (b, weights))
-    ):
-        return NotImplemented
-    if walk == "once":
-        found = single_pass(W, b, samples, y, weights, data_loss, reg)
-        if found is not NotImplemented:
-            return found
-    return _launch(W, b, samples, y, weights, hinge, precision, copy_bytes, reg)
+        and cuda.have_shapes(
+            (W, (samples.n_features, int(W.shape[1]))), (b, W.shape[1:]),
+            (y, X.shape[:1]), (weights, X.shape[:1]),
+        )
+    ):  # fmt: skip
+        return None
+    moments = cuda.moments(samples)
+    cuda.check_same_device(W=W, b=b, X=X, y=y, weights=weights, **moments)
+    sizes = samples.n_samples, samples.n_features, int(W.shape[1])
+    shared_bytes = cuda.device_limits(W).shared_bytes
+    for walk in walks:
+        plan: Plan | None = None
+        if walk == "backwards":
+            parts = 1 if precision == "tf32" else 2
+            plan = _plan(*sizes, parts, hinge, copy_bytes, shared_bytes)
+        elif copy_bytes == VECTOR:
+            plan = single_on_gpu.plan_of(*sizes, hinge, shared_bytes)
+        if plan is not None:
+            return plan
+    return None
 
 
-@cache
+class TwoReadings(Plan):
+    """Scores and gradients: ``plan(W, b, X, standardized, y, weights, reg) -> [loss, dW, db]``."""
+
+    def queue(
+        self, between: list[Any], results: list[Any], W: Any, b: Any, X: Any,
+        standardized: Standardized | None, y: Any, weights: Any, reg: float | None,
+    ) -> None:  # fmt: skip
+        """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
+        packed, folding, chunk_sums, gradients, unscale, sums, partials = between
+        loss, dW, db = results
+        mean = scale = NULL
+        if reg is None:
+            folding = chunk_sums = NULL
+        elif standardized is not None:
+            mean, scale = standardized.mean, standardized.scale
+        self.pack(W, mean, scale, packed, folding, chunk_sums)
+        self.score(
+            X, packed, null_for_none(b), chunk_sums, cuda.int64_labels(y), null_for_none(weights),
+            gradients, unscale, sums, self.uniform_weight, self.n_samples,
+        )  # fmt: skip
+        self.multiply(X, gradients, unscale, partials, self.n_samples)
+        self.add_up(
+            partials, sums, W, folding, chunk_sums, dW, db, loss, np.float64(reg or 0),
+            self.n_shares, self.n_score_blocks,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=KEPT_PLANS)
 def _plan(
     n_samples: int, n_features: int, n_classes: int, parts: int, hinge: int, copy_bytes: int,
     shared_bytes: int,
-) -> SimpleNamespace | None:  # fmt: skip
+) -> TwoReadings | None:  # fmt: skip
     """Plan buffers and launches; None for too little shared memory or too many columns."""
     tiles, class_tiles = ceil_div(n_classes, 8), ceil_div(n_classes, 16)
     shares_a_tile = parts == 2 and 1 <= n_classes % 8 <= 4
@@ -136,9 +236,8 @@ def _plan(
     gradient_bytes = GRADIENT_STAGES * VECTOR * stage_vectors
     n_groups = n_score_blocks * block_rows // GROUP
     n_sum_blocks = class_tiles * n_strips * 4 + n_classes + 1
-    return SimpleNamespace(
-        constants=constants,
-        workspace=Workspace(
+    return TwoReadings(
+        [
             (n_chunks, weight_vectors, 4, "float32"),
             (n_features, 2, "float32"),
             (n_chunks, n_classes + 1, "float64"),
@@ -146,7 +245,9 @@ def _plan(
             (n_groups, "float32"),
             (n_score_blocks, n_classes + 1, "float64"),
             (n_shares, class_tiles, n_strips, STRIP * 16, "float32"),
-        ),
+        ],
+        [(1, "float64"), (n_features, n_classes, "float32"), (n_classes, "float32")],
+        constants=constants,
         pack=kernel("pack_weights", n_chunks, 256),
         score=kernel(
             "score_rows", n_score_blocks, block_rows // warp_rows * 32, shared_bytes=score_bytes
@@ -160,37 +261,3 @@ def _plan(
         n_shares=np.int32(n_shares),
         n_score_blocks=np.int32(n_score_blocks),
     )
-
-
-def _launch(
-    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, hinge: int, precision: str,
-    copy_bytes: int, reg: float | None,
-) -> Any:  # fmt: skip
-    """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
-    X, n_samples, (n_features, n_classes) = samples.stored, samples.n_samples, W.shape
-    cuda.check_same_device(W=W, b=b, X=X, y=y, weights=weights)
-    plan = _plan(
-        n_samples, n_features, n_classes, 1 if precision == "tf32" else 2,
-        hinge, copy_bytes, cuda.device_limits(W).shared_bytes,
-    )  # fmt: skip
-    if plan is None:
-        return NotImplemented
-    packed, folding, chunk_sums, gradients, unscale, sums, partials = plan.workspace.beside(W)
-    mean = scale = NULL
-    if reg is None:
-        folding = chunk_sums = NULL
-    elif samples.standardized is not None:
-        mean, scale = samples.standardized.mean, samples.standardized.scale
-    plan.pack(W, mean, scale, packed, folding, chunk_sums)
-    plan.score(
-        X, packed, null_for_none(b), chunk_sums, cuda.int64_labels(y), null_for_none(weights),
-        gradients, unscale, sums, plan.uniform_weight, plan.n_samples,
-    )  # fmt: skip
-    plan.multiply(X, gradients, unscale, partials, plan.n_samples)
-    empty = partial(cuda.empty, W)
-    dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype="float64")
-    plan.add_up(
-        partials, sums, W, folding, chunk_sums, dW, db, loss, np.float64(reg or 0), plan.n_shares,
-        plan.n_score_blocks,
-    )  # fmt: skip
-    return loss.reshape(()), dW, db

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
-from math import gcd
-from types import SimpleNamespace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import (
-    NULL,
-    VECTOR,
-    Launch,
-    Workspace,
-    ceil_div,
-    null_for_none,
-)
+from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
+from gpuclf.kernels.building.plans import KEPT_PLANS, Plan
 
 if TYPE_CHECKING:
-    from gpuclf.samples.folding import FoldedSamples
+    from gpuclf.samples.standardized import Standardized
 
-__all__ = ["single_pass"]
+__all__ = ["OneReading", "plan_of"]
 
 FILE = "single_pass.cu"
 WARPS, ROWS, CHUNK, MAX_STRIP, MAX_CLASSES = cuda.numbers_in(
@@ -33,48 +25,45 @@ BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiproces
 STATIC_BYTES = 2048  # at least what the kernel declares apart from its dynamic shared memory
 
 
-def single_pass(
-    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any,
-    reg: float | None = None,
-) -> Any:  # fmt: skip
-    """Compute :func:`gpuclf.models.linear.linear_pass`, or with `reg` penalized_linear_pass.
+class OneReading(Plan):
+    """All in one walk: ``plan(W, b, X, standardized, y, weights, reg) -> [loss, dW, db]``."""
 
-    What :func:`gpuclf.kernels.linear_pass.on_gpu.linear_pass_on_tensor_cores` would decline has
-    been declined before.
-    """
-    X, n_samples, (n_features, n_classes) = samples.stored, samples.n_samples, W.shape
-    cuda.check_same_device(W=W, b=b, X=X, y=y, weights=weights)
-    if gcd(VECTOR, n_features, cuda.address(X)) < VECTOR:
-        return NotImplemented
-    plan = _plan(
-        n_samples, n_features, n_classes, cuda.hinge_macro(data_loss),
-        cuda.device_limits(W).shared_bytes, BLOCKS,
-    )  # fmt: skip
-    if plan is None:
-        return NotImplemented
-    packed, units, folding, strip_sums, partials, sums = plan.workspace.beside(W)
-    mean = scale = NULL
-    if reg is None:
-        folding = strip_sums = NULL
-    elif samples.standardized is not None:
-        mean, scale = samples.standardized.mean, samples.standardized.scale
-    plan.pack(W, mean, scale, packed, units, folding, strip_sums)
-    plan.walk(
-        X, packed, units, null_for_none(b), strip_sums, cuda.int64_labels(y),
-        null_for_none(weights), partials, sums, plan.uniform_weight, plan.n_samples,
-    )  # fmt: skip
-    empty = partial(cuda.empty, W)
-    dW, db, loss = empty(n_features, n_classes), empty(n_classes), empty(1, dtype="float64")
-    plan.add_up(
-        partials, sums, W, folding, strip_sums, dW, db, loss, np.float64(reg or 0), plan.n_blocks
-    )  # fmt: skip
-    return loss.reshape(()), dW, db
+    def queue(
+        self, between: list[Any], results: list[Any], W: Any, b: Any, X: Any,
+        standardized: Standardized | None, y: Any, weights: Any, reg: float | None,
+    ) -> None:  # fmt: skip
+        """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
+        packed, units, folding, strip_sums, partials, sums = between
+        loss, dW, db = results
+        mean = scale = NULL
+        if reg is None:
+            folding = strip_sums = NULL
+        elif standardized is not None:
+            mean, scale = standardized.mean, standardized.scale
+        self.pack(W, mean, scale, packed, units, folding, strip_sums)
+        self.walk(
+            X, packed, units, null_for_none(b), strip_sums, cuda.int64_labels(y),
+            null_for_none(weights), partials, sums, self.uniform_weight, self.n_samples,
+        )  # fmt: skip
+        self.add_up(
+            partials, sums, W, folding, strip_sums, dW, db, loss, np.float64(reg or 0),
+            self.n_blocks,
+        )  # fmt: skip
 
 
-@cache
+def plan_of(
+    n_samples: int, n_features: int, n_classes: int, hinge: int, shared_bytes: int
+) -> OneReading | None:
+    """Plan the pass over samples in whole vectors; None for what one reading does not fit."""
+    if n_features % VECTOR:
+        return None
+    return _plan(n_samples, n_features, n_classes, hinge, shared_bytes, BLOCKS)
+
+
+@lru_cache(maxsize=KEPT_PLANS)
 def _plan(
     n_samples: int, n_features: int, n_classes: int, hinge: int, shared_bytes: int, most_blocks: int
-) -> SimpleNamespace | None:
+) -> OneReading | None:
     """Plan buffers and launches; None for what registers or shared memory do not hold."""
     n_chunks = ceil_div(n_features, WARPS * CHUNK)
     full, rest = divmod(n_classes, 4)
@@ -91,15 +80,16 @@ def _plan(
     n_sums = WARPS * n_chunks * (CHUNK // 16) * 2 * lane_classes * 32
     n_blocks = min(most_blocks, ceil_div(n_samples, ROWS))
     ring_bytes = ring * WARPS * ROWS * CHUNK
-    return SimpleNamespace(
-        workspace=Workspace(
+    return OneReading(
+        [
             (WARPS * n_chunks, columns, CHUNK, "int8"),
             (WARPS, n_classes, "float32"),
             (n_features, 2, "float32"),
             (WARPS, n_classes, 2, "float64"),
             (n_blocks, n_sums, "float32"),
             (n_blocks, n_classes + 1, "float64"),
-        ),
+        ],
+        [(1, "float64"), (n_features, n_classes, "float32"), (n_classes, "float32")],
         pack=kernel("pack_digits", (WARPS, n_classes), 128),
         walk=kernel("walk_tiles", n_blocks, 32 * WARPS, shared_bytes=fixed_bytes + ring_bytes),
         add_up=kernel("sum_tiles", n_sums // 64 + 1, 256),

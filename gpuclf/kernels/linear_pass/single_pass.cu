@@ -13,8 +13,9 @@
 //
 // Numbers. Tensor cores multiply bytes exactly: X - 128 by W' and by G as whole numbers of 24 bits,
 // in three digits of 8 bits each, -128 to 127. The units are powers of two, one for each class and
-// strip of W', one for each tile of G; what is lost is 2^-24 of the largest number that shares the
-// unit. What is taken from b, and db, are sums of the same whole numbers, so that nothing is left
+// strip of W', one for each tile of G, there times the weight that all rows have; what is lost is
+// 2^-24 of the largest number that shares the unit, and of hinges without weights of their own
+// nothing. What is taken from b, and db, are sums of the same whole numbers, so that nothing is left
 // where they cancel with the products. Sums of digits are exact in 32 bits; what is left to floats
 // is to add 8 strips for a score, and the tiles of a block, then the blocks, for dW'. Their orders
 // and the number of blocks do not depend on the device, nor does anything that tensor cores do:
@@ -346,7 +347,9 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
         const bool exists = row < n_samples;
         const long long known = exists ? labels[row] : 0;
         const int label = known >= 0 && known < CLASSES ? static_cast<int>(known) : -1;
-        const float weight = !exists ? 0.0f : sample_weight ? sample_weight[row] : uniform_weight;
+        // A weight that all rows have goes into the unit: of hinges, whole numbers are left.
+        const float weight = !exists ? 0.0f : sample_weight ? sample_weight[row] : 1.0f;
+        const float common = sample_weight ? 1.0f : uniform_weight;
         __syncthreads();
 
         float values[ROW_CLASSES];
@@ -361,7 +364,7 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
         }
         const float loss = row_loss<ROW_LANES, CLASSES, HINGE>(
             values, label, [&](int i) { return row_member + ROW_LANES * i; });
-        if (exists && row_member == 0) loss_sum += loss * weight;
+        if (exists && row_member == 0) loss_sum += loss * (weight * common);
         unsigned largest = 0;
 #pragma unroll
         for (int i = 0; i < ROW_CLASSES; ++i) {
@@ -374,6 +377,7 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
 
         for (int i = 0; i < WARPS; ++i) largest = max(largest, maxima[i]);
         const Unit scaling = unit_of(largest);
+        const float unit = scaling.unit * common;
         // The transposed loads give a lane rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9 in this order.
         const int digit_row = tile_row / 16 * 16 + tile_row % 8 / 2 * 4 + tile_row / 8 % 2 * 2
             + tile_row % 2;
@@ -383,7 +387,7 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
             if (column >= CLASSES) continue;
             const int number = __float2int_rn(values[i] * scaling.enlargement);
             const unsigned digits = digits_from_number(number);
-            column_sums[i] += static_cast<float>(number) * scaling.unit;
+            column_sums[i] += static_cast<double>(number) * unit;
             for (int digit = 0; digit < digits_of(column); ++digit)
                 digits_G[digit_column(column, digit) * ROWS + digit_row] =
                     digit < 3 ? digits >> 8 * (2 - digit) : 0;
@@ -400,7 +404,7 @@ walk_tiles(const unsigned char* __restrict__ X, const uint4* __restrict__ packed
         float tile_units[LANE_CLASSES];
 #pragma unroll
         for (int i = 0; i < LANE_CLASSES; ++i)
-            tile_units[i] = scaling.unit * share_factor(i, member);
+            tile_units[i] = unit * share_factor(i, member);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
             const int place = first_place + chunk - (first_place + chunk < RING ? 0 : RING);

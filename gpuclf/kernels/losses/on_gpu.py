@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from gpuclf.arrays import array_namespace
-from gpuclf.kernels.building.cuda import ceil_div, contiguous, empty, launch
+from gpuclf.kernels.building.cuda import NULL, Launch, ceil_div, contiguous
+from gpuclf.kernels.building.plans import Plan, kept_plan, signature
 
 __all__ = ["fused_multiclass_hinge", "fused_softmax_cross_entropy"]
 
@@ -34,10 +36,39 @@ def fused_multiclass_hinge(
     return _loss("multiclass_hinge", scores, labels, sample_weight, margin)
 
 
+class TwoLaunches(Plan):
+    """``plan(scores, labels, weights) -> [loss, dscores]``."""
+
+    def queue(
+        self, between: list[Any], results: list[Any], scores: Any, labels: Any, weights: Any
+    ) -> None:
+        """Launch the kernels."""
+        (partials,), (losses, gradient) = between, results
+        weights = NULL if weights is None else contiguous(weights)
+        self.of_rows(
+            contiguous(scores), contiguous(labels), weights, self.weights_of_a_model, gradient,
+            partials, self.n_samples, self.n_classes, *self.options,
+        )  # fmt: skip
+        self.add_up(partials, losses, self.n_blocks, self.divisor)
+
+
 def _loss(name: str, scores: Any, labels: Any, weights: Any, *options: float) -> Any:
-    xp = array_namespace(scores=scores, labels=labels, sample_weight=weights)
-    if not _fits(scores, labels, weights):
+    arrays = signature(scores, labels, weights)
+    plan = kept_plan(
+        None if arrays is None else (name, arrays, options),
+        lambda: _plan(name, scores, labels, weights, *options),
+    )
+    if plan is None:
         return NotImplemented
+    losses, gradient = plan(scores, labels, weights)
+    return losses.reshape(scores.shape[:-2]), gradient
+
+
+def _plan(name: str, scores: Any, labels: Any, weights: Any, *options: float) -> TwoLaunches | None:
+    """Check everything."""
+    array_namespace(scores=scores, labels=labels, sample_weight=weights)  # of one device
+    if not _fits(scores, labels, weights):
+        return None
     *models, n_samples, n_classes = scores.shape
     n_models = prod(models)
     lanes = min(32, 1 << (n_classes - 1).bit_length())
@@ -48,21 +79,20 @@ def _loss(name: str, scores: Any, labels: Any, weights: Any, *options: float) ->
         "LANES": lanes,
         "THREADS": THREADS,
     }
-    gradient = empty(scores, *scores.shape, dtype=scores.dtype.name)
-    partials = empty(scores, n_models, n_blocks, dtype="float64")
-    losses = empty(scores, n_models, dtype="float64")
     weights_of_a_model = n_samples if weights is not None and weights.ndim > 1 else 0
-    launch(
-        "losses.cu", constants, name, (n_blocks, n_models), THREADS, contiguous(scores),
-        contiguous(labels), None if weights is None else contiguous(weights),
-        np.int64(weights_of_a_model), gradient, partials, n_samples, n_classes,
-        *(scores.dtype.type(option) for option in options),
-    )  # fmt: skip
-    divisor = np.float64(n_samples if weights is None else 1)
-    launch(
-        "losses.cu", constants, "add_partials", n_models, 32, partials, losses, n_blocks, divisor
+    kernel = partial(Launch, "losses.cu", constants)
+    return TwoLaunches(
+        [(n_models, n_blocks, "float64")],
+        [(n_models, "float64"), (*scores.shape, scores.dtype.name)],
+        of_rows=kernel(name, (n_blocks, n_models), THREADS),
+        add_up=kernel("add_partials", n_models, 32),
+        weights_of_a_model=np.int64(weights_of_a_model),
+        n_samples=np.int32(n_samples),
+        n_classes=np.int32(n_classes),
+        options=[scores.dtype.type(option) for option in options],
+        n_blocks=np.int32(n_blocks),
+        divisor=np.float64(n_samples if weights is None else 1),
     )
-    return xp.reshape(losses, tuple(models)), gradient
 
 
 def _fits(scores: Any, labels: Any, weights: Any) -> bool:

@@ -9,6 +9,7 @@ takes what it compiled before as long as the file of the outermost function has 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.cpython.unsafe.numbers import trailing_zeros
-from numba.extending import intrinsic
 
-from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
+from gpuclf.kernels.building.emission import I32, I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled, processor_features
 
 __all__ = [
@@ -105,59 +105,59 @@ def _as_f64(builder: Any, value: Any, kind: Any, count: int = 0) -> Any:
     return builder.fmul(builder.fpext(small, of(F64)), constant(F64, 2.0**112))
 
 
-@intrinsic
-def _number(typing_context: Any, x: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _as_f64(builder, values[0], signature.args[0])
+def _double(*_: Any) -> Any:
+    """Return the type that distances are settled in: see :func:`emitted`."""
+    return types.float64
 
-    return types.float64(x), generate
+
+def _item(X: Any, *_: Any) -> Any:
+    """Return the type of an array's items."""
+    return X.dtype
+
+
+@partial(emitted, returns=_double)
+def _number(code: Code, X: Any, row: Any, d: Any) -> Any:
+    """Return ``X[row, d]`` in float64."""
+    item_bytes = X.dtype.bitwidth // 8
+    value = code.load(code.at(X.row(row), code.times(d, item_bytes)), X.item, item_bytes)
+    return _as_f64(code.builder, value, X.dtype)
 
 
 def _sum_of_differences(absolute: bool) -> Any:
     """Return a function: the sum over d of a function of ``A[i, d] - B[j, d] * multiplier``."""
 
-    @intrinsic
-    def total(typing_context: Any, A: Any, i: Any, B: Any, j: Any, multiplier: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            code, lanes = Code(builder), 8
-            kinds = signature.args[0], signature.args[2]
-            a, b = (
-                Array(context, builder, kind, value)
-                for kind, value in zip(kinds, (values[0], values[2]), strict=True)
-            )
-            starts = [
-                builder.bitcast(array.row(row), array.item.as_pointer())
-                for array, row in ((a, values[1]), (b, values[3]))
-            ]
-            wide = ir.VectorType(F64, lanes)
-            sums = [
-                cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for kind in (wide, F64)
-            ]
+    @partial(emitted, returns=_double)
+    def total(code: Code, A: Any, i: Any, B: Any, j: Any, multiplier: Any) -> Any:
+        builder, lanes = code.builder, 8
+        starts = [
+            builder.bitcast(array.row(row), array.item.as_pointer())
+            for array, row in ((A, i), (B, j))
+        ]
+        wide = ir.VectorType(F64, lanes)
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for kind in (wide, F64)]
 
-            def add(d: Any, count: int) -> None:
-                numbers = []
-                for start, array in zip(starts, (a, b), strict=True):
-                    kind = ir.VectorType(array.item, count) if count else array.item
-                    align = array.dtype.bitwidth // 8
-                    value = code.load(builder.gep(start, [d]), kind, align)
-                    numbers.append(_as_f64(builder, value, array.dtype, count))
-                factor = code.everywhere(values[4], wide) if count else values[4]
-                difference = builder.fsub(numbers[0], builder.fmul(numbers[1], factor))
-                place = sums[0 if count else 1]
-                builder.store(_added(code, difference, builder.load(place), absolute), place)
+        def add(d: Any, count: int) -> None:
+            numbers = []
+            for start, array in zip(starts, (A, B), strict=True):
+                kind = ir.VectorType(array.item, count) if count else array.item
+                align = array.dtype.bitwidth // 8
+                value = code.load(builder.gep(start, [d]), kind, align)
+                numbers.append(_as_f64(builder, value, array.dtype, count))
+            factor = code.everywhere(multiplier, wide) if count else multiplier
+            difference = builder.fsub(numbers[0], builder.fmul(numbers[1], factor))
+            place = sums[0 if count else 1]
+            builder.store(_added(code, difference, builder.load(place), absolute), place)
 
-            n = a.length(1)
-            whole = builder.and_(n, I64(-lanes))
-            with cgutils.for_range_slice(builder, I64(0), whole, I64(lanes)) as (d, _):
-                add(d, lanes)
-            with cgutils.for_range_slice(builder, whole, n, I64(1)) as (d, _):
-                add(d, 0)
-            reduce = f"llvm.vector.reduce.fadd.v{lanes}f64"
-            return code.call(
-                reduce, F64, builder.load(sums[1]), builder.load(sums[0]), fastmath=("reassoc",)
-            )
-
-        return types.float64(A, types.intp, B, types.intp, types.float64), generate
+        n = A.length(1)
+        whole = builder.and_(n, I64(-lanes))
+        with cgutils.for_range_slice(builder, I64(0), whole, I64(lanes)) as (d, _):
+            add(d, lanes)
+        with cgutils.for_range_slice(builder, whole, n, I64(1)) as (d, _):
+            add(d, 0)
+        reduce = f"llvm.vector.reduce.fadd.v{lanes}f64"
+        return code.call(
+            reduce, F64, builder.load(sums[1]), builder.load(sums[0]), fastmath=("reassoc",)
+        )
 
     return total
 
@@ -176,24 +176,25 @@ def _added(code: Code, difference: Any, total: Any, absolute: bool) -> Any:
 _squares, _absolutes = _sum_of_differences(False), _sum_of_differences(True)
 
 
-@intrinsic
-def _below(typing_context: Any, C: Any, at: Any, low: Any, first: Any, threshold: Any) -> Any:
+def _as_items(code: Code, number: Any, array: Any, count: int) -> Any:
+    """Return a vector of a float, in the type of an array's items."""
+    if array.item == F32:  # which it was before it was given in 64 bits
+        number = code.builder.fptrunc(number, F32)
+    return code.everywhere(number, ir.VectorType(array.item, count))
+
+
+@partial(emitted, returns=lambda *_: types.uint64)
+def _below(code: Code, C: Any, at: Any, low: Any, first: Any, threshold: Any) -> Any:
     """Return a bit for each of STRIPE columns: whether ``C + low`` is below the threshold."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        code = Code(builder)
-        arrays = [Array(context, builder, signature.args[p], values[p]) for p in (0, 2)]
-        vector = ir.VectorType(arrays[0].item, STRIPE)
-        align = C.dtype.bitwidth // 8
-        parts = [
-            code.load(code.at(array, code.times(start, align)), vector, align)
-            for array, start in zip(arrays, (values[1], values[3]), strict=True)
-        ]
-        everywhere = code.everywhere(values[4], vector)
-        below = builder.fcmp_ordered("<", builder.fadd(*parts), everywhere)
-        return builder.bitcast(below, ir.IntType(STRIPE))
-
-    return types.uint64(C, types.intp, low, types.intp, C.dtype), generate
+    builder, vector = code.builder, ir.VectorType(C.item, STRIPE)
+    align = C.dtype.bitwidth // 8
+    parts = [
+        code.load(code.at(array, code.times(start, align)), vector, align)
+        for array, start in ((C, at), (low, first))
+    ]
+    everywhere = _as_items(code, threshold, C, STRIPE)
+    below = builder.fcmp_ordered("<", builder.fadd(*parts), everywhere)
+    return builder.bitcast(below, ir.IntType(STRIPE))
 
 
 def _over_vectors(what: str) -> Any:
@@ -202,48 +203,41 @@ def _over_vectors(what: str) -> Any:
     Whole vectors are read: what lies behind must be infinite.
     """
 
-    @intrinsic
-    def found(typing_context: Any, X: Any, row: Any, n: Any, y: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            code, array = Code(builder), Array(context, builder, signature.args[0], values[0])
-            start = builder.bitcast(array.row(values[1]), array.item.as_pointer())
-            vector = ir.VectorType(array.item, LANES)
-            integer = I32 if array.item == F32 else I64
-            counts = ir.VectorType(integer, LANES)
-            infinity = ir.Constant(vector, [float("inf")] * LANES)
-            first = {
-                "least": infinity,
-                "most": ir.Constant(vector, [float("-inf")] * LANES),
-                "below": ir.Constant(counts, None),
-            }[what]
-            total = cgutils.alloca_once_value(builder, first)
-            with cgutils.for_range_slice(builder, I64(0), values[2], I64(LANES)) as (p, _):
-                x = code.load(builder.gep(start, [p]), vector, array.dtype.bitwidth // 8)
-                so_far = builder.load(total)
-                if what == "below":
-                    below = builder.fcmp_ordered("<", x, code.everywhere(values[3], vector))
-                    new = builder.sub(so_far, builder.sext(below, counts))
-                elif what == "least":
-                    new = builder.select(builder.fcmp_ordered("<", x, so_far), x, so_far)
-                else:
-                    more = builder.fcmp_ordered(">", x, so_far)
-                    bound = code.everywhere(values[3], vector)
-                    more = builder.and_(more, builder.fcmp_ordered("<", x, bound))
-                    new = builder.select(more, x, so_far)
-                builder.store(new, total)
-            bits = 32 if array.item == F32 else 64
+    @partial(emitted, returns=(lambda *_: types.int64) if what == "below" else _item)
+    def found(code: Code, X: Any, row: Any, n: Any, y: Any) -> Any:
+        builder = code.builder
+        start = builder.bitcast(X.row(row), X.item.as_pointer())
+        vector = ir.VectorType(X.item, LANES)
+        integer = I32 if X.item == F32 else I64
+        counts = ir.VectorType(integer, LANES)
+        bound = _as_items(code, y, X, LANES)
+        first = {
+            "least": ir.Constant(vector, [float("inf")] * LANES),
+            "most": ir.Constant(vector, [float("-inf")] * LANES),
+            "below": ir.Constant(counts, None),
+        }[what]
+        total = cgutils.alloca_once_value(builder, first)
+        with cgutils.for_range_slice(builder, I64(0), n, I64(LANES)) as (p, _):
+            x = code.load(builder.gep(start, [p]), vector, X.dtype.bitwidth // 8)
+            so_far = builder.load(total)
             if what == "below":
-                sums = code.call(
-                    f"llvm.vector.reduce.add.v{LANES}i{bits}", integer, builder.load(total)
-                )
-                return sums if bits == 64 else builder.zext(sums, I64)
-            name = {"least": "fmin", "most": "fmax"}[what]
-            return code.call(
-                f"llvm.vector.reduce.{name}.v{LANES}f{bits}", array.item, builder.load(total)
+                below = builder.fcmp_ordered("<", x, bound)
+                new = builder.sub(so_far, builder.sext(below, counts))
+            elif what == "least":
+                new = builder.select(builder.fcmp_ordered("<", x, so_far), x, so_far)
+            else:
+                more = builder.fcmp_ordered(">", x, so_far)
+                more = builder.and_(more, builder.fcmp_ordered("<", x, bound))
+                new = builder.select(more, x, so_far)
+            builder.store(new, total)
+        bits = 32 if X.item == F32 else 64
+        if what == "below":
+            sums = code.call(
+                f"llvm.vector.reduce.add.v{LANES}i{bits}", integer, builder.load(total)
             )
-
-        result = types.int64 if what == "below" else X.dtype
-        return result(X, types.intp, types.intp, X.dtype), generate
+            return sums if bits == 64 else builder.zext(sums, I64)
+        name = {"least": "fmin", "most": "fmax"}[what]
+        return code.call(f"llvm.vector.reduce.{name}.v{LANES}f{bits}", X.item, builder.load(total))
 
     return found
 
@@ -313,7 +307,7 @@ def centred(
     for i in range(n):
         multiplier = multipliers[first + i if len(multipliers) > 1 else 0]
         for d in range(X.shape[1]):
-            out[i, d] = _number(X[first + i, d]) * multiplier - centre[d]
+            out[i, d] = _number(X, first + i, d) * multiplier - centre[d]
         if absolute:
             norms[i] = _absolutes(nothing, 0, out, i, 1.0)
         else:

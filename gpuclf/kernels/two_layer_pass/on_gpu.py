@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
-from types import SimpleNamespace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import (
-    NULL,
-    VECTOR,
-    Launch,
-    Workspace,
-    ceil_div,
-    null_for_none,
-)
+from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
+from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, signature
 from gpuclf.losses import softmax_cross_entropy
+from gpuclf.models.two_layer import TwoLayerNet
+from gpuclf.samples.standardized import Standardized
+from gpuclf.validation import check_penalty
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
 
-__all__ = ["two_layer_pass_on_tensor_cores"]
+__all__ = ["repeated_two_layer_loss", "two_layer_pass_on_tensor_cores"]
 
 FILE = "two_layer_pass.cu"
 CHUNK, GROUP, STRIP, GRADIENT_STAGES, MAX_TILES, MAX_CLASSES = cuda.numbers_in(
     FILE, "CHUNK", "GROUP", "STRIP", "GRADIENT_STAGES", "MAX_TILES", "MAX_CLASSES"
 )
+NAMES = tuple(TwoLayerNet.axes)
 MAX_HIDDEN = 512
 # Sums are split by these, never by the device at hand, so that all devices give the same bits.
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
@@ -46,53 +44,110 @@ def two_layer_pass_on_tensor_cores(
     At "tf32", the products with X are those of factors with 11 bits: relative errors of some 2e-4,
     where "float32" has some 3e-7.
     """
-    copy_bytes = cuda.bytes_of_copies(samples, y, (W1, b1, W2, b2, sample_weight), precision)
+    if hidden_mask is not None:
+        return NotImplemented
+    X, standardized = samples.stored, samples.standardized
+    arrays = W1, b1, W2, b2, X, standardized, y, sample_weight
+    plan = kept_plan(
+        _key(*arrays, data_loss, precision),
+        lambda: _plan_of(*arrays, samples, data_loss, precision),
+    )
+    if plan is None:
+        return NotImplemented
+    loss, *gradients = plan(*arrays, reg)
+    return loss.reshape(()), *gradients
+
+
+def repeated_two_layer_loss(
+    model: Any, params: Any, X: Any, y: Any, reg: float, precision: str
+) -> Any:
+    """Compute :meth:`gpuclf.models.model.Model.loss` of a signature that was met before."""
+    W1, b1, W2, b2 = given = [params.get(name) for name in NAMES]
+    standardized = X if type(X) is Standardized else None
+    stored = X if standardized is None else X.X
+    key = _key(W1, b1, W2, b2, stored, standardized, y, None, model.data_loss, precision)
+    if (plan := kept_plan(key)) is None:
+        return NotImplemented
+    check_penalty(reg)
+    loss, *gradients = plan(*given, stored, standardized, y, None, reg)
+    return loss.reshape(()), dict(zip(NAMES, gradients, strict=True))
+
+
+REPEATED[TwoLayerNet] = repeated_two_layer_loss
+
+
+def _key(
+    W1: Any, b1: Any, W2: Any, b2: Any, X: Any, standardized: Standardized | None, y: Any,
+    weights: Any, *options: Any,
+) -> Any:  # fmt: skip
+    if standardized is None:
+        arrays = signature(W1, b1, W2, b2, X, y, weights)
+    else:
+        given = W1, b1, W2, b2, X, y, weights
+        arrays = signature(*given, standardized.mean, standardized.scale)
+    return None if arrays is None else (arrays, options)
+
+
+def _plan_of(
+    W1: Any, b1: Any, W2: Any, b2: Any, X: Any, standardized: Standardized | None, y: Any,
+    weights: Any, samples: FoldedSamples, data_loss: Any, precision: str,
+) -> SixLaunches | None:  # fmt: skip
+    """Check everything."""
+    copy_bytes = cuda.bytes_of_copies(samples, y, (W1, b1, W2, b2, weights), precision)
     if not (
         copy_bytes
-        and hidden_mask is None
         and cuda.hinge_macro(data_loss) == 0
-        and W1.ndim == 2
+        and W1.ndim == W2.ndim == 2
         and W1.shape[1] <= MAX_HIDDEN
         and W2.shape[1] <= MAX_CLASSES
         and samples.n_features < 2**31 // MAX_HIDDEN
-        and (sample_weight is None or sample_weight.ndim == 1)
-    ):
-        return NotImplemented
-    X, n_samples, (n_features, n_hidden) = samples.stored, samples.n_samples, W1.shape
-    cuda.check_same_device(W1=W1, b1=b1, W2=W2, b2=b2, X=X, y=y, sample_weight=sample_weight)
-    plan = _plan(
-        n_samples, n_features, n_hidden, int(W2.shape[1]), 1 if precision == "tf32" else 2,
-        copy_bytes, cuda.device_limits(W1).shared_bytes,
+        and cuda.have_shapes(
+            (W1, (samples.n_features, int(W1.shape[1]))), (b1, W1.shape[1:]),
+            (W2, (int(W1.shape[1]), int(W2.shape[1]))), (b2, W2.shape[1:]),
+            (y, X.shape[:1]), (weights, X.shape[:1]),
+        )
+    ):  # fmt: skip
+        return None
+    params = dict(zip(NAMES, (W1, b1, W2, b2), strict=True))
+    cuda.check_same_device(**params, X=X, y=y, sample_weight=weights, **cuda.moments(samples))
+    return _plan(
+        samples.n_samples, samples.n_features, int(W1.shape[1]), int(W2.shape[1]),
+        1 if precision == "tf32" else 2, copy_bytes, cuda.device_limits(W1).shared_bytes,
     )  # fmt: skip
-    if plan is None:
-        return NotImplemented
-    packed, folding, moved, squares, hidden, gradients, small_sums, losses, partials = (
-        plan.workspace.beside(W1)
-    )
-    mean = scale = NULL
-    if samples.standardized is not None:
-        mean, scale = samples.standardized.mean, samples.standardized.scale
-    plan.pack(W1, mean, scale, packed, folding, moved, squares)
-    plan.project(X, packed, b1, moved, hidden, plan.n_samples)
-    plan.second(
-        hidden, cuda.int64_labels(y), null_for_none(sample_weight), W2, b2, gradients, small_sums,
-        losses, plan.uniform_weight, plan.n_samples,
-    )  # fmt: skip
-    plan.multiply(X, gradients, partials, plan.n_samples)
-    dW1, db1, dW2, db2 = (cuda.empty(W1, *p.shape) for p in (W1, b1, W2, b2))
-    loss, penalty = cuda.empty(W1, 1, dtype="float64"), np.float64(reg)
-    plan.sum_groups(
-        small_sums, losses, squares, W2, dW2, db1, db2, loss, penalty, plan.n_groups
-    )  # fmt: skip
-    plan.sum_partials(partials, W1, folding, db1, dW1, penalty, plan.n_shares)
-    return loss.reshape(()), dW1, db1, dW2, db2
 
 
-@cache
+class SixLaunches(Plan):
+    """``plan(W1, b1, W2, b2, X, standardized, y, weights, reg) -> [loss, dW1, db1, dW2, db2]``."""
+
+    def queue(
+        self, between: list[Any], results: list[Any], W1: Any, b1: Any, W2: Any, b2: Any, X: Any,
+        standardized: Standardized | None, y: Any, weights: Any, reg: float,
+    ) -> None:  # fmt: skip
+        """Launch the kernels."""
+        packed, folding, moved, squares, hidden, gradients, small_sums, losses, partials = between
+        loss, dW1, db1, dW2, db2 = results
+        mean = scale = NULL
+        if standardized is not None:
+            mean, scale = standardized.mean, standardized.scale
+        self.pack(W1, mean, scale, packed, folding, moved, squares)
+        self.project(X, packed, b1, moved, hidden, self.n_samples)
+        self.second(
+            hidden, cuda.int64_labels(y), null_for_none(weights), W2, b2, gradients, small_sums,
+            losses, self.uniform_weight, self.n_samples,
+        )  # fmt: skip
+        self.multiply(X, gradients, partials, self.n_samples)
+        penalty = np.float64(reg)
+        self.sum_groups(
+            small_sums, losses, squares, W2, dW2, db1, db2, loss, penalty, self.n_groups
+        )
+        self.sum_partials(partials, W1, folding, db1, dW1, penalty, self.n_shares)
+
+
+@lru_cache(maxsize=KEPT_PLANS)
 def _plan(
     n_samples: int, n_features: int, n_hidden: int, n_classes: int, parts: int, copy_bytes: int,
     shared_bytes: int,
-) -> SimpleNamespace | None:  # fmt: skip
+) -> SixLaunches | None:  # fmt: skip
     """Plan buffers and launches; None for too little shared memory or too many columns."""
     all_tiles = ceil_div(n_hidden, 8)
     unit_blocks = ceil_div(all_tiles, MAX_TILES)
@@ -135,9 +190,8 @@ def _plan(
     n_small = n_hidden * n_classes + n_hidden + n_classes
     gradient_bytes = GRADIENT_STAGES * (GROUP * STRIP * strips + VECTOR * vectors)
     n_row_blocks = unit_blocks * ceil_div(n_samples, block_rows)
-    return SimpleNamespace(
-        constants=constants,
-        workspace=Workspace(
+    return SixLaunches(
+        [
             (unit_blocks, n_chunks, vectors, 4, "float32"),
             (n_features, 2, "float32"),
             (n_chunks, n_hidden, "float64"),
@@ -147,7 +201,15 @@ def _plan(
             (n_groups, n_small, "float32"),
             (n_groups, "float64"),
             (n_shares, n_features, pitch, "float32"),
-        ),
+        ],
+        [
+            (1, "float64"),
+            (n_features, n_hidden, "float32"),
+            (n_hidden, "float32"),
+            (n_hidden, n_classes, "float32"),
+            (n_classes, "float32"),
+        ],
+        constants=constants,
         pack=kernel("pack_weights", (n_chunks, unit_blocks), 256),
         project=kernel("project_rows", n_row_blocks, block_rows, shared_bytes=stages * stage_bytes),
         second=kernel("second_layer", n_groups, 256, shared_bytes=4 * second_floats),
