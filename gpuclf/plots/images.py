@@ -72,7 +72,7 @@ def plot_templates(
             f"{len(class_names)}"
         )
     templates = [stretched(template) for template in W.T.astype(np.float64)]
-    titles = list(class_names or ())
+    titles = [] if class_names is None else [str(name) for name in class_names]
     what = "templates" if class_names is None else "class templates"
     return _draw_grid(as_pictures(np.stack(templates), image_shape), titles, what, ax)
 
