@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ extensions = [
 exclude_patterns = ["_build", "notebooks", "**/*.ipynb", "**/*.py"]
 templates_path = ["_templates"]
 default_role = "literal"  # a single backtick means code, in examples and docstrings alike
-nitpicky = False
+suppress_warnings = ["toc.empty_glob"]  # pages that may or may not be there
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -122,6 +123,12 @@ html_show_sourcelink = False
 html_copy_source = False
 
 
+def point_to_gallery(app, path, parent, content):
+    """Let the links of included files lead to the examples' pages."""
+    content[0] = re.sub(r"\]\(examples/(\w+)\.py\)", r"](gallery/\1.rst)", content[0])
+
+
 def setup(app):
     """Register what is ours."""
+    app.connect("include-read", point_to_gallery)
     app.connect("autodoc-skip-member", skip)

@@ -36,7 +36,7 @@ def import_pyplot() -> Any:
         from matplotlib import pyplot
     except ImportError:
         raise ImportError(
-            "pictures need matplotlib, which is not installed: pip install 'gpuclf[plots]'"
+            "pictures need matplotlib, which is not installed: pip install matplotlib"
         ) from None
     return pyplot
 
