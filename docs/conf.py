@@ -33,7 +33,6 @@ extensions = [
 exclude_patterns = ["_build", "notebooks", "**/*.ipynb", "**/*.py"]
 templates_path = ["_templates"]
 default_role = "literal"  # a single backtick means code, in examples and docstrings alike
-suppress_warnings = ["toc.empty_glob"]  # pages that may or may not be there
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -128,7 +127,18 @@ def point_to_gallery(app, path, parent, content):
     content[0] = re.sub(r"\]\(examples/(\w+)\.py\)", r"](gallery/\1.rst)", content[0])
 
 
+def drop_missing(app, page, content):
+    """Leave out of the table of contents what is not written yet."""
+    missing = {name for name in OPTIONAL if not (ROOT / "docs" / f"{name}.md").exists()}
+    lines = content[0].split("\n")
+    content[0] = "\n".join(line for line in lines if line not in missing)
+
+
+OPTIONAL = ("accuracy", "errors", "following", "scaling")
+
+
 def setup(app):
     """Register what is ours."""
+    app.connect("source-read", drop_missing)
     app.connect("include-read", point_to_gallery)
     app.connect("autodoc-skip-member", skip)
