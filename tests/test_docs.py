@@ -7,7 +7,9 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import gpuclf
@@ -73,6 +75,39 @@ def test_the_page_does_what_it_shows(page, commands):
     if page.stem == "own_images":
         pytest.importorskip("PIL", reason="Pillow is not installed")
     run_page(page.read_text(encoding="utf-8"), page.name, commands)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    X, y = gpuclf.datasets.make_synthetic(400, seed=0)
+    few = SimpleNamespace(X_train=X[:300], y_train=y[:300], X_test=X[300:], y_test=y[300:])
+    monkeypatch.setattr(gpuclf.datasets, "load_cifar10", lambda: few)
+    names = {}
+    for block in blocks[:2]:
+        exec(block.replace('"cupy"', '"numpy"'), names)
+    assert "'learning_rate'" in capsys.readouterr().out
+    rng = np.random.default_rng(0)
+    sizes = {"W1": (3072, 4), "b1": (4,), "W2": (4, 10), "b2": (10,)}
+    names |= {
+        "reg": 0.1,
+        "W": np.zeros((3072, 10)),
+        "X": X.astype(np.float64),
+        "y": y,
+        "params": {name: rng.standard_normal(size) for name, size in sizes.items()},
+        "A": X[:5],
+        "B": X,
+        "y_train": y,
+        "f": lambda x: np.sum(x * x),
+        "x": np.ones(3),
+        "gradient": 2 * np.ones(3),
+        "X_uint8": X,
+        "images": X[:5],
+    }
+    exec(blocks[2], names)
+    assert names["result"].passed
+    assert len(blocks) == 3
 
 
 def test_a_page_that_shows_something_else_fails(commands):
