@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from docutils.nodes import SkipNode  # noqa: E402
+from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
 from gallery_options import with_little_data  # noqa: E402
 
 import gpuclf  # noqa: E402
@@ -98,6 +100,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "backreferences_dir": "reference/backreferences",
     "doc_module": ("gpuclf",),
+    "ignore_repr_types": r"matplotlib\.axes",
     "inspect_global_variables": False,
     "within_subsection_order": "FileNameSortKey",
     "show_memory": False,
@@ -108,12 +111,14 @@ sphinx_gallery_conf = {
 }
 
 # ----------------------------------------------------------------------------------- look
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = f"gpuclf {version}"
 html_theme_options = {
     "navigation_depth": 2,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 4,
+    "navbar_align": "left",
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
@@ -125,6 +130,14 @@ html_copy_source = False
 def point_to_gallery(app, path, parent, content):
     """Let the links of included files lead to the examples' pages."""
     content[0] = re.sub(r"\]\(examples/(\w+)\.py\)", r"](gallery/\1.rst)", content[0])
+
+
+def visit_math(translator, node):
+    """Write formulas as MathML, which browsers draw by themselves: no script from the network."""
+    is_block = node.tagname == "math_block"
+    formula = tex2mathml(node.astext(), as_block=is_block)
+    translator.body.append(f'<div class="math">{formula}</div>' if is_block else formula)
+    raise SkipNode
 
 
 def drop_missing(app, page, content):
@@ -139,6 +152,7 @@ OPTIONAL = ("accuracy", "errors", "following", "scaling")
 
 def setup(app):
     """Register what is ours."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("source-read", drop_missing)
     app.connect("include-read", point_to_gallery)
     app.connect("autodoc-skip-member", skip)

@@ -45,7 +45,9 @@ from gpuclf.course import (
 from gpuclf.datasets import load_dataset, make_synthetic
 from gpuclf.plots import import_pyplot
 
-parser = argparse.ArgumentParser(description="Neighbours, SVM, softmax, net and features on gpuclf.course.")
+parser = argparse.ArgumentParser(
+    description="Neighbours, SVM, softmax, net and features on gpuclf.course."
+)
 parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
 parser.add_argument("--out", type=Path, default=Path("course.png"), help="the picture")
 parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

@@ -76,7 +76,9 @@ def gradient_descent(params, X, y, n_steps, rate):
 
 def main():
     """Read the options, race, draw."""
-    parser = argparse.ArgumentParser(description="The same softmax classifier, minimised in eight ways.")
+    parser = argparse.ArgumentParser(
+        description="The same softmax classifier, minimised in eight ways."
+    )
     parser.add_argument("--data", choices=["synthetic", "cifar10"], default="synthetic")
     parser.add_argument("--out", default="optimizers.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few samples and passes")

@@ -105,7 +105,9 @@ def check(model, of_one_sample):
 
 def main():
     """Check both losses, train them beside softmax, and draw the accuracies."""
-    parser = argparse.ArgumentParser(description="Softmax with label smoothing, and the squared hinge.")
+    parser = argparse.ArgumentParser(
+        description="Softmax with label smoothing, and the squared hinge."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("own_loss.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

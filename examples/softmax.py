@@ -26,7 +26,9 @@ from gpuclf.plots import import_pyplot, plot_history, plot_templates
 
 def main():
     """Check the first loss, train, and draw the templates."""
-    parser = argparse.ArgumentParser(description="The first classifier of CS231n that learns templates.")
+    parser = argparse.ArgumentParser(
+        description="The first classifier of CS231n that learns templates."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("softmax.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

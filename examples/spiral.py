@@ -41,7 +41,9 @@ def descend(model, params, X, y, n_steps):
 
 def main():
     """Train both, print what the source prints, and draw the decision boundaries."""
-    parser = argparse.ArgumentParser(description="Softmax and a two-layer net on the case study of Stanford's CS231n.")
+    parser = argparse.ArgumentParser(
+        description="Softmax and a two-layer net on the case study of Stanford's CS231n."
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("spiral.png"), help="the picture")
     parser.add_argument("--seed", type=int, default=0, help="of the spiral and the first W")

@@ -27,7 +27,9 @@ SPACE = {"learning_rate": (1e-5, 1e-2), "reg": (1e-3, 1e1)}
 
 def main():
     """Search, and draw the heat map and the templates of the best."""
-    parser = argparse.ArgumentParser(description="Its learning rate and penalty are found by a search.")
+    parser = argparse.ArgumentParser(
+        description="Its learning rate and penalty are found by a search."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("svm.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

@@ -29,7 +29,9 @@ N_TEMPLATES, N_IMAGES = 49, 32
 
 def main():
     """Train, and draw the most used hidden units and some predictions."""
-    parser = argparse.ArgumentParser(description="What hidden units look for, and what the net takes images for.")
+    parser = argparse.ArgumentParser(
+        description="What hidden units look for, and what the net takes images for."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("two_layer.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

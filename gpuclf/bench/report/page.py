@@ -310,7 +310,9 @@ def _table_section(rows: list[Row]) -> Element:
         numbers = [tag("td", text, class_="number", data_value=value) for text, value in cells]
         note = "; ".join(notes)
         is_long = len(note) > NOTE
-        last = tag("td", "see below the ladder" if is_long else note, title=note if is_long else None)
+        last = tag(
+            "td", "see below the ladder" if is_long else note, title=note if is_long else None
+        )
         body.append((first, tag("td", row["status"]), numbers, last))
     head = (
         [tag("th", name, scope="col") for name in ("case", "implementation", "status")],
