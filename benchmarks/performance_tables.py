@@ -86,6 +86,12 @@ def rung(record: dict, *names: str) -> str:
     )
 
 
+def all_rungs(record: dict) -> str:
+    """Write the lines of all implementations that were timed."""
+    rows = [row for of_case in by_case(record) for row in of_case]
+    return rung(record, *dict.fromkeys(r["implementation"] for r in rows if r["median_s"]))
+
+
 def rung_loops(record: dict) -> str:
     """Write what loops take."""
     return rung(record, "pure Python loops", "naive loops")
@@ -255,7 +261,7 @@ GENERATED = {"_build", "gallery", "learn"}  # by Sphinx
 # For each page its tables, in marked places of their names, and the record of each.
 PAGES = {
     ROOT / "README.md": {ladder: LADDER},
-    DOCS / "course" / "index.md": {ladder: LADDER},
+    DOCS / "course" / "index.md": {all_rungs: LADDER},
     DOCS / "course" / "loops.md": {rung_loops: LADDER},
     DOCS / "course" / "vectorised.md": {rung_vectorised: LADDER},
     DOCS / "course" / "compiled.md": {rung_compiled: LADDER},
