@@ -1,4 +1,4 @@
-.PHONY: check test test-all nightly fuzz lint bench picture
+.PHONY: check test test-all nightly fuzz lint bench picture docs package
 
 check:  ## everything that CI runs
 	bash .ci/run
@@ -28,3 +28,9 @@ bench:  ## record a run and write the tables and pictures from the records
 picture:
 	python benchmarks/performance_tables.py
 	python .ci/trace_lines.py
+
+docs:  ## the site, into docs/_build/html; a warning is an error, and no network is used
+	python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+package:  ## sdist and wheel into dist/, checked
+	rm -rf dist && python -m build && twine check --strict dist/* && check-wheel-contents dist/*.whl

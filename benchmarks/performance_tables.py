@@ -2,11 +2,14 @@
 
 python benchmarks/performance_tables.py            writes the tables, and draws the pictures
 python benchmarks/performance_tables.py --check    fails if tables or the ladder's picture are not
-                                                   the records', or if there is no record
+                                                   the records', if a figure elsewhere is in no
+                                                   record that is named beside it, or if there is
+                                                   no record
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -14,7 +17,7 @@ from pathlib import Path
 
 from gpuclf.bench.report.markdown import markdown_table
 from gpuclf.bench.report.records import read_record
-from gpuclf.bench.report.table import TEXTBOOK, fastest, format_ratio
+from gpuclf.bench.report.table import TEXTBOOK, fastest, format_number, format_ratio
 from gpuclf.files import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +85,48 @@ def ladder_cell(rows: list[dict], name: str) -> str:
     if textbook is None or row is textbook:
         return words
     return f"{words} ({format_ratio(textbook['median_s'] / row['median_s'])})"
+
+
+def rung(record: dict, *names: str) -> str:
+    """Write the ladder's lines of some implementations."""
+    cases = by_case(record)
+    titles = [f"{rows[0]['operation'].partition(' ')[0]}, {rows[0]['samples']:,}" for rows in cases]
+    lines = [[name, *(ladder_cell(rows, name) for rows in cases)] for name in names]
+    return (
+        f"{markdown_table(['', *titles], lines)}\n\n{record['dataset']['name']}, "
+        f"{record['settings']['dtype']}; {processor(record)}. In brackets: times faster than the "
+        "textbook version.\n"
+    )
+
+
+def all_rungs(record: dict) -> str:
+    """Write the lines of all implementations that were timed."""
+    rows = [row for of_case in by_case(record) for row in of_case]
+    return rung(record, *dict.fromkeys(r["implementation"] for r in rows if r["median_s"]))
+
+
+def rung_loops(record: dict) -> str:
+    """Write what loops take."""
+    return rung(record, "pure Python loops", "naive loops")
+
+
+def rung_vectorised(record: dict) -> str:
+    """Write what the textbook's lines take."""
+    return rung(record, "naive loops", "textbook NumPy")
+
+
+def rung_compiled(record: dict) -> str:
+    """Write what the library takes on a CPU."""
+    return rung(record, "textbook NumPy", "gpuclf on NumPy", "gpuclf on NumPy, uint8")
+
+
+def rung_gpu(record: dict) -> str:
+    """Write what the library takes on a GPU, if the record knows."""
+    of_gpu = [row for row in record["rows"] if row["group"] == "ladder" and row["device"] == "cuda"]
+    timed = dict.fromkeys(row["implementation"] for row in of_gpu if row["median_s"] is not None)
+    if not timed:
+        return "The ladder's record is of a machine without a GPU: `gpuclf bench` measures yours.\n"
+    return rung(record, "gpuclf on NumPy", *timed)
 
 
 def source(record: dict) -> str:
@@ -224,9 +269,16 @@ def draw(records: dict[str, dict]) -> None:
     ax.figure.savefig(DOCS / "search.svg", metadata={"Date": None}, dpi=80)
 
 
+GENERATED = {"_build", "gallery", "learn"}  # by Sphinx
+
 # For each page its tables, in marked places of their names, and the record of each.
 PAGES = {
     ROOT / "README.md": {ladder: LADDER},
+    DOCS / "course" / "index.md": {all_rungs: LADDER},
+    DOCS / "course" / "loops.md": {rung_loops: LADDER},
+    DOCS / "course" / "vectorised.md": {rung_vectorised: LADDER},
+    DOCS / "course" / "compiled.md": {rung_compiled: LADDER},
+    DOCS / "course" / "gpu.md": {rung_gpu: LADDER},
     DOCS / "performance.md": {
         **dict.fromkeys((machine, profile, peers, scaling, times_to_accuracy), CPU_LIMIT),
         **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
@@ -234,11 +286,63 @@ PAGES = {
 }
 
 
+# ------------------------------------------------------------------------- figures in prose
+
+PLACE = re.compile(r"<!-- ([a-z ]+) -->\n.*?<!-- end\b", re.S)
+CODE = re.compile(r"^```.*?^```", re.S | re.M)
+FIGURE = re.compile(
+    r"\b(\d+(?:\.\d+)?)(?:x\b| (?:ms|us|ns|s|min|GFLOP/s|GB/s)\b)|\b(\d+\.\d+) times"
+)
+DECIMAL = re.compile(r"\b\d+\.\d+\b")
+RECORD = re.compile(r"\b(\w+\.json)\b")
+
+
+def figures_of(record: dict) -> set[str]:
+    """Return what prose may say of a record: its times, and how many times faster gpuclf is."""
+    cases: dict[tuple, list[dict]] = {}
+    for row in [*record["rows"], *record.get("profile", ())]:
+        if row["median_s"]:
+            case = row.get("case") or (row.get("operation"), row.get("samples"))
+            cases.setdefault(case, []).append(row)
+    found = {format_seconds(row["median_s"]).split()[0] for rows in cases.values() for row in rows}
+    for rows in cases.values():
+        ours = [row for row in rows if row.get("implementation", "").startswith("gpuclf")]
+        others = [row for row in rows if row not in ours]
+        pairs = itertools.product(others, ours)
+        found |= {format_number(other["median_s"] / own["median_s"]) for other, own in pairs}
+    return found
+
+
+def loose_figures(text: str) -> list[str]:
+    """Return the figures outside the written tables that no record beside them holds.
+
+    A figure is a time, a rate or a factor with decimals. Its paragraph, or line of a table, must
+    name the record, or say that the figure is estimated.
+    """
+    text = CODE.sub("", PLACE.sub("", text))
+    blocks = [
+        block
+        for part in text.split("\n\n")
+        for block in (part.split("\n") if part.startswith("|") else [part])
+    ]
+    loose = []
+    for block in blocks:
+        wanted = {a or b for a, b in FIGURE.findall(block)}
+        if not wanted or "estimated, not measured" in block:
+            continue
+        records = [load(file) for file in RECORD.findall(block) if (RESULTS / file).exists()]
+        if records:
+            wanted |= set(DECIMAL.findall(block))
+        known = set().union(*map(figures_of, records))
+        loose += [f"{figure} in: {block.strip()[:70]}" for figure in sorted(wanted - known)]
+    return loose
+
+
 def load(file: str) -> dict:
     """Read a record, which must be there."""
     if not (RESULTS / file).exists():
         sys.exit(f"benchmarks/results/{file} is missing, and its tables with it")
-    if file == LADDER:  # the others are of scripts of their own
+    if file.startswith("ladder"):  # the others are of scripts of their own
         return read_record(RESULTS / file)
     return json.loads((RESULTS / file).read_text())
 
@@ -265,6 +369,10 @@ def main() -> None:
             page.write_text(expected)
         elif found != expected:
             sys.exit(f"{page.name} is not the record's: python benchmarks/performance_tables.py")
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
+        if check and not GENERATED & set(page.relative_to(ROOT).parts):
+            for figure in loose_figures(page.read_text()):
+                sys.exit(f"{page.name}: no record named beside it holds {figure}")
     if not check:
         draw(records)
     elif source(records[LADDER]) not in (DOCS / "ladder.svg").read_text():

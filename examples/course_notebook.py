@@ -4,10 +4,15 @@
 #     text_representation:
 #       format_name: percent
 # ---
-"""CS231n's first assignment on `gpuclf.course`: neighbours, SVM, softmax, net, features.
+"""CS231n's first assignment
+=========================
+
+Neighbours, SVM, softmax, net and features on `gpuclf.course`.
 
 A notebook as a script: ``jupytext --to ipynb course_notebook.py`` makes it one, and as it is it
 runs from the command line. On a GPU, hand the same cells CuPy arrays.
+
+Run it by ::
 
     python examples/course_notebook.py --data cifar10 --out course.png
 """
@@ -40,7 +45,9 @@ from gpuclf.course import (
 from gpuclf.datasets import load_dataset, make_synthetic
 from gpuclf.plots import import_pyplot
 
-parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+parser = argparse.ArgumentParser(
+    description="Neighbours, SVM, softmax, net and features on gpuclf.course."
+)
 parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
 parser.add_argument("--out", type=Path, default=Path("course.png"), help="the picture")
 parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
@@ -49,7 +56,8 @@ plt = import_pyplot()  # if it is missing, say so before the work
 quick = arguments.quick
 
 # %% [markdown]
-# ## The images
+# The images
+# ----------
 # `load_CIFAR10` gives them as the course does: floats 0..255 of shape (N, 32, 32, 3). Where
 # CIFAR-10 is not at hand, synthetic images of the same shape stand in.
 
@@ -79,7 +87,8 @@ n_iters = 40 if quick else 1_500
 validation = {}
 
 # %% [markdown]
-# ## k nearest neighbours
+# k nearest neighbours
+# --------------------
 # Three ways to the same distances, then the votes of one and of five neighbours.
 
 # %%
@@ -116,7 +125,8 @@ for k, accuracies in for_k.items():
     print(f"k = {k:3}: accuracy {np.mean(accuracies):.3f}")
 
 # %% [markdown]
-# ## SVM and softmax
+# SVM and softmax
+# ---------------
 # The images become rows, the mean image is subtracted, and a column of ones stands for the bias.
 
 
@@ -173,7 +183,8 @@ for name, kind, settings in (
     print(f"{name}: test accuracy {np.mean(best[name].predict(X_test) == y_test):.3f}")
 
 # %% [markdown]
-# ## The two-layer net
+# The two-layer net
+# -----------------
 # First the gradients of a toy net, then one of 50 hidden units, without the column of ones.
 
 # %%
@@ -198,7 +209,8 @@ validation["net"] = np.mean(net.predict(X_val[:, :-1]) == y_val)
 print(f"net: validation {validation['net']:.3f}")
 
 # %% [markdown]
-# ## Features
+# Features
+# --------
 # Directions of edges and hues: 154 numbers an image, from its pixels as they were loaded.
 
 # %%

@@ -1,4 +1,5 @@
 """The same classifiers on pixels and on features: the last part of CS231n's first assignment.
+===========================================================================================
 
 Histograms of edge directions and of hues are 154 numbers where an image has 3,072. On CIFAR-10, a
 classifier of them is faster to train and more often right. The synthetic images are smooth, without

@@ -1,8 +1,13 @@
-"""k nearest neighbours on images: cross-validation over k, then the test set.
+"""k nearest neighbours
+====================
+
+Cross-validation over k, then the test set.
 
 Nothing is trained: an image gets the label that most of its nearest training images have. How many
 to ask is found by cross-validation; the picture shows the accuracy of every fold, and what the best
 k takes some test images for. On real photographs, near in pixels is often near in background only.
+
+Run it by ::
 
     python examples/knn.py --data cifar10 --out knn.png
 """
@@ -24,7 +29,7 @@ N_IMAGES = 32
 
 def main():
     """Find k on the training images, and use it on the test images."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Cross-validation over k, then the test set.")
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("knn.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

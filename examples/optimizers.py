@@ -1,8 +1,13 @@
-"""Race the optimisation ladder: the same softmax classifier, minimised in eight ways.
+"""The optimisers raced
+====================
+
+The same softmax classifier, minimised in eight ways.
 
 Random search, random local search, gradient descent, mini-batch SGD (plain, with a decaying rate,
 with momentum, with Nesterov's) and L-BFGS. The picture has the loss on all samples against passes
-over them, which is what each of these methods pays with. Run it by
+over them, which is what each of these methods pays with.
+
+Run it by ::
 
     python examples/optimizers.py --out optimizers.png
 """
@@ -71,7 +76,9 @@ def gradient_descent(params, X, y, n_steps, rate):
 
 def main():
     """Read the options, race, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="The same softmax classifier, minimised in eight ways."
+    )
     parser.add_argument("--data", choices=["synthetic", "cifar10"], default="synthetic")
     parser.add_argument("--out", default="optimizers.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few samples and passes")

@@ -1,8 +1,13 @@
-"""Losses of one's own: softmax with label smoothing, and the squared hinge.
+"""Losses of one's own
+===================
+
+Softmax with label smoothing, and the squared hinge.
 
 A loss is a function of scores and labels that returns its value and its gradient; everything else,
 from gradient checks to searches, takes it from there. Each loss here is held against loops and
 against centred differences, and trained beside softmax. The picture has the accuracies.
+
+Run it by ::
 
     python examples/own_loss.py --data cifar10 --out own_loss.png
 """
@@ -100,7 +105,9 @@ def check(model, of_one_sample):
 
 def main():
     """Check both losses, train them beside softmax, and draw the accuracies."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Softmax with label smoothing, and the squared hinge."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("own_loss.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

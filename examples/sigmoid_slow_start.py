@@ -1,10 +1,15 @@
-"""Why classifiers are trained with cross-entropy: sigmoid with squared error starts slowly.
+"""Why cross-entropy: the slow start
+=================================
+
+A sigmoid with squared error starts slowly; softmax with cross-entropy does not.
 
 Where a sigmoid saturates, its slope is nearly 0, and with squared error the gradient carries that
 slope as a factor: the more wrong a confident model is, the more slowly it learns. In the gradient
 of softmax with cross-entropy the slope cancels. Both losses here run through the same linear
 classifier, from the same confident and wrong start. Source of the effect: Nielsen, "Neural
-Networks and Deep Learning", chapter 3. Run it by
+Networks and Deep Learning", chapter 3.
+
+Run it by ::
 
     python examples/sigmoid_slow_start.py --out slow_start.png
 """
@@ -38,7 +43,7 @@ LOSSES = {
 
 def main():
     """Read the options, check the gradient, train, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A sigmoid with squared error starts slowly.")
     parser.add_argument("--data", choices=["synthetic", "cifar10"], default="synthetic")
     parser.add_argument("--out", default="sigmoid_slow_start.png", help="where the picture goes")
     parser.add_argument("--quick", action="store_true", help="few samples and steps")

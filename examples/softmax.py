@@ -1,7 +1,12 @@
-"""Softmax regression on images: the first classifier of CS231n that learns templates.
+"""Softmax regression
+==================
+
+The first classifier of CS231n that learns templates.
 
 Each class has one image as its template; a score is how well a sample matches it. The picture shows
 the templates that training found, and the loss on the way there.
+
+Run it by ::
 
     python examples/softmax.py --data cifar10 --out softmax.png
 """
@@ -21,7 +26,9 @@ from gpuclf.plots import import_pyplot, plot_history, plot_templates
 
 def main():
     """Check the first loss, train, and draw the templates."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="The first classifier of CS231n that learns templates."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("softmax.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

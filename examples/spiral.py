@@ -1,8 +1,13 @@
-"""Softmax and a two-layer net on a spiral: the case study of Stanford's CS231n.
+"""A spiral
+========
+
+Softmax and a two-layer net on the case study of Stanford's CS231n.
 
 Three classes lie on the arms of a spiral. The best straight lines are right on about half of the
 points; a hundred hidden units bend the lines until nearly all are. Both are trained by plain
 gradient descent, with the formulas of gpuclf and nothing else.
+
+Run it by ::
 
     python examples/spiral.py --out spiral.png
 """
@@ -36,7 +41,9 @@ def descend(model, params, X, y, n_steps):
 
 def main():
     """Train both, print what the source prints, and draw the decision boundaries."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Softmax and a two-layer net on the case study of Stanford's CS231n."
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("spiral.png"), help="the picture")
     parser.add_argument("--seed", type=int, default=0, help="of the spiral and the first W")

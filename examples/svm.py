@@ -1,8 +1,13 @@
-"""A linear SVM on images, with its learning rate and penalty found by a search.
+"""A linear SVM and a search
+=========================
+
+Its learning rate and penalty are found by a search.
 
 The hinge loss wants the true class ahead of each other by a margin, and no more. Learning rate and
 penalty are drawn at random, in narrower ranges round by round; the picture shows the validation
 accuracy over both, and the templates of the best.
+
+Run it by ::
 
     python examples/svm.py --data cifar10 --out svm.png
 """
@@ -22,7 +27,9 @@ SPACE = {"learning_rate": (1e-5, 1e-2), "reg": (1e-3, 1e1)}
 
 def main():
     """Search, and draw the heat map and the templates of the best."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Its learning rate and penalty are found by a search."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("svm.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

@@ -1,8 +1,13 @@
-"""The two-layer net on images: what hidden units look for, and what the net takes images for.
+"""The two-layer net
+=================
+
+What hidden units look for, and what the net takes images for.
 
 A linear classifier has one template a class; a hidden layer has as many as there are units, and the
 second layer combines them. The picture shows both: templates of hidden units, and test images with
 their predictions.
+
+Run it by ::
 
     python examples/two_layer.py --data cifar10 --out two_layer.png
 """
@@ -24,7 +29,9 @@ N_TEMPLATES, N_IMAGES = 49, 32
 
 def main():
     """Train, and draw the most used hidden units and some predictions."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="What hidden units look for, and what the net takes images for."
+    )
     parser.add_argument("--quick", action="store_true", help="few images, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("two_layer.png"), help="the picture")
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")

@@ -156,7 +156,7 @@ def apart(wide: Array, models: tuple[int, ...]) -> Array:
 
     Returns
     -------
-    array of shape (*models, M, C)
+    array of shape (..., M, C), the axes of `models` first
         Where the library has views, one of `wide`: the models stay side by side in memory.
     """
     if not models:

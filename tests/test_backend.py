@@ -158,7 +158,7 @@ def test_probe_says_that_the_driver_does_not_answer(fake_cupy, step):
         ("cupy-cuda13x", "libnvrtc.so.13: cannot open", "pip install 'cupy-cuda13x[ctk]'"),
         ("cupy-cuda12x", "DynamicLibNotFoundError: nvrtc", "pip install 'cupy-cuda12x[ctk]'"),
         (None, "failed to load libnvrtc", "install NVIDIA's CUDA toolkit"),
-        ("cupy-cuda13x", "cudaErrorLaunchFailure", "gpuclf[cuda13]"),
+        ("cupy-cuda13x", "cudaErrorLaunchFailure", "cupy-cuda13x[ctk]"),
     ],
 )
 def test_a_cupy_without_its_compiler_is_given_one(fake_cupy, monkeypatch, installed, error, remedy):
@@ -294,7 +294,7 @@ def test_asking_for_cupy_in_vain_says_why_and_how_to_install_it(no_cupy):
         get_backend("cupy")
     message = str(caught.value)
     assert "CuPy is not installed" in message
-    assert "pip install 'gpuclf[cuda13]'" in message
+    assert "pip install 'cupy-cuda13x[ctk]'" in message
     assert "backend='numpy'" in message
 
 

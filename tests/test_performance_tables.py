@@ -105,3 +105,40 @@ def test_rows_of_a_gpu_are_in_the_ladder_as_soon_as_a_record_has_them():
     (line,) = [line for line in found.splitlines() if "CuPy" in line]
     assert line.startswith(f"| {on_gpu[-1]['implementation']} |")
     assert "1.00 ms" in line
+
+
+ROOT = SCRIPT.parent.parent
+PROSE = {
+    "README.md": ["3.80 times", "7.22 times"],
+    "docs/design.md": ["3.80 and", "7.22 times", "1.56 and", "1.41 on", "2.19 times", "15.4 and"],
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "figure"), [(page, figure) for page, figures in PROSE.items() for figure in figures]
+)
+def test_a_figure_in_prose_that_no_record_holds_is_found(tables, page, figure):
+    text = (ROOT / page).read_text()
+    assert figure in text
+    assert not tables["loose_figures"](text)
+    # Three digits are written; a figure changed to another of the record's would not be noticed.
+    changed = text.replace(figure, figure.replace(" ", "7 ", 1), 1)
+    assert len(tables["loose_figures"](changed)) == 1
+
+
+def test_a_figure_that_names_no_record_is_found(tables):
+    assert tables["loose_figures"]("It takes 3.5 ms, 1.30x as fast.\n\nPython 3.11 is needed.")
+    assert not tables["loose_figures"]("Perhaps 3.50 times faster (estimated, not measured).")
+    assert not tables["loose_figures"]("```\nx = 2.5 s\n```\nIt takes a while.")
+
+
+def test_a_changed_cell_of_a_table_fails_the_check(tables, monkeypatch, tmp_path):
+    page = tmp_path / "loops.md"
+    tables["main"]()
+    text = (ROOT / "docs" / "course" / "loops.md").read_text()
+    cell = next(line for line in text.split("\n") if line.startswith("| naive loops"))
+    page.write_text(text.replace(cell, cell.replace("ms", "us")))
+    pages = {page: {tables["rung_loops"]: "ladder.json"}}
+    tables["main"].__globals__["PAGES"] = pages
+    with pytest.raises(SystemExit, match=r"loops\.md is not the record's"):
+        tables["main"]()

@@ -394,7 +394,7 @@ def test_a_list_of_batches_is_refused():
 
 def test_without_pillow_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=re.escape("pip install 'gpuclf[images]'")):
+    with pytest.raises(ImportError, match=re.escape("pip install pillow")):
         to_rows([tmp_path / "a.png"])
     assert to_rows(COLOUR).shape == (5, 126)
 

@@ -78,10 +78,7 @@ def _array_of(name: str) -> Any:
         try:
             xp = importlib.import_module(name.replace("-", "_"))
         except ImportError:
-            extra = "bench" if name == "torch" else "test"
-            raise BackendUnavailableError(
-                f"{name} is not installed: pip install 'gpuclf[{extra}]'"
-            ) from None
+            raise BackendUnavailableError(f"{name} is not installed: pip install {name}") from None
         return xp.asarray(np.zeros(1))
     return to_device(np.zeros(1), get_backend(name))
 

@@ -43,7 +43,7 @@ def info(
         line = f"{blas['library']} {blas['version']}, {blas['threads']} threads"
         table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
     if "numba" not in found["versions"]:
-        table.add_row("compiled", escape("no: pip install 'gpuclf[fast]' brings numba"))
+        table.add_row("compiled", escape("no: pip install numba"))
     gpu = found["gpu"]
     table.add_row("GPU", escape(gpu["reason"]))
     if gpu["usable"]:

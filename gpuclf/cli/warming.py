@@ -17,7 +17,7 @@ def compile_ahead() -> None:
     from gpuclf.kernels.building.machine_code import numba_is_usable
 
     if not numba_is_usable():
-        output.say("nothing to compile without numba: pip install 'gpuclf[fast]'")
+        output.say("nothing to compile without numba: pip install numba")
         return
     start = time.perf_counter()
     with output.progress() as bar:

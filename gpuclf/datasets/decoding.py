@@ -40,7 +40,7 @@ def import_pillow() -> Any:
         from PIL import Image
     except ImportError:
         raise ImportError(
-            "reading images needs Pillow, which is not installed: pip install 'gpuclf[images]'"
+            "reading images needs Pillow, which is not installed: pip install pillow"
         ) from None
     return Image
 

@@ -45,9 +45,8 @@ logger = logging.getLogger("gpuclf")
 Made = TypeVar("Made")
 
 INSTALL_HINT = (
-    "pip install 'gpuclf[cuda13]' (driver for CUDA 13) or pip install 'gpuclf[cuda12]' (CUDA 12); "
-    "both bring CuPy with the compiler and libraries that it needs, as do 'cupy-cuda13x[ctk]' and "
-    "'cupy-cuda12x[ctk]' beside a checkout"
+    "pip install 'cupy-cuda13x[ctk]' (driver for CUDA 13) or pip install 'cupy-cuda12x[ctk]' "
+    "(CUDA 12); both bring CuPy with the compiler and libraries that it needs"
 )
 DRIVER_HINT = (
     "install NVIDIA's driver, and see that `nvidia-smi` lists the GPU and CUDA_VISIBLE_DEVICES "

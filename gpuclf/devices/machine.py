@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import gpuclf
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.devices.cpu import blas_controller, cache_bytes, cpu_workers
 
@@ -48,6 +49,8 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    if package == "gpuclf":  # what runs, which need not be what is installed
+        return gpuclf.__version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

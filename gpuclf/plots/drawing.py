@@ -16,6 +16,7 @@ __all__ = [
     "COLOURS",
     "DOTTED_LINE",
     "MARKERS",
+    "TITLE",
     "as_numpy",
     "import_pyplot",
     "log_axis_with_ticks_at",
@@ -27,6 +28,7 @@ __all__ = [
 # many markers beside them, no picture depends on colour alone.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": "medium"}
 DOTTED_LINE: dict[str, Any] = {"marker": "o", "markersize": 4}
 
 
@@ -36,7 +38,7 @@ def import_pyplot() -> Any:
         from matplotlib import pyplot
     except ImportError:
         raise ImportError(
-            "pictures need matplotlib, which is not installed: pip install 'gpuclf[plots]'"
+            "pictures need matplotlib, which is not installed: pip install matplotlib"
         ) from None
     return pyplot
 

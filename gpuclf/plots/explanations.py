@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, new_axes
+from gpuclf.plots.drawing import COLOURS, TITLE, new_axes
 from gpuclf.plots.images import as_pictures, stretched
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def plot_explanation(
     Returns
     -------
     matplotlib Axes
-        Blue spoke for the class, orange against it; the contributions of a pixel's channels are
-        added up.
+        Blue spoke for the class, orange against it, with dashes where it did so clearly; the
+        contributions of a pixel's channels are added up.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def plot_explanation(
         ax = _draw_image(explanation, shape, ax)
     verb = "leads" if explanation.lead >= 0 else "trails"
     title = f"what spoke for {explanation.label}, which {verb} {explanation.against} by "
-    ax.set_title(f"{title}{abs(explanation.lead):.3g}", loc="left", fontsize="medium")
+    ax.set_title(f"{title}{abs(explanation.lead):.3g}", **TITLE)
     return ax
 
 
@@ -89,9 +89,14 @@ def _draw_image(explanation: Explanation, shape: Sequence[int], ax: Any) -> Any:
         heat, extent=(left, left + width, height, 0), interpolation="nearest", cmap=colours,
         vmin=-largest, vmax=largest,
     )  # fmt: skip
+    # In grey the two ends look alike: dashes mark what spoke clearly against the class.
+    rows, columns = np.nonzero(heat < -largest / 4)
+    size = (0.3 * 72 * 3 / width) ** 2
+    dashes = {"marker": "_", "s": size, "color": "#222222", "linewidths": 0.8}
+    ax.scatter(left + columns + 0.5, rows + 0.5, **dashes)
     ax.set(xlim=(0, left + width), ylim=(height, 0), aspect="equal")
     ax.set_axis_off()
-    label = f"for {explanation.label} (blue), against it (orange)"
+    label = f"for {explanation.label} (blue), against it (orange, dashes)"
     ax.figure.colorbar(drawn, ax=ax, label=label, fraction=0.03)
     return ax
 

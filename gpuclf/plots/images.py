@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import as_numpy, import_pyplot, new_axes, of_classifier
+from gpuclf.plots.drawing import TITLE, as_numpy, import_pyplot, new_axes, of_classifier
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import check_label_count
 
@@ -72,7 +72,7 @@ def plot_templates(
             f"{len(class_names)}"
         )
     templates = [stretched(template) for template in W.T.astype(np.float64)]
-    titles = list(class_names or ())
+    titles = [] if class_names is None else [str(name) for name in class_names]
     what = "templates" if class_names is None else "class templates"
     return _draw_grid(as_pictures(np.stack(templates), image_shape), titles, what, ax)
 
@@ -192,5 +192,5 @@ def _draw_grid(
     ax.set(xlim=(-gap * width, n_columns * step_x), aspect="equal")
     ax.set_ylim(n_rows * step_y - 0.17 * title_lines * height, -(gap + 0.17 * title_lines) * height)
     ax.set_axis_off()
-    ax.set_title(what, loc="left", fontsize="medium")
+    ax.set_title(what, **TITLE)
     return ax

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpuclf.files import format_seconds
-from gpuclf.plots.drawing import new_axes
+from gpuclf.plots.drawing import COLOURS, TITLE, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_ladder"]
 
-COLOURS = {"python": "#8c8c8c", "numpy": "#4c72b0", "cupy": "#55a868"}
+OF_LIBRARY = {"python": "#8c8c8c", "numpy": COLOURS[0], "cupy": COLOURS[2]}
 
 
 def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
@@ -39,7 +39,7 @@ def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
         raise ValueError("none of the rows has a time to draw")
     ax = new_axes(ax, (8, 0.5 + 0.45 * len(measured)))
     times = [row["median_s"] for row in measured]
-    colours = [COLOURS[row["array_library"]] for row in measured]
+    colours = [OF_LIBRARY[row["array_library"]] for row in measured]
     bars = ax.barh(range(len(measured)), times, color=colours, height=0.65)
     about = ("about " if row["extrapolated"] else "" for row in measured)
     ax.bar_label(
@@ -50,5 +50,5 @@ def plot_ladder(rows: list[dict[str, Any]], ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(measured)), [row["implementation"] for row in measured])
     ax.invert_yaxis()
     ax.set_xlabel("seconds a call, logarithmic scale (shorter is better)")
-    ax.set_title(f"{measured[0]['operation']}, {measured[0]['samples']:,} samples", loc="left")
+    ax.set_title(f"{measured[0]['operation']}, {measured[0]['samples']:,} samples", **TITLE)
     return ax

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, MARKERS, as_numpy, new_axes, of_classifier
+from gpuclf.plots.drawing import COLOURS, MARKERS, TITLE, as_numpy, new_axes, of_classifier
 from gpuclf.validation import check_label_count
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def plot_decision_boundary(predict: Any, X: Any, y: Any, ax: Axes | None = None)
         )  # fmt: skip
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="feature 0", ylabel="feature 1")
     right_share = np.mean(as_numpy(predict(X)) == y)
-    ax.set_title(f"decision boundary, {right_share:.1%} of {len(X):,} samples right", loc="left")
+    ax.set_title(f"decision boundary, {right_share:.1%} of {len(X):,} samples right", **TITLE)
     ax.legend(title="label", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return ax
 
@@ -151,6 +151,6 @@ def plot_confusion_matrix(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="predicted", ylabel="true")
-    ax.set_title(f"{np.mean(y_true == y_pred):.1%} of {len(y_true):,} samples right", loc="left")
+    ax.set_title(f"{np.mean(y_true == y_pred):.1%} of {len(y_true):,} samples right", **TITLE)
     ax.figure.colorbar(image, ax=ax, label="share of the true label's samples")
     return ax

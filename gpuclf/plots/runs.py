@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpuclf.plots.drawing import COLOURS, MARKERS, new_axes
+from gpuclf.plots.drawing import COLOURS, MARKERS, TITLE, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,6 @@ def plot_runs(
         ax.set_xticks(range(1, longest + 1))
     ax.set(xlabel="epoch", ylabel=what)
     ax.grid(axis="y", alpha=0.25)
-    ax.set_title(f"{what} of {len(drawn)} training{'' if len(drawn) == 1 else 's'}", loc="left")
+    ax.set_title(f"{what} of {len(drawn)} training{'' if len(drawn) == 1 else 's'}", **TITLE)
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax

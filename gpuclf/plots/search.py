@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.plots.drawing import COLOURS, DOTTED_LINE, log_axis_with_ticks_at, new_axes
+from gpuclf.plots.drawing import COLOURS, DOTTED_LINE, TITLE, log_axis_with_ticks_at, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_search"]
 
 SURFACE_POINTS = 120  # along each axis of a heat map
+LEAST_SHOWN = 0.05  # what the colours span at least, or noise would look like peaks
 ACCURACY_SHOWN = 0.1  # below the best: one hopeless candidate should not flatten all others
 MOST_TICKS = 12
 
@@ -106,7 +107,7 @@ def plot_search(
         label="best", zorder=3,
     )  # fmt: skip
     where = ", ".join(f"{name.replace('_', ' ')} {best['params'][name]:.3g}" for name in wanted)
-    ax.set_title(f"best {best['val_accuracy']:.3f} at {where}", loc="left")
+    ax.set_title(f"best {best['val_accuracy']:.3f} at {where}", **TITLE)
     # Beside the axis' name: within the axes it would cover candidates.
     ax.legend(
         fontsize="small", loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False,
@@ -137,7 +138,7 @@ def _draw_surface(
         *(10 ** edges[0], 10 ** edges[1], surface),
         cmap="cividis",
         shading="gouraud",
-        vmin=max(accuracy.min(), accuracy.max() - ACCURACY_SHOWN),
+        vmin=accuracy.max() - np.clip(np.ptp(accuracy), LEAST_SHOWN, ACCURACY_SHOWN),
         vmax=accuracy.max(),
         rasterized=True,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from gpuclf.plots.drawing import (
     COLOURS,
     DOTTED_LINE,
+    TITLE,
     log_axis_with_ticks_at,
     new_axes,
     of_classifier,
@@ -68,7 +69,7 @@ def plot_history(history: Any, ax: Axes | None = None) -> Axes:
         lines += ax.plot(steps, loss, color=blue, label="loss")
     ax.set_xlabel("step" if history.learning_rate else "iteration")
     ax.set_ylabel("loss", color=blue)
-    ax.set_title("training", loc="left")
+    ax.set_title("training", **TITLE)
     ax.grid(axis="y", alpha=0.25)
     if history.val_accuracy:
         n_epochs = len(history.val_accuracy)
@@ -135,7 +136,7 @@ def plot_knn_cross_validation(
     ax.axvline(ks[best], color="#8c8c8c", linestyle=":", zorder=0)
     log_axis_with_ticks_at(ax, ks)
     ax.set(xlabel="number of neighbours", ylabel="accuracy")
-    ax.set_title(f"cross-validation: best mean {mean[best]:.3f} at k = {ks[best]}", loc="left")
+    ax.set_title(f"cross-validation: best mean {mean[best]:.3f} at k = {ks[best]}", **TITLE)
     ax.legend(frameon=False)
     return ax
 

@@ -29,7 +29,7 @@ def save_onnx(model: Any, path: str | os.PathLike[str], input_dtype: str, layout
         import onnx
     except ImportError:
         raise ImportError(
-            "ONNX files need the package onnx, which is not installed: pip install 'gpuclf[onnx]'"
+            "ONNX files need the package onnx, which is not installed: pip install onnx"
         ) from None
     members = _members(model)
     if input_dtype not in INPUTS:

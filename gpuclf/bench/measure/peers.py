@@ -398,9 +398,8 @@ def _import(name: str, title: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise Unavailable(
-            f"{title} is not installed; pip install 'gpuclf[bench]' brings it"
-        ) from None
+        package = name.partition(".")[0]
+        raise Unavailable(f"{title} is not installed: pip install {package}") from None
 
 
 def _torch(name: str, **options: Any) -> Implementation:

@@ -33,6 +33,7 @@ from gpuclf.bench.report.table import TEXTBOOK, axis_value, fastest, format_numb
 __all__ = ["render_page"]
 
 LOOPS = {"naive loops": "the course's naive loops", "pure Python loops": "pure Python loops"}
+NOTE = 48  # letters of a note in the table; longer ones are said once, below the ladder
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -152,7 +153,8 @@ def _summary(record: Row, ladders: list[list[Row]], rows: list[Row]) -> list[Any
     if gpu.get("name"):
         on_gpu = f"{gpu['name']}: {on_gpu}"
     headline = next(filter(None, map(_headline, ladders)), "No row of this library was timed.")
-    return [headline, _range(ladders), on_gpu, measured]
+    details = next(filter(None, map(_details, ladders)), [])
+    return [part for part in (headline, details, _range(ladders), on_gpu, measured) if part]
 
 
 def _headline(of_case: list[Row]) -> list[Any]:
@@ -161,22 +163,37 @@ def _headline(of_case: list[Row]) -> list[Any]:
         return []
     words: list[Any] = [f"{own['implementation']} does {own['case']}, in "]
     words.append(tag("strong", duration(own["median_s"])))
-    if own["p20_s"]:
-        words.append(f" (20th to 80th percentile {cell(own, 'p20..p80')[0]}, n = {own['n']})")
-    loops = [row for name in LOOPS if (row := fastest(of_case, name))][:1]
-    others = filter(None, [fastest(of_case, TEXTBOOK), *loops])
-    for joint, other in zip((": ", " and "), others, strict=False):
+    for joint, other in zip((": ", " and "), _rivals(of_case), strict=False):
         name = LOOPS.get(other["implementation"], other["implementation"])
         ratio = tag("strong", _times(other["median_s"] / own["median_s"]))
         words += [joint, ratio, f" than {name}"]
+    return [*words, "."]
+
+
+def _rivals(of_case: list[Row]) -> list[Row]:
+    loops = [row for name in LOOPS if (row := fastest(of_case, name))][:1]
+    return [row for row in (fastest(of_case, TEXTBOOK), *loops) if row]
+
+
+def _details(of_case: list[Row]) -> list[Any]:
+    """Say how sure the headline's times are, and how near they come to the machine's limit."""
+    own = fastest(of_case, "gpuclf", "numpy")
+    if own is None:
+        return []
+    words: list[Any] = []
+    if own["p20_s"]:
+        words.append(f"20th to 80th percentile {cell(own, 'p20..p80')[0]}, n = {own['n']}. ")
+    for other in _rivals(of_case):
         if other["extrapolated"]:
-            words.append(f" (extrapolated from {other['measured_samples']} samples)")
+            name = LOOPS.get(other["implementation"], other["implementation"])
+            words.append(f"The time of {name} is extrapolated from {other['measured_samples']} ")
+            words.append("samples. ")
     if own["floor_s"]:
         limit = f"'s {own['limited_by']} rate" if own["limited_by"] else ""
-        words.append(f". The machine{limit} could do it in {duration(own['floor_s'])}: ")
+        words.append(f"The machine{limit} could do it in {duration(own['floor_s'])}: ")
         share = tag("strong", f"{own['floor_s'] / own['median_s']:.0%}")
-        words += [share, " of the speed possible"]
-    return [*words, "."]
+        words += [share, " of the speed possible."]
+    return words
 
 
 def _range(ladders: list[list[Row]]) -> str:
@@ -220,12 +237,16 @@ def _ladder_section(ladders: list[list[Row]], styles: dict[str, int]) -> Element
 
 
 def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> Element:
-    charts, lines = [], []
+    charts, lines, left_out = [], [], False
     for device, key in (("cpu", "ceilings"), ("cuda", "gpu_ceilings")):
         ceilings: Row = defaultdict(dict, record.get(key) or {})
         cached = ceilings["cached"].items()
         ceilings["cached"] = {f"cache, {rate(int(size), 'B')}": value for size, value in cached}
         counted = [row for row in rows if row["speed"] and row["device"] == device]
+        # Loops lie decades below: with them all others would share the uppermost quarter.
+        compared = [row for row in counted if row["implementation"] not in LOOPS]
+        left_out |= len(compared) < len(counted) and bool(compared)
+        counted = compared or counted
         for operation in dict.fromkeys(row["operation"] for row in counted):
             of_one = [row for row in counted if row["operation"] == operation]
             title = f"{operation}, {DEVICES[device]}"
@@ -234,13 +255,15 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
             found = ceilings[kind].items()
             words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
             lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
-        left_out = ceilings["left_out"].items()
-        lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in left_out]
+        lacking = ceilings["left_out"].items()
+        lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in lacking]
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
         "led to the fastest of its rows. Under the slope memory is the limit, under the flat roof "
         "arithmetic; dashed lines are the ceilings of caches and of other kinds of numbers."
     )
+    if left_out:
+        words += " Loops are left out: they lie far below."
     if not charts:
         words = "This record has no counts of bytes and operations."
     elif not lines:
@@ -249,6 +272,7 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
 
 
 def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, int]) -> Element:
+    said = {row["reason"] for row in rows}  # below the ladder
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["timed"] and row["size"]:
@@ -260,7 +284,8 @@ def _scaling_section(rows: list[Row], break_even: list[Row], styles: dict[str, i
     lines = []
     for found in break_even:
         slow, fast = found["between"]
-        words = f"{slow} and {fast}, {found['reason'] or 'not among the sizes measured'}"
+        reason = "not known here" if found["reason"] in said - {None} else found["reason"]
+        words = f"{slow} and {fast}, {reason or 'not among the sizes measured'}"
         if found["samples"]:
             words = f"{fast} is faster than {slow} from about {found['samples']:,.0f} samples on"
             words += f" ({found['reason']})" if found["reason"] else ""
@@ -283,7 +308,12 @@ def _table_section(rows: list[Row]) -> Element:
         first = tag("td", row["case"]), tag("th", row["implementation"], scope="row")
         cells = [cell(row, name) for name in columns]
         numbers = [tag("td", text, class_="number", data_value=value) for text, value in cells]
-        body.append((first, tag("td", row["status"]), numbers, tag("td", "; ".join(notes))))
+        note = "; ".join(notes)
+        is_long = len(note) > NOTE
+        last = tag(
+            "td", "see below the ladder" if is_long else note, title=note if is_long else None
+        )
+        body.append((first, tag("td", row["status"]), numbers, last))
     head = (
         [tag("th", name, scope="col") for name in ("case", "implementation", "status")],
         [tag("th", name, scope="col", class_="number") for name in columns],

@@ -244,9 +244,11 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
     keys = ("median_s", "p20_s", "p80_s", "floor_s")
     scale = LogScale([row[k] for row in timed for k in keys if row[k]] or [1e-3], from_decade=True)
     bars: list[Element] = []
-    floors: dict[str, Point] = {}  # by label: position and top of the line
+    floors: dict[str, float] = {}  # by label: position
     y = 0.0
     for row in rows:
+        if row["status"] == "unavailable":
+            continue  # said once, below all charts
         name = row["implementation"]
         bars.append(_text(textwrap.shorten(name, 24, placeholder="…"), 0, y + 15, "name"))
         if not row["timed"]:
@@ -266,7 +268,7 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
             bars += [_line(x, middle - 4, x, middle + 4, "whisker") for x in (low, high)]
         if row["floor_s"]:
             x = scale(row["floor_s"])
-            floors.setdefault(f"floor {duration(row['floor_s'])}", (x, y + 19))
+            floors[f"floor {duration(row['floor_s'])}"] = x
             bars += [_line(x, y + 18, x, y + 24 + BAR, f"floor {c}") for c in ("halo", "")]
         y += TIMED_PITCH
     behind: list[Element] = []
@@ -275,9 +277,9 @@ def ladder(rows: list[Row], styles: Styles) -> Element:
         behind.append(_line(at, 18, at, y + 2, "grid"))
         behind.append(_text(_tick(tick, "s"), at, y + 16, "tick middle" if at > 0.02 else "tick"))
     height = y + (20 if timed else 0)
-    for label, (x, top) in floors.items():
+    for label, x in floors.items():
         height += 15
-        behind.append(_line(x, top, x, height - 4, "floor thin"))
+        behind.append(_line(x, y + 1, x, height - 4, "floor thin"))  # below all names
         side = ("strong", 5) if x < 0.6 else ("strong end", -5)
         bars.append(_text(label, x, height, *side))
     return _figure(rows[0]["case"], "bars", height + 6, (behind, bars), rows)
