@@ -152,12 +152,14 @@ def test_info_writes_json(tmp_path):
 def test_what_is_compiled_ahead_is_not_announced_again(tmp_path):
     pytest.importorskip("numba", reason="numba is not installed")
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    train = ["-m", "gpuclf", "train", "softmax", "--data", "synthetic", "--backend", "numpy"]
+    warm_up = ["-m", "gpuclf", "info", "--warm-up"]
+    train = ["-m", "gpuclf", "train", "softmax", "--data", "synthetic", "--epochs", "1"]
     said = []
-    for arguments in (["-m", "gpuclf", "info", "--warm-up"], [*train, "--epochs", "1"], ["-c", KNN]):
+    for arguments in (warm_up, [*train, "--backend", "numpy"], ["-c", KNN]):
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=True
-        )
+            [sys.executable, *arguments],
+            capture_output=True, text=True, env=environment, check=True,
+        )  # fmt: skip
         said.append(done.stderr)
     assert said[0].replace("\n", " ").count("once, about ") >= 3
     assert "compiling" not in said[1] + said[2]
@@ -168,8 +170,8 @@ import numpy, gpuclf
 X = numpy.random.default_rng(0).standard_normal((2000, 128))
 for dtype in ("float16", "float32", "float64"):
     for metric in ("l2", "l1", "cosine"):
-        fitted = gpuclf.KNeighborsClassifier(metric=metric).fit(X.astype(dtype), numpy.arange(2000) % 2)
-        fitted.predict(X.astype(dtype))
+        model = gpuclf.KNeighborsClassifier(metric=metric)
+        model.fit(X.astype(dtype), numpy.arange(2000) % 2).predict(X.astype(dtype))
 """
 
 

@@ -58,7 +58,10 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
     ties = np.full(pixels.shape, 0.1)
     floats = np.float16, np.float32, np.float64
     for metric, dtype in product(("l2", "l1", "cosine"), floats):
-        yield f"neighbours of {dtype.__name__} by {metric}", _neighbors(metric, ties.astype(dtype), y)
+        yield (
+            f"neighbours of {dtype.__name__} by {metric}",
+            _neighbors(metric, ties.astype(dtype), y),
+        )
 
 
 def _fit_and_predict(model: Any, X: Any, y: Any) -> object:
