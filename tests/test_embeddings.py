@@ -1,9 +1,17 @@
 """Embeddings made in memory, and the page that says how to evaluate some."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tiny_cases import make_inputs
+from typer.testing import CliRunner
 
 from gpuclf import KNeighborsClassifier
+from gpuclf.bench import IMPLEMENTATIONS, PEERS, Implementation, probe_cases, run_case
+from gpuclf.bench.measure.cases import PROBE_LBFGS, PROBE_SGD, PROBES
+from gpuclf.bench.measure.implementations import gpuclf_floats
+from gpuclf.cli import app
 from gpuclf.datasets import make_embeddings
 
 
@@ -56,3 +64,60 @@ def test_classes_that_are_further_apart_are_told_apart_more_often():
 def test_embeddings_that_cannot_be_made_are_refused(given, error, says):
     with pytest.raises(error, match=says):
         make_embeddings(**given)
+
+
+# ------------------------------------------------------------------------- gpuclf bench's probes
+
+
+def tiny_probes():
+    small = {"samples": 300, "classes": 5, "n_features": 24, "naive_samples": 60, "rounds": 1}
+    return [
+        replace(case, models=min(3, case.models), batch_size=64, **small) for case in probe_cases()
+    ]
+
+
+PROBED = {  # what each has no function for
+    "textbook NumPy": (),
+    "gpuclf on NumPy": (),
+    "gpuclf on NumPy, uint8": PROBES,
+    "scikit-learn": (PROBE_SGD,),
+    "PyTorch": (),
+    "JAX": PROBES,
+    "faiss": (PROBE_LBFGS, PROBE_SGD),
+}
+MODULES = {"PyTorch": "torch", "JAX": "jax", "faiss": "faiss"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBED)
+def test_all_give_the_labels_of_the_textbook_s_probe(name):
+    pytest.importorskip(MODULES.get(name, "numpy"), reason=f"{name} is not installed")
+    (implementation,) = (i for i in (*IMPLEMENTATIONS, *PEERS) if i.name == name)
+    for case in tiny_probes():
+        (row,) = run_case(case, make_inputs(), [implementation])
+        expected = "unavailable" if case.kind in PROBED[name] else "timed"
+        assert row.status == expected, (case.title, row.reason)
+        assert row.operation == case.kind
+
+
+def test_a_probe_that_gives_other_labels_is_wrong():
+    def prepare(case, inputs):
+        found = gpuclf_floats(case, inputs)()[1]
+        return lambda: (0.0, (found + (np.arange(found.shape[-1]) % 10 == 0)) % 5)
+
+    other = Implementation("other", "numpy", "float", prepare)
+    for case in tiny_probes():
+        (row,) = run_case(case, make_inputs(), [other])
+        assert (row.status, "disagree on" in row.reason) == ("wrong", True)
+
+
+def test_probes_are_measured_where_they_are_asked_for_only():
+    def listed(*arguments):
+        found = CliRunner().invoke(app, ["bench", "--list", "--backend", "numpy", *arguments])
+        assert found.exit_code == 0
+        return found.output
+
+    for kind in PROBES:
+        assert kind in listed("--only", "probe*")
+        assert kind not in listed("--only", "softmax*")
+    assert "faiss" in listed("--only", "probe*")

@@ -1,6 +1,6 @@
-"""Data sets: CIFAR-10 and 100, a stand-in made in memory, MNIST, the spiral, and one's own samples.
+"""Data sets: CIFAR-10 and 100, stand-ins made in memory, MNIST, the spiral, and one's own samples.
 
-Images are rows in one layout everywhere: the planes one after another, each row-major. Embeddings are made in memory too.
+Images are rows in one layout everywhere: the planes one after another, each row-major.
 """
 
 import os

@@ -257,24 +257,22 @@ def scaling_cases(n_samples: int) -> list[Case]:
     ]
 
 
-def probe_cases(n_samples: int = 20_000) -> list[Case]:
-    """Return what embeddings are evaluated by, at sizes that take seconds.
+def probe_cases(n_samples: int = 5000) -> list[Case]:
+    """Return what embeddings are evaluated by, at sizes that take less than a second.
 
     Parameters
     ----------
     n_samples : int
         No more embeddings than these.
     """
-    few = min(5000, n_samples)
-    of = {"model": None, "naive_samples": 64, "rounds": 5, "group": "probe"}
+    few, many = min(2000, n_samples), min(5000, n_samples)
+    of: dict[str, Any] = {"model": None, "naive_samples": 64, "rounds": 5, "group": "probe"}
+    small = {"samples": few, "classes": 20, "n_features": 256} | of
     return [
-        Case(kind=PROBE_LBFGS, samples=few, classes=20, n_features=256, models=8, epochs=20, **of),
-        Case(
-            kind=PROBE_SGD, samples=few, classes=20, n_features=256, models=52, batch_size=256,
-            epochs=2, **of,
-        ),
-        Case(kind=PROBE_KNN, samples=min(20_000, n_samples), classes=100, n_features=384, **of),
-    ]  # fmt: skip
+        Case(kind=PROBE_LBFGS, models=8, epochs=20, **small),
+        Case(kind=PROBE_SGD, models=52, epochs=2, batch_size=256, **small),
+        Case(kind=PROBE_KNN, samples=many, classes=100, n_features=384, **of),
+    ]
 
 
 def device_cases(n_samples: int, batch_size: int = 200) -> list[Case]:
