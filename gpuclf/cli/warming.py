@@ -56,12 +56,8 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"neighbours of bytes by {metric}", _neighbors(metric, pixels, y)
     # Where all tie, a search goes through all of its stages.
     ties = np.full(pixels.shape, 0.1)
-    floats = np.float16, np.float32, np.float64
-    for metric, dtype in product(("l2", "l1", "cosine"), floats):
-        yield (
-            f"neighbours of {dtype.__name__} by {metric}",
-            _neighbors(metric, ties.astype(dtype), y),
-        )
+    for metric, floats in product(("l2", "l1", "cosine"), ("float16", "float32", "float64")):
+        yield f"neighbours of {floats} by {metric}", _neighbors(metric, ties.astype(floats), y)
 
 
 def _fit_and_predict(model: Any, X: Any, y: Any) -> object:

@@ -433,8 +433,10 @@ class Embeddings(Inputs):
         As of :class:`Inputs`.
     """
 
-    def __init__(self, X: Any, y: Any, queries: Any, *args: Any, n_classes: int) -> None:
-        super().__init__(X, y, *args, n_classes=n_classes)
+    def __init__(
+        self, X: Any, y: Any, queries: Any, dtype: str, seed: int, device: str, n_classes: int
+    ) -> None:
+        super().__init__(X, y, dtype, seed, device, n_classes=n_classes)
         self.queries = queries
 
     def first(self, n_samples: int, dtype: str) -> Embeddings:

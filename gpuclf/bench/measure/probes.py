@@ -35,12 +35,12 @@ Probe = Callable[[], tuple[float, Any]]
 
 def penalties(case: Case) -> list[float]:
     """Return the penalties of the models, from weak to strong."""
-    return np.geomspace(1e-6, 1e-3, case.models).tolist()
+    return [float(reg) for reg in np.geomspace(1e-6, 1e-3, case.models)]
 
 
 def rates(case: Case) -> list[float]:
     """Return the learning rates of the heads."""
-    return np.geomspace(1e-2, 1e1, case.models).tolist()
+    return [float(rate) for rate in np.geomspace(1e-2, 1e1, case.models)]
 
 
 def zeros(inputs: Any) -> dict[str, Any]:

@@ -18,11 +18,16 @@ announced: set[str] = set()
 # words. What is not here takes a second.
 DURATIONS = {
     "byte_products": "some seconds",
+    "fleet_loops": "about 3 s",
     "linear_pass": "about 9 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
 }
-NAMES = {"nearest": "neighbours of bytes", "open_loops": "neighbours of floats"}
+NAMES = {
+    "fleet_loops": "loss of fleets",
+    "nearest": "neighbours of bytes",
+    "open_loops": "neighbours of floats",
+}
 
 # Linux's numbers on x86-64.
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
