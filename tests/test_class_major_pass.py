@@ -14,10 +14,15 @@ from gpuclf.samples.standardized import Standardized
 TOLERANCES = {np.float32: 5e-6, np.float64: 1e-13}
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+@pytest.fixture(autouse=True, params=["compiled", "NumPy"])
+def small_blocks(monkeypatch, request):
     for name in ("MIN_ROWS", "MAX_ROWS", "MIN_SAMPLES"):
         monkeypatch.setattr(fleet_on_cpu, name, 64)
+    monkeypatch.setattr(fleet_on_cpu, "MIN_MULTIPLICATIONS", 0)
+    if request.param == "NumPy":
+        monkeypatch.setattr(fleet_on_cpu, "numba_is_usable", lambda: False)
+    else:
+        pytest.importorskip("numba", reason="numba is not installed")
 
 
 def arguments(n=170, d=9, c=4, k=3, dtype=np.float64, kind="floats"):
@@ -95,11 +100,50 @@ def test_what_it_declines():
         {"y": wrong},
         {"y": wrong - 5},
         {"weights": given["weights"].astype(np.float32)},
-        {"samples": FoldedSamples(np.ones((63, 9)), 12, np.float64), "y": given["y"][:63]},
     ):
         assert class_major_linear_pass(**given | other) is NotImplemented
     loss, _ = SOFTMAX.objective({"W": np.zeros((2, 9, 4))}, np.ones((170, 9)), wrong, np.zeros(2))
     assert np.isnan(loss).all()
+
+
+def test_mini_batches_are_taken_where_the_loss_is_compiled_and_w_is_small(monkeypatch):
+    monkeypatch.setattr(fleet_on_cpu, "MIN_SAMPLES", 1000)
+    few, wide = arguments(d=9), arguments(d=100)
+    compiles = fleet_on_cpu.numba_is_usable()
+    assert (class_major_linear_pass(**few) is not NotImplemented) is compiles
+    assert (class_major_linear_pass(**wide) is not NotImplemented) is compiles
+    monkeypatch.setattr(fleet_on_cpu, "MAX_WEIGHTS", 10)
+    assert (class_major_linear_pass(**few) is not NotImplemented) is compiles  # 170 >= 2 * 9
+    assert class_major_linear_pass(**wide) is NotImplemented
+    monkeypatch.setattr(fleet_on_cpu, "MIN_MULTIPLICATIONS", 1 << 40)
+    assert class_major_linear_pass(**few) is NotImplemented
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_compiled_loss_has_the_last_digits(dtype):
+    fleet_loops = pytest.importorskip("gpuclf.kernels.linear_pass.fleet_loops")
+    rng, eps = np.random.default_rng(0), np.finfo(dtype).eps
+    K, C, n = 3, 5, 301
+    scores = (rng.standard_normal((K, C, n)) * np.geomspace(0.1, 60, n)).astype(dtype)
+    bias = rng.standard_normal((K, C)).astype(dtype)
+    labels, weights = rng.integers(0, C, n), rng.random((K, n)).astype(dtype) + 0.5
+    wide = (scores + bias[:, :, None]).astype(np.longdouble)
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    own = slice(None), labels, np.arange(n)
+    losses, gradient = -np.log(shares[own]), shares.copy()
+    gradient[own] -= 1
+    margins, normalisers = np.empty((2, K, n), dtype)
+    work = fleet_loops.workspace(C, dtype)
+    fleet_loops.softmax_in_place(scores, bias, labels, weights, margins, normalisers, work)
+    assert abs(scores / weights[:, None] - gradient).max() < 4 * eps
+    found = margins + np.log(normalisers.astype(np.longdouble))
+    assert abs(found - losses).max() < 4 * eps * losses.max()
+    others = gradient > np.finfo(dtype).tiny * 1e3
+    others[own] = False
+    relative = abs(scores / weights[:, None] / np.where(others, gradient, 1) - 1)[others]
+    rounded = (wide.max(axis=1, keepdims=True) - wide)[others]  # to so many units, as differences
+    assert (relative / (4 + rounded)).max() < eps  # small probabilities too
 
 
 def test_fleets_are_given_to_it(monkeypatch):

@@ -18,7 +18,7 @@ from gpuclf.devices.backends import to_device
 from gpuclf.estimators import fleet_fitting, gradient_classifier
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.models import SOFTMAX, LinearModel
-from gpuclf.training import DivergedError, LBFGSMember, minimize_lbfgs, train_lbfgs
+from gpuclf.training import DivergedError, LBFGSMember, lbfgs, minimize_lbfgs, train_lbfgs
 
 D, C = 6, 3
 REGS = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
@@ -138,6 +138,35 @@ def test_what_ends_all_is_raised_and_no_thread_stays(error, where):
     assert threading.active_count() == n_threads
 
 
+def test_two_on_few_samples_take_turns_and_end_with_the_bits_they_have_alone(monkeypatch):
+    X, y = make_data()
+    model, pair = Watched(), members_of(start(), REGS[:2])
+    train_lbfgs(model, pair, X, y)
+    assert set(model.widths) == {1}
+    for member, other in zip(pair, members_of(start(), REGS[:2]), strict=True):
+        train_lbfgs(SOFTMAX, [other], X, y)
+        np.testing.assert_array_equal(member.params["W"], other.params["W"])
+    monkeypatch.setattr(lbfgs, "SMALL_PASS", 0)
+    train_lbfgs(model, members_of(start(), REGS[:2]), X, y)
+    assert 2 in model.widths
+
+
+def test_one_of_two_that_raises_leaves_the_other_alone_and_a_pass_that_raises_ends_both():
+    X, y = make_data()
+    members = members_of(start(), REGS[:2])
+    members[0].max_iter = "many"
+    train_lbfgs(SOFTMAX, members, X, y)
+    assert isinstance(members[0].error, TypeError)
+    assert members[1].error is None
+    assert members[1].n_iter > 3
+
+    def fail(loss, reg):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train_lbfgs(Watched(fail), members_of(start(), REGS[:2]), X, y)
+
+
 def test_iterations_are_told_by_the_caller_s_thread_in_order_and_end_one_member():
     X, y = make_data()
     caller, told = threading.current_thread(), []
@@ -203,7 +232,7 @@ def test_a_member_s_memory_is_within_what_searches_count_on():
         return most
 
     peak(n_models)  # what is imported, compiled and kept
-    copies = (peak(n_models) - peak(2)) / (n_models - 2) / (8 * (n_features + 1) * 10)
+    copies = (peak(n_models) - peak(3)) / (n_models - 3) / (8 * (n_features + 1) * 10)
     assert 35 < copies < fleet_fitting.COPIES_IN_LBFGS
 
 

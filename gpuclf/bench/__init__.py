@@ -11,6 +11,7 @@ from gpuclf.bench.measure.cases import (
     default_cases,
     device_cases,
     peer_cases,
+    probe_cases,
     scaling_cases,
 )
 from gpuclf.bench.measure.implementations import (
@@ -37,6 +38,7 @@ __all__ = [
     "device_implementations",
     "device_peers",
     "peer_cases",
+    "probe_cases",
     "run_case",
     "scaling_cases",
 ]

@@ -105,14 +105,18 @@ def bench(
     before = None if compare is None else read_record(compare)
     if backend is options.BackendName.cupy:
         get_backend("cupy")  # where it was asked for by name, "not run" would be no answer
+    patterns = only or []
+    # They take seconds a call and have peers of their own: only by their name.
+    probes = any(pattern.lower().startswith("probe") for pattern in patterns)
+    peers = peers or probes
     listed = [
         i
         for i in (*IMPLEMENTATIONS, *(PEERS if peers else ()))
         if not (peers and i.extrapolated) and not (backend == "numpy" and i.device == "cuda")
     ]
-    patterns = only or []
     if list_:
-        cases, listed = _chosen(_cases(samples or N_TRAIN, peers, quick), listed, patterns)
+        cases = _cases(samples or N_TRAIN, peers, quick, probes or not patterns)
+        cases, listed = _chosen(cases, listed, patterns)
         output.say("\n  ".join(["cases", *(f"{case.title} ({case.group})" for case in cases)]))
         output.say("\n  ".join(["implementations", *(i.name for i in listed)]))
         return
@@ -122,7 +126,7 @@ def bench(
         task = progress.add_task("preparing the data", total=None)
         dataset = output.load(data, data_dir, seed)
         n_samples = min(samples or len(dataset.X_train), len(dataset.X_train))
-        cases = _cases(n_samples, peers, quick)
+        cases = _cases(n_samples, peers, quick, probes)
         titles = {case.title.lower() for case in cases}
         cases, listed = _chosen(cases, listed, patterns)
         progress.update(task, description="measuring the ceilings of this machine")
@@ -227,14 +231,15 @@ def bench(
         raise typer.Exit(1)
 
 
-def _cases(n_samples: int, peers: bool, quick: bool) -> list[Case]:
-    from gpuclf.bench import default_cases, peer_cases, scaling_cases
+def _cases(n_samples: int, peers: bool, quick: bool, probes: bool) -> list[Case]:
+    from gpuclf.bench import default_cases, peer_cases, probe_cases, scaling_cases
 
+    of_embeddings = probe_cases(n_samples) if probes else []
     if peers:
-        return peer_cases(n_samples)
+        return peer_cases(n_samples) + of_embeddings
     # At 200 samples a mini-batch is the training set: the same case only once.
     cases = list({case.title: case for case in default_cases(n_samples)}.values())
-    return cases if quick else cases + scaling_cases(n_samples)
+    return cases + ([] if quick else scaling_cases(n_samples)) + of_embeddings
 
 
 def _chosen(

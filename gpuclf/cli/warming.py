@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 from gpuclf.cli import output
@@ -39,22 +41,30 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
     from gpuclf.estimators.gradient_classifier import GradientClassifier
 
     n_samples = 600
-    pixels = np.random.default_rng(0).integers(0, 256, (n_samples, 3072), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n_samples, 3072), dtype=np.uint8)
     y = np.arange(n_samples) % 10
-    once: dict[str, Any] = {"max_iter": 1, "random_state": 0}
+    # Of few samples, "auto" batches would be too small to be compiled for.
+    once: dict[str, Any] = {"max_iter": 1, "batch_size": 200, "random_state": 0}
     for dtype in (np.uint8, np.float32, np.float64):
         X = pixels.astype(dtype)
         for model in (gpuclf.SoftmaxClassifier(**once), gpuclf.TwoLayerNetClassifier(**once)):
-            fitted = model.fit
-            yield (
-                f"{type(model).__name__} on {X.dtype}",
-                lambda fit=fitted, X=X: fit(X, y).predict(X),  # type: ignore[misc]
-            )
+            yield f"{type(model).__name__} on {X.dtype}", partial(_fit_and_predict, model, X, y)
         fleet = [gpuclf.SoftmaxClassifier(**once, reg=reg) for reg in (0.1, 0.2)]
-        yield (
-            f"fleets on {X.dtype}",
-            lambda fleet=fleet, X=X: GradientClassifier.fit_fleet(fleet, X, y),  # type: ignore[misc]
-        )
+        yield f"fleets on {X.dtype}", partial(GradientClassifier.fit_fleet, fleet, X, y)
     for metric in ("l2", "l1"):
-        neighbors = gpuclf.KNeighborsClassifier(metric=metric).fit(pixels, y)
-        yield f"neighbours by {metric}", lambda model=neighbors: model.predict(pixels)  # type: ignore[misc]
+        yield f"neighbours of bytes by {metric}", _neighbors(metric, pixels, y)
+    # Where all tie, a search goes through all of its stages.
+    ties = np.full(pixels.shape, 0.1)
+    for metric, floats in product(("l2", "l1", "cosine"), ("float16", "float32", "float64")):
+        yield f"neighbours of {floats} by {metric}", _neighbors(metric, ties.astype(floats), y)
+
+
+def _fit_and_predict(model: Any, X: Any, y: Any) -> object:
+    return model.fit(X, y).predict(X)
+
+
+def _neighbors(metric: str, X: Any, y: Any) -> Callable[[], object]:
+    from gpuclf import KNeighborsClassifier
+
+    return partial(_fit_and_predict, KNeighborsClassifier(metric=metric), X, y)

@@ -1,4 +1,4 @@
-"""Data sets: CIFAR-10 and 100, a stand-in made in memory, MNIST, the spiral, and one's own samples.
+"""Data sets: CIFAR-10 and 100, stand-ins made in memory, MNIST, the spiral, and one's own samples.
 
 Images are rows in one layout everywhere: the planes one after another, each row-major.
 """
@@ -8,6 +8,7 @@ import os
 from gpuclf.datasets.cifar10 import load_cifar10
 from gpuclf.datasets.cifar100 import load_cifar100
 from gpuclf.datasets.course_split import CourseSplit, course_split
+from gpuclf.datasets.embeddings import make_embeddings
 from gpuclf.datasets.image_dataset import DatasetError, DatasetNotFoundError, ImageDataset
 from gpuclf.datasets.image_folder import load_image_folder
 from gpuclf.datasets.own_samples import load_samples
@@ -26,6 +27,7 @@ __all__ = [
     "load_dataset",
     "load_image_folder",
     "load_samples",
+    "make_embeddings",
     "make_spiral",
     "make_synthetic",
     "to_rows",

@@ -8,6 +8,7 @@ the others go on. One member alone needs no thread: it is the same code, answere
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.arrays import Array, array_namespace, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
@@ -29,6 +30,7 @@ from gpuclf.training.history import History, divergence, normalized_weights, qui
 
 __all__ = ["LBFGSMember", "minimize_lbfgs", "train_lbfgs"]
 
+SMALL_PASS = 4_000_000  # multiplications of a model: below, two meet for longer than they share
 PATH_STRIDE = 4  # along a path, every fourth penalty is trained before the others
 
 
@@ -102,7 +104,8 @@ def train_lbfgs(
 
     Notes
     -----
-    The passes are as many as the slowest member needs, and as wide as there are members left. A
+    The passes are as many as the slowest member needs, and as wide as there are members left (two
+    on few samples in NumPy arrays have passes of their own, which take less than meeting). A
     wide sum rounds differently from a narrow one: in float64 members end where they end alone
     but for about 1e-12. Parameters and gradients travel between host and device at each evaluation
     (123 KB a model for CIFAR-10 in float32); X does not. Beside them a member takes SciPy's
@@ -124,6 +127,9 @@ def train_lbfgs(
             "have: use SGD"
         )
     like = members[0].params
+    n_params = sum(math.prod(value.shape) for value in like.values())
+    on_host = all(values_are_on_host(value) for value in like.values())
+    is_small = on_host and int(X.shape[0]) * n_params < SMALL_PASS
     weights = normalized_weights(sample_weight, like)
     objective: Callable[..., tuple[Array, Params]] = model.objective
     if is_sharded(X):
@@ -152,7 +158,8 @@ def train_lbfgs(
             )
 
         searches = [_search_of(members[k], on_iteration is not None) for k in numbers]
-        errors = _in_lockstep(searches, answer, after_iteration)
+        train = _in_turn if len(numbers) == 2 and is_small else _in_lockstep
+        errors = train(searches, answer, after_iteration)
         for k, error in zip(numbers, errors, strict=True):
             members[k].error = members[k].error or error
 
@@ -325,6 +332,36 @@ class _Message:
     point: np.ndarray | None = None  # where to evaluate
     ends_iteration: bool = False  # or whether to stop there
     error: Exception | None = None
+
+
+def _in_turn(
+    searches: Sequence[Search],
+    evaluate: Callable[[list[int], list[Any]], list[Any]],
+    after_iteration: Callable[[int, Any], bool],
+) -> list[Exception | None]:
+    """Do as :func:`_in_lockstep`, one search after another in this thread."""
+    errors: list[Exception | None] = []
+    ends_all: list[BaseException] = []
+
+    def asked(answer: Callable[[], Any]) -> Any:
+        try:
+            return answer()
+        except BaseException as error:
+            ends_all.append(error)
+            raise
+
+    for k, search in enumerate(searches):
+        try:
+            search(
+                lambda x, k=k: asked(lambda: evaluate([k], [x])[0]),
+                lambda x, k=k: asked(lambda: after_iteration(k, x)),
+            )
+            errors.append(None)
+        except Exception as error:
+            if ends_all:
+                raise
+            errors.append(error)
+    return errors
 
 
 def _in_lockstep(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.bench.measure.roofline import Work
+from gpuclf.datasets import make_embeddings
 from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, Model, TwoLayerNet
 from gpuclf.samples.standardized import Standardized
 
@@ -22,13 +23,19 @@ __all__ = [
     "LOSS",
     "NET",
     "PEERS_GROUP",
+    "PROBES",
+    "PROBE_KNN",
+    "PROBE_LBFGS",
+    "PROBE_SGD",
     "SCALING",
     "STEP",
     "Case",
+    "Embeddings",
     "Inputs",
     "default_cases",
     "device_cases",
     "peer_cases",
+    "probe_cases",
     "scaling_cases",
 ]
 
@@ -37,6 +44,8 @@ LOSS, STEP, EPOCH = "loss+gradient", "training step", "epoch"
 # written, and a step also reads and writes the velocity.
 KINDS = {LOSS: 2, STEP: 4, EPOCH: 4}
 METRICS = ("l2", "l1")
+PROBE_LBFGS, PROBE_SGD, PROBE_KNN = "probe by L-BFGS", "probe by SGD", "probe by k-NN"
+PROBES = (PROBE_LBFGS, PROBE_SGD, PROBE_KNN)
 NET = replace(TWO_LAYER, hidden_size=50)
 REG = 1e-3
 LADDER, PEERS_GROUP = "ladder", "peers"
@@ -55,11 +64,13 @@ class Case:
     Attributes
     ----------
     model : Model or None
-        None for the prediction by nearest neighbours.
+        None for the prediction by nearest neighbours, and for what is done with embeddings.
     kind : str
         What a call does. Of a model "loss+gradient" (of linear models without bias), "training
         step" (with Nesterov momentum) or "epoch" (such steps on all samples, batch by batch); of
-        neighbours their metric, "l2" or "l1".
+        neighbours their metric, "l2" or "l1". Of embeddings "probe by L-BFGS" (a model for each
+        penalty), "probe by SGD" (a head for each learning rate) or "probe by k-NN" (by weighted
+        cosines): training on `samples`, and the labels of a fifth as many others.
     samples : int
         Rows of the pass; for k-NN, queries against the whole training set.
     naive_samples : int
@@ -75,8 +86,13 @@ class Case:
         With labels drawn at random; None takes the data's.
     batch_size : int
         Of an epoch's steps.
+    epochs : int
+        Of a probe by SGD; by L-BFGS, iterations.
+    n_features : int or None
+        Of embeddings made for the case; None takes the data's samples.
     group : str
-        "ladder", "peers", the axis of a scaling curve, or the name of an acceptance's case.
+        "ladder", "peers", "probe", the axis of a scaling curve, or the name of an acceptance's
+        case.
 
     Raises
     ------
@@ -93,11 +109,13 @@ class Case:
     models: int = 1
     classes: int | None = None
     batch_size: int = 200
+    epochs: int = 1
+    n_features: int | None = None
     group: str = LADDER
 
     def __post_init__(self) -> None:
         """Refuse what nothing is known of."""
-        known = METRICS if self.model is None else tuple(KINDS)
+        known = (*METRICS, *PROBES) if self.model is None else tuple(KINDS)
         if self.kind not in known:
             of = "neighbours" if self.model is None else "a model"
             raise ValueError(f"no case of {of} is called {self.kind!r}; there are {known}")
@@ -105,6 +123,8 @@ class Case:
     @property
     def operation(self) -> str:
         """The name in titles and records, such as "softmax loss+gradient" or "k-NN l2"."""
+        if self.is_probe:
+            return self.kind
         return f"{'k-NN' if self.model is None else self.model.name} {self.kind}"
 
     @property
@@ -126,6 +146,11 @@ class Case:
     def is_prediction(self) -> bool:
         """Whether a call returns labels, and no loss."""
         return self.model is None
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether embeddings are made for it."""
+        return self.kind in PROBES
 
     @property
     def is_epoch(self) -> bool:
@@ -163,6 +188,14 @@ class Case:
         """
         width, n_features = inputs.dtype.itemsize, inputs.n_features
         sample_bytes = n_features * (1 if features == "uint8" else width)
+        if self.kind in (PROBE_LBFGS, PROBE_SGD):  # L-BFGS evaluates once an iteration at least
+            products = 2 * self.epochs * self.models * n_features * inputs.n_classes
+            return Work(self.samples * sample_bytes, 2 * self.samples * products)
+        if self.is_probe:
+            assert isinstance(inputs, Embeddings)
+            compared = len(inputs.queries) * self.samples
+            moved = (self.samples + len(inputs.queries)) * sample_bytes
+            return Work(moved, 2 * compared * n_features)
         if self.is_prediction:
             train = len(inputs.y)
             moved = (self.samples + train) * sample_bytes + (train + self.samples) * LABEL_BYTES
@@ -221,6 +254,24 @@ def scaling_cases(n_samples: int) -> list[Case]:
         for axis, cases in of_axis.items()
         for case in cases
         if case.samples <= n_samples and case.title not in known
+    ]
+
+
+def probe_cases(n_samples: int = 5000) -> list[Case]:
+    """Return what embeddings are evaluated by, at sizes that take less than a second.
+
+    Parameters
+    ----------
+    n_samples : int
+        No more embeddings than these.
+    """
+    few, many = min(2000, n_samples), min(5000, n_samples)
+    of: dict[str, Any] = {"model": None, "naive_samples": 64, "rounds": 5, "group": "probe"}
+    small = {"samples": few, "classes": 20, "n_features": 256} | of
+    return [
+        Case(kind=PROBE_LBFGS, models=8, epochs=20, **small),
+        Case(kind=PROBE_SGD, models=52, epochs=2, batch_size=256, **small),
+        Case(kind=PROBE_KNN, samples=many, classes=100, n_features=384, **of),
     ]
 
 
@@ -292,6 +343,19 @@ class Inputs:
         X, y = self.bytes_.X[:n_samples], self.y[:n_samples]
         return Inputs(X, y, dtype, self._seed, self.device, n_classes=self.n_classes)
 
+    def of(self, case: Case) -> Inputs:
+        """Return what a case runs on: these samples, or embeddings that are made for it."""
+        if case.n_features is None:
+            return self.with_classes(case.classes)
+        assert case.classes is not None
+        n_samples = case.samples
+        X, y = make_embeddings(
+            n_samples + max(1, n_samples // 5), case.n_features, case.classes,
+            dtype=self.dtype.name, seed=self._seed,
+        )  # fmt: skip
+        made = X[:n_samples], y[:n_samples], X[n_samples:]
+        return Embeddings(*made, self.dtype.name, self._seed, self.device, n_classes=case.classes)
+
     def with_classes(self, n_classes: int | None) -> Inputs:
         """Return the same samples with labels drawn from that many classes; None keeps them."""
         if n_classes is None:
@@ -354,3 +418,39 @@ class Inputs:
     def float_pixels(self) -> Any:
         """The samples as they are stored, as floats: what other libraries search neighbours in."""
         return self.bytes_.X.astype(self.dtype)
+
+
+class Embeddings(Inputs):
+    """Embeddings in the place of pixels, and others whose labels are to be told.
+
+    Parameters
+    ----------
+    X : array of shape (N, D)
+        Floats.
+    y : integer array of shape (N,)
+    queries : array of shape (M, D)
+    dtype, seed, device, n_classes
+        As of :class:`Inputs`.
+    """
+
+    def __init__(
+        self, X: Any, y: Any, queries: Any, dtype: str, seed: int, device: str, n_classes: int
+    ) -> None:
+        super().__init__(X, y, dtype, seed, device, n_classes=n_classes)
+        self.queries = queries
+
+    def first(self, n_samples: int, dtype: str) -> Embeddings:
+        """Return the first samples alone, with all queries, on the CPU."""
+        X, queries = self.floats[:n_samples].astype(dtype), self.queries.astype(dtype)
+        y = self.y[:n_samples]
+        return Embeddings(X, y, queries, dtype, self._seed, self.device, n_classes=self.n_classes)
+
+    @cached_property
+    def floats(self) -> Any:
+        """The embeddings as they are."""
+        return self.bytes_.X
+
+    @property
+    def float_pixels(self) -> Any:
+        """The embeddings as they are."""
+        return self.floats

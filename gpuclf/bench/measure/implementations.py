@@ -17,7 +17,7 @@ import numpy as np
 
 import gpuclf
 from gpuclf import textbook
-from gpuclf.bench.measure import pure_python
+from gpuclf.bench.measure import probes, pure_python
 from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
 from gpuclf.devices.backends import Backend, get_backend
 from gpuclf.models import Model
@@ -97,6 +97,10 @@ def loops(twin_of: Callable[[Model], Any], n_times: int, case: Case, inputs: Inp
 def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy") -> Call:
     """Call the course's vectorised version."""
     backend = get_backend(backend)
+    if case.is_probe:
+        if backend.name != "numpy":
+            raise Unavailable("the textbook's probes are NumPy's and SciPy's")
+        return probes.textbook_probe(case, inputs)
     put, xp = partial(gpuclf.to_device, backend=backend), backend.xp
     if case.model is None:
         train, labels = put(inputs.float_pixels), put(inputs.y)
@@ -170,6 +174,10 @@ def _gpuclf_call(
     """Call this library on floats, or on uint8 pixels that are standardised on the fly."""
     put = partial(gpuclf.to_device, backend=backend)
     decline_tf32_neighbors(case, precision)
+    if case.is_probe:
+        if stored == "uint8":
+            raise Unavailable("embeddings are floats")
+        return probes.gpuclf_probe(case, inputs, put)
     model = case.model
     if model is None:
         # Neighbours are searched among the pixels as they are.

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuclf.bench.measure import probes
 from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
 from gpuclf.bench.measure.implementations import (
     Call,
@@ -60,6 +61,10 @@ def pytorch(
         raise Unavailable(f"PyTorch {torch.__version__} sees no CUDA device")
     if how == "graphed" and inputs.device == "cpu":
         raise Unavailable("CUDA graphs need a CUDA device")
+    if case.is_probe:
+        if how != "eager":
+            raise Unavailable("nobody has written its probes so")
+        return probes.pytorch_probe(case, inputs, torch)
     if precision == "float32":
         return _torch_call(torch, case, inputs, how, uploads)
     with _torch_tf32(torch):
@@ -222,6 +227,8 @@ def _replay(graph: Any, result: tuple[Any, Any]) -> tuple[Any, Any]:
 def jax_jit(case: Case, inputs: Inputs, precision: str = "float32") -> Call:
     """Call JAX: one jitted function a case; the first call compiles it."""
     _decline(case, precision)
+    if case.is_probe:
+        raise Unavailable("nobody has written probes for it")
     jax = _import("jax", "JAX")
     try:
         device = jax.devices("gpu" if inputs.device == "cuda" else "cpu")[0]
@@ -331,6 +338,8 @@ def wait_for_jax(result: Any) -> None:
 
 def scikit_learn(case: Case, inputs: Inputs) -> Call:
     """Call scikit-learn: the loss that LogisticRegression minimises, and brute-force neighbours."""
+    if case.is_probe:
+        return _written(probes.scikit_learn_probe(case, inputs))
     if case.model is None:
         from sklearn.neighbors import KNeighborsClassifier
 
@@ -360,9 +369,22 @@ def scikit_learn(case: Case, inputs: Inputs) -> Call:
     return call
 
 
+def faiss(case: Case, inputs: Inputs) -> Call:
+    """Call faiss: neighbours of embeddings by cosine; always in float32, as it knows no other."""
+    if not case.is_probe:
+        raise Unavailable("nobody has written this for it")
+    return _written(probes.faiss_probe(case, inputs, _import("faiss", "faiss")))
+
+
+def _written(probe: Call | None) -> Call:
+    if probe is None:
+        raise Unavailable("it has no such function")
+    return probe
+
+
 def _decline(case: Case, precision: str) -> None:
     decline_tf32_neighbors(case, precision)
-    if case.models > 1:
+    if case.models > 1 and not case.is_probe:
         raise Unavailable("written for one model")
 
 
@@ -427,6 +449,7 @@ PEERS = [
     _jax("JAX"),
     _on_gpu(_torch("PyTorch")),
     _on_gpu(_jax("JAX")),
+    Implementation("faiss", "faiss", "float", faiss),
 ]
 
 

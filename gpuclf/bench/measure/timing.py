@@ -213,7 +213,7 @@ def run_case(
     def left() -> float:
         return deadline_s - (time.perf_counter() - entered)
 
-    implementations, inputs = list(implementations), inputs.with_classes(case.classes)
+    implementations, inputs = list(implementations), inputs.of(case)
     devices = {"cpu": HostDevice()} if devices is None else devices
     strict = reference is None
     reference = Reference(case, inputs) if reference is None else reference

@@ -14,12 +14,19 @@ __all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_fe
 logger = logging.getLogger(__name__)
 damaged_caches: set[str] = set()
 announced: set[str] = set()
-# By operation: what compiling its first function takes on one core of 2 to 3 GHz, in words. What is
-# not here takes a second.
+# By operation, or by module: what compiling its first function takes on one core of 2 to 3 GHz, in
+# words. What is not here takes a second.
 DURATIONS = {
     "byte_products": "some seconds",
+    "fleet_loops": "about 3 s",
     "linear_pass": "about 9 s",
     "nearest": "about 2 s",
+    "open_loops": "about 9 s",
+}
+NAMES = {
+    "fleet_loops": "loss of fleets",
+    "nearest": "neighbours of bytes",
+    "open_loops": "neighbours of floats",
 }
 
 # Linux's numbers on x86-64.
@@ -98,13 +105,14 @@ def compiled(function: Any) -> Any:
 
 def _announcing(load: Any, function: Any, kept: str) -> Any:
     """Say, once an operation, that it is going to be compiled: where nothing kept was found."""
-    operation = function.__module__.rpartition(".")[0].rpartition(".")[2]
+    package, _, module = function.__module__.rpartition(".")
+    operation = module if module in DURATIONS else package.rpartition(".")[2]
 
     def call(*arguments: Any) -> Any:
         found = load(*arguments)
         if found is None and operation in DURATIONS and operation not in announced:
             announced.add(operation)
-            name = operation.replace("_", " ")
+            name = NAMES.get(operation, operation.replace("_", " "))
             logger.warning("compiling the %s once, %s (%s)", name, DURATIONS[operation], kept)
         return found
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
+from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied
+from gpuclf.kernels.linear_pass.on_cpu import MIN_MULTIPLICATIONS
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ __all__ = ["class_major_linear_pass"]
 # lock. In between, the scores of a block fill two L2: spilling a little is cheaper than meeting.
 MIN_ROWS, MAX_ROWS = 512, 4096
 SCORES_L2S = 2
-MIN_SAMPLES = 2048  # below, BLAS's own threads share the one block
+# Below, BLAS's own threads share the one block, and what the loss gains W's transposition may cost:
+# of features twice the samples, or of a W that is larger than an L2's half.
+MIN_SAMPLES = 2048
+MAX_WEIGHTS = 1 << 16
 
 
 def class_major_linear_pass(
@@ -48,7 +54,6 @@ def class_major_linear_pass(
         len(models) != 1
         or machine_code_of(data_loss) != "softmax_cross_entropy"
         or samples.are_streamed
-        or n_samples < MIN_SAMPLES
         or (b is not None and b.shape != (width,))
         or weights.shape not in ((n_samples,), (K, n_samples))
         or weights.dtype != W.dtype
@@ -57,30 +62,52 @@ def class_major_linear_pass(
         or are_multiplied(samples.stored, width, W.dtype)
     ):
         return NotImplemented
-    C = width // K
+    D, C = samples.n_features, width // K
+    compiles = n_samples * D * width >= MIN_MULTIPLICATIONS and numba_is_usable()
+    if n_samples < MIN_SAMPLES and not (
+        compiles and (n_samples >= 2 * D or D * width <= MAX_WEIGHTS)
+    ):
+        return NotImplemented
     stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
+    softmax = _compiled_softmax() if compiles else _softmax_in_place
     scratch = threading.local()
+    bias = np.zeros((K, C), W.dtype) if b is None else np.ascontiguousarray(b).reshape(K, C)
+    labels, weights = y.astype(np.int64, copy=False), np.atleast_2d(weights)
 
     def of_block(rows: slice) -> tuple[Any, Any, Any]:
-        X, labels, w = samples.rows(rows), y[rows], weights[..., rows]
-        if not hasattr(scratch, "scores"):
-            scratch.scores = np.empty((width, step), W.dtype)
-        n_rows = len(labels)
-        wide = scratch.scores[:, :n_rows]
+        X, n_rows = samples.rows(rows), rows.stop - rows.start
+        if not hasattr(scratch, "room"):
+            scratch.room = np.empty(width * step, W.dtype)
+        wide = scratch.room[: width * n_rows].reshape(width, n_rows)
         np.matmul(stack, X.T, out=wide)
-        if b is not None:
-            wide += b[:, None]
-        loss = _softmax_in_place(wide.reshape(K, C, n_rows), labels, w)
-        return loss, wide @ X, wide.sum(axis=1)
+        loss = softmax(wide.reshape(K, C, n_rows), bias, labels[rows], weights[:, rows])
+        return loss, wide @ X, wide @ np.ones(n_rows, W.dtype)
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
     return loss, np.ascontiguousarray(dWT.T), db
 
 
-def _softmax_in_place(scores: Any, labels: Any, weights: Any) -> Any:
+@cache
+def _compiled_softmax() -> Any:
+    from gpuclf.kernels.linear_pass import fleet_loops
+
+    def softmax(scores: Any, bias: Any, labels: Any, weights: Any) -> Any:
+        K, C, n_rows = scores.shape
+        margins, normalisers = np.empty((2, K, n_rows), scores.dtype)
+        work = fleet_loops.workspace(C, scores.dtype)
+        fleet_loops.softmax_in_place(scores, bias, labels, weights, margins, normalisers, work)
+        margins += np.log(normalisers)
+        margins *= weights
+        return margins.sum(axis=-1, dtype=np.float64)
+
+    return softmax
+
+
+def _softmax_in_place(scores: Any, bias: Any, labels: Any, weights: Any) -> Any:
     """Return the losses (K,), and leave the gradient in the place of the scores (K, C, rows)."""
+    scores += bias[:, :, None]
     own_class = slice(None), labels, np.arange(len(labels))
     scores -= scores.max(axis=1)[:, None]
     losses = -scores[own_class]
