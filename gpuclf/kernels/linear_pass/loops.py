@@ -29,7 +29,7 @@ from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
-from gpuclf.kernels.losses.loops import gradient_in_place, room_of_rows
+from gpuclf.kernels.losses.loops import LANES, gradient_in_place, room_of_rows
 
 __all__ = [
     "MAX_STRIP",
@@ -56,12 +56,9 @@ MAX_STRIP = 64  # features of an outer tile at most
 LINE = 64
 
 
-def shape_for(
-    n_columns: int, item_bytes: int, vector_bytes: int = VECTOR_BYTES,
-    has_32_registers: bool = HAS_32_REGISTERS,
-) -> Shape:  # fmt: skip
+def shape_for(n_columns: int, item_bytes: int) -> Shape:
     """Return the sizes of tiles: up to 27 accumulators in 32 registers, 12 in 16."""
-    if has_32_registers:
+    if HAS_32_REGISTERS:
         groups = -(-n_columns // 9)
         columns = -(-n_columns // groups)
         rows = vectors = 3 if columns > 6 else 4
@@ -69,7 +66,7 @@ def shape_for(
         # Whichever pads less; four rows of two keep a processor as busy as four of three.
         columns = min((3, 2), key=lambda width: -n_columns % width) if n_columns > 1 else 1
         rows = vectors = 4
-    sizes = vector_bytes // item_bytes, rows, columns, vectors
+    sizes = VECTOR_BYTES // item_bytes, rows, columns, vectors
     return tuple((0,) * size for size in sizes)
 
 
@@ -81,15 +78,11 @@ class _Samples:
         self.item_bytes = array.dtype.bitwidth // 8
         self.float_bytes = 4 if isinstance(vector.element, ir.FloatType) else 8
         self.vector_bytes = vector.count * self.float_bytes
+        self.bytes_of_vector = vector.count * self.item_bytes  # as they are stored
 
     def at(self, row: Any, column: Any) -> Any:
         """Return the address of an item."""
         return self.code.at(self.array.row(row), self.code.times(column, self.item_bytes))
-
-    def load_rows(self, starts: list[Any], number: Any) -> list[Any]:
-        """Return a vector of each row, by its number."""
-        behind = self.code.times(number, self.vector.count * self.item_bytes)
-        return [self.load(self.code.at(start, behind)) for start in starts]
 
     def load(self, address: Any) -> Any:
         """Return the floats of a vector of items; bytes count from 128."""
@@ -133,17 +126,36 @@ def _dot_tile(
     with cgutils.for_range(builder, n_vectors) as loop:
         behind = code.times(loop.index, size)
         w = code.at(W, code.times(loop.index, n_columns * size))
-        numbers = x.load_rows(starts, loop.index)
-        if middle is not None:
-            subtracted = code.load(code.at(middle, behind), vector, item)
-            numbers = [builder.fsub(number, subtracted) for number in numbers]
-        for number, target in zip(numbers, targets, strict=False):
-            code.store(number, code.at(target, behind), item)
-        for c in columns:
-            weights = code.load(code.at(w, c * size), vector, size)
-            for r in rows:
-                total = code.multiply_add(numbers[r], weights, builder.load(sums[r][c]))
-                builder.store(total, sums[r][c])
+        subtracted = None if middle is None else code.load(code.at(middle, behind), vector, item)
+
+        def number_of(r: int) -> Any:
+            number = x.load(code.at(starts[r], code.times(loop.index, x.bytes_of_vector)))
+            if subtracted is not None:
+                number = builder.fsub(number, subtracted)
+            if targets:
+                code.store(number, code.at(targets[r], behind), item)
+            return number
+
+        def weights_of(c: int) -> Any:
+            return code.load(code.at(w, c * size), vector, size)
+
+        # The fewer stay in registers, for which there is just room.
+        if n_columns < len(starts):
+            held = [weights_of(c) for c in columns]
+            pairs = (
+                (r, number, c, held[c]) for r in rows for number in [number_of(r)] for c in columns
+            )
+        else:
+            kept = [number_of(r) for r in rows]
+            pairs = (
+                (r, kept[r], c, weights)
+                for c in columns
+                for weights in [weights_of(c)]
+                for r in rows
+            )
+        for r, number, c, weights in pairs:
+            total = code.multiply_add(number, weights, builder.load(sums[r][c]))
+            builder.store(total, sums[r][c])
     for r in rows:
         for c in columns:
             address = code.at(parts[r], c * size)
@@ -177,15 +189,16 @@ def _outer_tile(
             for c in columns
         ]
         if bytes_ahead is not None:
-            for line in range(0, n_vectors * vector.count * x.item_bytes, LINE):
+            for line in range(0, n_vectors * x.bytes_of_vector, LINE):
                 code.prefetch(code.at(address, bytes_ahead, line))
         for v in vectors:
-            number = x.load(code.at(address, v * vector.count * x.item_bytes))
+            number = x.load(code.at(address, v * x.bytes_of_vector))
             if middle is not None:
                 subtracted = code.load(code.at(middle, v * size), vector, item)
                 number = builder.fsub(number, subtracted)
             if kept is not None:
-                code.store(number, code.at(kept.row(loop.index), v * size), item)
+                target = code.at(kept, code.times(loop.index, n_vectors * size), v * size)
+                code.store(number, target, item)
             for c in columns:
                 total = code.multiply_add(number, factors[c], builder.load(sums[v][c]))
                 builder.store(total, sums[v][c])
@@ -307,7 +320,7 @@ def _whole(code: Code, X: Array, strip: int) -> Any:
 
 
 @compiled
-def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any) -> int:
+def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any, shape: Any) -> int:
     """Write W and b of one model as the tiles read them.
 
     Parameters
@@ -320,6 +333,8 @@ def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any) -> int:
         Of zeros.
     bias : array of shape (C,)
         Of zeros.
+    shape : tuple
+        As :func:`shape_for` gives it.
 
     Returns
     -------
@@ -328,40 +343,50 @@ def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any) -> int:
         the smallest, for the differences keep its digits.
     """
     n_features, n_classes = W.shape
-    columns, lanes = packed.shape[2:]
+    lanes, columns = len(shape[0]), len(shape[2])
     zero, last = W.dtype.type(0), n_classes - 1
     saves = n_columns < n_classes
     swapped = last
     if saves:
-        smallest = W.dtype.type(np.inf)
         for c in range(n_classes):
-            largest = zero
-            for d in range(n_features):
-                largest = max(largest, abs(W[d, c]))
-            if largest < smallest:
-                smallest, swapped = largest, c
+            bias[c] = zero
+        for d in range(n_features):
+            for c in range(n_classes):
+                bias[c] = max(bias[c], abs(W[d, c]))
+        for c in range(n_classes):
+            if bias[c] < bias[swapped]:
+                swapped = c
     for c in range(n_columns):
         source = last if c == swapped else c
         bias[c] = b[source] - (b[swapped] if saves else zero)
         group, t = c // columns, c % columns
-        for d in range(n_features):
-            taken = W[d, swapped] if saves else zero
-            packed[group, d // lanes, t, d % lanes] = W[d, source] - taken
-    return swapped
+        for v in range((n_features + lanes - 1) // lanes):
+            for lane in range(min(lanes, n_features - v * lanes)):
+                d = v * lanes + lane
+                taken = W[d, swapped] if saves else zero
+                packed[group, v, t, lane] = W[d, source] - taken
+    for c in range(n_columns, n_classes):
+        bias[c] = zero
+    return int(swapped)
 
 
 @compiled
-def unpack(packed: Any, n_columns: int, swapped: int, dW: Any) -> None:
+def unpack(packed: Any, n_columns: int, swapped: int, dW: Any, shape: Any) -> None:
     """Undo :func:`pack` for a gradient, of shape (D, C)."""
-    columns, lanes = packed.shape[2:]
-    last = dW.shape[1] - 1
-    for d in range(len(dW)):
-        total = packed.dtype.type(0)
-        for c in range(n_columns):
-            value = packed[c // columns, d // lanes, c % columns, d % lanes]
-            dW[d, last if c == swapped else c] = value
-            total += value
-        if n_columns <= last:
+    lanes, columns = len(shape[0]), len(shape[2])
+    n_features, n_classes = dW.shape
+    last = n_classes - 1
+    for d in range(n_features):
+        v, lane = d // lanes, d % lanes
+        total = dW.dtype.type(0)
+        for group in range(len(packed)):
+            for t in range(columns):
+                c = group * columns + t
+                if c < n_columns:
+                    value = packed[group, v, t, lane]
+                    dW[d, last if c == swapped else c] = value
+                    total += value
+        if n_columns < n_classes:
             dW[d, swapped] = -total
 
 
@@ -405,7 +430,7 @@ def linear_pass(
             X, rest, row, n_rows, centre, W, b, n_columns, parts, of_dot, S, 0, shape, is_centred
         )
         for c in range(len(S)):
-            for r in range(n_rows, block_rows):
+            for r in range(n_rows, S.shape[1]):
                 S[c, r] = zero
         if n_columns < len(S):
             for r in range(n_rows):
@@ -495,15 +520,16 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
     """
     lanes, rows, columns, vectors = map(len, shape)
     groups, dtype, strip = len(W), W.dtype, lanes * vectors
+    in_vectors = -(-block_rows // LANES) * LANES
     in_chunk = max(CHUNK_COLUMNS // columns, 1) * columns
     return (
         np.zeros((block_rows, strip), X.dtype),
         _aligned((block_rows, in_chunk, lanes), dtype),
         _aligned((rows, PANEL_BYTES // dtype.itemsize), dtype),
         _aligned((block_rows, strip), dtype),
-        _aligned((n_classes, block_rows), dtype),
+        _aligned((n_classes, in_vectors), dtype),
         _aligned((block_rows, groups * columns), dtype),
-        room_of_rows(block_rows, dtype),
+        room_of_rows(in_vectors, dtype),
     )
 
 

@@ -33,7 +33,8 @@ __all__ = ["compiled_linear_pass"]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_FEATURES = 64
-MAX_CLASSES = 48
+# Above, the products of BLAS are as fast; with AVX-512 they wait for memory longer.
+MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 4096
 MIN_STRETCH_ROWS = 512
@@ -60,7 +61,7 @@ def compiled_linear_pass(
     if (
         models
         or n_features < MIN_FEATURES
-        or n_classes > MAX_CLASSES
+        or n_classes > MAX_CLASSES_AVX512
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or samples.are_streamed
         or (is_short_float(samples.stored.dtype) and not _halves_are_widened(samples.stored))
@@ -70,6 +71,10 @@ def compiled_linear_pass(
         or not numba_is_usable()
     ):
         return NotImplemented
+    from gpuclf.kernels.linear_pass import loops
+
+    if n_classes > (MAX_CLASSES_AVX512 if loops.VECTOR_BYTES == 64 else MAX_CLASSES):
+        return NotImplemented
     known = machine_code_of(data_loss)
     hinge = known == "multiclass_hinge"
     if known is not None:
@@ -78,8 +83,6 @@ def compiled_linear_pass(
             return of_bytes
     elif are_multiplied(samples.stored, n_classes, W.dtype):
         return NotImplemented  # the shared body's blocks multiply bytes
-    from gpuclf.kernels.linear_pass import loops
-
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
@@ -88,9 +91,12 @@ def compiled_linear_pass(
     n_columns = n_classes - 1 if known is not None and n_classes > 1 else n_classes
     shape = loops.shape_for(n_columns, W.itemsize)
     bias = np.zeros(n_classes, W.dtype) if b is None else b
+    is_read_as_it_is = X.dtype == W.dtype and centre is None
+    if is_read_as_it_is and known and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
+        return NotImplemented
     packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
     of_tiles = np.zeros(n_classes, W.dtype)
-    swapped = loops.pack(W, bias, n_columns, packed, of_tiles)
+    swapped = loops.pack(W, bias, n_columns, packed, of_tiles, shape)
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
     middle = np.zeros(n_features + loops.MAX_STRIP, W.dtype)
     if centre is not None:
@@ -132,7 +138,7 @@ def compiled_linear_pass(
     db = db.astype(W.dtype)
     db[[swapped, -1]] = db[[-1, swapped]]
     out = np.empty_like(W)
-    loops.unpack(dW, n_columns, swapped, out)
+    loops.unpack(dW, n_columns, swapped, out, shape)
     return loss, out, db
 
 
@@ -143,5 +149,5 @@ def block_rows(row_bytes: int) -> int:
 
 
 def _halves_are_widened(X: Any) -> bool:
-    """Tell whether the processor has an instruction that widens such short floats."""
-    return bool(X.dtype == np.float16 and numba_is_usable() and processor_features().get("f16c"))
+    """Tell whether the processor widens such short floats: float16 by an instruction of its own."""
+    return bool(X.dtype != np.float16 or (numba_is_usable() and processor_features().get("f16c")))

@@ -8,15 +8,61 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
 
+from gpuclf.kernels.building.emission import I32, I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 
-__all__ = ["gradient_in_place", "room_of_rows"]
+__all__ = ["LANES", "gradient_in_place", "room_of_rows"]
+
+LANES = 16  # numbers that the exponentials are taken of at a time; LLVM cuts what is too long
+# exp(x) = 2^n exp(r): r = x - n log 2 is small, and log 2 is subtracted in two parts, the first of
+# few bits. The polynomial is Cephes' (Moshier, expf), from the highest power on.
+LOG2_E, LOG_2 = 1.44269504088896341, (0.693359375, -2.12194440e-4)
+OF_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+LEAST = -87.0  # below, the exponential is taken for zero: what comes next has no digits left
 
 
 def room_of_rows(n_rows: int, dtype: Any) -> tuple[Any, ...]:
     """Return what :func:`gradient_in_place` writes to."""
     return np.zeros(n_rows, np.int64), *(np.zeros(n_rows, dtype) for _ in range(4))
+
+
+@emitted
+def exponentials(code: Code, S: Any, c: Any, highest: Any, normaliser: Any) -> None:
+    """Write ``exp(S[c] - highest)``, of numbers up to 0, over S[c], and add it to `normaliser`.
+
+    For float32, whose rows are a multiple of ``LANES`` long. NaN stays.
+    """
+    if not isinstance(S.item, ir.FloatType):
+        return  # the caller's other branch
+    builder, floats = code.builder, ir.VectorType(S.item, LANES)
+    ints, row = ir.VectorType(I32, LANES), S.row(c)
+
+    def all_of(value: float) -> Any:
+        return ir.Constant(floats, [value] * LANES)
+
+    with cgutils.for_range_slice(builder, I64(0), S.length(1), I64(LANES)) as (r, _):
+        place = code.times(r, 4)
+        x = builder.fsub(
+            code.load(code.at(row, place), floats), code.load(code.at(highest, place), floats)
+        )
+        n = code.call(f"llvm.rint.v{LANES}f32", floats, builder.fmul(x, all_of(LOG2_E)))
+        rest = x
+        for part in LOG_2:
+            rest = code.multiply_add(n, all_of(-part), rest)
+        value = all_of(OF_EXP[0])
+        for factor in (*OF_EXP[1:], 1.0, 1.0):
+            value = code.multiply_add(value, rest, all_of(factor))
+        exponent = builder.add(builder.fptosi(n, ints), ir.Constant(ints, [127] * LANES))
+        power = builder.shl(exponent, ir.Constant(ints, [23] * LANES))
+        value = builder.fmul(value, builder.bitcast(power, floats))
+        is_none = builder.fcmp_ordered("<", x, all_of(LEAST))
+        value = builder.select(is_none, all_of(0.0), value)
+        code.store(value, code.at(row, place))
+        total = code.at(normaliser, place)
+        code.store(builder.fadd(code.load(total, floats), value), total)
 
 
 @compiled
@@ -29,7 +75,8 @@ def gradient_in_place(
     Parameters
     ----------
     S : array of shape (C, rows)
-        Of rows behind `n_rows` any finite numbers; their gradient is zero.
+        The rows a multiple of ``LANES``. Of those behind `n_rows` any finite numbers; their
+        gradient is zero.
     y, sample_weight : array of shape (N,)
     first, n_rows : int
         The samples of the block.
@@ -70,7 +117,7 @@ def gradient_in_place(
     for c in range(n_classes):
         for r in range(n_rows):
             totals[c] += S[c, r]
-    return loss
+    return float(loss)
 
 
 @compiled
@@ -88,9 +135,12 @@ def _softmax_cross_entropy(
     for r in range(n_rows):
         loss -= weights[r] * (S[labels[r], r] - highest[r])
     for c in range(n_classes):
-        for r in range(n_rows):
-            S[c, r] = np.exp(S[c, r] - highest[r])
-            normaliser[r] += S[c, r]
+        if S.itemsize == 4:
+            exponentials(S, c, highest, normaliser)
+        else:
+            for r in range(n_rows):
+                S[c, r] = np.exp(S[c, r] - highest[r])
+                normaliser[r] += S[c, r]
     for r in range(n_rows):
         loss += weights[r] * np.log(normaliser[r])
         normaliser[r] = weights[r] / normaliser[r]
