@@ -6,6 +6,7 @@ of this file, delete the kernels' folders ``__pycache__``.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,15 @@ class Array:
 
     def row(self, number: Any) -> Any:
         """Return the address of a row."""
+        number = I64(number) if isinstance(number, int) else number
         row_bytes = cgutils.unpack_tuple(self._builder, self._array.strides)[0]
         return self._builder.gep(self.start, [self._builder.mul(number, row_bytes)])
+
+    def below(self, number: Any) -> Array:
+        """Return the rows from this one on."""
+        found = copy.copy(self)
+        found.start = self.row(number)
+        return found
 
     def length(self, axis: int) -> Any:
         """Return the length of an axis."""
@@ -67,6 +75,10 @@ class Code:
         """Move an index."""
         return self.builder.add(number, I64(offset))
 
+    def smaller(self, a: Any, b: Any) -> Any:
+        """Return the smaller index."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
     def load(self, address: Any, kind: Any, align: int = 1) -> Any:
         """Load a number or a vector."""
         pointer = self.builder.bitcast(self.at(address), kind.as_pointer())
@@ -76,6 +88,24 @@ class Code:
         """Store a number or a vector."""
         pointer = self.builder.bitcast(self.at(address), value.type.as_pointer())
         self.builder.store(value, pointer, align=align)
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
+        """Return ``a * b + total``, with one rounding where the processor can."""
+        flags = ("contract",)
+        return self.builder.fadd(self.builder.fmul(a, b, flags=flags), total, flags=flags)
+
+    def sum(self, vector: Any) -> Any:
+        """Return the sum of a vector of floats."""
+        kind, scalar = vector.type, vector.type.element
+        bits = 32 if isinstance(scalar, ir.FloatType) else 64
+        name = f"llvm.vector.reduce.fadd.v{kind.count}f{bits}"
+        return self.call(name, scalar, ir.Constant(scalar, 0.0), vector, fastmath=("reassoc",))
+
+    def prefetch(self, address: Any) -> None:
+        """Ask for a cache line, into L2."""
+        for_reading, into_l2, data = I32(0), I32(2), I32(1)
+        given = self.at(address), for_reading, into_l2, data
+        self.call("llvm.prefetch.p0", ir.VoidType(), *given)
 
     def everywhere(self, scalar: Any, vector: Any) -> Any:
         """Return a vector whose numbers are all the same."""
@@ -96,7 +126,8 @@ def emitted(
     ----------
     body : callable
         ``body(code, *arguments)``, where an array is given as :class:`Array`, a tuple as its
-        length, a float in 64 bits, and anything else as a 64-bit integer.
+        length (of tuples, as the list of theirs), a float in 64 bits, and anything else as a
+        64-bit integer.
     code_type : type
         Of `code`.
     returns : callable, optional
@@ -110,7 +141,7 @@ def emitted(
             def argument(kind: Any, value: Any) -> Any:
                 if isinstance(kind, types.Array):
                     return Array(context, builder, kind, value)
-                return kind.count if isinstance(kind, types.BaseTuple) else value
+                return _lengths(kind) if isinstance(kind, types.BaseTuple) else value
 
             found = body(code_type(builder), *map(argument, signature.args, values))
             return context.get_dummy_value() if returns is None else found
@@ -127,3 +158,10 @@ def emitted(
         return result(*taken), generate
 
     return intrinsic(typed)
+
+
+def _lengths(kind: Any) -> Any:
+    parts = list(kind)
+    if parts and all(isinstance(part, types.BaseTuple) for part in parts):
+        return [part.count for part in parts]
+    return kind.count

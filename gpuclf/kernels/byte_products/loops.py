@@ -28,8 +28,10 @@ from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I8, I32, I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
+from gpuclf.kernels.losses.loops import gradient_in_place
 
 __all__ = [
+    "BLOCK_ROWS",
     "GROUP",
     "PANEL",
     "affine_of_bytes",
@@ -596,7 +598,7 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
 @compiled
 def linear_pass(
     X: Any, weights: Any, b: Any, y: Any, sample_weight: Any, start: int, stop: int, dW: Any,
-    db: Any, hinge: bool,
+    db: Any, room: Any, hinge: bool,
 ) -> float:  # fmt: skip
     """Add the gradients of the rows start:stop to dW (D, C) and db (C,), and return their loss.
 
@@ -609,6 +611,8 @@ def linear_pass(
     b, y, sample_weight : array
     start, stop : int
     dW, db : float32 array
+    room : tuple
+        Of ``BLOCK_ROWS`` rows, for :func:`~gpuclf.kernels.losses.loops.gradient_in_place`.
     hinge : bool
         The loss: else softmax cross-entropy.
     """
@@ -618,7 +622,6 @@ def linear_pass(
     S = np.zeros((n_groups * GROUP, BLOCK_ROWS), np.float32)
     tile, bias = np.empty((16, GROUP), np.float32), np.zeros(n_groups * GROUP, np.float32)
     bias[:n_classes] = b
-    row_weights, labels = np.zeros(BLOCK_ROWS, np.float32), np.zeros(BLOCK_ROWS, np.int64)
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
     gradient = _room_for_digits(n_steps, n_groups)
     padded_dW = zeros_of_W(packed.shape[0], n_groups)
@@ -633,20 +636,9 @@ def linear_pass(
                 for i in range(16):
                     for c in range(GROUP):
                         S[group * GROUP + c, r + i] = tile[i, c]
-        row_weights[n_rows:] = 0
-        for r in range(n_rows):
-            label = y[row + r]
-            row_weights[r] = sample_weight[row + r]
-            labels[r] = label
-            if not 0 <= label < n_classes:
-                loss, labels[r] = np.nan, 0
-        if hinge:
-            loss += _multiclass_hinge(S[:n_classes], labels, row_weights)
-        else:
-            loss += _softmax_cross_entropy(S[:n_classes], labels, row_weights)
-        for c in range(n_classes):
-            for r in range(n_rows):
-                sum_of_S[c] += S[c, r]
+        loss += gradient_in_place(
+            S[:n_classes], y, sample_weight, row, n_rows, n_classes - 1, sum_of_S, room, hinge
+        )
         _digits_of_rows(S[:n_classes], gradient)
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
@@ -656,54 +648,6 @@ def linear_pass(
     else:
         dW += padded_dW[: len(dW), :n_classes]
         db += sum_of_S.astype(np.float32)
-    return loss
-
-
-@compiled
-def _softmax_cross_entropy(S: Any, labels: Any, weights: Any) -> float:
-    """Return the weighted loss, and write its gradient over the scores, classes as rows."""
-    n_classes, n_rows = S.shape
-    highest, normaliser = S[0].copy(), np.zeros(n_rows, np.float32)
-    for c in range(1, n_classes):
-        for r in range(n_rows):
-            highest[r] = max(highest[r], S[c, r])
-    loss = 0.0
-    for r in range(n_rows):
-        loss -= weights[r] * (S[labels[r], r] - highest[r])
-    for c in range(n_classes):
-        for r in range(n_rows):
-            S[c, r] = np.exp(S[c, r] - highest[r])
-            normaliser[r] += S[c, r]
-    for r in range(n_rows):
-        loss += weights[r] * np.log(normaliser[r])
-        normaliser[r] = weights[r] / normaliser[r]
-    for c in range(n_classes):
-        for r in range(n_rows):
-            S[c, r] *= normaliser[r]
-    for r in range(n_rows):
-        S[labels[r], r] -= weights[r]
-    return loss
-
-
-@compiled
-def _multiclass_hinge(S: Any, labels: Any, weights: Any) -> float:
-    """Do as :func:`_softmax_cross_entropy`, for the hinge loss."""
-    n_classes, n_rows = S.shape
-    loss = 0.0
-    for r in range(n_rows):
-        label, n_violations = labels[r], 0
-        own, of_row = S[label, r], 0.0
-        for c in range(n_classes):
-            margin = S[c, r] - own + 1
-            S[c, r] = 0
-            if margin > 0 and c != label:
-                of_row += margin
-                S[c, r] = weights[r]
-                n_violations += 1
-            elif margin != margin:
-                of_row = np.nan
-        S[label, r] = -n_violations * weights[r]
-        loss += of_row * weights[r]
     return loss
 
 

@@ -150,6 +150,7 @@ def linear_pass_of_bytes(
     if not _takes(samples, W):
         return NotImplemented
     from gpuclf.kernels.byte_products import loops as byte_products
+    from gpuclf.kernels.losses.loops import room_of_rows
 
     is_finite, digits = byte_products.pack(np.ascontiguousarray(W), 0, W.shape[1])
     if not (is_finite and np.isfinite(b).all()):
@@ -159,8 +160,9 @@ def linear_pass_of_bytes(
 
     def partial(rows: slice) -> tuple[Any, Any, Any]:
         dW, db = np.zeros(W.shape, W.dtype), np.zeros_like(b)
+        room = room_of_rows(byte_products.BLOCK_ROWS, W.dtype)
         loss = byte_products.linear_pass(
-            samples.stored, digits, b, labels, weights, rows.start, rows.stop, dW, db, hinge
+            samples.stored, digits, b, labels, weights, rows.start, rows.stop, dW, db, room, hinge
         )
         return np.float64(loss), dW, db
 

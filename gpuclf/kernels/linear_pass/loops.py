@@ -1,21 +1,25 @@
-"""The loops of on_cpu.py, sixteen rows at a time; imported only where numba is installed.
+"""The loops of on_cpu.py, a block of rows at a time; imported only where numba is installed.
 
 Their innermost parts keep a tile of a thin product in vector registers, by explicit LLVM code. A
 compiler vectorises a loop over one accumulator, or over one row of them; it does not keep a tile
-of rows by classes in registers, and without that every multiplication waits for a load. So the
-tile is spelled out: :func:`dot_tile` for ``X @ W``, :func:`outer_tile` for ``X^T @ dS``. Each loads
-a vector of X once and multiplies it with all classes of the tile.
+of rows by columns in registers, and without that every multiplication waits for a load. So the
+tile is spelled out: :func:`_dot_tile` for ``X @ W``, :func:`_outer_tile` for ``X^T @ dS``.
 
-How many classes a tile has is the length of the tuple that is passed as `tile`, so that numba
-compiles, and caches, one version for each length. The other sizes follow from the processor:
-with 32 vector registers (AVX-512, Arm) tiles hold up to 24 accumulators, with 16 up to 12.
+W and dW lie as the tiles read them, (groups of columns, vectors of features, columns, lanes), and
+a group is as many columns as a tile. What the samples are, bytes or floats of any length, is
+seen by the tiles of the first group only: they leave the floats in L1 for the other groups.
+
+The sizes come as the lengths of tuples, so that numba compiles, and caches, a version for each
+(:func:`shape_for`); how many numbers a vector has is one of them, and LLVM cuts vectors that the
+processor does not have into such as it has.
 
 All loops are in one file, because numba takes what it compiled before as long as the file of the
-outermost function has not changed.
+outermost function has not changed; the losses are those of :mod:`gpuclf.kernels.losses.loops`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import llvmlite.binding
@@ -23,461 +27,515 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpuclf.kernels.building.emission import I8, I32, I64, Array, Code, emitted
+from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
+from gpuclf.kernels.losses.loops import LANES, gradient_in_place, room_of_rows
 
 __all__ = [
-    "BLOCK_ROWS",
-    "TILE_ROWS",
+    "MAX_STRIP",
     "VECTOR_BYTES",
+    "Shape",
     "add_gradient_of_rows",
-    "aligned_zeros",
-    "pass_converted",
-    "pass_in_place",
+    "linear_pass",
+    "pack",
+    "room_for",
     "scores_of_rows",
-    "tiles",
+    "shape_for",
+    "unpack",
+    "zeros_of_W",
 ]
 
 _features = llvmlite.binding.get_host_cpu_features()
 VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
-_MANY_REGISTERS = VECTOR_BYTES == 64 or _features.get("neon", False)
-TILE_ROWS = 4 if _MANY_REGISTERS else 2  # of X in a dot tile
-MAX_DOT_CLASSES = 6
-OUTER_VECTORS = 2 if _MANY_REGISTERS else 1  # of features in an outer tile
-MAX_OUTER_CLASSES = 12
-BLOCK_ROWS = 16
-# Features of W that a few tiles of rows use one after another, from L1.
-DOT_FEATURES = 1024
+HAS_32_REGISTERS = VECTOR_BYTES == 64 or bool(_features.get("neon", False))
+# Lanes, rows of X in a dot tile, columns, vectors of features in an outer tile: as lengths.
+Shape = tuple[tuple[int, ...], ...]
+PANEL_BYTES = 2048  # of a row: what a few tiles of rows multiply from L1 ...
+CHUNK_COLUMNS = 9  # ... with so many columns of W, which stay there
+MAX_STRIP = 64  # features of an outer tile at most
+LINE = 64
 
 
-class _Rows:
-    """A matrix whose rows are contiguous: addresses of items, and vectors."""
+def shape_for(n_columns: int, item_bytes: int) -> Shape:
+    """Return the sizes of tiles: up to 27 accumulators in 32 registers, 12 in 16."""
+    if HAS_32_REGISTERS:
+        groups = -(-n_columns // 9)
+        columns = -(-n_columns // groups)
+        rows = vectors = 3 if columns > 6 else 4
+    else:
+        # Whichever pads less; four rows of two keep a processor as busy as four of three.
+        columns = min((3, 2), key=lambda width: -n_columns % width) if n_columns > 1 else 1
+        rows = vectors = 4
+    sizes = VECTOR_BYTES // item_bytes, rows, columns, vectors
+    return tuple((0,) * size for size in sizes)
 
-    def __init__(self, code: Code, array: Array) -> None:
-        self.code, self.scalar = code, array.item
+
+class _Samples:
+    """Rows of items of any type, as vectors of floats."""
+
+    def __init__(self, code: Code, array: Array, vector: Any) -> None:
+        self.code, self.array, self.vector = code, array, vector
         self.item_bytes = array.dtype.bitwidth // 8
-        self.vector = ir.VectorType(self.scalar, VECTOR_BYTES // self.item_bytes)
-        self._array = array
+        self.float_bytes = 4 if isinstance(vector.element, ir.FloatType) else 8
+        self.vector_bytes = vector.count * self.float_bytes
+        self.bytes_of_vector = vector.count * self.item_bytes  # as they are stored
 
     def at(self, row: Any, column: Any) -> Any:
         """Return the address of an item."""
-        row, column = (I64(i) if isinstance(i, int) else i for i in (row, column))
-        builder = self.code.builder
-        items = builder.bitcast(self._array.row(row), self.scalar.as_pointer())
-        return builder.gep(items, [column])
+        return self.code.at(self.array.row(row), self.code.times(column, self.item_bytes))
 
-    def _behind(self, address: Any, vector: int) -> Any:
-        return self.code.builder.gep(address, [I64(vector * self.vector.count)])
-
-    def load(self, address: Any, vector: int = 0) -> Any:
-        """Load the vector that lies `vector` registers behind an address."""
-        return self.code.load(self._behind(address, vector), self.vector, self.item_bytes)
-
-    def store(self, value: Any, address: Any, vector: int = 0) -> None:
-        """Store a vector `vector` registers behind an address."""
-        self.code.store(value, self._behind(address, vector), self.item_bytes)
-
-    def prefetch(self, address: Any, vector: int, bytes_ahead: Any) -> None:
-        """Ask for the cache line `bytes_ahead` of a vector, into L2."""
-        builder, code = self.code.builder, self.code
-        ahead = builder.bitcast(self._behind(address, vector), I8.as_pointer())
-        for_reading, into_l2, data = I32(0), I32(2), I32(1)
-        given = code.at(ahead, bytes_ahead), for_reading, into_l2, data
-        code.call("llvm.prefetch.p0", ir.VoidType(), *given)
-
-
-def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
-    contract = ("contract",)  # one rounding where the processor can
-    return builder.fadd(builder.fmul(a, b, flags=contract), total, flags=contract)
+    def load(self, address: Any) -> Any:
+        """Return the floats of a vector of items; bytes count from 128."""
+        builder, vector, lanes = self.code.builder, self.vector, self.vector.count
+        items = self.code.load(address, ir.VectorType(self.array.item, lanes), 1)
+        if self.array.item == vector.element:
+            return items
+        ints, floats = ir.VectorType(I32, lanes), ir.VectorType(ir.FloatType(), lanes)
+        if self.item_bytes == 1:
+            # Flipping the top bit and reading the byte as signed is "minus 128".
+            top_bits = ir.Constant(items.type, [128] * lanes)
+            return builder.sitofp(builder.sext(builder.xor(items, top_bits), ints), vector)
+        if self.item_bytes == 2:  # numba knows neither: int16 are float16, uint16 are bfloat16
+            if self.array.dtype.signed:
+                short = builder.bitcast(items, ir.VectorType(ir.HalfType(), vector.count))
+            else:
+                upper = builder.shl(builder.zext(items, ints), ir.Constant(ints, [16] * lanes))
+                short = builder.bitcast(upper, floats)
+            return short if short.type == vector else builder.fpext(short, vector)
+        if isinstance(self.array.item, ir.FloatType):
+            return builder.fpext(items, vector)
+        return builder.fptrunc(items, vector)
 
 
-def _sum(code: Code, vector: Any) -> Any:
-    kind, scalar = vector.type, vector.type.element
-    bits = 32 if isinstance(scalar, ir.FloatType) else 64
-    name = f"llvm.vector.reduce.fadd.v{kind.count}f{bits}"
-    return code.call(name, scalar, ir.Constant(scalar, 0.0), vector, fastmath=("reassoc",))
-
-
-@emitted
-def dot_tile(
-    code: Code, X: Any, W: Any, S: Any, row: Any, first: Any, start: Any, stop: Any, n_classes: int
-) -> None:
-    """Add ``X[row + r, start:stop] @ W[first + c, start:stop]`` to ``S[row + r, first + c]``.
-
-    For ``TILE_ROWS`` rows r and as many classes c as the last argument, a tuple, is long.
-    ``stop - start`` must be a multiple of the numbers in a vector.
-    """
-    builder = code.builder
-    x, w, s = (_Rows(code, array) for array in (X, W, S))
-    rows, classes = range(TILE_ROWS), range(n_classes)
-    x_rows = [x.at(code.plus(row, r), 0) for r in rows]
-    w_rows = [w.at(code.plus(first, c), 0) for c in classes]
-    zero = ir.Constant(x.vector, [0.0] * x.vector.count)
-    # LLVM turns these stack slots into registers.
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in classes] for _ in rows]
-    step = I64(x.vector.count)
-    with cgutils.for_range_slice(builder, start, stop, step) as (d, _):
-        x_vectors = [x.load(builder.gep(x_rows[r], [d])) for r in rows]
-        for c in classes:
-            w_vector = w.load(builder.gep(w_rows[c], [d]))
-            for r in rows:
-                total = builder.load(sums[r][c])
-                total = _multiply_add(builder, x_vectors[r], w_vector, total)
-                builder.store(total, sums[r][c])
-    for r in rows:
-        for c in classes:
-            address = s.at(code.plus(row, r), code.plus(first, c))
-            total = _sum(code, builder.load(sums[r][c]))
-            builder.store(builder.fadd(builder.load(address), total), address)
-
-
-@emitted
-def outer_tile(
-    code: Code, X: Any, S: Any, dW: Any, n_rows: Any, first: Any, column: Any, bytes_ahead: Any,
-    n_classes: int,
+def _dot_tile(
+    code: Code, x: _Samples, starts: list[Any], middle: Any, W: Any, targets: list[Any],
+    parts: list[Any], n_vectors: Any, n_columns: int,
 ) -> None:  # fmt: skip
-    """Add ``S[:, first + c]^T @ X[:, column + d]`` to ``dW[first + c, column + d]``.
+    """Add the products of rows and columns, lane by lane, to `parts`, an address a row.
 
-    For as many classes c as the last argument, a tuple, is long, and as many features d as
-    ``OUTER_VECTORS`` vectors hold. On the way, the memory `bytes_ahead` of each row of X is called
-    into the cache: nothing else keeps the memory busy in this phase.
+    `starts` are the addresses of the rows, `W` that of the columns, (vectors, columns, lanes).
+    What lies at `middle` is subtracted, unless that is None, and the floats are written to
+    `targets`, if there are any.
     """
-    builder = code.builder
-    x, s, dw = (_Rows(code, array) for array in (X, S, dW))
-    vectors, classes = range(OUTER_VECTORS), range(n_classes)
-    dw_rows = [dw.at(code.plus(first, c), column) for c in classes]
+    builder, vector = code.builder, x.vector
+    size, item = x.vector_bytes, x.float_bytes
+    rows, columns = range(len(starts)), range(n_columns)
+    zero = ir.Constant(vector, [0.0] * vector.count)
+    # LLVM turns these stack slots into registers.
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in columns] for _ in rows]
+    with cgutils.for_range(builder, n_vectors) as loop:
+        behind = code.times(loop.index, size)
+        w = code.at(W, code.times(loop.index, n_columns * size))
+        subtracted = None if middle is None else code.load(code.at(middle, behind), vector, item)
+
+        def number_of(r: int) -> Any:
+            number = x.load(code.at(starts[r], code.times(loop.index, x.bytes_of_vector)))
+            if subtracted is not None:
+                number = builder.fsub(number, subtracted)
+            if targets:
+                code.store(number, code.at(targets[r], behind), item)
+            return number
+
+        def weights_of(c: int) -> Any:
+            return code.load(code.at(w, c * size), vector, size)
+
+        # The fewer stay in registers, for which there is just room.
+        if n_columns < len(starts):
+            held = [weights_of(c) for c in columns]
+            pairs = (
+                (r, number, c, held[c]) for r in rows for number in [number_of(r)] for c in columns
+            )
+        else:
+            kept = [number_of(r) for r in rows]
+            pairs = (
+                (r, kept[r], c, weights)
+                for c in columns
+                for weights in [weights_of(c)]
+                for r in rows
+            )
+        for r, number, c, weights in pairs:
+            total = code.multiply_add(number, weights, builder.load(sums[r][c]))
+            builder.store(total, sums[r][c])
+    for r in rows:
+        for c in columns:
+            address = code.at(parts[r], c * size)
+            before = code.load(address, vector, size)
+            code.store(builder.fadd(before, builder.load(sums[r][c])), address, size)
+
+
+def _outer_tile(
+    code: Code, x: _Samples, row: Any, column: Any, middle: Any, G: Array, offset: Any, n_rows: Any,
+    dW: Any, kept: Any, bytes_ahead: Any, n_vectors: int, n_columns: int,
+) -> None:  # fmt: skip
+    """Add ``G[:, columns]^T @ X[row:, column:]`` to dW, an address: (vectors, columns, lanes).
+
+    `offset`: where the columns of G begin, in bytes. Unless they are None: `middle` as for
+    :func:`_dot_tile`; the floats are written to the rows of `kept`; the memory `bytes_ahead` of
+    each row is called into the cache, for nothing else keeps the memory busy in this phase.
+    """
+    builder, vector = code.builder, x.vector
+    size, item = x.vector_bytes, x.float_bytes
+    columns, vectors = range(n_columns), range(n_vectors)
+    places = [[code.at(dW, (v * n_columns + c) * size) for c in columns] for v in vectors]
     sums = [
-        [cgutils.alloca_once_value(builder, dw.load(dw_rows[c], v)) for v in vectors]
-        for c in classes
+        [cgutils.alloca_once_value(builder, code.load(place, vector, size)) for place in of_vector]
+        for of_vector in places
     ]
     with cgutils.for_range(builder, n_rows) as loop:
-        x_row = x.at(loop.index, column)
-        x_vectors = [x.load(x_row, v) for v in vectors]
+        address = x.at(builder.add(row, loop.index), column)
+        g = code.at(G.row(loop.index), offset)
+        factors = [
+            code.everywhere(code.load(code.at(g, c * item), vector.element, item), vector)
+            for c in columns
+        ]
+        if bytes_ahead is not None:
+            for line in range(0, n_vectors * x.bytes_of_vector, LINE):
+                code.prefetch(code.at(address, bytes_ahead, line))
         for v in vectors:
-            x.prefetch(x_row, v, bytes_ahead)
-        s_row = s.at(loop.index, first)
-        for c in classes:
-            factor = code.everywhere(builder.load(builder.gep(s_row, [I64(c)])), x.vector)
-            for v in vectors:
-                total = builder.load(sums[c][v])
-                builder.store(_multiply_add(builder, factor, x_vectors[v], total), sums[c][v])
-    for c in classes:
-        for v in vectors:
-            dw.store(builder.load(sums[c][v]), dw_rows[c], v)
+            number = x.load(code.at(address, v * x.bytes_of_vector))
+            if middle is not None:
+                subtracted = code.load(code.at(middle, v * size), vector, item)
+                number = builder.fsub(number, subtracted)
+            if kept is not None:
+                target = code.at(kept, code.times(loop.index, n_vectors * size), v * size)
+                code.store(number, target, item)
+            for c in columns:
+                total = code.multiply_add(number, factors[c], builder.load(sums[v][c]))
+                builder.store(total, sums[v][c])
+    for v in vectors:
+        for c in columns:
+            code.store(builder.load(sums[v][c]), places[v][c], size)
 
 
 @emitted
-def widen_bytes(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any) -> None:
-    """Write ``X[row, :stop] - 128`` to ``out[out_row, :stop]`` as floats, a vector at a time.
+def write_scores(
+    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, W: Any, b: Any,
+    n_columns: Any, parts: Any, kept: Any, S: Any, column: Any, shape: Any, is_centred: int,
+) -> None:  # fmt: skip
+    """Write ``X[row : row + n_rows] @ W + b`` to ``S[:, column : column + n_rows]``.
 
-    `stop` must be a multiple of the numbers in a vector.
+    Arguments as for :func:`linear_pass`; `rest` holds the last features of the rows, those that
+    fill no strip.
     """
-    builder, x, o = code.builder, _Rows(code, X), _Rows(code, out)
-    source, target = x.at(row, 0), o.at(out_row, 0)
-    count = o.vector.count
-    pixels = ir.VectorType(I8, count)
-    top_bits = ir.Constant(pixels, [128] * count)
-    with cgutils.for_range_slice(builder, I64(0), stop, I64(count)) as (d, _):
-        loaded = code.load(builder.gep(source, [d]), pixels)
-        # Flipping the top bit and reading the byte as signed is "minus 128".
-        signed = builder.sext(builder.xor(loaded, top_bits), ir.VectorType(I32, count))
-        o.store(builder.sitofp(signed, o.vector), builder.gep(target, [d]))
+    builder = code.builder
+    lanes, tile_rows, tile_columns, tile_vectors = shape
+    vector = ir.VectorType(W.item, lanes)
+    x, floats = _Samples(code, X, vector), _Samples(code, kept, vector)
+    size, item = x.vector_bytes, x.float_bytes
+    group_bytes = builder.mul(W.length(1), I64(tile_columns * size))
+    of_chunk = max(CHUNK_COLUMNS // tile_columns, 1)  # groups
+    n_groups, whole = W.length(0), _whole(code, X, lanes * tile_vectors)
+    kept_rows = [kept.row(r) for r in range(tile_rows)]
+
+    def products(
+        source: _Samples, first: Any, last: Any, start: Any, stop: Any, group: Any
+    ) -> None:
+        """Of the rows from `first` on, up to `last`, and the features from `start` on."""
+        panel = PANEL_BYTES // item
+        with cgutils.for_range_slice(builder, start, stop, I64(panel), inc=True) as (feature, _):
+            n_vectors = builder.udiv(
+                code.smaller(I64(panel), builder.sub(stop, feature)), I64(lanes)
+            )
+            w = code.at(
+                W, builder.mul(group, group_bytes), code.times(feature, tile_columns * item)
+            )
+            middle = code.at(centre, code.times(feature, item)) if is_centred else None
+            with cgutils.for_range_slice(builder, I64(0), n_rows, I64(tile_rows), inc=True) as (
+                r,
+                _,
+            ):
+                # Behind the last row there is no memory to read.
+                numbers = [builder.add(first, code.plus(r, i)) for i in range(tile_rows)]
+                starts = [
+                    source.at(code.smaller(number, last), builder.sub(feature, start))
+                    for number in numbers
+                ]
+                out = [parts.row(code.plus(r, i)) for i in range(tile_rows)]
+                sizes = n_vectors, tile_columns
+                _dot_tile(code, source, starts, middle, w, kept_rows, out, *sizes)
+                more = code.smaller(I64(of_chunk), builder.sub(n_groups, group))
+                with cgutils.for_range(builder, more, start=I64(1)) as other:
+                    w = code.at(w, builder.mul(other.index, group_bytes))
+                    place = code.times(other.index, tile_columns * size)
+                    out = [code.at(address, place) for address in out]
+                    _dot_tile(code, floats, kept_rows, None, w, [], out, *sizes)
+
+    with cgutils.for_range_slice(builder, I64(0), n_groups, I64(of_chunk), inc=True) as (group, _):
+        cgutils.memset(
+            builder, parts.start, code.times(parts.length(0), of_chunk * tile_columns * size), 0
+        )
+        products(x, row, code.plus(X.length(0), -1), I64(0), whole, group)
+        with builder.if_then(builder.icmp_signed("<", whole, X.length(1))):
+            of_rest = _Samples(code, rest, vector)
+            stop = code.plus(whole, lanes * tile_vectors)
+            products(of_rest, I64(0), code.plus(rest.length(0), -1), whole, stop, group)
+        first = code.times(group, tile_columns)
+        some = code.smaller(I64(of_chunk * tile_columns), builder.sub(n_columns, first))
+        with cgutils.for_range(builder, some) as of_columns:
+            number = builder.add(first, of_columns.index)
+            bias = code.load(code.at(b, code.times(number, item)), W.item, item)
+            target = code.at(S.row(number), code.times(column, item))
+            with cgutils.for_range(builder, n_rows) as of_rows:
+                part = code.at(parts.row(of_rows.index), code.times(of_columns.index, size))
+                # The bias last: a large one would cost the products digits.
+                score = builder.fadd(code.sum(code.load(part, vector, size)), bias)
+                code.store(score, code.at(target, code.times(of_rows.index, item)), item)
 
 
 @emitted
-def widen_halves(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any, end: Any) -> None:
-    """Write the float16 that lie in ``X[row, :end]`` to ``out[out_row, :end]`` as longer floats.
+def add_gradient(
+    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, G: Any, of_G: Any, dW: Any,
+    kept: Any, bytes_ahead: Any, shape: Any, is_centred: int,
+) -> None:  # fmt: skip
+    """Add ``X[row : row + n_rows]^T @ G[of_G:]`` to dW; arguments as for :func:`write_scores`."""
+    builder = code.builder
+    lanes, _, tile_columns, tile_vectors = shape
+    vector = ir.VectorType(dW.item, lanes)
+    x, floats = _Samples(code, X, vector), _Samples(code, kept, vector)
+    size, item, strip = x.vector_bytes, x.float_bytes, lanes * tile_vectors
+    group_bytes = builder.mul(dW.length(1), I64(tile_columns * size))
+    whole, sizes = _whole(code, X, strip), (tile_vectors, tile_columns)
+    G = G.below(of_G)
 
-    A vector at a time before `stop`, which must be a multiple of the numbers in one.
-    """
-    builder, x, o = code.builder, _Rows(code, X), _Rows(code, out)
-    source, target = x.at(row, 0), o.at(out_row, 0)
-    with cgutils.for_range_slice(builder, I64(0), stop, I64(o.vector.count)) as (d, _):
-        halves = code.load(builder.gep(source, [d]), ir.VectorType(ir.HalfType(), o.vector.count))
-        o.store(builder.fpext(halves, o.vector), builder.gep(target, [d]))
-    with cgutils.for_range_slice(builder, stop, end, I64(1)) as (d, _):
-        half = code.load(builder.gep(source, [d]), ir.HalfType())
-        builder.store(builder.fpext(half, o.scalar), builder.gep(target, [d]))
+    def products(source: _Samples, first: Any, start: Any, stop: Any, ahead: Any) -> None:
+        with cgutils.for_range_slice(builder, start, stop, I64(strip), inc=True) as (feature, _):
+            dw = code.at(dW, code.times(feature, tile_columns * item))
+            middle = code.at(centre, code.times(feature, item)) if is_centred else None
+            place = first, builder.sub(feature, start), middle, G, I64(0), n_rows, dw, kept, ahead
+            _outer_tile(code, source, *place, *sizes)
+            with cgutils.for_range(builder, dW.length(0), start=I64(1)) as other:
+                dw = code.at(dw, builder.mul(other.index, group_bytes))
+                offset = code.times(other.index, tile_columns * item)
+                place = I64(0), I64(0), None, G, offset, n_rows, dw, None, None
+                _outer_tile(code, floats, *place, *sizes)
+
+    products(x, row, I64(0), whole, bytes_ahead)
+    with builder.if_then(builder.icmp_signed("<", whole, X.length(1))):
+        products(_Samples(code, rest, vector), I64(0), whole, code.plus(whole, strip), None)
 
 
-def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Cut the classes into equal tiles, for X @ W and for X^T @ dS.
+def _whole(code: Code, X: Array, strip: int) -> Any:
+    """Return how many features fill strips."""
+    return code.times(code.builder.udiv(X.length(1), I64(strip)), strip)
+
+
+@compiled
+def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any, shape: Any) -> int:
+    """Write W and b of one model as the tiles read them.
+
+    Parameters
+    ----------
+    W : array of shape (D, C)
+    b : array of shape (C,)
+    n_columns : int
+        C, or C - 1 to take one column from all the others, for losses that see differences only.
+    packed : array of shape (groups, vectors, columns, lanes)
+        Of zeros.
+    bias : array of shape (C,)
+        Of zeros.
+    shape : tuple
+        As :func:`shape_for` gives it.
 
     Returns
     -------
-    padded : (int, int)
-        Classes with the padding that fills the last tile.
-    tiles : (tuple, tuple)
-        Each as long as the tile is wide.
+    swapped : int
+        The column that stands last, and the last in its place: the one whose largest weight is
+        the smallest, for the differences keep its digits.
     """
-    counts = [-(-n_classes // most) for most in (MAX_DOT_CLASSES, MAX_OUTER_CLASSES)]
-    widths = [-(-n_classes // count) for count in counts]
-    padded = counts[0] * widths[0], counts[1] * widths[1]
-    return padded, ((0,) * widths[0], (0,) * widths[1])
+    n_features, n_classes = W.shape
+    lanes, columns = len(shape[0]), len(shape[2])
+    zero, last = W.dtype.type(0), n_classes - 1
+    saves = n_columns < n_classes
+    swapped = last
+    if saves:
+        for c in range(n_classes):
+            bias[c] = zero
+        for d in range(n_features):
+            for c in range(n_classes):
+                bias[c] = max(bias[c], abs(W[d, c]))
+        for c in range(n_classes):
+            if bias[c] < bias[swapped]:
+                swapped = c
+    for c in range(n_columns):
+        source = last if c == swapped else c
+        bias[c] = b[source] - (b[swapped] if saves else zero)
+        group, t = c // columns, c % columns
+        for v in range((n_features + lanes - 1) // lanes):
+            for lane in range(min(lanes, n_features - v * lanes)):
+                d = v * lanes + lane
+                taken = W[d, swapped] if saves else zero
+                packed[group, v, t, lane] = W[d, source] - taken
+    for c in range(n_columns, n_classes):
+        bias[c] = zero
+    return int(swapped)
 
 
 @compiled
-def aligned_zeros(n_rows: int, n_columns: int, like: Any) -> Any:
-    """Return zeros of the dtype of `like` that begin where a vector register's worth does.
-
-    Loads that straddle two cache lines take twice as long. Rows after the first are aligned if
-    their length is.
-    """
-    lanes = VECTOR_BYTES // like.itemsize
-    room = np.zeros(n_rows * n_columns + lanes, like.dtype)
-    first = -(room.ctypes.data // like.itemsize) % lanes
-    return room[first : first + n_rows * n_columns].reshape(n_rows, n_columns)
-
-
-@compiled
-def _copy(source: Any, first: int, target: Any) -> None:
-    """Copy the columns from `first` on to the upper left of `target`.
-
-    Spelled out: numba's assignment of slices brings the text of its error, which takes longer to
-    compile than all of this file's loops.
-    """
-    for row in range(source.shape[0]):
-        for column in range(first, source.shape[1]):
-            target[row, column - first] = source[row, column]
+def unpack(packed: Any, n_columns: int, swapped: int, dW: Any, shape: Any) -> None:
+    """Undo :func:`pack` for a gradient, of shape (D, C)."""
+    lanes, columns = len(shape[0]), len(shape[2])
+    n_features, n_classes = dW.shape
+    last = n_classes - 1
+    for d in range(n_features):
+        v, lane = d // lanes, d % lanes
+        total = dW.dtype.type(0)
+        for group in range(len(packed)):
+            for t in range(columns):
+                c = group * columns + t
+                if c < n_columns:
+                    value = packed[group, v, t, lane]
+                    dW[d, last if c == swapped else c] = value
+                    total += value
+        if n_columns < n_classes:
+            dW[d, swapped] = -total
 
 
 @compiled
-def pass_in_place(
-    X: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any, db: Any,
-    tiles: Any, hinge: bool,
+def linear_pass(
+    X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any,
+    db: Any, n_columns: int, swapped: int, room: Any, shape: Any, is_centred: Any, hinge: bool,
 ) -> float:  # fmt: skip
     """Add the gradients of the rows start:stop to dW and db, and return their loss.
 
     Parameters
     ----------
     X : array of shape (N, D)
-        Of the dtype of W. Its rows are taken as they lie in memory, aligned or not: the order of
-        the sums must not depend on an address.
-    W, dW : array of shape (C, D)
-        With rows of zeros behind the last class, as :func:`tiles` says.
-    b, db : array of shape (C,)
+        Bytes, which count from 128, or floats, those of 16 bits as the integers that have their
+        bits. Its rows are taken as they lie in memory, aligned or not: the order of the sums must
+        not depend on an address.
+    centre : array of shape (D padded,)
+        Subtracted from the rows, if `is_centred`, a tuple, is not empty.
+    W, b, n_columns, swapped
+        As :func:`pack` takes and gives them.
     y, weights : array of shape (N,)
     start, stop : int
-    tiles : (tuple, tuple)
+    dW : array of the shape of W
+    db : float64 array of shape (C,)
+        Both in the order of W.
+    room : tuple
+        As :func:`room_for` gives it.
+    shape : tuple
+        As :func:`shape_for` gives it.
     hinge : bool
         The loss: else softmax cross-entropy.
     """
-    work = _workspace(W, dW)
+    rest, parts, of_dot, of_outer, S, G, of_rows = room
+    block_rows, zero = len(parts), W.dtype.type(0)
+    ahead = block_rows * X.shape[1] * X.itemsize
     loss = 0.0
-    whole = start + (stop - start) // BLOCK_ROWS * BLOCK_ROWS
-    for row in range(start, whole, BLOCK_ROWS):
-        end = row + BLOCK_ROWS
-        loss += _block(X[row:end], W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
-    if whole < stop:
-        last = np.zeros((BLOCK_ROWS, X.shape[1]), W.dtype)
-        _copy(X[whole:stop], 0, last)
-        loss += _block(last, W, b, y[whole:stop], weights[whole:stop], dW, db, work, tiles, hinge)
-    _add_rest(work, dW)
+    for row in range(start, stop, block_rows):
+        n_rows = min(block_rows, stop - row)
+        _gather_rest(X, row, n_rows, rest)
+        write_scores(
+            X, rest, row, n_rows, centre, W, b, n_columns, parts, of_dot, S, 0, shape, is_centred
+        )
+        for c in range(len(S)):
+            for r in range(n_rows, S.shape[1]):
+                S[c, r] = zero
+        if n_columns < len(S):
+            for r in range(n_rows):
+                S[n_columns, r] = S[0, r] * zero  # NaN stays
+        loss += gradient_in_place(S, y, weights, row, n_rows, swapped, db, of_rows, hinge)
+        for r in range(n_rows):
+            for c in range(n_columns):
+                G[r, c] = S[c, r]
+        add_gradient(X, rest, row, n_rows, centre, G, 0, dW, of_outer, ahead, shape, is_centred)
     return loss
-
-
-@compiled
-def pass_converted(
-    X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any,
-    db: Any, tiles: Any, hinge: bool,
-) -> float:  # fmt: skip
-    """Do as :func:`pass_in_place`, on ``X - 128`` for bytes and ``X - centre`` for floats.
-
-    float16 come as the int16 that have their bits: numba does not know them.
-    """
-    work = _workspace(W, dW)
-    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
-    loss = 0.0
-    for row in range(start, stop, BLOCK_ROWS):
-        end = min(row + BLOCK_ROWS, stop)
-        for r in range(end - row):
-            _convert(X, row + r, centre, x, r)
-        loss += _block(x, W, b, y[row:end], weights[row:end], dW, db, work, tiles, hinge)
-    _add_rest(work, dW)
-    return loss
-
-
-@compiled
-def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
-    if X.itemsize == 2:
-        lanes = VECTOR_BYTES // x.itemsize
-        widen_halves(X, x, row, r, X.shape[1] // lanes * lanes, X.shape[1])
-        for d in range(X.shape[1]):
-            x[r, d] -= centre[d]
-        return
-    if X.itemsize > 1:
-        for d in range(X.shape[1]):
-            x[r, d] = X[row, d] - centre[d]
-        return
-    lanes = VECTOR_BYTES // x.itemsize
-    in_vectors = X.shape[1] // lanes * lanes
-    widen_bytes(X, x, row, r, in_vectors)
-    for d in range(in_vectors, X.shape[1]):
-        x[r, d] = np.int64(X[row, d]) - 128
-
-
-@compiled
-def _workspace(W: Any, dW: Any) -> Any:
-    """Return what the blocks share.
-
-    The features before `stop` fill whole vectors. The rest are gathered into vectors of their own,
-    for X, W and dW.
-    """
-    n_features, step = W.shape[1], VECTOR_BYTES // W.itemsize * OUTER_VECTORS
-    stop = n_features // step * step
-    width = (n_features - stop + step - 1) // step * step
-    S = aligned_zeros(BLOCK_ROWS, max(len(W), len(dW)), W)
-    x_rest = aligned_zeros(BLOCK_ROWS, width, W)
-    W_rest = aligned_zeros(len(W), width, W)
-    dW_rest = aligned_zeros(len(dW), width, W)
-    _copy(W, stop, W_rest)
-    return S, x_rest, W_rest, dW_rest, stop
-
-
-@compiled
-def _add_rest(work: Any, dW: Any) -> None:
-    _, _, _, dW_rest, stop = work
-    for c in range(len(dW)):
-        for d in range(stop, dW.shape[1]):
-            dW[c, d] += dW_rest[c, d - stop]
-
-
-@compiled
-def _block(
-    x: Any, W: Any, b: Any, y: Any, weights: Any, dW: Any, db: Any, work: Any, tiles: Any,
-    hinge: bool,
-) -> float:  # fmt: skip
-    S = work[0]
-    n_classes = len(b)
-    _write_scores(x, W, b, S, work, tiles[0])
-    loss = 0.0
-    for r in range(len(y)):
-        scores = S[r, :n_classes]
-        if not 0 <= y[r] < n_classes:
-            scores[:] = np.nan
-            loss = np.nan
-        elif hinge:
-            loss += _multiclass_hinge(scores, y[r], weights[r])
-        else:
-            loss += _softmax_cross_entropy(scores, y[r], weights[r])
-        for c in range(n_classes):
-            db[c] += S[r, c]
-    _add_gradient(x, S, len(y), dW, work, tiles[1])
-    return loss
-
-
-@compiled
-def _write_scores(x: Any, W: Any, b: Any, S: Any, work: Any, tile: Any) -> None:
-    _, x_rest, W_rest, _, stop = work
-    S[:] = 0
-    _copy(x, stop, x_rest)
-    _dot(x, W, S, 0, stop, tile)
-    _dot(x_rest, W_rest, S, 0, x_rest.shape[1], tile)
-    for r in range(len(S)):  # last: large biases would cost the products digits
-        for c in range(len(b)):
-            S[r, c] += b[c]
-
-
-@compiled
-def _add_gradient(x: Any, S: Any, n_rows: int, dW: Any, work: Any, tile: Any) -> None:
-    _, x_rest, _, dW_rest, stop = work
-    _outer(x, S, n_rows, dW, 0, stop, BLOCK_ROWS * x.strides[0], tile)
-    _outer(x_rest, S, n_rows, dW_rest, 0, x_rest.shape[1], 0, tile)
 
 
 @compiled
 def scores_of_rows(
-    X: Any, centre: Any, W: Any, b: Any, start: int, stop: int, dW: Any, tiles: Any
-) -> Any:
-    """Return the scores of the rows start:stop, with whole blocks of rows and columns of dW.
+    X: Any, centre: Any, W: Any, b: Any, start: int, stop: int, S: Any, room: Any, shape: Any,
+    is_centred: Any,
+) -> None:  # fmt: skip
+    """Write the scores of the rows start:stop to S (C, rows).
 
-    For a loss that is not in machine code; arguments as for :func:`pass_in_place`, and `centre` as
-    for :func:`pass_converted`, or None if X is taken as it is.
+    For a loss that is not in machine code; arguments as for :func:`linear_pass`.
     """
-    work = _workspace(W, dW)
-    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
-    n_blocks = (stop - start + BLOCK_ROWS - 1) // BLOCK_ROWS
-    S = aligned_zeros(n_blocks * BLOCK_ROWS, max(len(W), len(dW)), W)
-    for first in range(0, stop - start, BLOCK_ROWS):
-        _take_rows(X, centre, start + first, min(start + first + BLOCK_ROWS, stop), x)
-        _write_scores(x, W, b, S[first : first + BLOCK_ROWS], work, tiles[0])
-    return S
+    rest, parts, kept = room[:3]
+    for row in range(start, stop, len(parts)):
+        n_rows = min(len(parts), stop - row)
+        _gather_rest(X, row, n_rows, rest)
+        write_scores(
+            X, rest, row, n_rows, centre, W, b, len(S), parts, kept, S, row - start, shape,
+            is_centred,
+        )  # fmt: skip
 
 
 @compiled
 def add_gradient_of_rows(
-    X: Any, centre: Any, S: Any, start: int, stop: int, W: Any, dW: Any, tiles: Any
-) -> None:
-    """Add the gradient of the rows start:stop to dW, where S holds that of their scores."""
-    work = _workspace(W, dW)
-    x = aligned_zeros(BLOCK_ROWS, X.shape[1], W)
-    for first in range(0, stop - start, BLOCK_ROWS):
-        end = min(start + first + BLOCK_ROWS, stop)
-        n_rows = end - start - first
-        _take_rows(X, centre, start + first, end, x)
-        _, x_rest, _, _, whole = work
-        _copy(x, whole, x_rest)
-        _add_gradient(x, S[first : first + BLOCK_ROWS], n_rows, dW, work, tiles[1])
-    _add_rest(work, dW)
+    X: Any, centre: Any, G: Any, start: int, stop: int, dW: Any, room: Any, shape: Any,
+    is_centred: Any,
+) -> None:  # fmt: skip
+    """Add the gradient of the rows start:stop to dW; G (rows, columns padded) is the scores'."""
+    rest, parts, _, kept = room[:4]
+    ahead = len(parts) * X.shape[1] * X.itemsize
+    for row in range(start, stop, len(parts)):
+        n_rows = min(len(parts), stop - row)
+        _gather_rest(X, row, n_rows, rest)
+        add_gradient(
+            X, rest, row, n_rows, centre, G, row - start, dW, kept, ahead, shape, is_centred
+        )
 
 
 @compiled
-def _take_rows(X: Any, centre: Any, start: int, stop: int, x: Any) -> None:
-    for r in range(stop - start):
-        if centre is None:
-            x[r] = X[start + r]
-        else:
-            _convert(X, start + r, centre, x, r)
+def _gather_rest(X: Any, first: int, n_rows: int, rest: Any) -> None:
+    whole = X.shape[1] // rest.shape[1] * rest.shape[1]
+    for r in range(n_rows):
+        for d in range(whole, X.shape[1]):
+            rest[r, d - whole] = X[first + r, d]
 
 
-@compiled
-def _dot(x: Any, W: Any, S: Any, start: int, stop: int, tile: Any) -> None:
-    for first_feature in range(start, stop, DOT_FEATURES):
-        last_feature = min(first_feature + DOT_FEATURES, stop)
-        for row in range(0, BLOCK_ROWS, TILE_ROWS):
-            for first in range(0, len(W), len(tile)):
-                dot_tile(x, W, S, row, first, first_feature, last_feature, tile)
+def zeros_of_W(n_features: int, n_columns: int, dtype: Any, shape: Shape) -> Any:
+    """Return zeros (groups, vectors, columns, lanes)."""
+    lanes, _, columns, vectors = map(len, shape)
+    n_vectors = -(-n_features // (lanes * vectors)) * vectors
+    return _aligned((-(-n_columns // columns), n_vectors, columns, lanes), dtype)
 
 
-@compiled
-def _outer(
-    x: Any, S: Any, n_rows: int, dW: Any, start: int, stop: int, bytes_ahead: int, tile: Any
-) -> None:
-    for column in range(start, stop, VECTOR_BYTES // x.itemsize * OUTER_VECTORS):
-        for first in range(0, len(dW), len(tile)):
-            outer_tile(x, S, dW, n_rows, first, column, bytes_ahead, tile)
+def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> tuple[Any, ...]:
+    """Return what the blocks of a walk share.
+
+    Parameters
+    ----------
+    X, W : array
+        As for :func:`linear_pass`.
+    n_classes : int
+    block_rows : int
+        A multiple of 12.
+    shape : tuple
+
+    Returns
+    -------
+    rest
+        The features that fill no strip of an outer tile, with zeros behind them.
+    parts
+        Scores lane by lane.
+    of_dot, of_outer
+        The floats of the samples that a tile of the first group leaves.
+    S, G
+        Scores, and their gradient as the tiles read it.
+    of_rows
+        For :func:`~gpuclf.kernels.losses.loops.gradient_in_place`.
+    """
+    lanes, rows, columns, vectors = map(len, shape)
+    groups, dtype, strip = len(W), W.dtype, lanes * vectors
+    in_vectors = -(-block_rows // LANES) * LANES
+    in_chunk = max(CHUNK_COLUMNS // columns, 1) * columns
+    return (
+        np.zeros((block_rows, strip), X.dtype),
+        _aligned((block_rows, in_chunk, lanes), dtype),
+        _aligned((rows, PANEL_BYTES // dtype.itemsize), dtype),
+        _aligned((block_rows, strip), dtype),
+        _aligned((n_classes, in_vectors), dtype),
+        _aligned((block_rows, groups * columns), dtype),
+        room_of_rows(in_vectors, dtype),
+    )
 
 
-@compiled
-def _softmax_cross_entropy(scores: Any, label: int, weight: Any) -> float:
-    """Return the weighted loss of one sample, and write its gradient over the scores."""
-    highest, own = scores.max(), scores[label]
-    normaliser = scores.dtype.type(0)
-    for c in range(len(scores)):
-        scores[c] = np.exp(scores[c] - highest)
-        normaliser += scores[c]
-    for c in range(len(scores)):
-        scores[c] *= weight / normaliser
-    scores[label] -= weight
-    loss: float = (np.log(normaliser) + (highest - own)) * weight
-    return loss
-
-
-@compiled
-def _multiclass_hinge(scores: Any, label: int, weight: Any) -> float:
-    """Do as :func:`_softmax_cross_entropy`, for the hinge loss."""
-    own, loss = scores[label], 0.0
-    n_violations = 0
-    for c in range(len(scores)):
-        margin = scores[c] - own + 1
-        scores[c] = 0
-        if margin > 0 and c != label:
-            loss += margin
-            scores[c] = weight
-            n_violations += 1
-        elif margin != margin:
-            loss = np.nan
-            scores[c] = np.nan
-    scores[label] = -n_violations * weight
-    weighted: float = loss * weight
-    return weighted
+def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return zeros that begin where a cache line does: loads of two lines take twice as long."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    room = np.zeros(n_bytes + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first : first + n_bytes].view(dtype).reshape(shape)

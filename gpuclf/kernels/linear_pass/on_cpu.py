@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuclf.devices.cpu import cpu_workers
+from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable, processor_features
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
@@ -33,11 +33,15 @@ __all__ = ["compiled_linear_pass"]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_FEATURES = 64
-MAX_CLASSES = 48
+# Above, the products of BLAS are as fast; with AVX-512 they wait for memory longer.
+MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 4096
 MIN_STRETCH_ROWS = 512
 MAX_ROWS_FOR_BLAS = 512  # of floats: BLAS shares so few among its threads
+# W, dW and what the processor fetches ahead have the rest of L2; tiles have 3 or 4 rows.
+BLOCK_OF_L2 = 0.6
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 12, 96
 OWN_LOSS_ROWS = 256  # of a call of a loss in Python: its rows should still be in a cache after it
 
 
@@ -57,7 +61,7 @@ def compiled_linear_pass(
     if (
         models
         or n_features < MIN_FEATURES
-        or n_classes > MAX_CLASSES
+        or n_classes > MAX_CLASSES_AVX512
         or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
         or samples.are_streamed
         or (is_short_float(samples.stored.dtype) and not _halves_are_widened(samples.stored))
@@ -67,6 +71,10 @@ def compiled_linear_pass(
         or not numba_is_usable()
     ):
         return NotImplemented
+    from gpuclf.kernels.linear_pass import loops
+
+    if n_classes > (MAX_CLASSES_AVX512 if loops.VECTOR_BYTES == 64 else MAX_CLASSES):
+        return NotImplemented
     known = machine_code_of(data_loss)
     hinge = known == "multiclass_hinge"
     if known is not None:
@@ -75,57 +83,71 @@ def compiled_linear_pass(
             return of_bytes
     elif are_multiplied(samples.stored, n_classes, W.dtype):
         return NotImplemented  # the shared body's blocks multiply bytes
-    from gpuclf.kernels.linear_pass import loops
-
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
-    if X.dtype == np.float16:
-        X = X.view(np.int16)
-    in_place = X.dtype == W.dtype and centre is None
-    if in_place and known is not None and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
+    if is_short_float(X.dtype):
+        X = X.view(np.int16 if X.dtype == np.float16 else np.uint16)
+    n_columns = n_classes - 1 if known is not None and n_classes > 1 else n_classes
+    shape = loops.shape_for(n_columns, W.itemsize)
+    bias = np.zeros(n_classes, W.dtype) if b is None else b
+    is_read_as_it_is = X.dtype == W.dtype and centre is None
+    if is_read_as_it_is and known and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
         return NotImplemented
-    (padded, padded_outer), tiles = loops.tiles(n_classes)
-    WT = loops.aligned_zeros(padded, n_features, W)
-    WT[:n_classes] = W.T
-    bias = np.zeros(n_classes, W.dtype) if b is None else np.ascontiguousarray(b)
+    packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
+    of_tiles = np.zeros(n_classes, W.dtype)
+    swapped = loops.pack(W, bias, n_columns, packed, of_tiles, shape)
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
-    if centre is None:
-        centre = np.zeros(n_features, W.dtype)
-    convert = None if in_place else centre
+    middle = np.zeros(n_features + loops.MAX_STRIP, W.dtype)
+    if centre is not None:
+        middle[:n_features] = centre
+    is_centred = () if centre is None else (0,)
+    block = block_rows(n_features * X.itemsize)
 
     def of_stretch(rows: slice) -> tuple[Any, Any, Any]:
-        dWT = loops.aligned_zeros(padded_outer, n_features, W)
-        db = np.zeros(n_classes, W.dtype)
+        dW = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
+        db = np.zeros(n_classes)
+        room = loops.room_for(X, packed, n_classes, block, shape)
         if known is None:
-            loss = own_loss(rows, dWT, db)
-        else:
-            given = (WT, bias, labels, weights, rows.start, rows.stop, dWT, db, tiles, hinge)
-            if in_place:
-                loss = loops.pass_in_place(X, *given)
-            else:
-                loss = loops.pass_converted(X, centre, *given)
-        return np.float64(loss), dWT, db
+            return own_loss(rows, dW, db, room), dW, db
+        loss = loops.linear_pass(
+            *(X, middle, packed, of_tiles, labels, weights, rows.start, rows.stop, dW, db),
+            *(n_columns, swapped, room, shape, is_centred, hinge),
+        )
+        if not np.isfinite(loss):
+            dW[:], db[:] = np.nan, np.nan
+        return np.float64(loss), dW, db
 
-    def own_loss(rows: slice, dWT: Any, db: Any) -> Any:
-        total = np.float64(0)
+    def own_loss(rows: slice, dW: Any, db: Any, room: Any) -> Any:
+        total, sizes = np.float64(0), (room, shape, is_centred)
         for start in range(rows.start, rows.stop, OWN_LOSS_ROWS):
             some = slice(start, min(start + OWN_LOSS_ROWS, rows.stop))
             ends = some.start, some.stop
-            scores = loops.scores_of_rows(X, convert, WT, bias, *ends, dWT, tiles)
-            of_classes = scores[: some.stop - start, :n_classes]
-            loss, dscores = data_loss(of_classes, y[some], weights[some])
-            of_classes[:] = dscores
+            S = np.empty((n_classes, some.stop - start), W.dtype)
+            loops.scores_of_rows(X, middle, packed, of_tiles, *ends, S, *sizes)
+            loss, dscores = data_loss(S.T, y[some], weights[some])
+            G = np.zeros((len(dscores), packed.shape[0] * packed.shape[2]), W.dtype)
+            G[:, :n_classes] = dscores
             db += dscores.sum(axis=0)
-            loops.add_gradient_of_rows(X, convert, scores, *ends, WT, dWT, tiles)
+            loops.add_gradient_of_rows(X, middle, G, *ends, dW, *sizes)
             total += loss
         return total
 
     stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
-    loss, dWT, db = sum_over_row_blocks(of_stretch, n_samples, stretch, parallel=True)
-    return loss, np.ascontiguousarray(dWT[:n_classes].T), db
+    loss, dW, db = sum_over_row_blocks(of_stretch, n_samples, stretch, parallel=True)
+    db = db.astype(W.dtype)
+    db[[swapped, -1]] = db[[-1, swapped]]
+    out = np.empty_like(W)
+    loops.unpack(dW, n_columns, swapped, out, shape)
+    return loss, out, db
+
+
+def block_rows(row_bytes: int) -> int:
+    """Return how many rows are multiplied twice while they stay in a core's L2."""
+    fitting = int(BLOCK_OF_L2 * cache_bytes()) // row_bytes // 12 * 12
+    return min(max(fitting, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
 
 
 def _halves_are_widened(X: Any) -> bool:
-    """Tell whether the processor has an instruction that widens such short floats."""
-    return bool(X.dtype == np.float16 and numba_is_usable() and processor_features().get("f16c"))
+    """Tell whether the processor widens such short floats: float16 by an instruction of its own."""
+    return bool(X.dtype != np.float16 or (numba_is_usable() and processor_features().get("f16c")))
