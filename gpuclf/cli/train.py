@@ -47,6 +47,10 @@ def train(
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 512.")
     ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="two-layer only: share of hidden units left out; default 0."),
+    ] = None,
     solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
@@ -76,7 +80,8 @@ def train(
     output.prepare(json, save=save, log=log, plot=plot)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
-    chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
+    chosen |= given(hidden_size=hidden_size, dropout=dropout, solver=solver)
+    chosen |= given(n_neighbors=neighbors, metric=metric)
     recipe = RECIPES[model]
     refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
