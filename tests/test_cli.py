@@ -424,8 +424,11 @@ def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, 
         ),
         (
             "svm",
-            ["--epochs", 2, "--learning-rate", 1e-4],
-            {"max_iter": 2, "learning_rate": 1e-4, "batch_size": "auto"},
+            ["--epochs", 2, "--learning-rate", 1e-4, "--flip"],
+            {
+                **{"max_iter": 2, "learning_rate": 1e-4, "batch_size": "auto"},
+                "augment": "horizontal_flip",
+            },
         ),
         (
             "two-layer",

@@ -51,6 +51,10 @@ def train(
         float | None,
         typer.Option(help="two-layer only: share of hidden units left out; default 0."),
     ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the images; default two-layer only."),
+    ] = None,
     solver: Annotated[SolverName | None, typer.Option(help="softmax only; default sgd.")] = None,
     neighbors: Annotated[int | None, typer.Option(min=1, help="knn only; default 5.")] = None,
     metric: options.MetricOption = None,
@@ -82,11 +86,15 @@ def train(
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, dropout=dropout, solver=solver)
     chosen |= given(n_neighbors=neighbors, metric=metric)
+    if flip is not None:
+        chosen["augment"] = "horizontal_flip" if flip else None
     recipe = RECIPES[model]
     refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
     if isinstance(data, options.OwnSamples):
+        if flip:
+            raise typer.BadParameter("--flip mirrors images of 32 x 32 in colour; --data is a path")
         settings.pop("augment", None)  # a digit mirrored is another sign
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = LBFGS_ITERATIONS
