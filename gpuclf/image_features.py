@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.augment import CIFAR_SHAPE
@@ -16,7 +17,7 @@ from gpuclf.validation import check_samples
 
 __all__ = ["extract_features", "hog", "hue_histogram"]
 
-CELL = 8  # pixels, each way
+CELL = 8  # pixels, each way, as the course has it
 N_ORIENTATIONS = 9
 N_HUES = 10
 
@@ -27,6 +28,7 @@ def extract_features(
     images: Array,
     image_shape: tuple[int, int, int] = CIFAR_SHAPE,
     *,
+    cell: int = CELL,
     callback: Progress | None = None,
 ) -> Array:
     """Return the features of images: :func:`hog`, then :func:`hue_histogram`.
@@ -36,14 +38,17 @@ def extract_features(
     images : uint8 array of shape (N, D)
         One image a row: the red, green and blue plane, each row-major.
     image_shape : tuple of int
-        (3, height, width), multiples of 8 both; D is their product.
+        (3, height, width), multiples of `cell` both; D is their product.
+    cell : int
+        Pixels of a cell of :func:`hog`, each way. Smaller cells keep more of where an edge is.
     callback : callable, optional
         ``callback(done, total)``, called with the number of images after each block of them.
 
     Returns
     -------
     float32 array of shape (N, 9 * cells + 10)
-        154 numbers for an image of 32 x 32. In the array library of `images`.
+        154 numbers for an image of 32 x 32, 586 with cells of 4 pixels. In the array library of
+        `images`.
 
     Raises
     ------
@@ -64,31 +69,35 @@ def extract_features(
     >>> extract_features(images).shape
     (20, 154)
     """
-    planes = _check_images(images, image_shape)
+    planes = _check_images(images, image_shape, cell)
 
     def block(planes: Array) -> Array:
-        return array_namespace(planes).concat([_hog(planes), _hue_histogram(planes)], axis=-1)
+        of_both = [_hog(planes, cell), _hue_histogram(planes)]
+        return array_namespace(planes).concat(of_both, axis=-1)
 
     return _over_blocks(block, planes, callback)
 
 
-def hog(images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE) -> Array:
+def hog(
+    images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE, *, cell: int = CELL
+) -> Array:
     r"""Histograms of oriented gradients: which directions the edges of each cell have.
 
     The image is made grey, 0.299 R + 0.587 G + 0.114 B. At each pixel, the differences
     :math:`g_x = I_{x+1} - I_{x-1}` and :math:`g_y` (0 at the border) have the magnitude
     :math:`\sqrt{g_x^2 + g_y^2}` and an orientation in [0, 180) degrees. A histogram of 9 bins, 20
-    degrees each, holds the sum of the magnitudes over a cell of 8 x 8 pixels, divided by 64.
+    degrees each, holds the sum of the magnitudes over a cell, divided by its number of pixels.
 
     Parameters
     ----------
-    images, image_shape
+    images, image_shape, cell
         As for :func:`extract_features`.
 
     Returns
     -------
     float32 array of shape (N, 9 * cells)
-        144 numbers for an image of 32 x 32: 4 x 4 cells row by row, 9 orientations each.
+        144 numbers for an image of 32 x 32 in cells of 8: 4 x 4 of them row by row, 9 orientations
+        each.
 
     Notes
     -----
@@ -104,7 +113,8 @@ def hog(images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE) -> Array
     >>> hog(ramp).reshape(4, 4, 9)[1, 1]  # a slope of 2 over two pixels, at 0 degrees
     array([2., 0., 0., 0., 0., 0., 0., 0., 0.], dtype=float32)
     """
-    return _over_blocks(_hog, _check_images(images, image_shape))
+    planes = _check_images(images, image_shape, cell)
+    return _over_blocks(lambda planes: _hog(planes, cell), planes)
 
 
 def hue_histogram(images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE) -> Array:
@@ -133,17 +143,19 @@ def hue_histogram(images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE
     >>> hue_histogram(green)  # a third of the way round
     array([[0., 0., 0., 1., 0., 0., 0., 0., 0., 0.]], dtype=float32)
     """
-    return _over_blocks(_hue_histogram, _check_images(images, image_shape))
+    return _over_blocks(_hue_histogram, _check_images(images, image_shape, CELL))
 
 
-def _check_images(images: Array, image_shape: tuple[int, int, int]) -> Array:
+def _check_images(images: Array, image_shape: tuple[int, int, int], cell: int) -> Array:
     """Return the images as (N, 3, height, width)."""
     xp = array_namespace(images)
     _, _, n_features = check_samples(images, "images")
     channels, height, width = image_shape
-    if channels != 3 or height < CELL or height % CELL or width < CELL or width % CELL:
+    if not isinstance(cell, Integral) or cell < 1:
+        raise ValueError(f"cell must be an integer number of pixels, at least 1, got {cell!r}")
+    if channels != 3 or height < cell or height % cell or width < cell or width % cell:
         raise ValueError(
-            f"image_shape must be (3, height, width), both multiples of {CELL}, got {image_shape}"
+            f"image_shape must be (3, height, width), both multiples of {cell}, got {image_shape}"
         )
     if n_features != math.prod(image_shape):
         raise ValueError(
@@ -176,7 +188,7 @@ def _over_blocks(
     return concat_row_blocks(part, n_images, step)
 
 
-def _hog(planes: Array) -> Array:
+def _hog(planes: Array, cell: int) -> Array:
     xp = array_namespace(planes)
     n_images, _, height, width = planes.shape
     # In thousandths, grey is a whole number: float32 has it and its differences exactly, and every
@@ -189,19 +201,19 @@ def _hog(planes: Array) -> Array:
     down = (dy < 0) | ((dy == 0) & (dx < 0))  # an edge has the same orientation seen from behind
     angle = xp.atan2(xp.abs(dy), xp.where(down, -dx, dx))
     bins = xp.floor(angle * (N_ORIENTATIONS / math.pi))
-    cells = _cell_means(height, width, like=grey)
+    cells = _cell_means(height, width, cell, like=grey)
     histograms = _histograms(bins, magnitude, cells, N_ORIENTATIONS)
     return xp.reshape(histograms, (n_images, -1))
 
 
-def _cell_means(height: int, width: int, like: Array) -> Array:
+def _cell_means(height: int, width: int, cell: int, like: Array) -> Array:
     """Return the (height * width, cells) matrix that takes pixels to the means of their cells."""
     xp = array_namespace(like)
-    y = xp.arange(height, device=like.device)[:, None] // CELL
-    x = xp.arange(width, device=like.device)[None, :] // CELL
-    cell_of_pixel = xp.reshape(y * (width // CELL) + x, (-1, 1))
-    cells = xp.arange((height // CELL) * (width // CELL), device=like.device)
-    return xp.astype(cell_of_pixel == cells, like.dtype) / CELL**2
+    y = xp.arange(height, device=like.device)[:, None] // cell
+    x = xp.arange(width, device=like.device)[None, :] // cell
+    cell_of_pixel = xp.reshape(y * (width // cell) + x, (-1, 1))
+    cells = xp.arange((height // cell) * (width // cell), device=like.device)
+    return xp.astype(cell_of_pixel == cells, like.dtype) / cell**2
 
 
 def _hue_histogram(planes: Array) -> Array:

@@ -1,6 +1,6 @@
 """A training that a process can be killed in: ``python resumed.py KIND FOLDER OUTPUT``.
 
-It writes a digest of all that was learned to OUTPUT, and says when it begins to train.
+It writes a digest of all that was learned to OUTPUT.
 """
 
 import hashlib
@@ -73,17 +73,15 @@ def main(kind, folder, output):
     options = {"checkpoint": folder, "resume": True}
     if folder == "none":
         options = {}
-    say = lambda epoch, *_: print(epoch, flush=True) and None  # noqa: E731
     name = kind.removeprefix("fleet-")
-    print("begins", flush=True)
     if name != kind:
         models = fleet(name, max_iter=40, n_iter_no_change=12)
-        errors = fit_together(models, X, y, callback=say, **options)
+        errors = fit_together(models, X, y, **options)
         assert sum(isinstance(error, DivergedError) for error in errors) == 1
         assert sum(error is None for error in errors) == len(models) - 1
     else:
         model = MODELS[name](max_iter=40)
-        models, errors = [model.fit(X, y, callback=say, **options)], []
+        models, errors = [model.fit(X, y, **options)], []
     Path(output).write_text(digest(models, errors), encoding="utf-8")
 
 

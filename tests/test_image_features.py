@@ -67,6 +67,12 @@ def test_hog_is_that_of_the_loops(lib):
     np.testing.assert_allclose(lib.to_numpy(found), expected, rtol=2e-6, atol=1e-6)
 
 
+def test_a_cell_has_the_mean_of_the_smaller_cells_in_it(lib):
+    small = lib.to_numpy(hog(lib.asarray(ROWS), cell=4)).reshape(len(ROWS), 4, 2, 4, 2, 9)
+    large = lib.to_numpy(hog(lib.asarray(ROWS))).reshape(len(ROWS), 4, 4, 9)
+    np.testing.assert_allclose(small.mean(axis=(2, 4)), large, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.essential_cases(2)
 def test_hue_histogram_is_that_of_the_loops(lib):
     found = hue_histogram(lib.asarray(ROWS))

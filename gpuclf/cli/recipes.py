@@ -13,7 +13,11 @@ from gpuclf.cli.options import ModelName
 __all__ = ["FINAL_EPOCHS", "RECIPES", "Recipe", "given", "refuse_foreign"]
 
 FINAL_EPOCHS = 10  # of the training after a search
-_OPTIONS = {"max_iter": "epochs", "n_neighbors": "neighbors"}  # parameters named otherwise
+_OPTIONS = {
+    "max_iter": "epochs",
+    "n_neighbors": "neighbors",
+    "augment": "flip",
+}  # parameters named otherwise
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Recipe:
         """Return a classifier with these hyper-parameters; `augment` is a function's name."""
         import gpuclf
 
-        if "augment" in settings:
+        if settings.get("augment"):
             settings = settings | {"augment": getattr(gpuclf.augment, settings["augment"])}
         return getattr(gpuclf, self.classifier)(**settings)
 

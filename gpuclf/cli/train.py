@@ -47,6 +47,14 @@ def train(
     hidden_size: Annotated[
         int | None, typer.Option(min=1, help="two-layer only; default 512.")
     ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="two-layer only: share of hidden units left out; default 0."),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the images; default two-layer only."),
+    ] = None,
     solver: Annotated[
         SolverName | None, typer.Option(help="softmax, two-layer; default sgd.")
     ] = None,
@@ -78,12 +86,20 @@ def train(
     output.prepare(json, save=save, log=log, plot=plot)
     data = options.chosen_data(data_name, data_dir, image_size, test_data, test_fraction)
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
-    chosen |= given(hidden_size=hidden_size, solver=solver, n_neighbors=neighbors, metric=metric)
+    chosen |= given(hidden_size=hidden_size, dropout=dropout, solver=solver)
+    chosen |= given(n_neighbors=neighbors, metric=metric)
+    if flip is not None:
+        chosen["augment"] = "horizontal_flip" if flip else None
     recipe = RECIPES[model]
     refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
     if isinstance(data, options.OwnSamples) or solver is SolverName.lbfgs:
+        if flip:
+            raise typer.BadParameter(
+                "--flip mirrors images of 32 x 32 in colour, mini-batch by mini-batch: leave it out "
+                + ("where --data is a path" if solver is not SolverName.lbfgs else "with lbfgs")
+            )
         settings.pop("augment", None)  # a digit mirrored is another sign; L-BFGS sees all at once
     if solver is SolverName.lbfgs and epochs is None:
         settings["max_iter"] = LBFGS_ITERATIONS

@@ -149,8 +149,8 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
             unknown = ~np.isin(labels, self.classes_)
             if unknown.any():
                 raise ValueError(
-                    f"y has the label {labels[unknown][0]!r}, which is not among the classes "
-                    f"{self.classes_.tolist()}"
+                    f"y has the label {labels[unknown].tolist()[0]!r}, which is not among the "
+                    f"classes {self.classes_.tolist()}"
                 )
             return np.searchsorted(self.classes_, labels)
         xp = array_namespace(labels)
