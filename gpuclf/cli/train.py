@@ -97,7 +97,7 @@ def train(
     if isinstance(data, options.OwnSamples) or solver is SolverName.lbfgs:
         if flip:
             raise typer.BadParameter(
-                "--flip mirrors images of 32 x 32 in colour, mini-batch by mini-batch: leave it out "
+                "--flip mirrors images of 32 x 32 in colour, batch by batch: leave it out "
                 + ("where --data is a path" if solver is not SolverName.lbfgs else "with lbfgs")
             )
         settings.pop("augment", None)  # a digit mirrored is another sign; L-BFGS sees all at once

@@ -350,12 +350,15 @@ def _in_turn(
             ends_all.append(error)
             raise
 
+    def found(k: int, x: np.ndarray) -> Any:
+        return asked(lambda: evaluate([k], [x])[0])
+
+    def told(k: int, x: np.ndarray) -> Any:
+        return asked(lambda: after_iteration(k, x))
+
     for k, search in enumerate(searches):
         try:
-            search(
-                lambda x, k=k: asked(lambda: evaluate([k], [x])[0]),
-                lambda x, k=k: asked(lambda: after_iteration(k, x)),
-            )
+            search(partial(found, k), partial(told, k))
             errors.append(None)
         except Exception as error:
             if ends_all:
