@@ -507,6 +507,37 @@ def test_validation_does_not_change_what_is_learnt():
     assert_same_params(with_validation.params_, KINDS["two-layer"](dropout=0.3).fit(X, y).params_)
 
 
+@pytest.mark.parametrize(
+    ("X_val", "y_val", "message"),
+    [
+        (np.zeros((9, 5)), np.zeros(9, int), "X_val cannot be validated on: X has 5 features"),
+        (np.full((9, D), np.nan), np.zeros(9, int), "X_val cannot be validated on: .*NaN"),
+        (np.zeros((9, D)), np.zeros(8, int), r"y_val must have shape \(9,\)"),
+    ],
+)
+def test_what_cannot_be_validated_on_is_refused_before_the_first_step(X_val, y_val, message):
+    X, y = make_data()
+    steps = []
+
+    def augment(X, rng):
+        steps.append(1)
+        return X
+
+    with pytest.raises(ValueError, match=message):
+        KINDS["softmax"](augment=augment).fit(X, y, X_val=X_val, y_val=y_val)
+    assert not steps
+
+
+@every_kind
+def test_a_label_that_no_training_sample_has_counts_as_mistaken(kind):
+    X, y = make_data()
+    classifier = KINDS[kind]().fit(X, y, X_val=X, y_val=y)
+    strange = np.where(np.arange(len(y)) % 2, y, 99)
+    found = KINDS[kind]().fit(X, y, X_val=X, y_val=strange)
+    assert found.val_accuracy_history_[-1] == found.score(X, strange)
+    assert classifier.val_accuracy_history_[-1] > found.val_accuracy_history_[-1]
+
+
 @every_kind
 @pytest.mark.parametrize("given", ["X_val", "y_val"])
 def test_half_a_validation_set_raises(kind, given):

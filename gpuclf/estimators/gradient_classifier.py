@@ -281,7 +281,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         X, y, sample_weight : array-like
             As for :meth:`fit`.
         X_val, y_val : array-like, optional
-            As for :meth:`fit`; with one classifier only.
+            As for :meth:`fit`.
         epochs : int, optional
             Train on until so many epochs are done, of the `max_iter` that the schedules count with,
             from where the classifiers are. By default, train from scratch, to the end.
@@ -307,6 +307,8 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         part, held_out = first._prepare(
             X, y, sample_weight, reset=not goes_on, holds_out=validates and X_val is None
         )
+        if X_val is not None:
+            held_out = first._to_validate_on(X_val, y_val, like=part.targets)
         anew: Any = None if goes_on else first._initial_params(part)
         members = [
             model._member(part, anew if start is None else start.continued(first, anew))
@@ -314,7 +316,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         ]
         n_steps, rng = first._n_steps(part), first._rng
         if validates:
-            seen = part.spaced(count_samples(held_out.targets if held_out else y_val))
+            seen = part.spaced(count_samples(held_out.targets))
         generators: dict[int, np.random.Generator] = {}  # of those that stop before the others
         told, all_stop = 0, False
 
@@ -324,15 +326,12 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
             epoch = len(histories[0].loss) // n_steps
             if tell is not None:
                 tell(epoch, float(np.mean(histories[0].loss[-n_steps:])))
-            if is_alone and (callback is not None or X_val is not None):
+            if is_alone and callback is not None:
                 # A copy: training goes on in place, and callbacks may keep what they see.
                 copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
                 first._record(replace(members[0], params=copied, velocity=None), epoch)
             if validates:
-                of_val = (
-                    first._accuracies(params, held_out) if held_out else first.score(X_val, y_val)
-                )
-                of_train = first._accuracies(params, seen)
+                of_val, of_train = (first._accuracies(params, on) for on in (held_out, seen))
                 for place, history in enumerate(histories):
                     history.val_accuracy.append(float(np.atleast_1d(of_val)[place]))
                     history.train_accuracy.append(float(np.atleast_1d(of_train)[place]))
@@ -351,7 +350,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
             n_done, numbers = training.begin(
                 *(members, rng, generators, n_steps, first.max_iter), like=part.targets,
                 X=part.samples, y=[part.targets, first.classes_], sample_weight=part.weights,
-                validation=[*(held_out or ()), X_val, y_val],
+                validation=list(held_out or ()),
             )  # fmt: skip
         title = f"training {type(first).__name__}" + ("" if is_alone else f" {len(fleet)} times")
         with shown(title, last) if first.verbose > 0 else nullcontext() as tell:
@@ -539,7 +538,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         batch_size = self.samples_of_step(n_samples or int(part.targets.shape[0]))
         train_sgd(
             self.model, members, part.samples, part.targets, batch_size=batch_size,
-            epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._products,
+            epochs=epochs, nesterov=self.nesterov, rng=self._rng, precision=self._product_precision,
             sample_weight=part.weights, augment=self.augment, **options,
         )  # fmt: skip
 
@@ -552,7 +551,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
             for model, member in zip(fleet, members, strict=True)
         ]
         train_lbfgs(
-            self.model, searches, part.samples, part.targets, precision=self._products,
+            self.model, searches, part.samples, part.targets, precision=self._product_precision,
             sample_weight=part.weights, penalty_path=penalty_path,
             on_iteration=on_epoch and (lambda k, params: bool(on_epoch(params, [k]))),
         )  # fmt: skip

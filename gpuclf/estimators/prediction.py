@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
-from gpuclf.estimators.base import ArrayClassifier, Part
+from gpuclf.estimators.base import ArrayClassifier, Part, count_samples, on_host
 from gpuclf.estimators.shards import class_numbers, class_scores
 from gpuclf.losses import log_softmax, softmax
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.standardized import Standardized, is_sharded
+from gpuclf.samples.streamed import Streamed
+from gpuclf.validation import check_label_count
 
 __all__ = ["ScoreClassifier", "as_decisions"]
 
@@ -94,11 +97,27 @@ class ScoreClassifier(ArrayClassifier):
         return Standardized(samples, self.mean_, self.scale_)
 
     def _scores(self, params: Params, samples: Any) -> Array:
-        return self.model.scores(params, samples, precision=self._products)
+        return self.model.scores(params, samples, precision=self._product_precision)
 
     @property
-    def _products(self) -> str:
+    def _product_precision(self) -> str:
         return self.precision or "float32"
+
+    def _to_validate_on(self, X: Any, y: Any, *, like: Any) -> Part:
+        """Return samples and labels to validate on, checked; a label of no class is never met."""
+        try:
+            samples = self._check_samples(X, reset=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"X_val cannot be validated on: {error}") from None
+        labels = column_or_1d(on_host(y))
+        check_label_count(labels, count_samples(samples), "y_val")
+        numbers = np.where(
+            np.isin(labels, self.classes_), np.searchsorted(self.classes_, labels), -1
+        )
+        stored = samples.X if isinstance(samples, Standardized) else samples
+        if not isinstance(stored, Streamed):
+            samples = to_device(samples, like=like)
+        return Part(self._standardized(samples), to_device(numbers, like=like))
 
     def _accuracies(self, params: Params, part: Part) -> np.ndarray:
         """Return the accuracy, shape (...): one for each of several models."""
