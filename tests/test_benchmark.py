@@ -24,8 +24,9 @@ from gpuclf.bench import (
     scaling_cases,
 )
 from gpuclf.bench.measure import devices, timing
-from gpuclf.bench.measure.cases import EPOCH, LOSS, NET, SCALING, net_of
+from gpuclf.bench.measure.cases import EPOCH, KINDS, LOSS, NET, SCALING, net_of
 from gpuclf.bench.measure.devices import HostDevice
+from gpuclf.bench.measure.implementations import gpuclf_floats, textbook_numpy
 from gpuclf.bench.measure.record import break_even, make_record
 from gpuclf.bench.report.table import print_rows
 from gpuclf.devices.cupy import CupyProbe, probe_cupy
@@ -137,6 +138,24 @@ def test_a_model_of_one_s_own_is_timed_where_somebody_has_written_it():
     rows = run_case(Case(own, LOSS, 40, 10, 1), make_inputs(), [PYTHON, NAIVE, FLOATS, *PEERS[1:3]])
     assert [row.status for row in rows] == ["unavailable"] * 2 + ["timed"] + ["unavailable"] * 2
     assert "nobody has written" in rows[0].reason
+
+
+def test_a_model_of_the_same_name_is_not_timed_by_the_library_s_loops():
+    other = replace(SOFTMAX, data_loss=SVM.data_loss)
+    (row,) = run_case(Case(other, LOSS, 40, 10, 1), make_inputs(), [PYTHON])
+    assert (row.status, row.reason) == ("unavailable", "nobody has written its loops")
+
+
+def test_a_kind_that_was_added_to_the_cases_alone_is_not_timed_as_a_training_step(monkeypatch):
+    monkeypatch.setitem(KINDS, "scores", 1)
+    case = Case(SOFTMAX, "scores", 40, 10, 1)
+    reason = "nobody has written its scores"
+    for prepare in (textbook_numpy, gpuclf_floats):
+        with pytest.raises(Unavailable, match=reason):
+            prepare(case, make_inputs(), "numpy")
+    for row in run_case(case, make_inputs(), [PEERS[1], PEERS[2]]):
+        assert row.status == "unavailable"
+        assert reason in row.reason or "not installed" in row.reason
 
 
 def test_a_mini_batch_is_never_larger_than_the_training_set():

@@ -18,7 +18,17 @@ import numpy as np
 import gpuclf
 from gpuclf import textbook
 from gpuclf.bench.measure import probes, pure_python
-from gpuclf.bench.measure.cases import LEARNING_RATE, LOSS, MOMENTUM, N_NEIGHBORS, REG, Case, Inputs
+from gpuclf.bench.measure.cases import (
+    EPOCH,
+    LEARNING_RATE,
+    LOSS,
+    MOMENTUM,
+    N_NEIGHBORS,
+    REG,
+    STEP,
+    Case,
+    Inputs,
+)
 from gpuclf.devices.backends import Backend, get_backend
 from gpuclf.models import Model
 from gpuclf.samples.walk import row_slices
@@ -115,6 +125,7 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
         return lambda: _of_each(objective, params["W"], next(batches), y)
     if case.kind == LOSS:
         return lambda: objective(params, next(batches), y, REG)
+    refuse_other_kinds(case)
     velocity = {name: xp.zeros_like(value) for name, value in params.items()}
 
     def step(X: Any, y: Any) -> Any:
@@ -132,6 +143,12 @@ def textbook_numpy(case: Case, inputs: Inputs, backend: str | Backend = "numpy")
         return xp.stack([step(X[batch], y[batch]) for batch in rows]), params
 
     return epoch
+
+
+def refuse_other_kinds(case: Case) -> None:
+    """Raise for a kind that `KINDS` has and nobody has written here: it is no training step."""
+    if case.model is not None and case.kind not in (LOSS, STEP, EPOCH):
+        raise Unavailable(f"nobody has written its {case.kind}")
 
 
 def _of_each(objective: Callable[..., Any], models: Any, X: Any, y: Any) -> tuple[Any, Any]:
@@ -198,6 +215,7 @@ def _gpuclf_call(
     y, params = put(inputs.y[: case.samples]), put(inputs.start(case))
     if case.kind == LOSS:
         return lambda: model.loss(params, next(batches), y, REG, precision=precision)
+    refuse_other_kinds(case)
     velocity = {name: 0 * value for name, value in params.items()}
     if case.is_epoch:
         orders = inputs.orders(case.samples)
@@ -266,7 +284,7 @@ def _loops(name: str, twin_of: Callable[[Model], Any], n_times: int) -> Implemen
 
 
 IMPLEMENTATIONS = [
-    _loops("pure Python loops", lambda model: pure_python.TWINS.get(model.name), 1),
+    _loops("pure Python loops", pure_python.twin_of, 1),
     _loops("naive loops", lambda model: model.naive, 16),
     Implementation("textbook NumPy", "numpy", "float", textbook_numpy),
     Implementation("gpuclf on NumPy", "numpy", "float", gpuclf_floats),

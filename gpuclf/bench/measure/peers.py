@@ -27,6 +27,7 @@ from gpuclf.bench.measure.implementations import (
     copied,
     decline_tf32_neighbors,
     predicted,
+    refuse_other_kinds,
 )
 from gpuclf.models import SOFTMAX
 
@@ -82,6 +83,7 @@ def _torch_tf32(torch: Any) -> Iterator[None]:
 
 
 def _torch_call(torch: Any, case: Case, inputs: Inputs, how: str, uploads: bool) -> Call:
+    refuse_other_kinds(case)
     if case.is_epoch:
         return _torch_epoch(torch, case, inputs, how)
     if case.model is None:
@@ -281,6 +283,7 @@ def _jax_call(jax: Any, case: Case, inputs: Inputs, device: Any, precision: str)
             jax.nn.relu(scores - own_scores(scores, y) + 1).sum(axis=1) - 1
         ).mean(),
     )
+    refuse_other_kinds(case)
     params = {name: put(value) for name, value in inputs.start(case).items()}
     if not case.is_training:
         loss_and_gradient = jax.jit(jax.value_and_grad(loss_of))

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuclf.models import Params
+from gpuclf.models import MODELS, Model, Params
 
-__all__ = ["TWINS"]
+__all__ = ["TWINS", "twin_of"]
 
 Vector = list[float]
 SampleLoss = Callable[[Vector, int], tuple[float, Vector]]
@@ -111,3 +111,10 @@ TWINS: dict[str, Callable[..., tuple[float, Params]]] = {
     "svm": partial(linear_loss, hinge),
     "two-layer": two_layer_loss,
 }
+
+
+def twin_of(model: Model) -> Callable[..., tuple[float, Params]] | None:
+    """Return the loops of one of the library's models; another may have the same name."""
+    own = MODELS.get(model.name)
+    is_own = own is not None and (type(own), own.data_loss) == (type(model), model.data_loss)
+    return TWINS.get(model.name) if is_own else None
