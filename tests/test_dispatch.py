@@ -1,6 +1,8 @@
 import functools
 import importlib
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,9 +132,18 @@ def test_replacements_are_imported_at_the_first_use_of_their_library(monkeypatch
 
 for _module in ("losses", "training", "models.linear", "models.two_layer", "models.neighbors"):
     importlib.import_module(f"gpuclf.{_module}")
+NAMES = sorted(SEAMS)
 REPLACEMENTS = [
     (seam, name) for seam, x in SEAMS.items() for names in x.replacements.values() for name in names
 ]
+
+
+def test_the_design_s_table_has_every_seam():
+    text = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    table = re.search(r"\| body \|.*?\n\n", text, re.DOTALL)[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    named = [name for cell in cells for name in re.findall(r"`(?:\w+\.)*(\w+)`", cell)]
+    assert sorted(named) == NAMES
 
 
 @pytest.mark.parametrize(("seam", "name"), REPLACEMENTS)
