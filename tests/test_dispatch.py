@@ -141,7 +141,7 @@ REPLACEMENTS = [
 def test_the_design_s_table_has_every_seam():
     text = (Path(__file__).parents[1] / "docs" / "design.md").read_text()
     table = re.search(r"\| body \|.*?\n\n", text, re.DOTALL)[0]
-    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    cells = [line.split("|")[1] for line in table.strip().splitlines()[2:]]
     named = [name for cell in cells for name in re.findall(r"`(?:\w+\.)*(\w+)`", cell)]
     assert sorted(named) == NAMES
 
