@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from types import SimpleNamespace
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from gpuclf.arrays import Array, library_name
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import VECTOR
+from gpuclf.kernels.building.cuda import UINT8, VECTOR
 
-__all__ = ["Plan", "Workspace", "kept_plan", "signature"]
+if TYPE_CHECKING:
+    from gpuclf.samples.standardized import Standardized
+
+__all__ = ["Plan", "Workspace", "kept_plan", "key_of_pass", "signature"]
 
 KEPT_BYTES = 256 << 20  # of all workspaces
 KEPT_PLANS = 1024  # each is some kilobytes
@@ -77,6 +80,18 @@ def signature(*arrays: Array | None) -> Hashable | None:
         )  # fmt: skip
     except AttributeError:  # not of a device, or no array: whoever checks it says it better
         return None
+
+
+def key_of_pass(
+    X: Any, standardized: Standardized | None, *arrays: Array | None, options: tuple[Any, ...]
+) -> Hashable | None:
+    """Return what names the plan of a pass over bytes; None without a device, or for no bytes."""
+    dtype = getattr(X, "dtype", None)
+    if not isinstance(dtype, np.dtype) or dtype != UINT8:
+        return None
+    moments = () if standardized is None else (standardized.mean, standardized.scale)
+    found = signature(X, *arrays, *moments)
+    return None if found is None else (found, options)
 
 
 def kept_plan(

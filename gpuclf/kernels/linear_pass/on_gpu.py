@@ -13,7 +13,7 @@ import numpy as np
 from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
-from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, signature
+from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, key_of_pass
 from gpuclf.kernels.linear_pass import single_on_gpu
 from gpuclf.models.linear import LinearModel
 from gpuclf.samples.standardized import Standardized
@@ -93,7 +93,8 @@ def repeated_linear_loss(
         return NotImplemented
     standardized = X if type(X) is Standardized else None
     stored = X if standardized is None else X.X
-    key = _key(W, b, stored, standardized, y, None, model.data_loss, True, precision, WALKS)
+    options = model.data_loss, True, precision, WALKS
+    key = key_of_pass(stored, standardized, W, b, y, None, options=options)
     if (plan := kept_plan(key)) is None:
         return NotImplemented
     check_penalty(reg)
@@ -104,16 +105,6 @@ def repeated_linear_loss(
 REPEATED[LinearModel] = repeated_linear_loss
 
 
-def _key(
-    W: Any, b: Any, X: Any, standardized: Standardized | None, y: Any, weights: Any, *options: Any
-) -> Any:
-    if standardized is None:
-        arrays = signature(W, b, X, y, weights)
-    else:
-        arrays = signature(W, b, X, y, weights, standardized.mean, standardized.scale)
-    return None if arrays is None else (arrays, options)
-
-
 def _pass(
     W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any,
     reg: float | None, precision: str, walks: tuple[str, ...],
@@ -121,8 +112,9 @@ def _pass(
     """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
     X, standardized = samples.stored, samples.standardized
     arrays = W, b, X, standardized, y, weights
+    options = data_loss, reg is not None, precision, walks
     plan = kept_plan(
-        _key(*arrays, data_loss, reg is not None, precision, walks),
+        key_of_pass(X, standardized, W, b, y, weights, options=options),
         lambda: _plan_of(*arrays, samples, data_loss, precision, walks),
     )
     if plan is None:

@@ -10,7 +10,7 @@ import numpy as np
 from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
-from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, signature
+from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, key_of_pass
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models.two_layer import TwoLayerNet
 from gpuclf.samples.standardized import Standardized
@@ -49,7 +49,9 @@ def two_layer_pass_on_tensor_cores(
     X, standardized = samples.stored, samples.standardized
     arrays = W1, b1, W2, b2, X, standardized, y, sample_weight
     plan = kept_plan(
-        _key(*arrays, data_loss, precision),
+        key_of_pass(
+            X, standardized, W1, b1, W2, b2, y, sample_weight, options=(data_loss, precision)
+        ),
         lambda: _plan_of(*arrays, samples, data_loss, precision),
     )
     if plan is None:
@@ -62,10 +64,11 @@ def repeated_two_layer_loss(
     model: Any, params: Any, X: Any, y: Any, reg: float, precision: str
 ) -> Any:
     """Compute :meth:`gpuclf.models.model.Model.loss` of a signature that was met before."""
-    W1, b1, W2, b2 = given = [params.get(name) for name in NAMES]
+    given = [params.get(name) for name in NAMES]
     standardized = X if type(X) is Standardized else None
     stored = X if standardized is None else X.X
-    key = _key(W1, b1, W2, b2, stored, standardized, y, None, model.data_loss, precision)
+    options = model.data_loss, precision
+    key = key_of_pass(stored, standardized, *given, y, None, options=options)
     if (plan := kept_plan(key)) is None:
         return NotImplemented
     check_penalty(reg)
@@ -74,18 +77,6 @@ def repeated_two_layer_loss(
 
 
 REPEATED[TwoLayerNet] = repeated_two_layer_loss
-
-
-def _key(
-    W1: Any, b1: Any, W2: Any, b2: Any, X: Any, standardized: Standardized | None, y: Any,
-    weights: Any, *options: Any,
-) -> Any:  # fmt: skip
-    if standardized is None:
-        arrays = signature(W1, b1, W2, b2, X, y, weights)
-    else:
-        given = W1, b1, W2, b2, X, y, weights
-        arrays = signature(*given, standardized.mean, standardized.scale)
-    return None if arrays is None else (arrays, options)
 
 
 def _plan_of(
