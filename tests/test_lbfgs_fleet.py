@@ -316,7 +316,8 @@ def test_warm_starts_are_by_asking(lbfgs_fleets):
     search = FleetSearchCV(softmax(), grid, cv=2)
     assert search.penalty_path is False
     cold, warm = (
-        FleetSearchCV(softmax(), grid, cv=2, penalty_path=asked).fit(X, y) for asked in (False, True)
+        FleetSearchCV(softmax(), grid, cv=2, penalty_path=asked).fit(X, y)
+        for asked in (False, True)
     )
     np.testing.assert_allclose(
         warm.cv_results_["mean_test_score"], cold.cv_results_["mean_test_score"], atol=0.03
