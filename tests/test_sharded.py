@@ -81,6 +81,14 @@ def test_moments_are_those_of_the_whole(samples, weighted):
     )
 
 
+def test_a_sample_of_weight_0_is_no_origin_of_the_moments():
+    X, _ = make_data()
+    X[0] = 1e12  # about it, every digit of the others would be lost
+    weights = np.r_[0.0, np.ones(89)]
+    found = Standardized.fit(Sharded(in_chunks(X)), weights)
+    np.testing.assert_allclose(found.scale, X[1:].std(axis=0), rtol=1e-12)
+
+
 FITS = {
     "softmax": lbfgs,
     "bare": lambda: lbfgs(standardize=False),
