@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (extra cluster)")
 pytest.importorskip("distributed", reason="distributed is missing (extra cluster)")
@@ -49,10 +50,12 @@ def test_the_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
         for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
             exec(block, names)
         assert names["accuracy"] == 1.0
-        assert names["net"].score(X, y) == 1.0
+        assert names["net"].score(X, y) > 0.9
         np.testing.assert_array_equal(names["nearest"], y[:10])
         np.testing.assert_array_equal(names["labels"], y)
-        assert names["search"].best_score_ > 0.9
+        alone = clone(names["search"]).set_params(n_jobs=None).fit(X, y)
+        assert names["search"].best_params_ == alone.best_params_
+        assert names["search"].best_score_ == alone.best_score_
         in_folders = np.argsort(y, kind="stable")  # and by name: 0, 12, 15, ... as text
         for name, expected in (("X_zarr", X), ("X_table", X), ("X_images", None)):
             sharded = names["gpuclf"].Sharded(names[name])
