@@ -33,7 +33,7 @@ from gpuclf.training.lbfgs import _sum_of_chunks
 
 N_FEATURES, N_CLASSES, CHUNKS = 128, 10, 4
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
-WORKERS = (1, 2)
+WORKERS = (1, 2, 4)
 TURNS, EMPTY_CALLS = 5, 100
 TRIM = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
 # A step of SGD, and links that the tables think of.
