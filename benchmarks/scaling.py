@@ -1,8 +1,9 @@
 """What a cluster of dask costs beside one process, and the model of it: docs/scaling.md.
 
-python -m benchmarks.scaling --out benchmarks/results/scaling.json     in half a minute
-python -m benchmarks.scaling --try --out scaling.json                  the same on few rows
-python -m benchmarks.scaling --tables benchmarks/results/scaling.json  the tables of docs/scaling.md
+python -m benchmarks.scaling --out scaling.json                       measures, in half a minute
+python -m benchmarks.scaling --out scaling.json --workers 1 --trims   adds to it
+python -m benchmarks.scaling --out tried.json --try                   on few rows
+python -m benchmarks.scaling --tables scaling.json                    prints the tables
 
 One evaluation of loss and gradient (softmax regression on bytes, what L-BFGS asks for) is timed in
 this process, on one thread, and on local clusters of workers with a thread each, by turns.
@@ -10,6 +11,7 @@ this process, on one thread, and on local clusters of workers with a thread each
 """
 
 import argparse
+import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +31,10 @@ from gpuclf.models import SOFTMAX
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training.lbfgs import _sum_of_chunks
 
-N_FEATURES, N_CLASSES, CHUNKS = 256, 10, 4
+N_FEATURES, N_CLASSES, CHUNKS = 128, 10, 4
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
 WORKERS = (1, 2, 4)
-TURNS, EMPTY_CALLS = 7, 200
+TURNS, EMPTY_CALLS = 5, 100
 TRIM = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
 # A step of SGD, and links that the tables think of.
 STEP_ROWS, HOLDERS, GIGABITS = 200, (2, 8, 64), (10, 100)
@@ -73,23 +75,18 @@ class Case:
         return time.perf_counter() - start, (float(loss), grads["W"])
 
 
-def measure(rows, turns, latency):
-    record = {"rows": [], "empty_call_s": {}}
-    with threadpool_limits(1):  # as the workers have
-        with local_cluster(max(WORKERS), 1 << 30) as client:
-            for n_workers in sorted(WORKERS, reverse=True):
-                client.cluster.scale(n_workers)
-                while len(client.nthreads()) != n_workers:
-                    time.sleep(0.05)
-                record["empty_call_s"][str(n_workers)] = empty_calls(latency)
-                for n_rows in rows:
-                    record["rows"].append(by_turns(n_rows, turns) | {"workers": n_workers})
-            resident = max(client.run(lambda: psutil.Process().memory_info().rss).values())
-            held = rows[-1] * (N_FEATURES + 8)
-            record["worker_memory_bytes"] = {"resident": resident, "held": held}
-        with local_cluster(1, None):
-            record["rows"].append(by_turns(rows[-1], turns) | {"workers": 1, "trims": True})
-    return record
+def measure(record, n_workers, rows, turns, latency, trims):
+    """Add to the record what a cluster of so many workers takes."""
+    with threadpool_limits(1), local_cluster(n_workers, None if trims else 1 << 30) as client:
+        more = {"workers": n_workers} | ({"trims": True} if trims else {})
+        if not trims:
+            record["empty_call_s"][str(n_workers)] = empty_calls(latency)
+        for n_rows in rows[-1:] if trims else rows:
+            record["rows"].append(by_turns(n_rows, turns) | more)
+        resident = max(client.run(lambda: psutil.Process().memory_info().rss).values())
+    if n_workers == 1 and not trims:
+        held = rows[-1] * (N_FEATURES + 8)
+        record["worker_memory_bytes"] = {"resident": resident, "held": held}
 
 
 @contextmanager
@@ -174,7 +171,8 @@ def tables(record):
         lines.append("| " + " | ".join(cells) + " |")
     per_row, call, per_holder = constants(record)
     empty = {n: median(times) for n, times in record["empty_call_s"].items()}
-    memory, trims = record["worker_memory_bytes"], record["rows"][-1]
+    memory = record["worker_memory_bytes"]
+    trims = next(row for row in record["rows"] if "trims" in row)
     slower = (
         median(times["workers"]) / median(times["here"])
         for times in (trims["times_s"], found[trims["samples"]][1])
@@ -209,21 +207,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tables", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    parser.add_argument("--trims", action="store_true", help="with dask's own malloc setting")
     parser.add_argument("--try", dest="is_try", action="store_true")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds, each way")
     given = parser.parse_args()
     if given.tables:
-        import json
-
         print(tables(json.loads(given.tables.read_text())), end="")
         return
-    record = measure(
-        ROWS[:2] if given.is_try else ROWS, 2 if given.is_try else TURNS, given.latency
-    )
-    record = {"environment": environment(), "latency_s": given.latency} | record
-    if given.out:
+    record = {"environment": environment(), "latency_s": given.latency}
+    record |= {"empty_call_s": {}, "rows": []}
+    if given.out.exists():
+        record = json.loads(given.out.read_text())
+    sizes = (ROWS[:2], 2) if given.is_try else (ROWS, TURNS)
+    for n_workers in given.workers:
+        measure(record, n_workers, *sizes, given.latency, given.trims)
         write_json(given.out, record)
-    print(tables(record), end="")
 
 
 if __name__ == "__main__":

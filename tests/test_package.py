@@ -109,6 +109,9 @@ def test_importing_gpuclf_imports_nothing_heavy():
         "pooch",
         "jax",
         "safetensors",
+        "dask",
+        "distributed",
+        "joblib",
     }
     assert "gpuclf" in loaded
     assert not heavy.intersection(loaded)
@@ -123,7 +126,7 @@ def test_the_losses_import_nothing_heavy_either():
         print(*sys.modules)
     """
     heavy = {"cupy", "sklearn", "torch", "numba", "rich", "typer", "pooch", "jax", "matplotlib"}
-    heavy |= {"safetensors"}
+    heavy |= {"safetensors", "dask", "distributed"}
     assert not heavy.intersection(run_python(script).split())
 
 

@@ -22,7 +22,7 @@ from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.models import SOFTMAX
 from gpuclf.models.neighbors import k_neighbors
 from gpuclf.naive import softmax_loss_naive
-from gpuclf.samples import sharded
+from gpuclf.samples import holders
 from gpuclf.training import LBFGSMember, train_lbfgs
 from gpuclf.training.lbfgs import _sum_of_chunks
 
@@ -79,6 +79,14 @@ def test_moments_are_those_of_the_whole(samples, weighted):
     np.testing.assert_allclose(
         found.mean, np.average(X, axis=0, weights=weights), rtol=1e-13, atol=1e-13
     )
+
+
+def test_a_sample_of_weight_0_is_no_origin_of_the_moments():
+    X, _ = make_data()
+    X[0] = 1e12  # about it, every digit of the others would be lost
+    weights = np.r_[0.0, np.ones(89)]
+    found = Standardized.fit(Sharded(in_chunks(X)), weights)
+    np.testing.assert_allclose(found.scale, X[1:].std(axis=0), rtol=1e-12)
 
 
 FITS = {
@@ -267,7 +275,7 @@ def test_labels_and_weights_must_fit():
 def test_samples_are_loaded_once_and_released():
     X, y = make_data()
     shards = Sharded(in_chunks(X))
-    made, holder = [], sharded.Holder
+    made, holder = [], holders.Holder
 
     class Counted(holder):
         def __init__(self, *args):
@@ -275,7 +283,7 @@ def test_samples_are_loaded_once_and_released():
             super().__init__(*args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharded, "Holder", Counted)
+        patched.setattr(holders, "Holder", Counted)
         model = lbfgs().fit(shards, y)
         model.score(shards, y)
         assert len(made) == 1

@@ -185,7 +185,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (N, D), Standardized or Streamed
+        X : array-like of shape (N, D), Standardized, Streamed or Sharded (by L-BFGS)
             uint8 and floats are used as they are, on the device where X is; other numbers are
             converted to float64. The model is computed in float64 for float64 samples, else in
             float32 (bytes and floats of two bytes too), unless `precision` says otherwise.

@@ -98,7 +98,7 @@ class KNeighborsClassifier(ArrayClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (N, D)
+        X : array-like of shape (N, D), or Sharded
             uint8, float16 (of NumPy), float32 and float64 are used as they are, on the device where
             X is; other numbers are converted to float64.
         y : array-like of shape (N,)

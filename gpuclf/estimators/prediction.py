@@ -41,7 +41,7 @@ class ScoreClassifier(ArrayClassifier):
 
         Parameters
         ----------
-        X : array-like of shape (N, D), or Standardized
+        X : array-like of shape (N, D), Standardized, Streamed or Sharded
 
         Returns
         -------

@@ -10,7 +10,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.backends import to_device
 from gpuclf.models.neighbors import check_n_neighbors, k_neighbors
-from gpuclf.samples.sharded import Chunk, Sharded, gathered
+from gpuclf.samples.holders import Chunk
+from gpuclf.samples.sharded import Sharded, gathered
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import check_label_count, check_weights
 

@@ -11,7 +11,8 @@ import numpy as np
 from gpuclf.arrays import Array, array_namespace, describe_location, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
 from gpuclf.dispatch import fusable
-from gpuclf.samples.sharded import Chunk, Sharded, gathered
+from gpuclf.samples.holders import Chunk
+from gpuclf.samples.sharded import Sharded, gathered
 from gpuclf.samples.short_floats import is_short_float, widened
 from gpuclf.samples.streamed import Streamed
 from gpuclf.samples.walk import block_rows, sum_over_row_blocks

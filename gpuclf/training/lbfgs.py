@@ -24,7 +24,8 @@ from gpuclf.arrays import Array, array_namespace, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
-from gpuclf.samples.sharded import Chunk, Sharded
+from gpuclf.samples.holders import Chunk
+from gpuclf.samples.sharded import Sharded
 from gpuclf.samples.standardized import Standardized, is_sharded
 from gpuclf.training.history import History, divergence, normalized_weights, quietly
 
