@@ -21,7 +21,7 @@ def tables(monkeypatch, tmp_path):
     return names
 
 
-@pytest.mark.parametrize("file", ["ladder.json", "cpu_limit.json", "fleet.json"])
+@pytest.mark.parametrize("file", ["ladder.json", "cpu_limit.json", "fleet.json", "accuracy.json"])
 def test_a_missing_record_fails_the_check(tables, tmp_path, file):
     (tmp_path / file).unlink()
     with pytest.raises(SystemExit, match=f"{file} is missing"):
@@ -50,6 +50,7 @@ def test_a_record_without_the_courses_search_fails_the_check(tables, tmp_path):
         ("ladder.json", "settings", "README.md"),
         ("cpu_limit.json", "scaling", "performance.md"),
         ("fleet.json", "searches", "performance.md"),
+        ("accuracy.json", "recipes", "accuracy.md"),
     ],
 )
 def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, file, part, page):
@@ -57,6 +58,8 @@ def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, fi
     record = json.loads((tmp_path / file).read_text())
     if part == "settings":
         record[part]["dtype"] = "float16"
+    elif part == "recipes":
+        record[part]["softmax regression"]["test_accuracy"] += 0.01
     else:
         record[part][0]["median_s"] *= 2
     (tmp_path / file).write_text(json.dumps(record))
@@ -87,3 +90,12 @@ def test_a_ladder_in_which_a_case_lacks_a_rung_is_a_table_too():
     assert pure.endswith(" samples | not measured |")
     assert textbook.endswith(" | not measured |")
     assert loops == "| naive loops | not measured | 3.55 s |"
+
+
+def test_recipes_of_the_record_are_those_of_the_script_and_reach_what_they_are_for():
+    script = runpy.run_path(str(SCRIPT.parent / "accuracy.py"))
+    record = json.loads((SCRIPT.parent / "results" / "accuracy.json").read_text())
+    for name, found in record["recipes"].items():
+        command, wanted = script["RECIPES"][name]
+        assert found["command"] == command
+        assert found["test_accuracy"] >= wanted
