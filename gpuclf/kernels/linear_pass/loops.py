@@ -185,19 +185,24 @@ def widen_bytes(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any)
 
 
 @emitted
-def widen_halves(code: Code, X: Any, out: Any, row: Any, out_row: Any, stop: Any, end: Any) -> None:
-    """Write the float16 that lie in ``X[row, :end]`` to ``out[out_row, :end]`` as longer floats.
+def widen_halves(
+    code: Code, X: Any, centre: Any, out: Any, row: Any, out_row: Any, stop: Any, end: Any
+) -> None:
+    """Write ``X[row, :end] - centre[0, :end]``, X being float16, to ``out[out_row, :end]``.
 
-    A vector at a time before `stop`, which must be a multiple of the numbers in one.
+    A vector at a time before `stop`, which must be a multiple of the numbers in one. `centre` and
+    `out` are floats of the same length.
     """
-    builder, x, o = code.builder, _Rows(code, X), _Rows(code, out)
-    source, target = x.at(row, 0), o.at(out_row, 0)
+    builder, x, c, o = code.builder, _Rows(code, X), _Rows(code, centre), _Rows(code, out)
+    source, middle, target = x.at(row, 0), c.at(0, 0), o.at(out_row, 0)
     with cgutils.for_range_slice(builder, I64(0), stop, I64(o.vector.count)) as (d, _):
         halves = code.load(builder.gep(source, [d]), ir.VectorType(ir.HalfType(), o.vector.count))
-        o.store(builder.fpext(halves, o.vector), builder.gep(target, [d]))
+        less = builder.fsub(builder.fpext(halves, o.vector), c.load(builder.gep(middle, [d])))
+        o.store(less, builder.gep(target, [d]))
     with cgutils.for_range_slice(builder, stop, end, I64(1)) as (d, _):
         half = code.load(builder.gep(source, [d]), ir.HalfType())
-        builder.store(builder.fpext(half, o.scalar), builder.gep(target, [d]))
+        less = builder.fsub(builder.fpext(half, o.scalar), builder.load(builder.gep(middle, [d])))
+        builder.store(less, builder.gep(target, [d]))
 
 
 def tiles(n_classes: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -301,9 +306,8 @@ def pass_converted(
 def _convert(X: Any, row: int, centre: Any, x: Any, r: int) -> None:
     if X.itemsize == 2:
         lanes = VECTOR_BYTES // x.itemsize
-        widen_halves(X, x, row, r, X.shape[1] // lanes * lanes, X.shape[1])
-        for d in range(X.shape[1]):
-            x[r, d] -= centre[d]
+        in_vectors = X.shape[1] // lanes * lanes
+        widen_halves(X, centre.reshape(1, -1), x, row, r, in_vectors, X.shape[1])
         return
     if X.itemsize > 1:
         for d in range(X.shape[1]):
