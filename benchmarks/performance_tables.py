@@ -191,9 +191,18 @@ def recipes(record: dict) -> str:
         accuracies = f"{found['val_accuracy']:.4f}", f"{found['test_accuracy']:.4f}"
         times = found["fit_seconds"], found["command_processor_seconds"]
         load = f"{found['load_before']:.1f}"
-        rows.append([name, f"`{found['command']}`", *accuracies, *map(format_seconds, times), load])
+        wanted = f"{found['wanted_accuracy']:g}"
+        times = [format_seconds(seconds) for seconds in times]
+        rows.append([name, f"`{found['command']}`", wanted, *accuracies, *times, load])
         where[processor(found)] = None
-    titles = ["validation", "test", "time to fit", "processor time of the command", "load before"]
+    titles = [
+        "wanted",
+        "validation",
+        "test",
+        "time to fit",
+        "processor time of the command",
+        "load before",
+    ]
     table = markdown_table(["recipe", "command", *titles], rows, n_left=2)
     return f"{table}\n\n{'; '.join(where)}. Record: `benchmarks/results/accuracy.json`.\n"
 
