@@ -5,7 +5,8 @@ python -m benchmarks.accuracy --out benchmarks/results/accuracy.json    on a qui
 python -m benchmarks.accuracy --only softmax --out ...                  one, the others stay
 python benchmarks/performance_tables.py                                 then writes the page
 
-Settings were chosen on validation images; the test images are looked at once, when all is trained.
+Settings were chosen on validation images. What is wanted stays what was wanted before, reached or
+not, and the page shows both.
 A run is timed by the clock, which other programs slow down, and by the processor time of all its
 threads, which they hardly do; the load before it is recorded beside them.
 """
@@ -32,8 +33,9 @@ RECIPES = {
         0.415,
     ),
     "two-layer net": (
-        "gpuclf train two-layer --data cifar10 --hidden-size 1024 --dropout 0.3 --epochs 40",
-        0.60,
+        "gpuclf train two-layer --data cifar10 --hidden-size 1024 --dropout 0.3 "
+        "--learning-rate 0.02 --epochs 30",
+        0.6,
     ),
     "two-layer net on features": ("python examples/features.py --data cifar10", 0.63),
 }

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 LADDER, CPU_LIMIT, FLEET = "ladder.json", "cpu_limit.json", "fleet.json"
+ACCURACY = "accuracy.json"
 
 
 def processor(record: dict) -> str:
@@ -238,6 +239,32 @@ def course_search(record: dict) -> str:
     )
 
 
+# --------------------------------------------------------------------------- accuracy.json
+
+
+def recipes(record: dict) -> str:
+    """Write what each recipe reaches, and what it takes."""
+    rows, where = [], {}
+    for name, found in record["recipes"].items():
+        accuracies = f"{found['val_accuracy']:.4f}", f"{found['test_accuracy']:.4f}"
+        times = found["fit_seconds"], found["command_processor_seconds"]
+        load = f"{found['load_before']:.1f}"
+        wanted = f"{found['wanted_accuracy']:g}"
+        times = [format_seconds(seconds) for seconds in times]
+        rows.append([name, f"`{found['command']}`", wanted, *accuracies, *times, load])
+        where[processor(found)] = None
+    titles = [
+        "wanted",
+        "validation",
+        "test",
+        "time to fit",
+        "processor time of the command",
+        "load before",
+    ]
+    table = markdown_table(["recipe", "command", *titles], rows, n_left=2)
+    return f"{table}\n\n{'; '.join(where)}. Record: `benchmarks/results/accuracy.json`.\n"
+
+
 # -------------------------------------------------------------------------------- pictures
 
 
@@ -283,6 +310,7 @@ PAGES = {
         **dict.fromkeys((machine, profile, peers, scaling, times_to_accuracy), CPU_LIMIT),
         **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
     },
+    DOCS / "accuracy.md": {recipes: ACCURACY},
 }
 
 
@@ -352,7 +380,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    records = {file: load(file) for file in (LADDER, CPU_LIMIT, FLEET)}
+    records = {file: load(file) for file in (LADDER, CPU_LIMIT, FLEET, ACCURACY)}
     if "course_search" not in records[FLEET]:  # fleet.py --try
         sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")
     for page, tables in PAGES.items():

@@ -12,6 +12,7 @@ from numbers import Integral
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.augment import CIFAR_SHAPE
+from gpuclf.devices.cpu import single_threaded_blas
 from gpuclf.samples.walk import block_rows, concat_row_blocks
 from gpuclf.validation import check_samples
 
@@ -185,7 +186,8 @@ def _over_blocks(
 
     like = xp.empty((0,), dtype=xp.float32, device=planes.device)
     step = block_rows(like, n_images, 14 * height * width, converted=True)
-    return concat_row_blocks(part, n_images, step)
+    with single_threaded_blas():  # threads would wait for each other at every small product
+        return concat_row_blocks(part, n_images, step)
 
 
 def _hog(planes: Array, cell: int) -> Array:

@@ -933,7 +933,7 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
             ["search", "softmax", "--n-jobs", 2, "--scheduler", "tcp://127.0.0.1:1"],
             "give --n-jobs or --scheduler, not both",
         ),
-        (["train", "tree"], "Invalid value for 'model': 'tree' is not one of"),
+        (["train", "tree"], "'tree' is not one of"),
         (["train", "softmax", "--epochs", 0], "--epochs"),
         (["bench", "--samples", 100], "--samples"),
         (["bench", "--backend", "jax"], "--backend"),

@@ -3,9 +3,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from gpuclf import SoftmaxClassifier, TwoLayerNetClassifier, extract_features
 from gpuclf.datasets import course_split, load_cifar10, make_synthetic
+from gpuclf.devices.cpu import blas_threads
 from gpuclf.image_features import hog, hue_histogram
 
 
@@ -217,3 +219,10 @@ def test_features_of_the_real_cifar10_tell_more_than_its_pixels():
     net.fit(train, split.y_train)
     assert net.score(val, split.y_val) >= 0.60
     assert net.score(test, split.y_test) >= 0.60
+
+
+def test_small_products_are_not_shared_among_threads():
+    seen = []
+    with threadpool_limits(limits=2, user_api="blas"):
+        extract_features(ROWS, callback=lambda done, total: seen.append(blas_threads()))
+    assert set(seen) == {1}

@@ -21,7 +21,7 @@ def tables(monkeypatch, tmp_path):
     return names
 
 
-@pytest.mark.parametrize("file", ["ladder.json", "cpu_limit.json", "fleet.json"])
+@pytest.mark.parametrize("file", ["ladder.json", "cpu_limit.json", "fleet.json", "accuracy.json"])
 def test_a_missing_record_fails_the_check(tables, tmp_path, file):
     (tmp_path / file).unlink()
     with pytest.raises(SystemExit, match=f"{file} is missing"):
@@ -50,6 +50,7 @@ def test_a_record_without_the_courses_search_fails_the_check(tables, tmp_path):
         ("ladder.json", "settings", "README.md"),
         ("cpu_limit.json", "scaling", "performance.md"),
         ("fleet.json", "searches", "performance.md"),
+        ("accuracy.json", "recipes", "accuracy.md"),
     ],
 )
 def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, file, part, page):
@@ -57,6 +58,8 @@ def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, fi
     record = json.loads((tmp_path / file).read_text())
     if part == "settings":
         record[part]["dtype"] = "float16"
+    elif part == "recipes":
+        record[part]["softmax regression"]["test_accuracy"] += 0.01
     else:
         record[part][0]["median_s"] *= 2
     (tmp_path / file).write_text(json.dumps(record))
@@ -142,3 +145,10 @@ def test_a_changed_cell_of_a_table_fails_the_check(tables, monkeypatch, tmp_path
     tables["main"].__globals__["PAGES"] = pages
     with pytest.raises(SystemExit, match=r"loops\.md is not the record's"):
         tables["main"]()
+
+
+def test_the_recipes_of_the_record_are_those_of_the_script():
+    script = runpy.run_path(str(SCRIPT.parent / "accuracy.py"))
+    record = json.loads((SCRIPT.parent / "results" / "accuracy.json").read_text())
+    found = {name: (of["command"], of["wanted_accuracy"]) for name, of in record["recipes"].items()}
+    assert found == script["RECIPES"]

@@ -13,11 +13,8 @@ from gpuclf.cli.options import ModelName
 __all__ = ["FINAL_EPOCHS", "RECIPES", "Recipe", "given", "refuse_foreign"]
 
 FINAL_EPOCHS = 10  # of the training after a search
-_OPTIONS = {
-    "max_iter": "epochs",
-    "n_neighbors": "neighbors",
-    "augment": "flip",
-}  # parameters named otherwise
+# Parameters that options name otherwise.
+_OPTIONS = {"max_iter": "epochs", "n_neighbors": "neighbors", "augment": "flip"}
 
 
 @dataclass(frozen=True)
