@@ -117,12 +117,13 @@ html_title = f"gpuclf {version}"
 html_theme_options = {
     "navigation_depth": 2,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 4,
+    "header_links_before_dropdown": 5,
     "navbar_align": "left",
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],
 }
+html_sidebars = {page: [] for page in ("own_images", "searching", "ci")}  # without pages below
 html_show_sourcelink = False
 html_copy_source = False
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(pycon|console)\n(.*?)^```", re.M | re.S)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-QUICKEST = "exactness.md"
+QUICKEST = "gradients.md"
 PAGES = sorted(
     (page for page in DOCS.rglob("*.md") if BLOCK.search(page.read_text())),
     key=lambda page: (page.name != QUICKEST, page),
