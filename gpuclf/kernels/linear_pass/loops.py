@@ -177,10 +177,8 @@ def _outer_tile(
     size, item = x.vector_bytes, x.float_bytes
     columns, vectors = range(n_columns), range(n_vectors)
     places = [[code.at(dW, (v * n_columns + c) * size) for c in columns] for v in vectors]
-    sums = [
-        [cgutils.alloca_once_value(builder, code.load(place, vector, size)) for place in of_vector]
-        for of_vector in places
-    ]
+    zero = ir.Constant(vector, [0.0] * vector.count)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in columns] for _ in vectors]
     with cgutils.for_range(builder, n_rows) as loop:
         address = x.at(builder.add(row, loop.index), column)
         g = code.at(G.row(loop.index), offset)
@@ -204,7 +202,9 @@ def _outer_tile(
                 builder.store(total, sums[v][c])
     for v in vectors:
         for c in columns:
-            code.store(builder.load(sums[v][c]), places[v][c], size)
+            # Added up block by block: one sum of all rows would lose digits.
+            before = code.load(places[v][c], vector, size)
+            code.store(builder.fadd(before, builder.load(sums[v][c])), places[v][c], size)
 
 
 @emitted
