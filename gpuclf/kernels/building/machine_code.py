@@ -24,7 +24,7 @@ announced: set[str] = set()
 # not here takes a second.
 DURATIONS = {
     "byte_products": "some seconds",
-    "linear_pass": "about 9 s",
+    "linear_pass": "about 6 s",
     "nearest": "about 2 s",
 }
 
