@@ -13,10 +13,10 @@ def test_float_blocks(benchmark, bench_inputs, monkeypatch, block_mib):
     time_net(benchmark, bench_inputs, bench_inputs.floats, "float rows, by block size")
 
 
-@pytest.mark.parametrize("l2s", [0.75, 1.5, 3, 6, 12])
-def test_byte_blocks(benchmark, bench_inputs, monkeypatch, l2s):
-    monkeypatch.setattr(walk, "CPU_CONVERTED_BLOCK_L2S", l2s)
-    what = "uint8 rows, by converted block size in L2s"
+@pytest.mark.parametrize("block_mib", [1.5, 3, 6, 12, 24])
+def test_byte_blocks(benchmark, bench_inputs, monkeypatch, block_mib):
+    monkeypatch.setattr(walk, "CPU_CONVERTED_BLOCK_BYTES", int(block_mib * 2**20))
+    what = "uint8 rows, by converted block size"
     time_net(benchmark, bench_inputs, bench_inputs.bytes_, what)
 
 

@@ -271,7 +271,7 @@ def small_blocks(monkeypatch):
     """Blocks of seven rows, shared among three threads whatever the machine has."""
     monkeypatch.setattr(row_blocks, "MIN_BLOCK_ROWS", 7)
     monkeypatch.setattr(row_blocks, "CPU_BLOCK_BYTES", 1)
-    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_L2S", 0)
+    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_BYTES", 0)
     monkeypatch.setattr(row_blocks, "DEVICE_BLOCK_BYTES", 1)
     monkeypatch.setattr(row_blocks, "cpu_workers", lambda: 3)
 

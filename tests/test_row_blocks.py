@@ -75,9 +75,8 @@ def test_a_long_pass_is_cut_into_blocks_within_the_budget(lib, monkeypatch):
         assert rows * 700 * n_bytes <= 1 << 20 < (rows + 32) * 700 * n_bytes
 
 
-def test_blocks_of_converted_bytes_follow_the_cache(monkeypatch):
-    monkeypatch.setattr(row_blocks, "cache_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_L2S", 2.0)
+def test_blocks_of_converted_bytes_have_a_budget_of_their_own(monkeypatch):
+    monkeypatch.setattr(row_blocks, "CPU_CONVERTED_BLOCK_BYTES", 2 << 20)
     rows = block_rows(np.zeros(1, np.float32), 10**7, 1024, converted=True)
     assert rows == 512
 

@@ -25,11 +25,12 @@ def info(
 ) -> None:
     """Show versions, devices, BLAS and its threads, and why there is no GPU if there is none."""
     from gpuclf.devices.machine import environment
+    from gpuclf.kernels.building.machine_code import vector_unit
 
     output.prepare(json)
     if warm_up:
         compile_ahead()
-    found = environment()
+    found = environment() | {"compiled_for": vector_unit()}
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
     for name, version in found["versions"].items():
@@ -44,6 +45,8 @@ def info(
         table.add_row("BLAS", line + (f", {blas['architecture']}" if blas["architecture"] else ""))
     if "numba" not in found["versions"]:
         table.add_row("compiled", escape("no: pip install numba"))
+    else:
+        table.add_row("compiled", f"for {found['compiled_for']}")
     gpu = found["gpu"]
     table.add_row("GPU", escape(gpu["reason"]))
     if gpu["usable"]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace
-from gpuclf.devices.cpu import cache_bytes, cpu_workers, single_threaded_blas
+from gpuclf.devices.cpu import cpu_workers, single_threaded_blas
 from gpuclf.devices.cupy import free_device_bytes, give_back
 from gpuclf.devices.uploads import row_slices
 
@@ -45,9 +45,9 @@ Result = TypeVar("Result")
 # the threads would meet at the interpreter's lock so often that it costs more than it saves;
 # benchmarks/test_block_sizes.py measures both sizes.
 CPU_BLOCK_BYTES = 24 << 20
-# A block of bytes is first converted into floats, which should still be in a core's L2 for the
-# products: in multiples of L2, because it may spill a little.
-CPU_CONVERTED_BLOCK_L2S = 3
+# A block of bytes is first converted into floats. Shorter ones would stay in L2, but wide products
+# pack W and add up a gradient of its size for each: of a net's pass that was a third.
+CPU_CONVERTED_BLOCK_BYTES = 12 << 20
 # On a device a launch costs more than the cache saves until the kernels are fused, so a block is
 # bounded by the memory that its temporaries may take.
 DEVICE_BLOCK_BYTES = 1 << 30
@@ -76,7 +76,7 @@ def block_rows(like: Array, n_rows: int, floats_per_row: int, *, converted: bool
     if n_rows * bytes_per_row <= budget:
         return n_rows
     if converted and xp is np:
-        budget = int(CPU_CONVERTED_BLOCK_L2S * cache_bytes())
+        budget = CPU_CONVERTED_BLOCK_BYTES
     return max(MIN_BLOCK_ROWS, budget // bytes_per_row // 32 * 32)
 
 

@@ -9,7 +9,13 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["compiled", "matrix_unit_is_usable", "numba_is_usable", "processor_features"]
+__all__ = [
+    "compiled",
+    "matrix_unit_is_usable",
+    "numba_is_usable",
+    "processor_features",
+    "vector_unit",
+]
 
 logger = logging.getLogger(__name__)
 damaged_caches: set[str] = set()
@@ -19,7 +25,7 @@ announced: set[str] = set()
 DURATIONS = {
     "byte_products": "some seconds",
     "fleet_loops": "about 3 s",
-    "linear_pass": "about 9 s",
+    "linear_pass": "about 6 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
 }
@@ -78,6 +84,17 @@ def matrix_unit_is_usable() -> bool:
         return False
     ask = ctypes.CDLL(None).syscall
     return bool(ask(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
+
+
+@cache
+def vector_unit() -> str:
+    """Name the processor's units that compiled passes multiply with, as reports do."""
+    if not numba_is_usable():
+        return "none: NumPy alone"
+    features = processor_features()
+    units = [("avx512f", "AVX-512"), ("avx2", "AVX2"), ("neon", "NEON")]
+    vectors = next((name for flag, name in units if features.get(flag)), "short vectors")
+    return f"{vectors}, AMX for bytes" if matrix_unit_is_usable() else vectors
 
 
 def compiled(function: Any) -> Any:

@@ -20,6 +20,7 @@ outermost function has not changed; the losses are those of :mod:`gpuclf.kernels
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -107,6 +108,33 @@ class _Samples:
         return builder.fptrunc(items, vector)
 
 
+def _add_products(
+    code: Code, sums: list[list[Any]], left: Callable[[int], Any], right: Callable[[int], Any]
+) -> None:
+    """Add ``left(i) * right(j)`` to ``sums[i][j]``.
+
+    The fewer factors stay in registers, for which there is just room; each of the others is made
+    and used at once.
+    """
+
+    def add(i: int, j: int, a: Any, b: Any) -> None:
+        code.builder.store(code.multiply_add(a, b, code.builder.load(sums[i][j])), sums[i][j])
+
+    rows, columns = range(len(sums)), range(len(sums[0]))
+    if len(columns) < len(rows):
+        held = [right(j) for j in columns]
+        for i in rows:
+            a = left(i)
+            for j in columns:
+                add(i, j, a, held[j])
+    else:
+        held = [left(i) for i in rows]
+        for j in columns:
+            b = right(j)
+            for i in rows:
+                add(i, j, held[i], b)
+
+
 def _dot_tile(
     code: Code, x: _Samples, starts: list[Any], middle: Any, W: Any, targets: list[Any],
     parts: list[Any], n_vectors: Any, n_columns: int,
@@ -139,23 +167,7 @@ def _dot_tile(
         def weights_of(c: int) -> Any:
             return code.load(code.at(w, c * size), vector, size)
 
-        # The fewer stay in registers, for which there is just room.
-        if n_columns < len(starts):
-            held = [weights_of(c) for c in columns]
-            pairs = (
-                (r, number, c, held[c]) for r in rows for number in [number_of(r)] for c in columns
-            )
-        else:
-            kept = [number_of(r) for r in rows]
-            pairs = (
-                (r, kept[r], c, weights)
-                for c in columns
-                for weights in [weights_of(c)]
-                for r in rows
-            )
-        for r, number, c, weights in pairs:
-            total = code.multiply_add(number, weights, builder.load(sums[r][c]))
-            builder.store(total, sums[r][c])
+        _add_products(code, sums, number_of, weights_of)
     for r in rows:
         for c in columns:
             address = code.at(parts[r], c * size)
@@ -177,21 +189,16 @@ def _outer_tile(
     size, item = x.vector_bytes, x.float_bytes
     columns, vectors = range(n_columns), range(n_vectors)
     places = [[code.at(dW, (v * n_columns + c) * size) for c in columns] for v in vectors]
-    sums = [
-        [cgutils.alloca_once_value(builder, code.load(place, vector, size)) for place in of_vector]
-        for of_vector in places
-    ]
+    zero = ir.Constant(vector, [0.0] * vector.count)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in columns] for _ in vectors]
     with cgutils.for_range(builder, n_rows) as loop:
         address = x.at(builder.add(row, loop.index), column)
         g = code.at(G.row(loop.index), offset)
-        factors = [
-            code.everywhere(code.load(code.at(g, c * item), vector.element, item), vector)
-            for c in columns
-        ]
         if bytes_ahead is not None:
             for line in range(0, n_vectors * x.bytes_of_vector, LINE):
                 code.prefetch(code.at(address, bytes_ahead, line))
-        for v in vectors:
+
+        def number_of(v: int) -> Any:
             number = x.load(code.at(address, v * x.bytes_of_vector))
             if middle is not None:
                 subtracted = code.load(code.at(middle, v * size), vector, item)
@@ -199,12 +206,17 @@ def _outer_tile(
             if kept is not None:
                 target = code.at(kept, code.times(loop.index, n_vectors * size), v * size)
                 code.store(number, target, item)
-            for c in columns:
-                total = code.multiply_add(number, factors[c], builder.load(sums[v][c]))
-                builder.store(total, sums[v][c])
+            return number
+
+        def factor_of(c: int) -> Any:
+            return code.everywhere(code.load(code.at(g, c * item), vector.element, item), vector)
+
+        _add_products(code, sums, number_of, factor_of)
     for v in vectors:
         for c in columns:
-            code.store(builder.load(sums[v][c]), places[v][c], size)
+            # Added up block by block: one sum of all rows would lose digits.
+            before = code.load(places[v][c], vector, size)
+            code.store(builder.fadd(before, builder.load(sums[v][c])), places[v][c], size)
 
 
 @emitted

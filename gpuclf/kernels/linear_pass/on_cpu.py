@@ -36,7 +36,7 @@ MIN_FEATURES = 64
 # Above, the products of BLAS are as fast; with AVX-512 they wait for memory longer.
 MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
-MAX_STRETCH_ROWS = 4096
+MAX_STRETCH_ROWS = 2048
 MIN_STRETCH_ROWS = 512
 MAX_ROWS_FOR_BLAS = 512  # of floats: BLAS shares so few among its threads
 # W, dW and what the processor fetches ahead have the rest of L2; tiles have 3 or 4 rows.
