@@ -301,11 +301,15 @@ def _in_turn(
             raise
 
     for k, search in enumerate(searches):
+
+        def evaluate_one(x: np.ndarray, k: int = k) -> Any:
+            return asked(lambda: evaluate([k], [x])[0])
+
+        def stops(x: np.ndarray, k: int = k) -> bool:
+            return bool(asked(lambda: after_iteration(k, x)))
+
         try:
-            search(
-                lambda x, k=k: asked(lambda: evaluate([k], [x])[0]),
-                lambda x, k=k: asked(lambda: after_iteration(k, x)),
-            )
+            search(evaluate_one, stops)
             errors.append(None)
         except Exception as error:
             if ends_all:
