@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 LADDER, CPU_LIMIT, FLEET = "ladder.json", "cpu_limit.json", "fleet.json"
-ACCURACY = "accuracy.json"
+ACCURACY, EMBEDDINGS = "accuracy.json", "embeddings.json"
 
 
 def processor(record: dict) -> str:
@@ -265,6 +265,34 @@ def recipes(record: dict) -> str:
     return f"{table}\n\n{'; '.join(where)}. Record: `benchmarks/results/accuracy.json`.\n"
 
 
+# ------------------------------------------------------------------------- embeddings.json
+
+
+def embeddings(record: dict) -> str:
+    """Write what evaluating embeddings costs, by this library and by others."""
+    cases: dict[str, dict[str, float]] = {}
+    names = list(dict.fromkeys(row["implementation"] for row in record["rows"]))
+    for row in record["rows"]:
+        what = row["case"].replace("probe by ", "").replace(" samples", f" x {row['n_features']}")
+        cases.setdefault(what, {})[row["implementation"]] = row["cpu_s"]
+    lines = []
+    for case, seconds in cases.items():
+        ours = seconds["gpuclf on NumPy"]
+        cells = [
+            format_seconds(seconds[name])
+            + ("" if name == "gpuclf on NumPy" else f" ({format_ratio(seconds[name] / ours)})")
+            if name in seconds
+            else "-"
+            for name in names
+        ]
+        lines.append([case, *cells])
+    return (
+        f"{markdown_table(['', *names], lines)}\n\n"
+        f"Seconds of one core of {record['environment']['cpu']}, not of the clock; in brackets: "
+        "times gpuclf's. Record: `benchmarks/results/embeddings.json`.\n"
+    )
+
+
 # -------------------------------------------------------------------------------- pictures
 
 
@@ -309,8 +337,10 @@ PAGES = {
     DOCS / "performance.md": {
         **dict.fromkeys((machine, profile, peers, scaling, times_to_accuracy), CPU_LIMIT),
         **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
+        embeddings: EMBEDDINGS,
     },
     DOCS / "accuracy.md": {recipes: ACCURACY},
+    DOCS / "embeddings.md": {embeddings: EMBEDDINGS},
 }
 
 
@@ -380,7 +410,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    records = {file: load(file) for file in (LADDER, CPU_LIMIT, FLEET, ACCURACY)}
+    files = LADDER, CPU_LIMIT, FLEET, ACCURACY, EMBEDDINGS
+    records = {file: load(file) for file in files}
     if "course_search" not in records[FLEET]:  # fleet.py --try
         sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")
     for page, tables in PAGES.items():

@@ -68,6 +68,14 @@ def test_any_number_of_models_and_classes(k, c):
     assert_agrees(arguments(k=k, c=c), np.float64)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_two_models_of_bytes_have_a_pass_each(dtype):
+    given = arguments(n=1000, d=130, c=9, k=2, kind="standardized bytes", dtype=dtype)
+    assert_agrees(given, dtype)
+    of_each = np.random.default_rng(1).random((2, 1000)).astype(dtype)
+    assert_agrees(given | {"b": None, "weights": of_each}, dtype)
+
+
 @pytest.mark.parametrize("n", [64, 65, 127, 128, 1000])
 def test_any_number_of_samples(n):
     assert_agrees(arguments(n=n), np.float64)

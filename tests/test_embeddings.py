@@ -1,6 +1,8 @@
 """Embeddings made in memory, and the page that says how to evaluate some."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +123,20 @@ def test_probes_are_measured_where_they_are_asked_for_only():
         assert kind in listed("--only", "probe*")
         assert kind not in listed("--only", "softmax*")
     assert "faiss" in listed("--only", "probe*")
+
+
+# ---------------------------------------------------------------------------- docs/embeddings.md
+
+PAGE = Path(__file__).parent.parent / "docs" / "embeddings.md"
+
+
+def test_the_protocols_of_the_page_run_and_tell_the_classes_apart(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert all(len(block.splitlines()) <= 10 for block in blocks)
+    names = {}
+    exec("\n".join(blocks), names)
+    said = capsys.readouterr().out
+    assert (len(names["penalties"]), len(names["heads"].cv_results_["params"])) == (96, 52)
+    accuracies = [float(line.split()[-1]) for line in said.splitlines()]
+    assert len(accuracies) == 6
+    assert min(accuracies) > 0.9

@@ -257,7 +257,6 @@ def test_blocks_of_queries_and_samples_change_nothing(metric, bounded, monkeypat
     expected = k_neighbors(A, B, 20, metric)
     monkeypatch.setattr(bounded, "TILE_COLUMNS", 64)
     monkeypatch.setattr(bounded, "MAX_QUERIES", 2 * bounded.TILE_ROWS)
-    monkeypatch.setattr(bounded, "GROUP", bounded.TILE_ROWS)
     seen = []
     found = k_neighbors(A, B, 20, metric, callback=lambda *done: seen.append(done))
     for one, other in zip(found, expected, strict=True):

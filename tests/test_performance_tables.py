@@ -21,7 +21,9 @@ def tables(monkeypatch, tmp_path):
     return names
 
 
-@pytest.mark.parametrize("file", ["ladder.json", "cpu_limit.json", "fleet.json", "accuracy.json"])
+@pytest.mark.parametrize(
+    "file", ["ladder.json", "cpu_limit.json", "fleet.json", "accuracy.json", "embeddings.json"]
+)
 def test_a_missing_record_fails_the_check(tables, tmp_path, file):
     (tmp_path / file).unlink()
     with pytest.raises(SystemExit, match=f"{file} is missing"):
@@ -51,6 +53,7 @@ def test_a_record_without_the_courses_search_fails_the_check(tables, tmp_path):
         ("cpu_limit.json", "scaling", "performance.md"),
         ("fleet.json", "searches", "performance.md"),
         ("accuracy.json", "recipes", "accuracy.md"),
+        ("embeddings.json", "rows", "performance.md"),
     ],
 )
 def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, file, part, page):
@@ -61,7 +64,7 @@ def test_another_record_than_the_pages_show_fails_the_check(tables, tmp_path, fi
     elif part == "recipes":
         record[part]["softmax regression"]["test_accuracy"] += 0.01
     else:
-        record[part][0]["median_s"] *= 2
+        record[part][0]["cpu_s" if file == "embeddings.json" else "median_s"] *= 2
     (tmp_path / file).write_text(json.dumps(record))
     with pytest.raises(SystemExit, match=f"{page} is not the record's"):
         tables["main"]()

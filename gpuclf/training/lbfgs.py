@@ -351,15 +351,16 @@ def _in_turn(
             ends_all.append(error)
             raise
 
-    def found(k: int, x: np.ndarray) -> Any:
-        return asked(lambda: evaluate([k], [x])[0])
-
-    def told(k: int, x: np.ndarray) -> Any:
-        return asked(lambda: after_iteration(k, x))
-
     for k, search in enumerate(searches):
+
+        def evaluate_one(x: np.ndarray, k: int = k) -> Any:
+            return asked(lambda: evaluate([k], [x])[0])
+
+        def stops(x: np.ndarray, k: int = k) -> bool:
+            return bool(asked(lambda: after_iteration(k, x)))
+
         try:
-            search(partial(found, k), partial(told, k))
+            search(evaluate_one, stops)
             errors.append(None)
         except Exception as error:
             if ends_all:

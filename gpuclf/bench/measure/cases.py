@@ -266,7 +266,7 @@ def probe_cases(n_samples: int = 5000) -> list[Case]:
         No more embeddings than these.
     """
     few, many = min(2000, n_samples), min(5000, n_samples)
-    of: dict[str, Any] = {"model": None, "naive_samples": 64, "rounds": 5, "group": "probe"}
+    of: dict[str, Any] = {"model": None, "naive_samples": 256, "rounds": 5, "group": "probe"}
     small = {"samples": few, "classes": 20, "n_features": 256} | of
     return [
         Case(kind=PROBE_LBFGS, models=8, epochs=20, **small),

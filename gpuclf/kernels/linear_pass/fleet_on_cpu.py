@@ -19,7 +19,7 @@ from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied
-from gpuclf.kernels.linear_pass.on_cpu import MIN_MULTIPLICATIONS
+from gpuclf.kernels.linear_pass.on_cpu import MIN_MULTIPLICATIONS, compiled_linear_pass
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ def class_major_linear_pass(
         compiles and (n_samples >= 2 * D or D * width <= MAX_WEIGHTS)
     ):
         return NotImplemented
+    if K == 2 and n_samples >= MIN_SAMPLES and samples.stored.dtype == np.uint8:
+        found = _one_by_one(W, b, samples, y, weights, data_loss)
+        if found is not NotImplemented:
+            return found
     stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
@@ -87,6 +91,20 @@ def class_major_linear_pass(
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
     return loss, np.ascontiguousarray(dWT.T), db
+
+
+def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, loss: Any) -> Any:
+    """Take a pass for each of two models: bytes are widened there while they are in L1."""
+    C, parts = W.shape[-1] // 2, []
+    for k in range(2):
+        own = slice(k * C, (k + 1) * C)
+        of_model = weights if weights.ndim == 1 else weights[k]
+        bias = b if b is None else b[own]
+        parts.append(compiled_linear_pass(W[:, own], bias, samples, y, of_model, loss))
+        if parts[-1] is NotImplemented:
+            return NotImplemented
+    losses, dW, db = zip(*parts, strict=True)
+    return np.array(losses), np.concatenate(dW, axis=1), np.concatenate(db)
 
 
 @cache

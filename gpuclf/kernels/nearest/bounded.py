@@ -45,12 +45,11 @@ from gpuclf.samples.walk import map_row_blocks, row_slices
 
 __all__ = ["nearest_of_floats"]
 
-# Queries and samples whose ranks stay in a cache, where the product is not most of the work.
-GROUP, TILE_COLUMNS = 240, 512
-MANY_FEATURES = 1024
+# Fewer samples at a time cost the product; more of many features fall out of a cache on their way.
+TILE_COLUMNS, TILE_BYTES = 1024, 4 << 20
 MAX_QUERIES = 500 // TILE_ROWS * TILE_ROWS  # that share one conversion of the samples
 SPARE = 256  # open samples that a list has room for, beside the neighbours
-MANY_TILES = 32  # of samples: a few of all are then looked at first, to know what is far
+MANY_TILES = 16  # of samples: a few of all are then looked at first, to know what is far
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
 
@@ -221,8 +220,7 @@ class _Ranks:
         lanes = PANEL_BYTES // dtype.itemsize
         self.panels = np.empty((0 if stage.products else columns // lanes, D, lanes), dtype)
         self.low, self.width = np.empty(columns, dtype), np.empty(columns, dtype)
-        height = GROUP if D < MANY_FEATURES else MAX_QUERIES
-        self.C = np.empty((min(height, len(self.a)), columns), dtype)
+        self.C = np.empty((min(MAX_QUERIES, len(self.a)), columns), dtype)
 
     def groups(self, n: int) -> list[slice]:
         """Return the queries whose ranks there is room for at a time."""
@@ -266,7 +264,8 @@ def nearest_of_floats(
     (n, D), room = A.shape, _room(k)
     per_query = 24 * D + 20 * room + 40 * k + 64
     per_column = 16 * D + 8 * MAX_QUERIES + 32
-    columns = min(TILE_COLUMNS, len(B) + -len(B) % STRIPE)
+    columns = max(TILE_COLUMNS // 2, min(TILE_COLUMNS, TILE_BYTES // (4 * D) // STRIPE * STRIPE))
+    columns = min(columns, len(B) + -len(B) % STRIPE)
     workers = min(cpu_workers(), -(-n // TILE_ROWS))
     while workers > 1 and memory_budget // workers < 2 * columns * per_column:
         workers -= 1
