@@ -20,7 +20,7 @@ def test_the_tables_are_those_of_the_record(monkeypatch, capsys):
     record = ROOT / "benchmarks" / "results" / "scaling.json"
     monkeypatch.setattr("sys.argv", ["scaling", "--tables", str(record)])
     runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"), run_name="__main__")
-    tables = PAGE.partition("<!-- scaling -->\n")[2].partition("<!-- /scaling -->")[0]
+    tables = PAGE.partition("<!-- scaling -->\n")[2].partition("<!-- end -->")[0]
     assert tables == capsys.readouterr().out
 
 
