@@ -203,7 +203,7 @@ def recipes(record: dict) -> str:
         "processor time of the command",
         "load before",
     ]
-    table = markdown_table(["recipe", "command", *titles, "load before"], rows, n_left=2)
+    table = markdown_table(["recipe", "command", *titles], rows, n_left=2)
     return f"{table}\n\n{'; '.join(where)}. Record: `benchmarks/results/accuracy.json`.\n"
 
 
