@@ -219,7 +219,7 @@ CASES = {
         Case("gpuclf train svm --dropout 0.1", "--dropout does not apply to svm"),
         Case("gpuclf train knn --no-flip", "--flip does not apply to knn"),
         Case("gpuclf train svm --flip --data named.npz", "images of 32 x 32 in colour"),
-        Case("gpuclf train two-layer --solver sgd", "--solver does not apply to two-layer"),
+        Case("gpuclf train svm --solver sgd", "--solver does not apply to svm"),
         Case("gpuclf train two-layer --dropout 1", "dropout must be in [0, 1)"),
         Case("gpuclf train knn --epochs 2", "--epochs does not apply to knn"),
         Case("gpuclf train knn --learning-rate 2", "--learning-rate does not apply to knn"),

@@ -255,6 +255,7 @@ def test_every_model_and_every_replaceable_function_has_inputs():
     assert SEAMS.keys() <= parity.KERNEL_RUNS.keys()
 
 
+@pytest.mark.slow
 def test_parity_alone_knows_every_replaceable_function():
     """A function becomes known when its module is imported."""
     marked = {

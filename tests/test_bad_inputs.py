@@ -17,6 +17,7 @@ def files():
         yield
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.call)
 def test_the_message_says_what_is_wrong_and_its_advice_works(case):
     error, message = bad_inputs.raised(case)

@@ -52,6 +52,7 @@ def assert_agrees(given, dtype):
         np.testing.assert_allclose(ours, reference, rtol=0, atol=TOLERANCES[dtype] * scale)
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("kind", ["floats", "bytes", "standardized floats", "standardized bytes"])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_finds_what_the_body_finds(kind, dtype):
@@ -68,6 +69,7 @@ def test_any_number_of_models_and_classes(k, c):
     assert_agrees(arguments(k=k, c=c), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_two_models_of_bytes_have_a_pass_each(dtype):
     given = arguments(n=1000, d=130, c=9, k=2, kind="standardized bytes", dtype=dtype)

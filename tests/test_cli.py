@@ -624,6 +624,7 @@ def test_search_trains_and_tests_the_best_it_found(small, images, tmp_path):
     assert f"drawn to {picture}" in output
 
 
+@pytest.mark.slow
 def test_search_of_the_net_takes_its_size(small, tmp_path):
     _, found = searched(
         *(tmp_path, "two-layer", "--rounds", 1, "--candidates", 2, "--epochs", 1),
@@ -671,6 +672,7 @@ def test_search_for_the_number_of_neighbours_tries_each(small, images, tmp_path)
     assert "best candidates" in output
 
 
+@pytest.mark.slow
 def test_search_knn_takes_a_metric_and_numbers_of_neighbours(small, images, tmp_path, monkeypatch):
     searches = []
     k_neighbors = gpuclf.models.neighbors.k_neighbors
@@ -708,6 +710,7 @@ def test_search_says_which_candidates_diverged_and_goes_on(small, tmp_path):
     assert ": diverged (" in output
 
 
+@pytest.mark.slow
 def test_search_on_a_terminal_shows_the_leaders_live(monkeypatch, small):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)

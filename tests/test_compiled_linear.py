@@ -75,6 +75,7 @@ def test_agrees_with_the_shared_pass(dtype, kind):
             assert_agrees(arguments(n, d, 10, dtype, kind), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_shared_pass_on_the_hinge_loss(dtype):
     for kind in KINDS:
@@ -139,7 +140,7 @@ def processor(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [10, 1, 2, 3, 9, 11, 25, 100])
 def test_tiles_of_every_processor(processor, c, monkeypatch):
     monkeypatch.setattr(compiled_linear, "MAX_CLASSES", 128)
@@ -175,6 +176,7 @@ def test_scores_between_the_smallest_exponentials():
     np.testing.assert_allclose(db, truth[2], rtol=1e-5, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_stretches_and_threads_add_up(monkeypatch):
     monkeypatch.setattr(compiled_linear, "MAX_STRETCH_ROWS", 20)
     monkeypatch.setattr(compiled_linear, "MIN_STRETCH_ROWS", 20)

@@ -130,6 +130,7 @@ def test_probes_are_measured_where_they_are_asked_for_only():
 PAGE = Path(__file__).parent.parent / "docs" / "embeddings.md"
 
 
+@pytest.mark.slow
 def test_the_protocols_of_the_page_run_and_tell_the_classes_apart(capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert all(len(block.splitlines()) <= 10 for block in blocks)

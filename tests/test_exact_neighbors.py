@@ -121,6 +121,7 @@ def test_hostile_samples_have_the_neighbours_of_float64(seed):
             assert_compiled(A, B, k, metric, rtol=1e-11, atol=atol)
 
 
+@pytest.mark.slow
 def test_each_stage_gives_up_and_the_last_one_ends(bounded, monkeypatch):
     # All samples at one distance but for rounding: neither products nor float32 can tell.
     rng = np.random.default_rng(0)
@@ -272,6 +273,7 @@ def test_a_small_budget_is_left_to_the_shared_body(monkeypatch):
     assert_nearest(A, B, 3, "l2", k_neighbors(A, B, 3, memory_budget=50_000))
 
 
+@pytest.mark.slow
 def test_blocks_are_halved_when_memory_runs_out(monkeypatch):
     rng = np.random.default_rng(0)
     A, B = (rng.standard_normal((n, 8)) for n in (20, 300))

@@ -126,6 +126,7 @@ def test_weights_of_the_wrong_shape_or_of_0_are_named():
         nothing.predict_proba(X)
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("metric", ["l2", "l1", "cosine"])
 def test_without_samples_each_training_sample_is_left_out(lib, metric):
     X, y = make_data()

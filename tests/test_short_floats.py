@@ -62,6 +62,7 @@ def params_of(kind):
     return {name: 0.2 * rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
+@pytest.mark.essential_cases(24)
 @pytest.mark.parametrize("form", ["plain", "standardized", "one small batch"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("small_blocks")
