@@ -181,7 +181,7 @@ def test_type_checkers_know_the_hyper_parameters(tmp_path):
         "gpuclf.LinearSVMClassifier(solver='sgd')",
         "gpuclf.TwoLayerNetClassifier(hidden_size='many')",
         "gpuclf.KNeighborsClassifier(neighbours=3)",
-        "gpuclf.FleetSearchCV(gpuclf.SoftmaxClassifier(), {}, n_jobs=2)",
+        "gpuclf.FleetSearchCV(gpuclf.SoftmaxClassifier(), {}, pre_dispatch=2)",
         "gpuclf.FleetEnsemble(gpuclf.SoftmaxClassifier())",
         "gpuclf.SoftmaxClassifier().predikt([[0.0]])",
     )
