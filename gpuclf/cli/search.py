@@ -195,7 +195,7 @@ def _checked_cluster(scheduler: str | None) -> Callable[[str | None], Any]:
         from distributed import Client
     except ImportError:
         raise typer.BadParameter(
-            "--scheduler needs dask, which is not installed: pip install 'gpuclf[cluster]'"
+            "--scheduler needs dask, which is not installed: pip install 'dask[array]' distributed"
         ) from None
 
     @contextmanager
