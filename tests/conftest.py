@@ -84,26 +84,34 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leave out what this machine cannot run, and mark repetitions as slow."""
-    for marker, why in WHY_LEFT_OUT.items():
-        marked = [item for item in items if item.get_closest_marker(marker)]
-        if marked and (reason := why()) is not None:
-            left_out[marker] = len(marked), reason
-            config.hook.pytest_deselected(items=marked)
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
-    if file := config.getoption("but"):
-        done = set(file.read_text().splitlines())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
-        items[:] = [item for item in items if item.nodeid not in done]
+    _leave_out(config, items, *(marker for marker in WHY_LEFT_OUT if marker != "nightly"))
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("essential_cases"):
             cases[item.nodeid.partition("[")[0]].append(item)
     for alike in cases.values():
-        (n,) = alike[0].get_closest_marker("essential_cases").args
-        kept = {i * len(alike) // n for i in range(n)}  # spread evenly
+        marker = alike[0].get_closest_marker("essential_cases")
+        (n,), n_in_ci = marker.args, marker.kwargs.get("in_ci", len(alike))
+        essential, in_ci = ({i * len(alike) // k for i in range(k)} for k in (n, n_in_ci))
         for i, item in enumerate(alike):
-            if i not in kept:
+            if i not in essential:
                 item.add_marker(pytest.mark.slow)
+            if i not in essential | in_ci:
+                item.add_marker(pytest.mark.nightly)
+    _leave_out(config, items, "nightly")
+    if file := config.getoption("but"):
+        done = set(file.read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+        items[:] = [item for item in items if item.nodeid not in done]
+
+
+def _leave_out(config, items, *markers):
+    for marker in markers:
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and (reason := WHY_LEFT_OUT[marker]()) is not None:
+            left_out[marker] = len(marked), reason
+            config.hook.pytest_deselected(items=marked)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 # Files that compile the same loops, or start the same cluster: one process does it once.

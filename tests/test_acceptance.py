@@ -664,6 +664,7 @@ def test_what_compute_sanitizer_finds_fails_the_step(quick, monkeypatch):
     assert commands[0][1:3] == ["--tool", "racecheck"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, monkeypatch):
@@ -688,6 +689,7 @@ def test_with_a_gpu_other_lines_run_and_they_run_too(fake_cupy, cuda_on_cpu, mon
 # ---------------------------------------------------------------------------------- processes
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_process_that_dies_or_hangs_ends_a_step_only(tmp_path):
     log = tmp_path / "log"

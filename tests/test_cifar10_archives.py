@@ -492,6 +492,7 @@ def process_that_loads(folder, server, without_locks=False):
     )
 
 
+@pytest.mark.essential_cases(1, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("without_locks", [False, True])
 def test_two_processes_download_into_one_empty_folder(tmp_path, server, without_locks):

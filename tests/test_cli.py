@@ -181,6 +181,7 @@ for dtype in ("float16", "float32", "float64"):
 BENCH = ("bench", "--data", "synthetic", "--time-budget", 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_bench_writes_what_was_measured(narrow, tmp_path):
     path = tmp_path / "new folder" / "bench.json"

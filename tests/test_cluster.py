@@ -161,6 +161,7 @@ def test_a_worker_that_is_killed_in_a_fit_changes_no_bit(mortals):
     assert_same_bits(model.params_.values(), expected.params_.values())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_worker_that_dies_of_a_call_is_replaced(mortals, tmp_path):
     X, _ = make_data()
@@ -357,6 +358,7 @@ def fails(chunk):
     return 1 / 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_persisted_chunks_are_held_where_they_are(two_workers):
     two_workers.wait_for_workers(2, timeout=60)

@@ -140,6 +140,7 @@ def processor(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.essential_cases(1, in_ci=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("c", [10, 1, 2, 3, 9, 11, 25, 100])
 def test_tiles_of_every_processor(processor, c, monkeypatch):

@@ -103,6 +103,7 @@ def run_notebook(monkeypatch, *arguments):
     return runpy.run_path(str(NOTEBOOK), run_name="__main__")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow  # tests/test_examples.py runs it too, but looks at nothing that it found
 def test_the_notebook_runs_on_small_data(monkeypatch, tmp_path, capsys):
     cells = run_notebook(monkeypatch, "--quick", "--out", tmp_path / "grid.png")

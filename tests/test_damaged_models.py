@@ -71,6 +71,7 @@ def test_damaged_files_are_refused(files, tmp_path, damage):
     assert n_loaded == 0 or damage in ("odd_content", "odd_arrays")
 
 
+@pytest.mark.essential_cases(1, in_ci=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_thousands_of_damaged_files_are_refused(files, tmp_path, damage):

@@ -55,7 +55,7 @@ def assert_compiled(A, B, k, metric, **options):
     return found
 
 
-@pytest.mark.essential_cases(2)
+@pytest.mark.essential_cases(2, in_ci=8)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     "dtype",
@@ -110,7 +110,7 @@ def hostile(seed):
     return A, B
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.essential_cases(1, in_ci=20)
 @pytest.mark.parametrize("seed", range(60))
 def test_hostile_samples_have_the_neighbours_of_float64(seed):
     A, B = (X.astype((np.float32, np.float64)[seed // 12 % 2]) for X in hostile(seed))
@@ -208,6 +208,7 @@ def test_large_whole_numbers_are_not_taken_for_exact():
     np.testing.assert_array_equal(k_neighbors(A, B, 3)[1], expected)
 
 
+@pytest.mark.essential_cases(1, in_ci=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["every second", "Fortran", "backwards", "read-only"])
 def test_views_are_read_as_they_are(view):

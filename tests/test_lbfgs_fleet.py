@@ -47,7 +47,7 @@ class Watched(LinearModel):
         return (loss if self.spoil is None else self.spoil(loss, reg)), grads
 
 
-@pytest.mark.essential_cases(2)
+@pytest.mark.essential_cases(2, in_ci=5)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_each_member_ends_where_it_ends_alone(lib, weighted):
     X, y = make_data()
@@ -270,7 +270,7 @@ def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     assert found.best_estimator_.n_iter_ == expected.best_estimator_.n_iter_
 
 
-@pytest.mark.essential_cases(3)
+@pytest.mark.essential_cases(3, in_ci=8)
 @pytest.mark.parametrize("form", ["array", "standardized", "bytes"])
 def test_members_are_what_they_are_alone(lib, form):
     X, y = make_pixels() if form == "bytes" else make_data()
