@@ -63,6 +63,7 @@ def run_to_json(path, *arguments):
 # ------------------------------------------------------------------ from pictures to predictions
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_train_save_and_predict_in_new_processes(tmp_path):
     draw_pictures(tmp_path / "pictures", np.random.default_rng(0))

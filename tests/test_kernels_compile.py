@@ -57,7 +57,7 @@ def test_every_source_says_what_to_check(file):
     assert len(CHECK.findall(SOURCES[file])) == len(lines)
 
 
-@pytest.mark.essential_cases(1, in_ci=50)
+@pytest.mark.essential_cases(1, in_ci=21)
 @pytest.mark.parametrize(
     ("cuda_compiler", "file", "constants", "target", "most_registers"),
     list(checks()),

@@ -256,6 +256,7 @@ def softmax(**options):
     return SoftmaxClassifier(**{"solver": "lbfgs", "max_iter": 500, "tol": 1e-6} | options)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     X, y = make_data()
