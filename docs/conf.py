@@ -141,19 +141,8 @@ def visit_math(translator, node):
     raise SkipNode
 
 
-def drop_missing(app, page, content):
-    """Leave out of the table of contents what is not written yet."""
-    missing = {name for name in OPTIONAL if not (ROOT / "docs" / f"{name}.md").exists()}
-    lines = content[0].split("\n")
-    content[0] = "\n".join(line for line in lines if line not in missing)
-
-
-OPTIONAL = ("accuracy", "errors", "following", "scaling")
-
-
 def setup(app):
     """Register what is ours."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
-    app.connect("source-read", drop_missing)
     app.connect("include-read", point_to_gallery)
     app.connect("autodoc-skip-member", skip)
