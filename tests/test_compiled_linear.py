@@ -51,6 +51,15 @@ def arguments(n=170, d=70, c=10, dtype=np.float32, kind="floats", loss=softmax_c
     }
 
 
+def assert_as_exact_as_the_shared_pass(given):
+    exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
+    exact["samples"] = FoldedSamples(given["samples"].stored, 10, np.float64)
+    truth, shared = linear_pass.reference(**exact), linear_pass.reference(**given)
+    for ours, theirs, true in zip(compiled_linear_pass(**given), shared, truth, strict=True):
+        allowed = 2 * np.linalg.norm(theirs - true) + 1e-6 * np.linalg.norm(true)
+        assert np.linalg.norm(ours - true) <= allowed
+
+
 def assert_agrees(given, dtype):
     found, expected = compiled_linear_pass(**given), linear_pass.reference(**given)
     assert found is not NotImplemented
@@ -159,12 +168,7 @@ def test_a_column_of_large_weights_costs_the_others_no_digits(large):
     given = arguments(400, 300, 10)
     given["W"][:, large] *= 1e5
     given["b"][large] -= 1e6  # never the likely one
-    exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
-    exact["samples"] = FoldedSamples(given["samples"].stored, 10, np.float64)
-    truth, shared = linear_pass.reference(**exact), linear_pass.reference(**given)
-    for ours, theirs, true in zip(compiled_linear_pass(**given), shared, truth, strict=True):
-        allowed = 2 * np.linalg.norm(theirs - true) + 1e-6 * np.linalg.norm(true)
-        assert np.linalg.norm(ours - true) <= allowed
+    assert_as_exact_as_the_shared_pass(given)
 
 
 def test_scores_between_the_smallest_exponentials():
@@ -261,12 +265,7 @@ def test_read_only_arrays():
 def test_scores_far_from_zero_lose_no_more_digits_than_the_shared_pass_does(shift):
     given = arguments(dtype=np.float32)
     given["b"] += np.float32(shift)
-    exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
-    exact["samples"] = FoldedSamples(given["samples"].stored, 10, np.float64)
-    truth, shared = linear_pass.reference(**exact), linear_pass.reference(**given)
-    for ours, theirs, true in zip(compiled_linear_pass(**given), shared, truth, strict=True):
-        allowed = 2 * np.linalg.norm(theirs - true) + 1e-6 * np.linalg.norm(true)
-        assert np.linalg.norm(ours - true) <= allowed
+    assert_as_exact_as_the_shared_pass(given)
 
 
 def test_one_sample():

@@ -1,9 +1,9 @@
 """The whole linear pass in compiled code; needs numba.
 
-Sixteen rows at a time: scores, loss and gradient of the scores, and their share of dW, while the
+A block of rows at a time: scores, loss and gradient of the scores, and their share of dW, while the
 rows are in a core's L2, so that X is read from memory once. Python threads cannot work on pieces
-this small, for they would meet at the interpreter's lock; the compiled loop releases it. Bytes and
-standardised floats are converted into a buffer of sixteen rows.
+this small, for they would meet at the interpreter's lock; the compiled loop releases it. Bytes,
+short floats and centred floats are widened as they are read.
 
 A data loss that is not in machine code stays in Python: it is called for a stretch of rows between
 the two compiled products, so X is read twice.
