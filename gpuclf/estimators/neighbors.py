@@ -19,7 +19,7 @@ from gpuclf.models.neighbors import (
     MEMORY_BUDGET,
     Callback,
     check_n_neighbors,
-    k_neighbors,
+    nearest_neighbors,
     take_entries,
     without_self,
 )
@@ -162,16 +162,15 @@ class KNeighborsClassifier(ArrayClassifier):
         else:
             queries = self._check_samples(X, reset=False)
             array_namespace(**{"X": queries, "the training set": self._fit_X})
+            check_n_neighbors(k, int(self._fit_X.shape[0]))
             if metric == "cosine":
                 check_directions(queries, "X")
         if isinstance(self._fit_X, Sharded):
             found = nearest_in_shards(queries, self._fit_X, k, metric, self.memory_budget)
             return found if return_distance else found[1]
         with self._progress() as callback:
-            found = k_neighbors(
-                *(queries, self._fit_X, k, metric),
-                memory_budget=self.memory_budget,
-                callback=callback,
+            found = nearest_neighbors(
+                queries, self._fit_X, int(k), metric, self.memory_budget, callback
             )
         distances, indices = without_self(*found) if X is None else found
         return (distances, indices) if return_distance else indices

@@ -201,13 +201,20 @@ def k_neighbors(
     (array([[0., 3.]]), array([[0, 2]]))
     """
     A, B = check_pair(A, B)
-    xp = array_namespace(A)
-    n_queries, n_training = int(A.shape[0]), int(B.shape[0])
-    check_n_neighbors(k, n_training)
+    check_n_neighbors(k, int(B.shape[0]))
     metric = metric_named(metric)
     if metric == "cosine":
         for name, X in (("A", A), ("B", B)):
             check_directions(X, name)
+    return nearest_neighbors(A, B, int(k), metric, memory_budget, callback)
+
+
+def nearest_neighbors(
+    A: Array, B: Array, k: int, metric: str, memory_budget: int, callback: Callback | None
+) -> tuple[Array, Array]:
+    """Return what :func:`k_neighbors` returns of samples that are checked already."""
+    xp = array_namespace(A)
+    n_queries, n_training = int(A.shape[0]), int(B.shape[0])
     of_bytes = A.dtype == B.dtype == xp.uint8 and metric != "cosine"
     if of_bytes and memory_budget == MEMORY_BUDGET and library_name(A) == "cupy":
         free = free_device_bytes(A) or 0
@@ -226,7 +233,7 @@ def k_neighbors(
                     callback(done, n_queries * n_training)
 
         try:
-            return nearest(A, B, int(k), metric, memory_budget, count)
+            return nearest(A, B, k, metric, memory_budget, count)
         except MemoryError as error:
             if memory_budget // 2 < smallest:
                 raise MemoryError(
