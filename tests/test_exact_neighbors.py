@@ -311,3 +311,16 @@ def test_a_zero_vector_has_no_cosine(compiled, monkeypatch):
     B[2] = 1e-310  # not zero, and squares to zero
     B[2, 1] = -1e-310
     assert k_neighbors(B[2:3], B, 1, "cosine")[1].tolist() == [[2]]
+
+
+@pytest.mark.parametrize(("n_training", "compiled"), [(63, False), (64, True)])
+def test_one_query_of_many_samples_is_compiled(n_training, compiled, bounded, monkeypatch):
+    monkeypatch.setattr(on_cpu, "WORTH_COMPILED", 1 << 60)
+    monkeypatch.setattr(on_cpu, "WORTH_KEEPING", 64 * 3)
+    calls, search = [], bounded.nearest_of_floats
+    monkeypatch.setattr(
+        bounded, "nearest_of_floats", lambda *given: calls.append(given) or search(*given)
+    )
+    B = np.random.default_rng(0).standard_normal((n_training, 3))
+    assert k_neighbors(B[5:6], B, 1)[1].tolist() == [[5]]
+    assert bool(calls) == compiled

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 WORTH_COMPILED = 1 << 28  # numbers to compare; for less, importing numba would cost more
+WORTH_KEEPING = 1 << 24  # numbers of training samples, which more than one query is compared with
 
 
 def partitioned_smallest_k(distances: Any, k: int) -> Any:
@@ -60,7 +61,7 @@ def binned_votes(labels: Any, classes: Any, weights: Any = None) -> Any:
 
 def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
     """Compute :func:`gpuclf.models.neighbors.squared_euclidean` of bytes with products of bytes."""
-    if A.shape[1] * 255**2 >= 2**31 or not _worth_compiled(A, B):
+    if A.shape[1] * 255**2 >= 2**31 or not _bytes_worth_compiled(A, B):
         return NotImplemented
     compiled = _compiled()
     return NotImplemented if compiled is None else compiled.squared_euclidean(A, B)
@@ -68,7 +69,7 @@ def compiled_squared_euclidean(A: Any, B: Any, centre: Any = None) -> Any:
 
 def compiled_manhattan(A: Any, B: Any, block_bytes: int | None = None) -> Any:
     """Compute :func:`gpuclf.models.neighbors.manhattan` of bytes with instructions for it."""
-    if A.shape[1] * 255 >= 2**31 or not _worth_compiled(A, B):
+    if A.shape[1] * 255 >= 2**31 or not _bytes_worth_compiled(A, B):
         return NotImplemented
     compiled = _compiled()
     return NotImplemented if compiled is None else compiled.manhattan(A, B)
@@ -78,7 +79,7 @@ def compiled_nearest_of_floats(
     A: Any, B: Any, k: int, metric: str, memory_budget: int, count: Callable[[int], None]
 ) -> Any:
     """Compute :func:`gpuclf.models.neighbors.nearest_of_floats` in float32, with a bound."""
-    if A.size * len(B) < WORTH_COMPILED or _compiled() is None:
+    if not _worth_compiled(A, B) or _compiled() is None:
         return NotImplemented
     from gpuclf.kernels.nearest.bounded import nearest_of_floats
 
@@ -86,7 +87,12 @@ def compiled_nearest_of_floats(
 
 
 def _worth_compiled(A: Any, B: Any) -> bool:
-    return bool(A.dtype == B.dtype == np.uint8) and A.size * len(B) >= WORTH_COMPILED
+    # By the shapes alone, not by what was asked before: the same call always has the same bits.
+    return A.size * len(B) >= WORTH_COMPILED or B.size >= WORTH_KEEPING
+
+
+def _bytes_worth_compiled(A: Any, B: Any) -> bool:
+    return bool(A.dtype == B.dtype == np.uint8) and _worth_compiled(A, B)
 
 
 @cache
