@@ -240,7 +240,7 @@ def determinism(context):
         for implementation in ours:
             if context.left_s() <= 0:
                 raise Incomplete(f"out of time after {len(found)} cases", found)
-            name = f"{case.title}, {implementation.features}"
+            name = f"{case.title}, {implementation.stored}"
             context.advance(name)
             digests, call, runs = set(), None, 0
             least = 2 if case.is_epoch else LEAST_RUNS

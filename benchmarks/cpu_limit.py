@@ -211,7 +211,7 @@ def scaling(inputs: Inputs) -> list[dict]:
             passes(n, X)
             _, peak_bytes = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-            row = {"features": name, "samples": n, "median_s": seconds / (sizes[-1] // n)}
+            row = {"stored": name, "samples": n, "median_s": seconds / (sizes[-1] // n)}
             found.append(row | {"extra_bytes": peak_bytes})
     return found
 

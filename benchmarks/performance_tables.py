@@ -182,8 +182,8 @@ def scaling(record: dict) -> str:
     for row in record["scaling"]:
         a_row, extra = row["median_s"] / row["samples"] * 1e9, row["extra_bytes"] / 1e6
         times = format_seconds(row["median_s"]), f"{a_row:.0f} ns"
-        rows.append([row["features"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
-    return markdown_table(["features", "rows", "median", "a row", "extra memory"], rows)
+        rows.append([row["stored"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
+    return markdown_table(["stored", "rows", "median", "a row", "extra memory"], rows)
 
 
 def times_to_accuracy(record: dict) -> str:

@@ -395,7 +395,7 @@ def make_row(name="textbook NumPy", median_s=0.25, **changes):
         implementation=name,
         array_library="numpy",
         device="cpu",
-        features="float",
+        stored="float",
         dtype="float32",
         precision="float32",
         samples=50_000,

@@ -49,7 +49,7 @@ def make_row(rng, case, implementation, seconds, calls=10, **changes):
         "implementation": implementation,
         "array_library": "numpy",
         "device": "cpu",
-        "features": "uint8" if "uint8" in implementation else "float",
+        "stored": "uint8" if "uint8" in implementation else "float",
         "dtype": "float32",
         "samples": 200,
         "measured_samples": 200,
@@ -467,7 +467,7 @@ def pytest_record(record):
                 "name": "test_case",
                 "extra_info": {
                     name: row[name]
-                    for name in ("operation", "implementation", "array_library", "features",
+                    for name in ("operation", "implementation", "array_library", "stored",
                                  "dtype", "samples", "measured_samples", "extrapolated")
                 },
                 "stats": {"data": row["times_s"], "median": row["median_s"]},

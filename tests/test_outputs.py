@@ -235,7 +235,7 @@ class Stream(io.TextIOWrapper):
 
 def made_up_row(name, seconds):
     facts = dict.fromkeys(
-        ("group", "operation", "features", "dtype", "precision"), "softmax"
+        ("group", "operation", "stored", "dtype", "precision"), "softmax"
     ) | dict.fromkeys(
         ("samples", "measured_samples", "classes", "models", "bytes", "operations"), 1
     )

@@ -510,7 +510,7 @@ def test_environment_and_command_are_told():
 # --------------------------------------------------------------------------------- odd records
 
 OF_FIRST_VERSION = (
-    *("operation", "implementation", "array_library", "features", "dtype", "samples"),
+    *("operation", "implementation", "array_library", "stored", "dtype", "samples"),
     *("measured_samples", "extrapolated", "median_s", "p20_s", "p80_s", "times_s"),
 )
 # With one rung of loops, which later records call pure Python loops.

@@ -21,7 +21,7 @@ from gpuclf.bench.measure.timing import new_row
 
 
 @pytest.mark.parametrize(
-    ("of", "features", "moved", "operations"),
+    ("of", "stored", "moved", "operations"),
     [
         (OF_SOFTMAX, "uint8", 40 * (12 + 8) + 2 * 4 * 120, 4 * 40 * 120),
         (OF_SVM, "float", 40 * (48 + 8) + 2 * 4 * 120, 4 * 40 * 120),

@@ -194,7 +194,7 @@ def test_a_timer_that_does_not_wait_is_rejected(queue_device):
 
 def test_a_result_just_above_a_ceiling_is_not_rejected(queue_device):
     device = queue_device(waits=True)
-    floor = Floor.of(tiny_case().work(make_inputs()), CEILINGS, features="float").seconds
+    floor = Floor.of(tiny_case().work(make_inputs()), CEILINGS, stored="float").seconds
     for share, status in ((0.95, "timed"), (0.85, "rejected")):
         (row,) = run_case(tiny_case(), [queued(device, FLOATS, floor * share)], device)
         assert row.status == status

@@ -171,13 +171,13 @@ class Case:
         """Return how many samples a call runs on: see :class:`Implementation`."""
         return min(loops * self.naive_samples or self.samples, self.samples)
 
-    def work(self, inputs: Inputs, features: str = "float") -> Work:
+    def work(self, inputs: Inputs, stored: str = "float") -> Work:
         """Count bytes and operations of one call.
 
         Parameters
         ----------
         inputs : Inputs
-        features : {"float", "uint8"}
+        stored : {"float", "uint8"}
             What X is stored as.
 
         Examples
@@ -187,7 +187,7 @@ class Case:
         Work(bytes=92, operations=96)
         """
         width, n_features = inputs.dtype.itemsize, inputs.n_features
-        sample_bytes = n_features * (1 if features == "uint8" else width)
+        sample_bytes = n_features * (1 if stored == "uint8" else width)
         if self.kind in (PROBE_LBFGS, PROBE_SGD):  # L-BFGS evaluates once an iteration at least
             products = 2 * self.epochs * self.models * n_features * inputs.n_classes
             return Work(self.samples * sample_bytes, 2 * self.samples * products)

@@ -51,7 +51,7 @@ class Implementation:
     ----------
     name : str
     array_library : {"python", "numpy", "cupy"}
-    features : {"float", "uint8"}
+    stored : {"float", "uint8"}
         What X is stored as.
     prepare : callable
         ``prepare(case, inputs) -> call``.
@@ -71,7 +71,7 @@ class Implementation:
 
     name: str
     array_library: str
-    features: str
+    stored: str
     prepare: Callable[[Case, Inputs], Call]
     loops: int = 0
     precision: str = "float32"

@@ -78,7 +78,7 @@ class Floor:
         work: Work,
         ceilings: dict[str, Any],
         uploaded_bytes: int = 0,
-        features: str = "uint8",
+        stored: str = "uint8",
     ) -> Floor:
         """Divide the work by the fastest rates measured, whatever their precision.
 
@@ -92,7 +92,7 @@ class Floor:
         least = max((size for size in cached if size <= work.bytes), default=0)
         memory = max([*rates.values(), *(rate for size, rate in cached.items() if size >= least)])
         products = ceilings["operations_per_s"].items()
-        arithmetic = max(rate for name, rate in products if features == "uint8" or name != "int8")
+        arithmetic = max(rate for name, rate in products if stored == "uint8" or name != "int8")
         times = {"memory": work.bytes / memory, "arithmetic": work.operations / arithmetic}
         if uploaded_bytes:
             times["upload"] = uploaded_bytes / max(uploads, default=memory)
@@ -179,10 +179,10 @@ def set_floor(row: Row, ceilings: Mapping[str, dict[str, Any]], n_features: int)
     """Give a row the floor that its device's ceilings allow, if there are any."""
     if row.device not in ceilings:
         return
-    width = 1 if row.features == "uint8" else np.dtype(row.dtype).itemsize
+    width = 1 if row.stored == "uint8" else np.dtype(row.dtype).itemsize
     uploaded = row.samples * n_features * width if row.uploads else 0
     work = Work(row.bytes, row.operations)
-    floor = Floor.of(work, ceilings[row.device], uploaded, row.features)
+    floor = Floor.of(work, ceilings[row.device], uploaded, row.stored)
     row.floor_s, row.limited_by = floor.seconds, floor.limited_by
 
 

@@ -33,7 +33,7 @@ HOLD_TRIES = 3  # a busy machine may take this process away for as long as a hol
 
 # What a row takes over as it is.
 OF_CASE = ("group", "operation", "samples", "models", "hidden_units")
-OF_IMPLEMENTATION = ("array_library", "device", "features", "uploads")
+OF_IMPLEMENTATION = ("array_library", "device", "stored", "uploads")
 
 Result = TypeVar("Result")
 Seconds = dict[str, list[float]]
@@ -78,7 +78,7 @@ class Row:
 
     Attributes
     ----------
-    case, group, operation, implementation, array_library, device, features, dtype, precision : str
+    case, group, operation, implementation, array_library, device, stored, dtype, precision : str
         `case` is the title, the same for all rows that were timed by turns.
     samples, measured_samples : int
         Samples that the times stand for, and that a call ran on: fewer where `extrapolated`.
@@ -121,7 +121,7 @@ class Row:
     implementation: str
     array_library: str
     device: str
-    features: str
+    stored: str
     dtype: str
     precision: str
     samples: int
@@ -324,7 +324,7 @@ def _prepared(
         for _ in range(WARM_UPS if run.device.queues else min(1, WARM_UPS)):
             run.finish(run.call())
     run.device.synchronize()
-    samples = inputs.bytes_.X if implementation.features == "uint8" else inputs.floats
+    samples = inputs.bytes_.X if implementation.stored == "uint8" else inputs.floats
     row.transfer_s = run.device.transfer_seconds(samples[: case.samples])
     return run
 
@@ -336,7 +336,7 @@ def new_row(
     ceilings: Mapping[str, dict[str, Any]],
 ) -> Row:
     """Return a row without times; with a floor where there are ceilings for its device."""
-    work = case.work(inputs, implementation.features)
+    work = case.work(inputs, implementation.stored)
     measured = case.measured_samples(implementation.loops)
     row = Row(
         case=case.title,

@@ -370,7 +370,7 @@ def _not_comparable(
         if row["implementation"].startswith("gpuclf") and _disturbance(row) > DISTURBED:
             return f"disturbed in the {when} run: most calls lasted {DISTURBED} times the fastest"
     for name in (
-        "device", "dtype", "features", "precision", "samples", "measured_samples", "classes",
+        "device", "dtype", "stored", "precision", "samples", "measured_samples", "classes",
         "hidden_units", "models",
     ):  # fmt: skip
         if name in old and name in new and old[name] != new[name]:

@@ -83,7 +83,7 @@ QUANTILES = Maybe(
 ROW = Fields(
     {
         **dict.fromkeys(("operation", "implementation", "case", "group"), TEXT),
-        **dict.fromkeys(("array_library", "features", "dtype", "precision"), TEXT),
+        **dict.fromkeys(("array_library", "stored", "dtype", "precision"), TEXT),
         **dict.fromkeys(("samples", "measured_samples", "classes", "models"), COUNT),
         **dict.fromkeys(("limited_by", "reason", "unavailable"), Maybe(TEXT)),
         **dict.fromkeys(("floor_s", "share_of_floor"), Maybe(POSITIVE)),
