@@ -29,8 +29,8 @@ from gpuclf.bench.measure.timing import new_row
         ((None, "l2"), "uint8", 80 * 12 + 80 * 8, 2 * 40 * 40 * 12),
     ],
 )
-def test_bytes_and_operations_are_counted(of, features, moved, operations):
-    work = tiny_case(of).work(make_inputs(), features)
+def test_bytes_and_operations_are_counted(of, stored, moved, operations):
+    work = tiny_case(of).work(make_inputs(), stored)
     assert (work.bytes, work.operations) == (moved, operations)
 
 

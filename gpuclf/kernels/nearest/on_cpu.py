@@ -88,11 +88,11 @@ def compiled_nearest_of_floats(
 
 def _worth_compiled(A: Any, B: Any) -> bool:
     # By the shapes alone, not by what was asked before: the same call always has the same bits.
-    return A.size * len(B) >= WORTH_COMPILED or B.size >= WORTH_KEEPING
+    return bool(A.size * len(B) >= WORTH_COMPILED or B.size >= WORTH_KEEPING)
 
 
 def _bytes_worth_compiled(A: Any, B: Any) -> bool:
-    return bool(A.dtype == B.dtype == np.uint8) and _worth_compiled(A, B)
+    return A.dtype == B.dtype == np.uint8 and _worth_compiled(A, B)
 
 
 @cache
