@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from gpuclf.arrays import library_name
+from gpuclf.devices.cupy import other_device
 
 __all__ = ["REPEATED", "SEAMS", "Fusable", "fusable", "machine_code_of"]
 
@@ -36,7 +37,8 @@ class Fusable(Protocol):
         For each library the versions to ask, as ``"operation.module:function"`` in
         :mod:`gpuclf.kernels`.
     kernels : dict of tuple of callable
-        The same, imported: filled in at the first call with an array of the library.
+        The same, imported: filled in at the first call with an array of the library. Of several
+        GPUs, what runs is queued where the arrays are.
     machine_code : str or None
         Of a data loss: the name under which kernels of whole passes hold it.
     """
@@ -91,12 +93,21 @@ def fusable(
         def dispatched(*args: Any, **kwargs: Any) -> Any:
             library = library_name(args[place] if place < len(args) else kwargs[name])
             if library not in kernels:
-                kernels[library] = tuple(map(_imported, named.get(library, ())))
+                found = tuple(map(_imported, named.get(library, ())))
+                kernels[library] = (elsewhere, *found) if library == "cupy" else found
             for kernel in kernels[library]:
                 result = kernel(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
             return reference(*args, **kwargs)
+
+        def elsewhere(*args: Any, **kwargs: Any) -> Any:
+            """Call it all again on the device of the arrays, where that is not the current one."""
+            device = other_device(*args, *kwargs.values())
+            if device is None:
+                return NotImplemented
+            with device:
+                return dispatched(*args, **kwargs)
 
         function = cast(Fusable, dispatched)
         function.reference, function.kernels = reference, kernels
