@@ -2,7 +2,8 @@
 
 The body of a :func:`fusable` function is the reference: array API code that runs on every library.
 What is named for a library may replace it: it looks at its arguments and either returns the result
-or declines with ``NotImplemented``; then the next is asked, and in the end the body runs.
+or declines with ``NotImplemented``; then the next is asked, and in the end the body runs. All of
+them run on the device of the arrays, whichever is current.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ class Fusable(Protocol):
         For each library the versions to ask, as ``"operation.module:function"`` in
         :mod:`gpuclf.kernels`.
     kernels : dict of tuple of callable
-        The same, imported: filled in at the first call with an array of the library. Of several
-        GPUs, what runs is queued where the arrays are.
+        The same, imported: filled in at the first call with an array of the library.
     machine_code : str or None
         Of a data loss: the name under which kernels of whole passes hold it.
     """
@@ -93,21 +93,15 @@ def fusable(
         def dispatched(*args: Any, **kwargs: Any) -> Any:
             library = library_name(args[place] if place < len(args) else kwargs[name])
             if library not in kernels:
-                found = tuple(map(_imported, named.get(library, ())))
-                kernels[library] = (elsewhere, *found) if library == "cupy" else found
+                kernels[library] = tuple(map(_imported, named.get(library, ())))
+            if library == "cupy" and (device := other_device(*args, *kwargs.values())):
+                with device:
+                    return dispatched(*args, **kwargs)
             for kernel in kernels[library]:
                 result = kernel(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
             return reference(*args, **kwargs)
-
-        def elsewhere(*args: Any, **kwargs: Any) -> Any:
-            """Call it all again on the device of the arrays, where that is not the current one."""
-            device = other_device(*args, *kwargs.values())
-            if device is None:
-                return NotImplemented
-            with device:
-                return dispatched(*args, **kwargs)
 
         function = cast(Fusable, dispatched)
         function.reference, function.kernels = reference, kernels

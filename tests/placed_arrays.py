@@ -136,7 +136,7 @@ module.cuda = SimpleNamespace(
     Stream=Stream,
     get_current_stream=Stream,
     memory=SimpleNamespace(OutOfMemoryError=MemoryError),
-    runtime=SimpleNamespace(memGetInfo=lambda: (1 << 30, 1 << 30)),
+    runtime=SimpleNamespace(memGetInfo=lambda: (1 << 30, 1 << 30), getDevice=lambda: current[-1]),
 )
 
 

@@ -320,7 +320,7 @@ def other_device(*arguments: Any) -> AbstractContextManager[Any] | None:
         device = getattr(getattr(x, "X", x), "device", None)  # of Standardized, that of its X
         if isinstance(device, cupy.cuda.Device):
             there: AbstractContextManager[Any] = device
-            return None if device == cupy.cuda.Device() else there
+            return None if device.id == cupy.cuda.runtime.getDevice() else there
     return None
 
 
