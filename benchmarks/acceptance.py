@@ -91,7 +91,7 @@ CONTACT = Plan(
     "first_contact.json",
     FIRST_CONTACT,
     75.0,
-    {"every kernel": 45.0, "compute-sanitizer memcheck": 90.0},
+    {"compute-sanitizer memcheck": 90.0},
     limit_s=20.0,
     ends_s={"compute-sanitizer memcheck": 150.0},
 )
@@ -316,9 +316,7 @@ SUMMARIES = {
     "parity": lambda found: f"{sum(r['passed'] for r in found.values())} of {len(found)} agree",
     "determinism": runs,
     "ceilings": rates,
-    "every kernel": lambda found: (
-        f"{len(found['launched'])} kernels, " + f"{len(found['checks'])} operations agree"
-    ),
+    "kernels": lambda found: f"{len(found['launched'])} kernels agree with NumPy",
     "full passes": lambda found: ", ".join(f"{k} {v['of_allowed']:.2g}" for k, v in found.items()),
     "cold starts": first_calls,
     "walks of the linear pass": medians,

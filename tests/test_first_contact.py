@@ -120,6 +120,15 @@ def test_recorded_launches_are_not_waited_for(cuda_on_cpu):
     assert len(context.said) == 1
 
 
+def test_a_kernel_that_differs_is_told_with_its_name(monkeypatch):
+    monkeypatch.setattr(contact, "rehearse_kernels", lambda: True)
+    check = {"passed": False, "error_of_allowed": {"float32": 7.0}}
+    monkeypatch.setattr(parity, "check_kernel", lambda *_: check)
+    answer = steps.run_step(small_context(), "kernels: two_layer_pass", contact.FIRST_CONTACT)
+    assert (answer["status"], answer["message"]) == ("failed", "it differs from NumPy")
+    assert answer["result"]["check"] == check
+
+
 @pytest.mark.parametrize(
     "wrong", [lambda X, *_: (np.float64(1), np.zeros((96, 10), np.float32), None)]
 )
@@ -135,7 +144,9 @@ def test_a_pass_that_differs_is_told_and_the_other_walk_is_still_tried(monkeypat
 
 def test_without_a_compiler_a_rehearsal_says_what_it_leaves_out(monkeypatch):
     monkeypatch.setattr(contact, "rehearse_kernels", lambda: False)
-    for name in ("every kernel", "full passes", "recorded epochs", "nearest neighbours"):
+    names = [name for name in contact.FIRST_CONTACT if name.startswith("kernels: ")]
+    assert len(names) > 5
+    for name in (*names, "full passes", "recorded epochs", "nearest neighbours"):
         answer = steps.run_step(small_context(), name, contact.FIRST_CONTACT)
         assert answer["status"] == "passed"
         assert "no C++ compiler" in answer["result"]["message"]
