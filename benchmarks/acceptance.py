@@ -8,7 +8,8 @@ The first contact takes 75 s, and what is left of 150 s for memcheck: each kerne
 is waited for, so that what hangs or breaks the device is known. Do what it asks for, then the rest.
 
 Needs no installation: it runs from a checkout, without network. DIR/acceptance.json is rewritten
-after every step, so that stopping loses nothing that is finished.
+after every step, so that stopping loses nothing that is finished. CuPy's compiled kernels are kept
+in DIR/kernels, or where CUPY_CACHE_DIR says: a later run with that folder compiles nothing anew.
 
 Exit code: 0 if all is well, 1 if a step failed, 2 for a wrong option, 3 without a usable GPU, 4 if
 the time budget ended it, 128 + n after signal n.
@@ -147,8 +148,10 @@ class Worker:
 
     def _start(self):
         # CuPy compiles some fifty kernels of its own, in two thirds of the time with CUDA's headers
-        # precompiled.
-        options = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUPY_NVRTC_USE_PCH": "1"}
+        # precompiled. A machine that is lent forgets them: the folder takes them to the next one.
+        kernels = os.environ.get("CUPY_CACHE_DIR") or str(Path(self._settings.out) / "kernels")
+        options = {"CUPY_NVRTC_USE_PCH": "1", "CUPY_CACHE_DIR": kernels}
+        options["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         if self._settings.dry_run:
             options["OMP_NUM_THREADS"] = "1"  # arrays so small gain nothing by threads
         context = multiprocessing.get_context("spawn")

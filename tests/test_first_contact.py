@@ -190,11 +190,13 @@ def test_sanitizers_come_after_a_plain_run_that_fills_the_caches(monkeypatch):
 def test_a_worker_says_what_it_was_at_and_has_headers_precompiled(tmp_path, monkeypatch):
     log = tmp_path / "log"
     log.touch()
-    settings = steps.Settings.rehearsal()
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    settings = steps.Settings.rehearsal(out=str(tmp_path))
     with closing(acceptance.Worker(settings, log, {"dies": die, "asks": environment})) as worker:
         found = worker.ask("dies", {}, 60, lambda what: None)
         assert "it was at: launch of nothing" in found["message"]
-        assert worker.ask("asks", {}, 60, lambda what: None)["result"] == "1"
+        found = worker.ask("asks", {}, 60, lambda what: None)["result"]
+        assert found == ["1", str(tmp_path / "kernels")]
     assert "CUPY_NVRTC_USE_PCH" not in os.environ
 
 
@@ -204,4 +206,4 @@ def die(context):
 
 
 def environment(context):
-    return os.environ["CUPY_NVRTC_USE_PCH"]
+    return [os.environ[name] for name in ("CUPY_NVRTC_USE_PCH", "CUPY_CACHE_DIR")]

@@ -185,6 +185,23 @@ def flat(value):
     return [value] if is_one else [part for parts in value for part in flat(parts)]
 
 
+@pytest.mark.parametrize(("free_mb", "mb"), [(141_000, 2048), (5_000, 1250), (700, 256)])
+def test_a_search_takes_a_quarter_of_a_small_gpus_memory(monkeypatch, free_mb, mb):
+    budgets, nearest = [], neighbors._nearest_of_bytes
+
+    def noted(A, B, k, metric, memory_budget, count):
+        budgets.append(memory_budget)
+        return nearest(A, B, k, metric, memory_budget, count)
+
+    monkeypatch.setattr(neighbors, "_nearest_of_bytes", noted)
+    memory = placed_arrays.module.cuda.runtime
+    monkeypatch.setattr(memory, "memGetInfo", lambda: (free_mb << 20, 1 << 40))
+    A, B = moved(pixels[:2]), moved(pixels)
+    neighbors.k_neighbors(A, B, 1)
+    neighbors.k_neighbors(A, B, 1, memory_budget=100_000)
+    assert budgets == [mb << 20, 100_000]
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("name", CALLS)
