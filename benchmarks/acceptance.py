@@ -398,7 +398,7 @@ def main(argv=None):
     log.write_text("")
     worker = Worker(settings, log, plan.steps)
     record, code = run(plan, settings, folder, worker, arguments.only, arguments.time_budget)
-    print_record(record, Console(width=None if sys.stdout.isatty() else 150))
+    print_record(record, Console(width=None if sys.stdout.isatty() else 190))
     print(f"record: {arguments.out / plan.record}", flush=True)
     return code
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -127,6 +128,25 @@ def test_a_kernel_that_differs_is_told_with_its_name(monkeypatch):
     answer = steps.run_step(small_context(), "kernels: two_layer_pass", contact.FIRST_CONTACT)
     assert (answer["status"], answer["message"]) == ("failed", "it differs from NumPy")
     assert answer["result"]["check"] == check
+
+
+@pytest.mark.slow
+def test_every_kernel_of_a_gpu_with_tensor_cores_is_launched_small(cuda_on_cpu, monkeypatch):
+    monkeypatch.setattr(contact, "rehearse_kernels", lambda: True)
+    launched = set()
+    for name in contact.FIRST_CONTACT:
+        if name.startswith("kernels: "):
+            answer = steps.run_step(small_context(), name, contact.FIRST_CONTACT)
+            assert answer["status"] == "passed", answer
+            launched |= set(answer["result"]["launched"])
+    declared = re.compile(r"__global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\((?!.*bounds)")
+    every = {
+        f"{path.name}: {name}"
+        for path in cuda_modules.FOLDER.rglob("*.cu")
+        for name in declared.findall(path.read_text())
+    }
+    assert len(every) > 20
+    assert every - launched == {"neighbors.cu: squared_distances"}  # for others
 
 
 @pytest.mark.parametrize(
