@@ -9,7 +9,7 @@ is waited for, so that what hangs or breaks the device is known. Do what it asks
 
 Needs no installation: it runs from a checkout, without network. DIR/acceptance.json is rewritten
 after every step, so that stopping loses nothing that is finished. CuPy's compiled kernels are kept
-in DIR/kernels, or where CUPY_CACHE_DIR says: a later run with that folder compiles nothing anew.
+in DIR/kernels, or where CUPY_CACHE_DIR says, for later runs.
 
 Exit code: 0 if all is well, 1 if a step failed, 2 for a wrong option, 3 without a usable GPU, 4 if
 the time budget ended it, 128 + n after signal n.
