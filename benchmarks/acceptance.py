@@ -8,7 +8,8 @@ The first contact takes 75 s, and what is left of 150 s for memcheck: each kerne
 is waited for, so that what hangs or breaks the device is known. Do what it asks for, then the rest.
 
 Needs no installation: it runs from a checkout, without network. DIR/acceptance.json is rewritten
-after every step, so that stopping loses nothing that is finished.
+after every step, so that stopping loses nothing that is finished. CuPy's compiled kernels are kept
+in DIR/kernels, or where CUPY_CACHE_DIR says, for later runs.
 
 Exit code: 0 if all is well, 1 if a step failed, 2 for a wrong option, 3 without a usable GPU, 4 if
 the time budget ended it, 128 + n after signal n.
@@ -91,7 +92,7 @@ CONTACT = Plan(
     "first_contact.json",
     FIRST_CONTACT,
     75.0,
-    {"every kernel": 45.0, "compute-sanitizer memcheck": 90.0},
+    {"compute-sanitizer memcheck": 90.0},
     limit_s=20.0,
     ends_s={"compute-sanitizer memcheck": 150.0},
 )
@@ -147,8 +148,10 @@ class Worker:
 
     def _start(self):
         # CuPy compiles some fifty kernels of its own, in two thirds of the time with CUDA's headers
-        # precompiled.
-        options = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUPY_NVRTC_USE_PCH": "1"}
+        # precompiled. A machine that is lent forgets them: the folder takes them to the next one.
+        kernels = os.environ.get("CUPY_CACHE_DIR") or str(Path(self._settings.out) / "kernels")
+        options = {"CUPY_NVRTC_USE_PCH": "1", "CUPY_CACHE_DIR": kernels}
+        options["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         if self._settings.dry_run:
             options["OMP_NUM_THREADS"] = "1"  # arrays so small gain nothing by threads
         context = multiprocessing.get_context("spawn")
@@ -316,9 +319,7 @@ SUMMARIES = {
     "parity": lambda found: f"{sum(r['passed'] for r in found.values())} of {len(found)} agree",
     "determinism": runs,
     "ceilings": rates,
-    "every kernel": lambda found: (
-        f"{len(found['launched'])} kernels, " + f"{len(found['checks'])} operations agree"
-    ),
+    "kernels": lambda found: f"{len(found['launched'])} kernels agree with NumPy",
     "full passes": lambda found: ", ".join(f"{k} {v['of_allowed']:.2g}" for k, v in found.items()),
     "cold starts": first_calls,
     "walks of the linear pass": medians,
@@ -397,7 +398,7 @@ def main(argv=None):
     log.write_text("")
     worker = Worker(settings, log, plan.steps)
     record, code = run(plan, settings, folder, worker, arguments.only, arguments.time_budget)
-    print_record(record, Console(width=None if sys.stdout.isatty() else 150))
+    print_record(record, Console(width=None if sys.stdout.isatty() else 190))
     print(f"record: {arguments.out / plan.record}", flush=True)
     return code
 

@@ -41,6 +41,7 @@ def pretended_gpu():
     changed = [
         (cupy, "empty", empty),
         (cupy.cuda, "get_current_stream", lambda number=None: stream),
+        (cupy.cuda.runtime, "getDevice", lambda: 0),
         (cupy_device, "on_device_of", lambda *arguments: (arguments[0].device, entered)[1]),
         (cuda, "build", lambda *_: lambda *_: None),
         (cuda, "device_limits", lambda x: LIMITS),

@@ -5,6 +5,7 @@ same precision, and a few units in the last place.
 """
 
 import importlib
+import inspect
 import math
 import warnings
 from functools import partial
@@ -189,14 +190,22 @@ def imported(name):
 
 
 def registered(library):
-    """Return {name: (function, kernel)} of what may replace a function for a library."""
+    """Return {name: (function, kernel)} of what may replace a function for a library.
+
+    What takes the samples in several ways, of which it would choose one, is there with each.
+    """
     found = {}
     for name, function in SEAMS.items():
         kernels = function.kernels.get(library)
         if kernels is None:
             kernels = [imported(name) for name in function.replacements.get(library, ())]
         for kernel in kernels:
-            found[name if len(kernels) == 1 else f"{name} {kernel.__name__}"] = function, kernel
+            label = name if len(kernels) == 1 else f"{name} {kernel.__name__}"
+            walks = inspect.signature(kernel).parameters.get("walks")
+            if walks is None:
+                found[label] = function, kernel
+            for walk in () if walks is None else walks.default:
+                found[f"{label}, {walk}"] = function, partial(kernel, walks=(walk,))
     return found
 
 

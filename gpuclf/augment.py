@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuclf.arrays import array_namespace, describe_location
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.samples.standardized import Standardized
 
 __all__ = ["augmented", "draw_flips", "horizontal_flip"]
@@ -16,6 +17,7 @@ __all__ = ["augmented", "draw_flips", "horizontal_flip"]
 CIFAR_SHAPE = (3, 32, 32)
 
 
+@on_its_device
 def horizontal_flip(
     X: Any, rng: np.random.Generator, image_shape: tuple[int, int, int] = CIFAR_SHAPE
 ) -> Any:

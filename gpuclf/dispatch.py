@@ -2,7 +2,8 @@
 
 The body of a :func:`fusable` function is the reference: array API code that runs on every library.
 What is named for a library may replace it: it looks at its arguments and either returns the result
-or declines with ``NotImplemented``; then the next is asked, and in the end the body runs.
+or declines with ``NotImplemented``; then the next is asked, and in the end the body runs. All of
+them run on the device of the arrays, whichever is current.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from gpuclf.arrays import library_name
+from gpuclf.devices.cupy import other_device
 
 __all__ = ["REPEATED", "SEAMS", "Fusable", "fusable", "machine_code_of"]
 
@@ -92,6 +94,9 @@ def fusable(
             library = library_name(args[place] if place < len(args) else kwargs[name])
             if library not in kernels:
                 kernels[library] = tuple(map(_imported, named.get(library, ())))
+            if library == "cupy" and (device := other_device(*args, *kwargs.values())):
+                with device:
+                    return dispatched(*args, **kwargs)
             for kernel in kernels[library]:
                 result = kernel(*args, **kwargs)
                 if result is not NotImplemented:

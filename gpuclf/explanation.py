@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.datasets.rows import as_rows
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.gradient_classifier import GradientClassifier
 from gpuclf.losses import one_hot
 from gpuclf.samples.standardized import Standardized
@@ -53,6 +54,7 @@ class Explanation:
         )
 
 
+@on_its_device
 def explain(model: Any, x: Any, label: Any = None, against: Any = None) -> Explanation:
     r"""Say what of a sample spoke for a class, and what spoke against it.
 

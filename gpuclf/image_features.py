@@ -13,6 +13,7 @@ from numbers import Integral
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.augment import CIFAR_SHAPE
 from gpuclf.devices.cpu import single_threaded_blas
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.samples.walk import block_rows, concat_row_blocks
 from gpuclf.validation import check_samples
 
@@ -25,6 +26,7 @@ N_HUES = 10
 Progress = Callable[[int, int], object]  # (images done, images in all)
 
 
+@on_its_device
 def extract_features(
     images: Array,
     image_shape: tuple[int, int, int] = CIFAR_SHAPE,
@@ -79,6 +81,7 @@ def extract_features(
     return _over_blocks(block, planes, callback)
 
 
+@on_its_device
 def hog(
     images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE, *, cell: int = CELL
 ) -> Array:
@@ -118,6 +121,7 @@ def hog(
     return _over_blocks(lambda planes: _hog(planes, cell), planes)
 
 
+@on_its_device
 def hue_histogram(images: Array, image_shape: tuple[int, int, int] = CIFAR_SHAPE) -> Array:
     """Return the share of an image's pixels in each tenth of the colour wheel.
 

@@ -13,6 +13,7 @@ formulas that have no b. Within this library the bias stays apart: it is not pen
 from __future__ import annotations
 
 from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.samples.standardized import Standardized
 
 __all__ = ["add_bias_column", "mean_image", "split_bias", "subtract_mean_image"]
@@ -71,6 +72,7 @@ def subtract_mean_image(X: Array) -> Standardized:
     return Standardized(X, mean_image(X), 1.0)
 
 
+@on_its_device
 def add_bias_column(X: Array | Standardized) -> Array | Standardized:
     """Return the samples with one more feature, last, which is always 1.
 

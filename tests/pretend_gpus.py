@@ -111,8 +111,9 @@ class Gpus:
         self.module.ndarray, self.module.RawKernel = Array, RawKernel
         self.module.empty = empty
         self.module.cuda = SimpleNamespace(Device=Device, Stream=Stream, get_current_stream=stream)
-        memory = SimpleNamespace(memGetInfo=lambda: (1000 + self.current[-1], 9000))
-        self.module.cuda.runtime = memory
+        self.module.cuda.runtime = SimpleNamespace(
+            memGetInfo=lambda: (1000 + self.current[-1], 9000), getDevice=lambda: self.current[-1]
+        )
 
     def namespace(self, *_, **__):
         """Return NumPy with functions that make arrays on the current device, as CuPy's do."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -120,6 +121,34 @@ def test_recorded_launches_are_not_waited_for(cuda_on_cpu):
     assert len(context.said) == 1
 
 
+def test_a_kernel_that_differs_is_told_with_its_name(monkeypatch):
+    monkeypatch.setattr(contact, "rehearse_kernels", lambda: True)
+    check = {"passed": False, "error_of_allowed": {"float32": 7.0}}
+    monkeypatch.setattr(parity, "check_kernel", lambda *_: check)
+    answer = steps.run_step(small_context(), "kernels: two_layer_pass", contact.FIRST_CONTACT)
+    assert (answer["status"], answer["message"]) == ("failed", "it differs from NumPy")
+    assert answer["result"]["check"] == check
+
+
+@pytest.mark.slow
+def test_every_kernel_of_a_gpu_with_tensor_cores_is_launched_small(cuda_on_cpu, monkeypatch):
+    monkeypatch.setattr(contact, "rehearse_kernels", lambda: True)
+    launched = set()
+    for name in contact.FIRST_CONTACT:
+        if name.startswith("kernels: "):
+            answer = steps.run_step(small_context(), name, contact.FIRST_CONTACT)
+            assert answer["status"] == "passed", answer
+            launched |= set(answer["result"]["launched"])
+    declared = re.compile(r"__global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\((?!.*bounds)")
+    every = {
+        f"{path.name}: {name}"
+        for path in cuda_modules.FOLDER.rglob("*.cu")
+        for name in declared.findall(path.read_text())
+    }
+    assert len(every) > 20
+    assert every - launched == {"neighbors.cu: squared_distances"}  # for others
+
+
 @pytest.mark.parametrize(
     "wrong", [lambda X, *_: (np.float64(1), np.zeros((96, 10), np.float32), None)]
 )
@@ -135,7 +164,9 @@ def test_a_pass_that_differs_is_told_and_the_other_walk_is_still_tried(monkeypat
 
 def test_without_a_compiler_a_rehearsal_says_what_it_leaves_out(monkeypatch):
     monkeypatch.setattr(contact, "rehearse_kernels", lambda: False)
-    for name in ("every kernel", "full passes", "recorded epochs", "nearest neighbours"):
+    names = [name for name in contact.FIRST_CONTACT if name.startswith("kernels: ")]
+    assert len(names) > 5
+    for name in (*names, "full passes", "recorded epochs", "nearest neighbours"):
         answer = steps.run_step(small_context(), name, contact.FIRST_CONTACT)
         assert answer["status"] == "passed"
         assert "no C++ compiler" in answer["result"]["message"]
@@ -179,11 +210,13 @@ def test_sanitizers_come_after_a_plain_run_that_fills_the_caches(monkeypatch):
 def test_a_worker_says_what_it_was_at_and_has_headers_precompiled(tmp_path, monkeypatch):
     log = tmp_path / "log"
     log.touch()
-    settings = steps.Settings.rehearsal()
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    settings = steps.Settings.rehearsal(out=str(tmp_path))
     with closing(acceptance.Worker(settings, log, {"dies": die, "asks": environment})) as worker:
         found = worker.ask("dies", {}, 60, lambda what: None)
         assert "it was at: launch of nothing" in found["message"]
-        assert worker.ask("asks", {}, 60, lambda what: None)["result"] == "1"
+        found = worker.ask("asks", {}, 60, lambda what: None)["result"]
+        assert found == ["1", str(tmp_path / "kernels")]
     assert "CUPY_NVRTC_USE_PCH" not in os.environ
 
 
@@ -193,4 +226,4 @@ def die(context):
 
 
 def environment(context):
-    return os.environ["CUPY_NVRTC_USE_PCH"]
+    return [os.environ[name] for name in ("CUPY_NVRTC_USE_PCH", "CUPY_CACHE_DIR")]

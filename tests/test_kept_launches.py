@@ -423,9 +423,9 @@ def test_the_launches_of_an_epoch_are_planned_once(gpus, monkeypatch):
     X, y, p = arrays_on(gpus, 1)
     params = {name: p[name] for name in TWO_LAYER.axes}
     velocity = {name: gpus.array(1, SHAPES[name], "float32") for name in TWO_LAYER.axes}
-    epoch = two_layer_epochs(
-        TWO_LAYER, params, velocity, X, y, batch_size=100, reg=0.1, momentum=0.9, nesterov=True
-    )
+    options = {"batch_size": 100, "reg": 0.1, "momentum": 0.9, "nesterov": True}
+    with gpus.module.cuda.Device(1):  # as where epoch_runner is replaced
+        epoch = two_layer_epochs(TWO_LAYER, params, velocity, X, y, **options)
     epoch(np.arange(N), [0.1] * 4)
     first = list(gpus.launches)
     assert len(first) == 3 * 4 + 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ __all__ = [
     "in_use",
     "new_arrays",
     "on_device_of",
+    "on_its_device",
+    "other_device",
     "probe_cupy",
     "product_precision",
     "queue_of",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger("gpuclf")
+Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 INSTALL_HINT = (
@@ -301,6 +304,37 @@ def on_device_of(*arguments: Any) -> AbstractContextManager[Any]:
                 device: AbstractContextManager[Any] = x.device
                 return device
     return _UNCHANGED
+
+
+def other_device(*arguments: Any) -> AbstractContextManager[Any] | None:
+    """Return the device of the first CuPy array, or samples on one, unless it is the current one.
+
+    CuPy computes and makes arrays on its current device, whichever its arguments are on.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return None
+    for x in arguments:
+        if isinstance(x, dict):
+            x = next(iter(x.values()), None)
+        device = getattr(getattr(x, "X", x), "device", None)  # of Standardized, that of its X
+        if isinstance(device, cupy.cuda.Device):
+            there: AbstractContextManager[Any] = device
+            return None if device.id == cupy.cuda.runtime.getDevice() else there
+    return None
+
+
+def on_its_device(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Let a function run with the device of its arrays as CuPy's current one."""
+
+    @functools.wraps(function)
+    def placed(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        if "cupy" in sys.modules and (device := other_device(*args, *kwargs.values())):
+            with device:
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return placed
 
 
 _spare: list[Callable[[], None]] = []

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.image_samples import ImageSamples, without_graph
 from gpuclf.estimators.keeping import Kept
@@ -63,6 +64,11 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
             )
         xp = array_namespace(numbers)
         return xp.take(to_device(self.classes_, like=numbers), numbers)
+
+    @on_its_device
+    def _winners(self, scores: Array) -> Array:
+        """Return the labels of the highest scores, shape (N,), of equals the first."""
+        return self._labels(array_namespace(scores).argmax(scores, axis=-1))
 
     def _check_samples(self, X: Any, *, reset: bool) -> Any:
         X = self._check_rows(self._as_rows(X, reset=reset), reset=reset)

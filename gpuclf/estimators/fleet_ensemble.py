@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.base import ArrayClassifier
 from gpuclf.estimators.bases import CallbackSupportMixin
 from gpuclf.estimators.fleet_fitting import (
@@ -189,17 +190,19 @@ class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
             raise ValueError(f"param_list must be a list of dicts, got one with {wrong[0]!r}")
         return found
 
+    @on_its_device
     def predict(self, X: Any) -> Array:
         """Return the labels that win the vote, shape (N,), in the array library of X."""
-        votes = self._votes(X)
-        return self._labels(array_namespace(votes).argmax(votes, axis=-1))
+        return self._winners(self._votes(X))
 
     @available_if(lambda self: self._is_soft())  # type: ignore[untyped-decorator]
+    @on_its_device
     def predict_proba(self, X: Any) -> Array:
         """Return the mean of the members' probabilities, shape (N, C); with soft voting only."""
         return self._votes(X)
 
     @available_if(lambda self: self._is_soft())  # type: ignore[untyped-decorator]
+    @on_its_device
     def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithms of the mean probabilities, finite also where those round to 0."""
         check_is_fitted(self, "estimators_")
@@ -209,6 +212,7 @@ class FleetEnsemble(CallbackSupportMixin, ArrayClassifier):
         highest = xp.max(logs, axis=0)
         return highest + xp.log(xp.mean(xp.exp(logs - highest), axis=0))
 
+    @on_its_device
     def decision_function(self, X: Any) -> Array:
         """Return how the vote goes: mean probabilities (soft) or shares of the votes (hard).
 

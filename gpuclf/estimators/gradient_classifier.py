@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from gpuclf.arrays import array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.base import Part, count_samples, on_host, select_rows
 from gpuclf.estimators.bases import CallbackSupportMixin
 from gpuclf.estimators.hyperparameters import (
@@ -255,6 +256,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         return self
 
     @staticmethod
+    @on_its_device
     def fit_fleet(
         fleet: Sequence[Any],
         X: Any,
@@ -373,6 +375,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
                 model._record(member, n_iter - 1 if first.solver == "lbfgs" else n_iter)
         return [member.error for member in members]
 
+    @on_its_device
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Train on these samples, once, going on from where the model is.
 
@@ -563,7 +566,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
                         f"L-BFGS stopped at max_iter={search.max_iter} before it converged "
                         f"(reg={search.reg:g}): raise max_iter or tol, or standardise the features",
                         ConvergenceWarning,
-                        stacklevel=4,
+                        stacklevel=5,
                     )
                 except ConvergenceWarning as error:  # where warnings are errors, only this one's
                     member.error = error

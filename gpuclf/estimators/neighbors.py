@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, values_are_on_host
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.base import ACCEPTED_DTYPES, ArrayClassifier
 from gpuclf.estimators.shards import nearest_in_shards
 from gpuclf.models.distances import check_directions, metric_named
@@ -93,6 +94,7 @@ class KNeighborsClassifier(ArrayClassifier):
     verbose: bool = False
     _accepted_dtypes = (*ACCEPTED_DTYPES, np.float16)
 
+    @on_its_device
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the training samples.
 
@@ -122,6 +124,7 @@ class KNeighborsClassifier(ArrayClassifier):
             self.n_samples_fit_ = int(self._fit_X.shape[0])
         return self
 
+    @on_its_device
     def kneighbors(
         self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> Any:
@@ -187,16 +190,11 @@ class KNeighborsClassifier(ArrayClassifier):
         -------
         array of shape (N,)
         """
-        votes = self._votes(X)
-        return self._labels(array_namespace(votes).argmax(votes, axis=1))
+        return self._winners(self._votes(X))
 
     def predict_proba(self, X: Any = None) -> Array:
         """Return the share of the neighbours' votes for each class, shape (N, C), float64."""
-        votes = self._votes(X)
-        xp = array_namespace(votes)
-        votes = xp.astype(votes, xp.float64)
-        totals = xp.sum(votes, axis=1)[:, None]
-        return votes / xp.where(totals == 0, xp.ones_like(totals), totals)
+        return _shares(self._votes(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of right predictions, as a float on the host.
@@ -233,7 +231,10 @@ class KNeighborsClassifier(ArrayClassifier):
 
     def _votes(self, X: Any) -> Array:
         self._check_weights()
-        distances, indices = self.kneighbors(X)
+        return self._counted(*self.kneighbors(X))
+
+    @on_its_device
+    def _counted(self, distances: Array, indices: Array) -> Array:
         xp = array_namespace(indices)
         labels = take_entries(self._y, indices)
         classes = xp.arange(len(self.classes_), dtype=labels.dtype, device=labels.device)
@@ -268,3 +269,11 @@ class KNeighborsClassifier(ArrayClassifier):
         with Progress(transient=True) as bar:
             task = bar.add_task(f"comparing samples ({self.metric})")
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@on_its_device
+def _shares(votes: Array) -> Array:
+    xp = array_namespace(votes)
+    votes = xp.astype(votes, xp.float64)
+    totals = xp.sum(votes, axis=1)[:, None]
+    return votes / xp.where(totals == 0, xp.ones_like(totals), totals)

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.base import ArrayClassifier, Part, count_samples, on_host
 from gpuclf.estimators.shards import class_numbers, class_scores
 from gpuclf.losses import log_softmax, softmax
@@ -36,6 +37,7 @@ class ScoreClassifier(ArrayClassifier):
     scale_: np.ndarray | None
     precision: str | None
 
+    @on_its_device
     def decision_function(self, X: Any) -> Array:
         """Return the scores.
 
@@ -55,10 +57,9 @@ class ScoreClassifier(ArrayClassifier):
         if is_sharded(X):
             check_is_fitted(self, "params_")
             return self._labels(class_numbers(self, X))
-        scores = self.class_scores(X)
-        xp = array_namespace(scores)
-        return self._labels(xp.argmax(scores, axis=-1))
+        return self._winners(self.class_scores(X))
 
+    @on_its_device
     def class_scores(self, X: Any, params: Params | None = None) -> Array:
         """Return one score for each class, also of two, in the array library of X.
 
@@ -82,11 +83,13 @@ class ScoreClassifier(ArrayClassifier):
         return self._scores(params, samples)
 
     @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
+    @on_its_device
     def predict_proba(self, X: Any) -> Array:
         """Return the probabilities of the classes, shape (N, C), in the array library of X."""
         return softmax(self.class_scores(X))
 
     @available_if(lambda self: self.model.has_logits)  # type: ignore[untyped-decorator]
+    @on_its_device
     def predict_log_proba(self, X: Any) -> Array:
         """Return the logarithms of the probabilities, finite also where those round to 0."""
         return log_softmax(self.class_scores(X))

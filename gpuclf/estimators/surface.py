@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_device_of
 from gpuclf.estimators.base import on_host
 from gpuclf.models.model import Params
 
@@ -53,10 +54,11 @@ class LinearCoefficients:
         check_is_fitted(self, "params_")
         W, b = self.params_["W"], self.params_["b"]
         xp = array_namespace(W)
-        if len(self.classes_) == 2:
-            W, b = W[:, 1:] - W[:, :1], b[1:] - b[:1]
-        W, b = _restandardized(W, b, (self.mean_, self.scale_), (None, None))
-        return xp.asarray(W.T, copy=True), b
+        with on_device_of(W):
+            if len(self.classes_) == 2:
+                W, b = W[:, 1:] - W[:, :1], b[1:] - b[:1]
+            W, b = _restandardized(W, b, (self.mean_, self.scale_), (None, None))
+            return xp.asarray(W.T, copy=True), b
 
 
 class Start(NamedTuple):

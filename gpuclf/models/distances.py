@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized
 from gpuclf.samples.streamed import Streamed
@@ -59,6 +60,7 @@ DEVICE_DIFFERENCES_BYTES = 16 << 20
 Ranking = Callable[[Array, Array], Array]
 
 
+@on_its_device
 def pairwise_distances(A: Array, B: Array, metric: str = "l2") -> Array:
     r"""Distances between all samples of A and all samples of B.
 

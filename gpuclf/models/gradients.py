@@ -6,6 +6,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.gradcheck import GradCheck, grad_check
 from gpuclf.models.model import Model
 
@@ -34,6 +35,7 @@ def all_gradients(
     return loss, grads | {"X": model.sample_gradients(params, X, y)}
 
 
+@on_its_device
 def check_model(
     model: Model, *, like: Array, dtype: str = "float64", seed: int = 0
 ) -> dict[str, GradCheck]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuclf import naive, textbook
 from gpuclf.arrays import Array, array_namespace
-from gpuclf.devices.cupy import product_precision
+from gpuclf.devices.cupy import on_its_device, product_precision
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine_backward, apart, side_by_side
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 
+@on_its_device
 def linear_scores(params: Params, X: Array | Standardized, *, precision: str = "float32") -> Array:
     """Return the scores ``X @ W + b``, block by block; inputs are not checked.
 
@@ -253,6 +254,7 @@ class LinearModel(Model):
         )
         return loss, {"W": dW} if b is None else {"W": dW, "b": db}
 
+    @on_its_device
     def sample_gradients(self, params: Params, X: Array, y: Array) -> Array:
         """Return the gradient with respect to X: see :meth:`Model.sample_gradients`."""
         _, dscores = self.data_loss(linear_scores(params, X), y, None)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from gpuclf.arrays import Array
+from gpuclf.devices.cupy import other_device
 from gpuclf.dispatch import REPEATED
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import (
@@ -151,6 +152,9 @@ class Model:
             if found is not NotImplemented:
                 repeated: tuple[Array, Params] = found
                 return repeated
+        if type(y) is not np.ndarray and (device := other_device(X, params)) is not None:
+            with device:
+                return self.loss(params, X, y, reg, sample_weight, precision=precision)
         params, n_classes = check_params(params, self.axes, X, precision, self.optional)
         y = check_labels(y, X, n_classes)
         check_penalty(reg)

@@ -22,7 +22,7 @@ import numpy as np
 from gpuclf.arrays import Array, array_namespace, library_name, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cpu import cpu_workers
-from gpuclf.devices.cupy import free_device_bytes
+from gpuclf.devices.cupy import free_device_bytes, on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.models.distances import (
     EXACT_FEATURES,
@@ -83,6 +83,7 @@ def smallest_k(distances: Array, k: int) -> Array:
     return array_namespace(distances).argsort(distances, axis=1, stable=True)[:, :k]
 
 
+@on_its_device
 def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
     """Label that most of the k nearest training samples have.
 
@@ -131,6 +132,7 @@ def knn_vote(distances: Array, y_train: Array, k: int) -> Array:
     return xp.take(classes, xp.argmax(votes, axis=1))
 
 
+@on_its_device
 def without_self(distances: Array, indices: Array) -> tuple[Array, Array]:
     """Leave each sample out of its own neighbours: (N, k + 1) of N samples -> (N, k).
 
@@ -147,6 +149,7 @@ def without_self(distances: Array, indices: Array) -> tuple[Array, Array]:
     return take_from_rows(distances, columns), take_from_rows(indices, columns)
 
 
+@on_its_device
 def k_neighbors(
     A: Array,
     B: Array,
@@ -395,6 +398,7 @@ def accuracies_of_ks(
     return [float(accuracy) for accuracy in to_host(xp.stack(accuracies))]
 
 
+@on_its_device
 def cross_validate_k(
     X: Array,
     y: Array,

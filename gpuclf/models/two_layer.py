@@ -11,7 +11,7 @@ import numpy as np
 from gpuclf import naive, textbook
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.backends import to_device
-from gpuclf.devices.cupy import product_precision
+from gpuclf.devices.cupy import on_its_device, product_precision
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward, apart, relu, relu_backward, side_by_side
 from gpuclf.losses import softmax_cross_entropy
@@ -109,6 +109,7 @@ class TwoLayerNet(Model):
             "b2": np.zeros(n_classes),
         }
 
+    @on_its_device
     def scores(
         self, params: Params, X: Array | Standardized, *, precision: str = "float32"
     ) -> Array:
@@ -148,12 +149,14 @@ class TwoLayerNet(Model):
         )  # fmt: skip
         return loss, dict(zip(self.axes, gradients, strict=True))
 
+    @on_its_device
     def _dropout_mask(self, n_samples: int, like: Array, rng: np.random.Generator) -> Array:
         xp = array_namespace(like)
         draws = rng.random((n_samples, self.hidden_size), dtype=np.float32)
         kept = to_device(draws >= self.dropout, like=like)
         return xp.astype(kept, like.dtype) / (1 - self.dropout)
 
+    @on_its_device
     def sample_gradients(self, params: Params, X: Array, y: Array) -> Array:
         """Return the gradient with respect to X: see :meth:`Model.sample_gradients`."""
         hidden = relu(affine(X, params["W1"], params["b1"]))

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward_params
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats, as_stored
@@ -77,7 +78,7 @@ class FoldedSamples:
         )
         if self.folds and self.standardized is not None and not is_bytes:
             # Floats may lie anywhere, so their mean is subtracted from the rows.
-            self.centre = xp.astype(self.standardized.mean, dtype)
+            self.centre = _mean_of(self.standardized, dtype)
 
     @cached_property
     def _shift(self) -> Array:
@@ -162,6 +163,12 @@ class FoldedSamples:
         if not self.folds:
             return dW
         return unfold_from(dW, db, self._shift, self._inverse_scale)
+
+
+@on_its_device
+def _mean_of(standardized: Standardized, dtype: object) -> Array:
+    mean: Array = array_namespace(standardized.mean).astype(standardized.mean, dtype)
+    return mean
 
 
 class RowBlock:

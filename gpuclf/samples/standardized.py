@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, describe_location, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.samples.holders import Chunk
 from gpuclf.samples.sharded import Sharded, gathered
@@ -108,6 +109,7 @@ class Standardized:
         return to_device(np.broadcast_to(host, (n_features,)).copy(), like=self.X)
 
     @of_the_class
+    @on_its_device
     def fit(
         cls,  # noqa: N805 - a classmethod
         X: Array,
@@ -196,6 +198,7 @@ class Standardized:
         X = self.X.map_arrays(function) if isinstance(self.X, Streamed) else function(self.X)
         return self._unchecked(X, function(self.mean), function(self.scale))
 
+    @on_its_device
     def to_array(self, dtype: object = None) -> Array:
         """Write the standardised samples out as floats of `dtype` (default float32)."""
         if isinstance(self.X, Streamed):
@@ -344,6 +347,7 @@ def is_streamed(X: Array | Standardized) -> bool:
     return isinstance(X.X if isinstance(X, Standardized) else X, Streamed)
 
 
+@on_its_device
 def take_rows(X: Array, indices: Array) -> Array:
     """Gather rows of an array, or of Standardized samples, by integer index or boolean mask."""
     if isinstance(X, Standardized):

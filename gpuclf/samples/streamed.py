@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, describe_location
 from gpuclf.devices.backends import Backend, get_backend, to_device
-from gpuclf.devices.cupy import transfers
+from gpuclf.devices.cupy import on_device_of, transfers
 from gpuclf.devices.uploads import uploaded_blocks
 from gpuclf.samples.walk import MIN_BLOCK_ROWS, row_slices, until_it_fits
 
@@ -39,7 +39,7 @@ class Streamed:
     backend : {"auto", "numpy", "cupy"} or Backend
         Where to compute.
     like : array, optional
-        Compute where this array lives, instead of `backend`. Of several GPUs, CuPy's current one.
+        Compute where this array lives, instead of `backend`.
     memory_budget : int, default 256 MiB
         Bytes of the device that blocks, and what is computed from one, may take. Where the device
         has less, blocks are halved.
@@ -90,7 +90,8 @@ class Streamed:
         if like is None:
             self._like = get_backend(backend).xp.empty((0,))
         else:  # an empty one: `like` may be long, and should not be kept
-            self._like = array_namespace(like).empty((0,), device=like.device)
+            with on_device_of(like):
+                self._like = array_namespace(like).empty((0,), device=like.device)
         self._most_rows = len(X)
 
     @property

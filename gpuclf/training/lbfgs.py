@@ -22,6 +22,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host, values_are_on_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.flat_params import flatten_params, unflatten_params
 from gpuclf.models.model import Model, Params
 from gpuclf.samples.holders import Chunk
@@ -66,6 +67,7 @@ class LBFGSMember:
 
 
 @quietly
+@on_its_device
 def train_lbfgs(
     model: Model,
     members: Sequence[LBFGSMember],

@@ -20,6 +20,7 @@ import numpy as np
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.augment import augmented
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.layers import apart, side_by_side
 from gpuclf.models.model import Model, Params
@@ -72,6 +73,7 @@ class Member:
 
 
 @quietly
+@on_its_device
 def train_sgd(
     model: Model,
     members: Sequence[Member],

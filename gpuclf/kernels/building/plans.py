@@ -13,22 +13,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from gpuclf.arrays import Array, library_name
 from gpuclf.devices import cupy as cupy_device
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import UINT8, VECTOR
+from gpuclf.kernels.building.cuda import (
+    NULL,
+    UINT8,
+    VECTOR,
+    ceil_div,
+    fits_grid,
+    null_for_none,
+)
 
 if TYPE_CHECKING:
     from gpuclf.samples.standardized import Standardized
 
-__all__ = ["Plan", "Workspace", "kept_plan", "key_of_pass", "signature"]
+__all__ = [
+    "GradientBlocks",
+    "PassPlan",
+    "Plan",
+    "Workspace",
+    "gradient_blocks",
+    "kept_plan",
+    "key_of_pass",
+    "signature",
+]
 
 KEPT_BYTES = 256 << 20  # of all workspaces
 KEPT_PLANS = 1024  # each is some kilobytes
+MAX_STRIPS = 8  # of a block of a product X^T G: a warp for each
 Shapes: TypeAlias = Iterable[tuple[int | str, ...]]
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
@@ -63,6 +80,86 @@ class Plan(SimpleNamespace):
     def queue(self, between: list[Array], results: list[Array], *arguments: Any) -> None:
         """Launch the kernels, with the arrays between them and for the results."""
         raise NotImplementedError
+
+
+class PassPlan(Plan):
+    """A pass over bytes: ``plan(*params, X, standardized, y, weights, reg) -> [loss, *gradients]``.
+
+    With `reg` for parameters on the features as they are, and their penalty; without, for folded
+    ones. The first two arrays between the launches are what folding leaves for the last ones.
+    A subclass says in :meth:`launch` how it goes.
+    """
+
+    def queue(self, between: list[Array], results: list[Array], *arguments: Any) -> None:
+        """Launch the kernels, with the arrays between them and for the results."""
+        *params, X, standardized, y, weights, reg = arguments
+        mean = scale = NULL
+        if reg is None:
+            between = [NULL, NULL, *between[2:]]
+        elif standardized is not None:
+            mean, scale = standardized.mean, standardized.scale
+        samples = X, cuda.int64_labels(y), null_for_none(weights)
+        self.launch(between, results, params, samples, (mean, scale), np.float64(reg or 0))
+
+    def launch(
+        self, between: list[Array], results: list[Array], params: list[Array | None],
+        samples: tuple[Any, ...], moments: tuple[Any, Any], penalty: np.float64,
+    ) -> None:  # fmt: skip
+        """Launch the kernels; `samples` are X, y and weights, `moments` the mean and the scale."""
+        raise NotImplementedError
+
+
+class GradientBlocks(NamedTuple):
+    """How the blocks of a product X^T G share it: see :func:`gradient_blocks`.
+
+    Attributes
+    ----------
+    strips : int
+        Of columns of X, a warp each, of a block.
+    shares : int
+        Of the rows. Each has a partial sum of its own.
+    grid : tuple of int
+        Blocks of columns of G, blocks of strips, shares.
+    shared_bytes : int
+    """
+
+    strips: int
+    shares: int
+    grid: tuple[int, int, int]
+    shared_bytes: int
+
+
+def gradient_blocks(
+    n_samples: int, n_features: int, column_blocks: int, vectors: int, most_blocks: int,
+    sizes: tuple[int, int, int], shared_bytes: int,
+) -> GradientBlocks | None:  # fmt: skip
+    """Plan a product X^T G over bytes; None for too little shared memory or too many columns.
+
+    Parameters
+    ----------
+    n_samples, n_features : int
+    column_blocks : int
+        Blocks of columns of G.
+    vectors : int
+        That a stage of a block holds of G.
+    most_blocks : int
+        Sums are split by this, never by the device at hand.
+    sizes : tuple of int
+        Rows of a stage, columns of a strip, stages.
+    shared_bytes : int
+        That a block can have.
+    """
+    group, strip, stages = sizes
+    n_strips = ceil_div(n_features, strip)
+    most_strips = min(MAX_STRIPS, (shared_bytes // stages - VECTOR * vectors) // (group * strip))
+    if most_strips < 1:
+        return None
+    strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
+    shares = max(1, most_blocks // (ceil_div(n_strips, MAX_STRIPS) * column_blocks))
+    shares = min(ceil_div(n_samples, group), shares)
+    grid = column_blocks, ceil_div(n_strips, strips), shares
+    stage_bytes = group * strip * strips + VECTOR * vectors
+    return GradientBlocks(strips, shares, grid, stages * stage_bytes) if fits_grid(grid) else None
 
 
 def signature(*arrays: Array | None) -> Hashable | None:

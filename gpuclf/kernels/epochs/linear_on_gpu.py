@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuclf.devices.cupy import on_device_of
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import address, ceil_div
 from gpuclf.kernels.epochs.on_gpu import (
@@ -46,11 +45,9 @@ def linear_epochs(
         and are_bytes_for_epochs(X, y, [*wide, *wide_velocity], **options)
     ):
         return NotImplemented
-    with on_device_of(y):
-        return LinearEpochs(
-            wide, wide_velocity, X, y, CLASSES=n_classes, HINGE=hinge, models=tuple(models),
-            **options,
-        )  # fmt: skip
+    return LinearEpochs(
+        wide, wide_velocity, X, y, CLASSES=n_classes, HINGE=hinge, models=tuple(models), **options
+    )
 
 
 class LinearEpochs(EpochsOverBytes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuclf.devices.cupy import on_device_of
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import ceil_div
 from gpuclf.kernels.epochs.on_gpu import (
@@ -42,8 +41,7 @@ def two_layer_epochs(
         and are_bytes_for_epochs(X, y, floats, **options)
     ):
         return NotImplemented
-    with on_device_of(y):
-        return TwoLayerEpochs(params, velocity, X, y, **options)
+    return TwoLayerEpochs(params, velocity, X, y, **options)
 
 
 class TwoLayerEpochs(EpochsOverBytes):

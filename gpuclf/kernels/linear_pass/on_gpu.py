@@ -12,8 +12,14 @@ import numpy as np
 
 from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
-from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, key_of_pass
+from gpuclf.kernels.building.cuda import VECTOR, Launch, ceil_div, null_for_none
+from gpuclf.kernels.building.plans import (
+    KEPT_PLANS,
+    PassPlan,
+    gradient_blocks,
+    kept_plan,
+    key_of_pass,
+)
 from gpuclf.kernels.linear_pass import single_on_gpu
 from gpuclf.models.linear import LinearModel
 from gpuclf.samples.standardized import Standardized
@@ -41,7 +47,6 @@ MAX_CLASSES = 64
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
 MIN_SCORE_BLOCKS = 132
 MIN_SCORE_STAGES, MAX_SCORE_STAGES = 2, 5
-MAX_STRIPS = 8  # of a block of multiply_gradients
 LARGEST_BLOCK = 3 * GROUP  # rows of score_rows' larger block
 
 
@@ -73,7 +78,7 @@ def linear_pass_on_tensor_cores(
 
 
 def linear_objective_on_tensor_cores(
-    W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, data_loss: Any, reg: float,
+    W: Any, b: Any, samples: FoldedSamples, y: Any, sample_weight: Any, data_loss: Any, reg: float,
     precision: str = "float32", walks: tuple[str, ...] = WALKS,
 ) -> Any:  # fmt: skip
     """Compute :func:`gpuclf.models.linear.penalized_linear_pass` in the same launches.
@@ -81,7 +86,7 @@ def linear_objective_on_tensor_cores(
     The folding of W, the unfolding of dW and the penalty take some fifteen launches of their own
     in the shared body, longer than the two walks over 50,000 images.
     """
-    return _pass(W, b, samples, y, weights, data_loss, reg, precision, walks)
+    return _pass(W, b, samples, y, sample_weight, data_loss, reg, precision, walks)
 
 
 def repeated_linear_loss(
@@ -126,7 +131,7 @@ def _pass(
 def _plan_of(
     W: Any, b: Any, X: Any, standardized: Standardized | None, y: Any, weights: Any,
     samples: FoldedSamples, data_loss: Any, precision: str, walks: tuple[str, ...],
-) -> Plan | None:  # fmt: skip
+) -> PassPlan | None:  # fmt: skip
     """Check everything, and choose one reading or two."""
     copy_bytes = cuda.bytes_of_copies(samples, y, (W, b, weights), precision)
     hinge = cuda.hinge_macro(data_loss) if copy_bytes else None
@@ -146,7 +151,7 @@ def _plan_of(
     sizes = samples.n_samples, samples.n_features, int(W.shape[1])
     shared_bytes = cuda.device_limits(W).shared_bytes
     for walk in walks:
-        plan: Plan | None = None
+        plan: PassPlan | None = None
         if walk == "backwards":
             parts = 1 if precision == "tf32" else 2
             plan = _plan(*sizes, parts, hinge, copy_bytes, shared_bytes)
@@ -157,30 +162,25 @@ def _plan_of(
     return None
 
 
-class TwoReadings(Plan):
+class TwoReadings(PassPlan):
     """Scores and gradients: ``plan(W, b, X, standardized, y, weights, reg) -> [loss, dW, db]``."""
 
-    def queue(
-        self, between: list[Any], results: list[Any], W: Any, b: Any, X: Any,
-        standardized: Standardized | None, y: Any, weights: Any, reg: float | None,
+    def launch(
+        self, between: list[Any], results: list[Any], params: list[Any], samples: tuple[Any, ...],
+        moments: tuple[Any, Any], penalty: np.float64,
     ) -> None:  # fmt: skip
-        """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
-        packed, folding, chunk_sums, gradients, unscale, sums, partials = between
-        loss, dW, db = results
-        mean = scale = NULL
-        if reg is None:
-            folding = chunk_sums = NULL
-        elif standardized is not None:
-            mean, scale = standardized.mean, standardized.scale
-        self.pack(W, mean, scale, packed, folding, chunk_sums)
+        """Launch the kernels."""
+        folding, chunk_sums, packed, gradients, unscale, sums, partials = between
+        (W, b), (X, y, weights), (loss, dW, db) = params, samples, results
+        self.pack(W, *moments, packed, folding, chunk_sums)
         self.score(
-            X, packed, null_for_none(b), chunk_sums, cuda.int64_labels(y), null_for_none(weights),
-            gradients, unscale, sums, self.uniform_weight, self.n_samples,
+            X, packed, null_for_none(b), chunk_sums, y, weights, gradients, unscale, sums,
+            self.uniform_weight, self.n_samples,
         )  # fmt: skip
         self.multiply(X, gradients, unscale, partials, self.n_samples)
         self.add_up(
-            partials, sums, W, folding, chunk_sums, dW, db, loss, np.float64(reg or 0),
-            self.n_shares, self.n_score_blocks,
+            partials, sums, W, folding, chunk_sums, dW, db, loss, penalty, self.n_shares,
+            self.n_score_blocks,
         )  # fmt: skip
 
 
@@ -200,18 +200,12 @@ def _plan(
     score_stages = min(MAX_SCORE_STAGES, shared_bytes // stage_bytes)
     epilogue_bytes = 4 * block_rows * (16 * class_tiles + 8)
 
-    n_strips, strip_vectors = ceil_div(n_features, STRIP), GROUP * STRIP // VECTOR
-    gradient_vectors = 4 * parts * 32
-    n_shares = max(1, MAX_GRADIENT_BLOCKS // ceil_div(n_strips, MAX_STRIPS))
-    n_shares = min(ceil_div(n_samples, GROUP), n_shares)
-    room = shared_bytes // (GRADIENT_STAGES * VECTOR) - gradient_vectors - 1
-    most_strips = min(MAX_STRIPS, room // strip_vectors)
-    if score_stages < MIN_SCORE_STAGES or most_strips < 1:
-        return None
-    strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
-    stage_vectors = strips * strip_vectors + gradient_vectors + 1
-    gradient_grid = class_tiles, ceil_div(n_strips, strips), n_shares
-    if not cuda.fits_grid(gradient_grid):
+    n_strips, gradient_vectors = ceil_div(n_features, STRIP), 4 * parts * 32
+    product = gradient_blocks(
+        n_samples, n_features, class_tiles, gradient_vectors + 1, MAX_GRADIENT_BLOCKS,
+        (GROUP, STRIP, GRADIENT_STAGES), shared_bytes,
+    )  # fmt: skip
+    if score_stages < MIN_SCORE_STAGES or product is None:
         return None
     constants = {
         "FEATURES": n_features,
@@ -221,22 +215,21 @@ def _plan(
         "COPY_BYTES": copy_bytes,
         "BLOCK_ROWS": block_rows,
         "SCORE_STAGES": score_stages,
-        "BLOCK_STRIPS": strips,
+        "BLOCK_STRIPS": product.strips,
     }
     kernel = partial(Launch, FILE, constants)
     score_bytes = max(score_stages * stage_bytes, epilogue_bytes)
-    gradient_bytes = GRADIENT_STAGES * VECTOR * stage_vectors
     n_groups = n_score_blocks * block_rows // GROUP
     n_sum_blocks = class_tiles * n_strips * 4 + n_classes + 1
     return TwoReadings(
         [
-            (n_chunks, weight_vectors, 4, "float32"),
             (n_features, 2, "float32"),
             (n_chunks, n_classes + 1, "float64"),
+            (n_chunks, weight_vectors, 4, "float32"),
             (n_groups, class_tiles, gradient_vectors, 4, "float32"),
             (n_groups, "float32"),
             (n_score_blocks, n_classes + 1, "float64"),
-            (n_shares, class_tiles, n_strips, STRIP * 16, "float32"),
+            (product.shares, class_tiles, n_strips, STRIP * 16, "float32"),
         ],
         [(1, "float64"), (n_features, n_classes, "float32"), (n_classes, "float32")],
         constants=constants,
@@ -245,11 +238,14 @@ def _plan(
             "score_rows", n_score_blocks, block_rows // warp_rows * 32, shared_bytes=score_bytes
         ),
         multiply=kernel(
-            "multiply_gradients", gradient_grid, 32 * strips, shared_bytes=gradient_bytes
+            "multiply_gradients",
+            product.grid,
+            32 * product.strips,
+            shared_bytes=product.shared_bytes,
         ),
         add_up=kernel("sum_partials", n_sum_blocks, 256),
         n_samples=np.int32(n_samples),
         uniform_weight=np.float32(1 / n_samples),
-        n_shares=np.int32(n_shares),
+        n_shares=np.int32(product.shares),
         n_score_blocks=np.int32(n_score_blocks),
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
-from gpuclf.kernels.building.plans import KEPT_PLANS, Plan
-
-if TYPE_CHECKING:
-    from gpuclf.samples.standardized import Standardized
+from gpuclf.kernels.building.cuda import VECTOR, Launch, ceil_div, null_for_none
+from gpuclf.kernels.building.plans import KEPT_PLANS, PassPlan
 
 __all__ = ["OneReading", "plan_of"]
 
@@ -25,29 +22,23 @@ BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiproces
 STATIC_BYTES = 2048  # at least what the kernel declares apart from its dynamic shared memory
 
 
-class OneReading(Plan):
+class OneReading(PassPlan):
     """All in one walk: ``plan(W, b, X, standardized, y, weights, reg) -> [loss, dW, db]``."""
 
-    def queue(
-        self, between: list[Any], results: list[Any], W: Any, b: Any, X: Any,
-        standardized: Standardized | None, y: Any, weights: Any, reg: float | None,
+    def launch(
+        self, between: list[Any], results: list[Any], params: list[Any], samples: tuple[Any, ...],
+        moments: tuple[Any, Any], penalty: np.float64,
     ) -> None:  # fmt: skip
-        """Launch the kernels; with `reg` for W on the features as they are, and its penalty."""
-        packed, units, folding, strip_sums, partials, sums = between
-        loss, dW, db = results
-        mean = scale = NULL
-        if reg is None:
-            folding = strip_sums = NULL
-        elif standardized is not None:
-            mean, scale = standardized.mean, standardized.scale
-        self.pack(W, mean, scale, packed, units, folding, strip_sums)
+        """Launch the kernels."""
+        folding, strip_sums, packed, units, partials, sums = between
+        (W, b), (X, y, weights), (loss, dW, db) = params, samples, results
+        self.pack(W, *moments, packed, units, folding, strip_sums)
         self.walk(
-            X, packed, units, null_for_none(b), strip_sums, cuda.int64_labels(y),
-            null_for_none(weights), partials, sums, self.uniform_weight, self.n_samples,
+            X, packed, units, null_for_none(b), strip_sums, y, weights, partials, sums,
+            self.uniform_weight, self.n_samples,
         )  # fmt: skip
         self.add_up(
-            partials, sums, W, folding, strip_sums, dW, db, loss, np.float64(reg or 0),
-            self.n_blocks,
+            partials, sums, W, folding, strip_sums, dW, db, loss, penalty, self.n_blocks
         )  # fmt: skip
 
 
@@ -82,10 +73,10 @@ def _plan(
     ring_bytes = ring * WARPS * ROWS * CHUNK
     return OneReading(
         [
-            (WARPS * n_chunks, columns, CHUNK, "int8"),
-            (WARPS, n_classes, "float32"),
             (n_features, 2, "float32"),
             (WARPS, n_classes, 2, "float64"),
+            (WARPS * n_chunks, columns, CHUNK, "int8"),
+            (WARPS, n_classes, "float32"),
             (n_blocks, n_sums, "float32"),
             (n_blocks, n_classes + 1, "float64"),
         ],

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuclf.arrays import array_namespace
-from gpuclf.devices.cupy import on_device_of
 from gpuclf.kernels.building import cuda
 from gpuclf.kernels.building.cuda import MAX_ROWS, VECTOR, ceil_div
 from gpuclf.models.neighbors import PAIR_BYTES
@@ -46,18 +45,10 @@ def nearest_of_bytes(
 
     The norms of a tile of B are a third launch for the first queries, and are kept for the others.
     """
-    array_namespace(A=A, B=B)  # of one device
+    xp = array_namespace(A=A, B=B)  # of one device
     if k > MAX_NEIGHBORS or not _fits(A, B, metric):
         return NotImplemented
-    with on_device_of(A):
-        return _nearest(A, B, k, metric, tile_training, count, {} if kept is None else kept)
-
-
-def _nearest(
-    A: Any, B: Any, k: int, metric: str, tile_training: int, count: Callable[[int], None],
-    kept: dict[Any, Any],
-) -> Any:  # fmt: skip
-    xp = array_namespace(A)
+    kept = {} if kept is None else kept
     (n_queries, _), n_training = A.shape, B.shape[0]
     # Of the bytes that a pair may take, a distance is all that is kept; unless a tile is copied.
     per_pair = PAIR_BYTES // DISTANCE_BYTES if _has_vectors(B) else 1
@@ -86,11 +77,10 @@ def _pairs(A: Any, B: Any, metric: str) -> Any:
     array_namespace(A=A, B=B)  # of one device
     if not _fits(A, B, metric) or B.shape[0] > MAX_COLUMNS:
         return NotImplemented
-    with on_device_of(A):
-        distances = cuda.empty(A, A.shape[0], B.shape[0], dtype="int32")
-        A, B = _padded(A), _padded(B)
-        norms_A, norms_B = (_norms(A), _norms(B)) if metric == "l2" else (None, None)
-        _write_distances(A, B, norms_A, norms_B, distances)
+    distances = cuda.empty(A, A.shape[0], B.shape[0], dtype="int32")
+    A, B = _padded(A), _padded(B)
+    norms_A, norms_B = (_norms(A), _norms(B)) if metric == "l2" else (None, None)
+    _write_distances(A, B, norms_A, norms_B, distances)
     return distances
 
 

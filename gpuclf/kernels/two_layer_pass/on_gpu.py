@@ -9,8 +9,14 @@ import numpy as np
 
 from gpuclf.dispatch import REPEATED
 from gpuclf.kernels.building import cuda
-from gpuclf.kernels.building.cuda import NULL, VECTOR, Launch, ceil_div, null_for_none
-from gpuclf.kernels.building.plans import KEPT_PLANS, Plan, kept_plan, key_of_pass
+from gpuclf.kernels.building.cuda import VECTOR, Launch, ceil_div
+from gpuclf.kernels.building.plans import (
+    KEPT_PLANS,
+    PassPlan,
+    gradient_blocks,
+    kept_plan,
+    key_of_pass,
+)
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models.two_layer import TwoLayerNet
 from gpuclf.samples.standardized import Standardized
@@ -31,7 +37,6 @@ MAX_HIDDEN = 512
 MAX_GRADIENT_BLOCKS = 132  # a wave on an H200, which holds one of these blocks a multiprocessor
 MIN_ROW_BLOCKS = 132
 MIN_STAGES, MAX_STAGES = 2, 4
-MAX_STRIPS = 8  # of a block of multiply_gradients
 
 
 def two_layer_pass_on_tensor_cores(
@@ -107,27 +112,24 @@ def _plan_of(
     )  # fmt: skip
 
 
-class SixLaunches(Plan):
+class SixLaunches(PassPlan):
     """``plan(W1, b1, W2, b2, X, standardized, y, weights, reg) -> [loss, dW1, db1, dW2, db2]``."""
 
-    def queue(
-        self, between: list[Any], results: list[Any], W1: Any, b1: Any, W2: Any, b2: Any, X: Any,
-        standardized: Standardized | None, y: Any, weights: Any, reg: float,
+    def launch(
+        self, between: list[Any], results: list[Any], params: list[Any], samples: tuple[Any, ...],
+        moments: tuple[Any, Any], penalty: np.float64,
     ) -> None:  # fmt: skip
         """Launch the kernels."""
-        packed, folding, moved, squares, hidden, gradients, small_sums, losses, partials = between
+        folding, moved, packed, squares, hidden, gradients, small_sums, losses, partials = between
+        (W1, b1, W2, b2), (X, y, weights) = params, samples
         loss, dW1, db1, dW2, db2 = results
-        mean = scale = NULL
-        if standardized is not None:
-            mean, scale = standardized.mean, standardized.scale
-        self.pack(W1, mean, scale, packed, folding, moved, squares)
+        self.pack(W1, *moments, packed, folding, moved, squares)
         self.project(X, packed, b1, moved, hidden, self.n_samples)
         self.second(
-            hidden, cuda.int64_labels(y), null_for_none(weights), W2, b2, gradients, small_sums,
-            losses, self.uniform_weight, self.n_samples,
+            hidden, y, weights, W2, b2, gradients, small_sums, losses, self.uniform_weight,
+            self.n_samples,
         )  # fmt: skip
         self.multiply(X, gradients, partials, self.n_samples)
-        penalty = np.float64(reg)
         self.sum_groups(
             small_sums, losses, squares, W2, dW2, db1, db2, loss, penalty, self.n_groups
         )
@@ -156,16 +158,11 @@ def _plan(
     unit_pitch, class_pitch = (8 * tiles + 23) // 32 * 32 + 8, n_classes | 1
     second_floats = 8 * all_tiles * class_pitch + GROUP * (2 * unit_pitch + class_pitch)
 
-    n_strips = ceil_div(n_features, STRIP)
-    room = shared_bytes // (GRADIENT_STAGES * VECTOR) - vectors
-    most_strips = min(MAX_STRIPS, room // (GROUP * STRIP // VECTOR))
-    if stages < MIN_STAGES or most_strips < 1 or 4 * second_floats + 1024 > shared_bytes:
-        return None
-    strips = ceil_div(n_strips, ceil_div(n_strips, most_strips))
-    n_shares = max(1, MAX_GRADIENT_BLOCKS // (ceil_div(n_strips, MAX_STRIPS) * unit_blocks))
-    n_shares = min(n_groups, n_shares)
-    gradient_grid = unit_blocks, ceil_div(n_strips, strips), n_shares
-    if not cuda.fits_grid(gradient_grid):
+    product = gradient_blocks(
+        n_samples, n_features, unit_blocks, vectors, MAX_GRADIENT_BLOCKS,
+        (GROUP, STRIP, GRADIENT_STAGES), shared_bytes,
+    )  # fmt: skip
+    if stages < MIN_STAGES or product is None or 4 * second_floats + 1024 > shared_bytes:
         return None
     constants = {
         "FEATURES": n_features,
@@ -175,23 +172,22 @@ def _plan(
         "COPY_BYTES": copy_bytes,
         "BLOCK_ROWS": block_rows,
         "PROJECT_STAGES": stages,
-        "BLOCK_STRIPS": strips,
+        "BLOCK_STRIPS": product.strips,
     }
     kernel, pitch = partial(Launch, FILE, constants), 8 * all_tiles
     n_small = n_hidden * n_classes + n_hidden + n_classes
-    gradient_bytes = GRADIENT_STAGES * (GROUP * STRIP * strips + VECTOR * vectors)
     n_row_blocks = unit_blocks * ceil_div(n_samples, block_rows)
     return SixLaunches(
         [
-            (unit_blocks, n_chunks, vectors, 4, "float32"),
             (n_features, 2, "float32"),
             (n_chunks, n_hidden, "float64"),
+            (unit_blocks, n_chunks, vectors, 4, "float32"),
             (n_chunks, unit_blocks, "float64"),
             (n_samples, pitch, "float32"),
             (n_groups, unit_blocks, vectors, 4, "float32"),
             (n_groups, n_small, "float32"),
             (n_groups, "float64"),
-            (n_shares, n_features, pitch, "float32"),
+            (product.shares, n_features, pitch, "float32"),
         ],
         [
             (1, "float64"),
@@ -205,12 +201,15 @@ def _plan(
         project=kernel("project_rows", n_row_blocks, block_rows, shared_bytes=stages * stage_bytes),
         second=kernel("second_layer", n_groups, 256, shared_bytes=4 * second_floats),
         multiply=kernel(
-            "multiply_gradients", gradient_grid, 32 * strips, shared_bytes=gradient_bytes
+            "multiply_gradients",
+            product.grid,
+            32 * product.strips,
+            shared_bytes=product.shared_bytes,
         ),
         sum_groups=kernel("sum_groups", ceil_div(n_small, 32) + 1, 1024),
         sum_partials=kernel("sum_partials", ceil_div(n_features * pitch, 256), 256),
         n_samples=np.int32(n_samples),
         uniform_weight=np.float32(1 / n_samples),
         n_groups=np.int32(n_groups),
-        n_shares=np.int32(n_shares),
+        n_shares=np.int32(product.shares),
     )
