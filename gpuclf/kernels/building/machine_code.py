@@ -24,13 +24,11 @@ announced: set[str] = set()
 # words. What is not here takes a second.
 DURATIONS = {
     "byte_products": "some seconds",
-    "fleet_loops": "about 3 s",
     "linear_pass": "about 6 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
 }
 NAMES = {
-    "fleet_loops": "loss of fleets",
     "nearest": "neighbours of bytes",
     "open_loops": "neighbours of floats",
 }
@@ -97,14 +95,15 @@ def vector_unit() -> str:
     return f"{vectors}, AMX for bytes" if matrix_unit_is_usable() else vectors
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: Any, **options: Any) -> Any:
     """Compile at the first call, without the interpreter's lock; keep the result if possible.
 
     numba keeps it in __pycache__ until the function's own file changes, whatever else that calls.
+    `options` are numba's.
     """
     from numba import njit
 
-    options = {"nogil": True, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy"} | options
     try:
         dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that could be written to

@@ -23,6 +23,7 @@ from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable, processor_features
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
+from gpuclf.kernels.losses.on_cpu import compiled_gradients_in_place
 from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.walk import sum_over_row_blocks
 
@@ -86,14 +87,14 @@ def compiled_linear_pass(
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
+    is_read_as_it_is = X.dtype == W.dtype and centre is None
+    if is_read_as_it_is and known and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
+        return _pass_by_blas(X, W, b, y, weights, hinge)
     if is_short_float(X.dtype):
         X = X.view(np.int16 if X.dtype == np.float16 else np.uint16)
     n_columns = n_classes - 1 if known is not None and n_classes > 1 else n_classes
     shape = loops.shape_for(n_columns, W.itemsize)
     bias = np.zeros(n_classes, W.dtype) if b is None else b
-    is_read_as_it_is = X.dtype == W.dtype and centre is None
-    if is_read_as_it_is and known and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
-        return NotImplemented
     packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
     of_tiles = np.zeros(n_classes, W.dtype)
     swapped = loops.pack(W, bias, n_columns, packed, of_tiles, shape)
@@ -140,6 +141,16 @@ def compiled_linear_pass(
     out = np.empty_like(W)
     loops.unpack(dW, n_columns, swapped, out, shape)
     return loss, out, db
+
+
+def _pass_by_blas(X: Any, W: Any, b: Any, y: Any, weights: Any, hinge: bool) -> tuple[Any, Any, Any]:
+    """Take the products of few rows from BLAS, whose threads share them, and compile the loss."""
+    scores = (X @ W).T.copy()
+    losses, totals = compiled_gradients_in_place(
+        scores[None], None if b is None else np.ascontiguousarray(b)[None],
+        np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)[None], hinge=hinge,
+    )  # fmt: skip
+    return losses[0], X.T @ scores.T, totals[0].astype(W.dtype)
 
 
 def block_rows(row_bytes: int) -> int:
