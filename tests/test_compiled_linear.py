@@ -360,12 +360,29 @@ def test_declines_what_is_too_small(monkeypatch, limit):
 
 @pytest.mark.parametrize("kind", ["floats", "standardized bytes"])
 @pytest.mark.parametrize("cores", [1, 2])
-def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(monkeypatch, kind, cores):
+def test_blas_multiplies_mini_batches_of_floats_with_its_threads(monkeypatch, kind, cores):
+    by_blas, calls = compiled_linear._pass_by_blas, []
+    monkeypatch.setattr(
+        compiled_linear, "_pass_by_blas", lambda *args: calls.append(len(args[0])) or by_blas(*args)
+    )
     monkeypatch.setattr(compiled_linear, "cpu_workers", lambda: cores)
     monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 170)
-    blas_is_faster = kind == "floats" and cores == 2
-    assert (compiled_linear_pass(**arguments(170, kind=kind)) is NotImplemented) == blas_is_faster
-    assert compiled_linear_pass(**arguments(171, kind=kind)) is not NotImplemented
+    for n in (170, 171):
+        assert_agrees(arguments(n, kind=kind), np.float32)
+    assert calls == ([170] if kind == "floats" and cores == 2 else [])
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_mini_batches_of_any_size_agree_with_the_shared_pass(monkeypatch, dtype, loss):
+    monkeypatch.setattr(compiled_linear, "cpu_workers", lambda: 2)
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 512)
+    for n, c in ((1, 2), (15, 10), (16, 1), (200, 10), (512, 40)):
+        given = arguments(n, 40, c, dtype, loss=loss)
+        assert_agrees(given, dtype)
+        assert_agrees(given | {"b": None, "y": given["y"].astype(np.uint8)}, dtype)
+    loss, _, _ = compiled_linear_pass(**given | {"y": np.full(512, 40)})
+    assert np.isnan(loss)
 
 
 def test_declines_without_numba(monkeypatch):

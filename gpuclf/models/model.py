@@ -12,6 +12,8 @@ from gpuclf.arrays import Array
 from gpuclf.dispatch import REPEATED
 from gpuclf.samples.standardized import Standardized
 from gpuclf.validation import (
+    PRECISIONS,
+    check_label_values,
     check_labels,
     check_params,
     check_penalty,
@@ -23,6 +25,10 @@ __all__ = ["DataLoss", "Model", "Params", "Twin"]
 
 Params: TypeAlias = dict[str, Array]
 DataLoss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
+# What was checked of the types and sizes of a call holds for every other call with the same: to the
+# number of classes. Shorter than the checks, which take as long as the loss of a mini-batch.
+_checked: dict[Any, int] = {}
+KEPT_SIGNATURES = 1024
 Twin: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]
 
 
@@ -151,8 +157,18 @@ class Model:
             if found is not NotImplemented:
                 repeated: tuple[Array, Params] = found
                 return repeated
-        params, n_classes = check_params(params, self.axes, X, precision, self.optional)
-        y = check_labels(y, X, n_classes)
+        signature = _signature_on_host(type(self), precision, params, X, y)
+        n_classes = _checked.get(signature)
+        if n_classes is not None:
+            check_label_values(y, n_classes)
+        else:
+            given = params
+            params, n_classes = check_params(params, self.axes, X, precision, self.optional)
+            y = check_labels(y, X, n_classes)
+            if signature is not None and [*map(id, given.values())] == [*map(id, params.values())]:
+                if len(_checked) >= KEPT_SIGNATURES:
+                    _checked.clear()
+                _checked[signature] = n_classes
         check_penalty(reg)
         first = next(iter(params))
         weights = check_weights(sample_weight, X, params[first].dtype)
@@ -172,3 +188,13 @@ class Model:
         y : integer array of shape (N,)
         """
         raise NotImplementedError
+
+
+def _signature_on_host(kind: type[Model], precision: str, params: Any, X: Any, y: Any) -> Any:
+    """Return all that checks depend on, but those of values; None for what is not all NumPy's."""
+    if type(params) is not dict or precision not in PRECISIONS:
+        return None
+    arrays = (X.X if type(X) is Standardized else X, y, *params.values())
+    if any([type(array) is not np.ndarray for array in arrays]):
+        return None
+    return kind, precision, *params, *[(array.shape, array.dtype) for array in arrays]
