@@ -56,7 +56,10 @@ def linear_scores(params: Params, X: Array | Standardized, *, precision: str = "
     return apart(wide, models)
 
 
-@fusable(cupy="linear_pass.on_gpu:linear_objective_on_tensor_cores")
+@fusable(
+    numpy="linear_pass.on_cpu:linear_objective_by_blas",
+    cupy="linear_pass.on_gpu:linear_objective_on_tensor_cores",
+)
 def penalized_linear_pass(
     W: Array,
     b: Array | None,

@@ -19,7 +19,6 @@ from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied
 from gpuclf.kernels.linear_pass.on_cpu import MIN_MULTIPLICATIONS, compiled_linear_pass
-from gpuclf.kernels.losses.on_cpu import compiled_gradients_in_place
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -75,7 +74,10 @@ def class_major_linear_pass(
     stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
-    softmax = compiled_gradients_in_place if compiles else _softmax_in_place
+    if compiles:
+        from gpuclf.kernels.losses.loops import gradients_in_place
+    else:
+        gradients_in_place = _softmax_gradients_in_place
     scratch = threading.local()
     bias = np.zeros((K, C), W.dtype) if b is None else np.ascontiguousarray(b).reshape(K, C)
     labels, weights = y.astype(np.int64, copy=False), np.atleast_2d(weights)
@@ -87,9 +89,9 @@ def class_major_linear_pass(
         wide = scratch.room[: width * n_rows].reshape(width, n_rows)
         np.matmul(stack, X.T, out=wide)
         scores = wide.reshape(K, C, n_rows)
-        losses, totals = softmax(
-            scores, bias, labels[rows], np.ascontiguousarray(weights[:, rows])
-        )
+        losses, totals = np.zeros(K), np.zeros((K, C))
+        given = bias, labels[rows], np.ascontiguousarray(weights[:, rows])
+        gradients_in_place(scores, *given, losses, totals, False)
         return losses, wide @ X, totals
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
@@ -110,16 +112,18 @@ def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, lo
     return np.array(losses), np.concatenate(dW, axis=1), np.concatenate(db)
 
 
-def _softmax_in_place(scores: Any, bias: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
-    """Do as :func:`compiled_gradients_in_place` without numba."""
+def _softmax_gradients_in_place(
+    scores: Any, bias: Any, labels: Any, weights: Any, losses: Any, totals: Any, hinge: bool
+) -> None:
+    """Do as :func:`gpuclf.kernels.losses.loops.gradients_in_place` of softmax, without numba."""
     scores += bias[:, :, None]
     own_class = slice(None), labels, np.arange(len(labels))
     scores -= scores.max(axis=1)[:, None]
-    losses = -scores[own_class]
+    of_rows = -scores[own_class]
     np.exp(scores, out=scores)
     normaliser = scores.sum(axis=1)
-    losses += np.log(normaliser)
-    losses *= weights
+    of_rows += np.log(normaliser)
+    losses += (of_rows * weights).sum(axis=-1, dtype=np.float64)
     scores *= (weights / normaliser)[:, None]
     scores[own_class] -= weights
-    return losses.sum(axis=-1, dtype=np.float64), scores.sum(axis=-1, dtype=np.float64)
+    totals += scores.sum(axis=-1, dtype=np.float64)

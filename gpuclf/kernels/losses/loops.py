@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from gpuclf.kernels.building.machine_code import compiled
 
-__all__ = ["LANES", "gradient_in_place", "gradients_in_place", "part_of_rows", "room_of_rows"]
+__all__ = ["LANES", "gradient_in_place", "gradients_in_place", "room_of_rows"]
 
 LANES = 16  # rows in multiples of these leave no rest that is worked on one by one
 PART_BYTES = 16 << 10  # of a model's scores, half of L1
@@ -27,19 +27,11 @@ def room_of_rows(n_rows: int, dtype: Any) -> tuple[Any, ...]:
     return np.zeros(n_rows, np.int64), *(np.zeros(n_rows, dtype) for _ in range(4))
 
 
-def part_of_rows(n_classes: int, n_samples: int, dtype: Any) -> Any:
-    """Return what :func:`gradients_in_place` writes to: (C, rows) that stay in L1."""
-    fitting = PART_BYTES // (np.dtype(dtype).itemsize * n_classes) // LANES * LANES
-    n_rows = min(max(fitting, MIN_PART), MAX_PART, -(-n_samples // LANES) * LANES)
-    return np.empty((n_classes, n_rows), dtype)
-
-
 @compiled
 def gradients_in_place(
-    scores: Any, bias: Any, y: Any, sample_weight: Any, losses: Any, totals: Any, part: Any,
-    room: Any, hinge: bool,
-) -> None:  # fmt: skip
-    """Do as :func:`gradient_in_place` for K models, a part of the rows at a time.
+    scores: Any, bias: Any, y: Any, sample_weight: Any, losses: Any, totals: Any, hinge: bool
+) -> None:
+    """Do as :func:`gradient_in_place` for K models, a part of the rows at a time that stays in L1.
 
     Parameters
     ----------
@@ -50,22 +42,22 @@ def gradients_in_place(
     sample_weight : array of shape (1, N) or (K, N)
     losses, totals : float64 array of shape (K,) and (K, C)
         Added to.
-    part : array
-        As :func:`part_of_rows` gives it.
-    room : tuple
-        As :func:`room_of_rows` gives it for as many rows.
     hinge : bool
     """
     n_models, n_classes, n_samples = scores.shape
+    step = PART_BYTES // (scores.itemsize * n_classes) // LANES * LANES
+    step = min(max(step, MIN_PART), MAX_PART, (n_samples + LANES - 1) // LANES * LANES)
+    part, numbers = np.empty((n_classes, step), scores.dtype), np.zeros((4, step), scores.dtype)
+    room = np.zeros(step, np.int64), numbers[0], numbers[1], numbers[2], numbers[3]
     for k in range(n_models):
         weights = sample_weight[k % len(sample_weight)]
-        for first in range(0, n_samples, part.shape[1]):
-            n_rows = min(part.shape[1], n_samples - first)
+        for first in range(0, n_samples, step):
+            n_rows = min(step, n_samples - first)
             for c in range(n_classes):
                 for r in range(n_rows):
                     part[c, r] = scores[k, c, first + r] + bias[k, c]
-                for r in range(n_rows, part.shape[1]):
-                    part[c, r] = bias[k, c]
+                for r in range(n_rows, step):
+                    part[c, r] = 0
             losses[k] += gradient_in_place(
                 part, y, weights, first, n_rows, n_classes - 1, totals[k], room, hinge
             )

@@ -5,16 +5,11 @@ With the classes as rows, the same operations run along thousands of samples.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "class_major_multiclass_hinge",
-    "class_major_softmax_cross_entropy",
-    "compiled_gradients_in_place",
-]
+__all__ = ["class_major_multiclass_hinge", "class_major_softmax_cross_entropy"]
 
 # The methods of arrays call these through two functions in Python, as long as a mini-batch takes.
 smallest, largest, added = np.minimum.reduce, np.maximum.reduce, np.add.reduce
@@ -86,43 +81,3 @@ def class_major_multiclass_hinge(
     dscores *= weights
     losses = np.maximum(margins, 0, out=margins).sum(axis=0)
     return _of_models(losses * weights, dscores, scores)
-
-
-def compiled_gradients_in_place(
-    scores: Any, bias: Any, labels: Any, sample_weight: Any, *, hinge: bool = False
-) -> tuple[Any, Any]:
-    """Leave the gradient of K models' losses in the place of their scores; needs numba.
-
-    Parameters
-    ----------
-    scores : array of shape (K, C, N)
-        Without the bias.
-    bias : array of shape (K, C), or None
-    labels : integer array of shape (N,)
-    sample_weight : array of shape (1, N) or (K, N)
-    hinge : bool
-        The loss: else softmax cross-entropy.
-
-    Returns
-    -------
-    losses : float64 array of shape (K,)
-        NaN if a label is out of range.
-    totals : float64 array of shape (K, C)
-        The sums of the gradient over the samples.
-    """
-    loops = _loops()
-    K, C, n_samples = scores.shape
-    losses, totals = np.zeros(K), np.zeros((K, C))
-    part = loops.part_of_rows(C, n_samples, scores.dtype)
-    loops.gradients_in_place(
-        scores, np.zeros((K, C), scores.dtype) if bias is None else bias, labels, sample_weight,
-        losses, totals, part, loops.room_of_rows(part.shape[1], scores.dtype), hinge,
-    )  # fmt: skip
-    return losses, totals
-
-
-@cache
-def _loops() -> Any:
-    from gpuclf.kernels.losses import loops
-
-    return loops
