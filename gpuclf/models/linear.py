@@ -187,7 +187,7 @@ def penalty(W: Array) -> Array:
     if W.ndim > 2:
         return penalties_of_models(W)
     xp = array_namespace(W)
-    flat = xp.reshape(W, (-1,))
+    flat = W.reshape(-1) if xp is np else xp.reshape(W, (-1,))  # which takes NumPy three functions
     return xp.asarray(flat @ flat, dtype=xp.float64)
 
 

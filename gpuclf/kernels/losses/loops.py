@@ -216,10 +216,11 @@ def _multiclass_hinge(
     zero, one = S.dtype.type(0), S.dtype.type(1)
     for r in range(n_rows):
         own[r], of_row[r], of_own[r] = S[labels[r], r] - one, zero, zero
+        S[labels[r], r] = own[r]  # a margin of zero: to ask for the class would keep vectors away
     for c in range(n_classes):
         for r in range(n_rows):
             margin = S[c, r] - own[r]
-            is_violated = labels[r] != c and not margin <= zero  # NaN stays
+            is_violated = not margin <= zero  # NaN stays
             of_row[r] += margin if is_violated else zero
             S[c, r] = weights[r] if is_violated else zero
             of_own[r] += S[c, r]
