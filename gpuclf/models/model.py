@@ -25,11 +25,12 @@ __all__ = ["DataLoss", "Model", "Params", "Twin"]
 
 Params: TypeAlias = dict[str, Array]
 DataLoss: TypeAlias = Callable[[Array, Array, Array | None], tuple[Array, Array]]
-# What was checked of the types and sizes of a call holds for every other call with the same: to the
-# number of classes. Shorter than the checks, which take as long as the loss of a mini-batch.
+Twin: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]
+
+# The number of classes of calls by what was checked of them: types and sizes. The checks would take
+# a tenth of a mini-batch's loss.
 _checked: dict[Any, int] = {}
 KEPT_SIGNATURES = 1024
-Twin: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,9 @@ def _signature_on_host(kind: type[Model], precision: str, params: Any, X: Any, y
     """Return all that checks depend on, but those of values; None for what is not all NumPy's."""
     if type(params) is not dict or precision not in PRECISIONS:
         return None
-    arrays = (X.X if type(X) is Standardized else X, y, *params.values())
-    if any([type(array) is not np.ndarray for array in arrays]):
-        return None
-    return kind, precision, *params, *[(array.shape, array.dtype) for array in arrays]
+    found: list[Any] = [kind, precision, *params]
+    for array in (X.X if type(X) is Standardized else X, y, *params.values()):
+        if type(array) is not np.ndarray:
+            return None
+        found.append((array.shape, array.dtype))
+    return tuple(found)

@@ -113,11 +113,7 @@ def two_layer_pass_with_compiled_loss(
 ) -> Any:
     """Compute :func:`gpuclf.models.two_layer.two_layer_pass` by its body, with another loss."""
     known = machine_code_of(data_loss)
-    if (
-        known is None
-        or samples.n_samples * W1.size < MIN_MULTIPLICATIONS
-        or not numba_is_usable()
-    ):
+    if known is None or samples.n_samples * W1.size < MIN_MULTIPLICATIONS or not numba_is_usable():
         return NotImplemented
     from gpuclf.models.two_layer import two_layer_pass
 
