@@ -17,6 +17,8 @@ from gpuclf.kernels.building.machine_code import compiled
 
 __all__ = ["LANES", "gradient_in_place", "gradients_in_place", "room_of_rows"]
 
+# Compiled with what calls it, and only there: else once more at each level, a third longer in all.
+inlined = partial(compiled, inline="always")
 LANES = 16  # rows in multiples of these leave no rest that is worked on one by one
 PART_BYTES = 16 << 10  # of a model's scores, half of L1
 MIN_PART, MAX_PART = 64, 512
@@ -66,7 +68,7 @@ def gradients_in_place(
                     scores[k, c, first + r] = part[c, r]
 
 
-@compiled
+@inlined
 def gradient_in_place(
     S: Any, y: Any, sample_weight: Any, first: int, n_rows: int, swapped: int, totals: Any,
     room: Any, hinge: bool,
@@ -128,7 +130,7 @@ def _sum(row: Any) -> Any:
     return total
 
 
-@compiled
+@inlined
 def _softmax_cross_entropy(
     S: Any, labels: Any, weights: Any, highest: Any, normaliser: Any
 ) -> float:
@@ -155,7 +157,7 @@ def _softmax_cross_entropy(
     return loss
 
 
-@compiled
+@inlined
 def _exponentials(row: Any, highest: Any, normaliser: Any) -> None:
     r"""Write ``exp(row - highest)``, of numbers up to 0, over the row, and add it to `normaliser`.
 
@@ -207,7 +209,7 @@ def _power_of_two(typing_context: Any, kind: Any) -> Any:
     return kind(kind), generate
 
 
-@compiled
+@inlined
 def _multiclass_hinge(
     S: Any, labels: Any, weights: Any, own: Any, of_row: Any, of_own: Any
 ) -> float:
