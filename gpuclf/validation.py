@@ -22,6 +22,7 @@ __all__ = [
     "PRECISIONS",
     "check_finite",
     "check_label_count",
+    "check_label_values",
     "check_labels",
     "check_params",
     "check_penalty",
@@ -195,7 +196,14 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
             f"labels must be integers 0..{n_classes - 1}, got {y.dtype}; convert them with "
             "y.astype(int), or number them with numpy.unique(y, return_inverse=True)"
         )
-    if values_are_on_host(y) and not 0 <= np.minimum.reduce(y) <= np.maximum.reduce(y) < n_classes:
+    if values_are_on_host(y):
+        check_label_values(y, n_classes)
+    return y
+
+
+def check_label_values(y: np.ndarray, n_classes: int) -> None:
+    """Raise if a label on the host is out of range."""
+    if not 0 <= np.minimum.reduce(y) <= np.maximum.reduce(y) < n_classes:
         wrong = np.flatnonzero((y < 0) | (y >= n_classes))
         raise ValueError(
             f"labels must be in 0..{n_classes - 1} (W has {n_classes} columns), got "
@@ -203,7 +211,6 @@ def check_labels(y: Array, X: Array | Standardized, n_classes: int) -> Array:
             + (f" and {wrong.size - 1} more" if wrong.size > 1 else "")
             + "; number the classes from 0, or give W more columns"
         )
-    return y
 
 
 def check_weights(sample_weight: Array | None, X: Array | Standardized, dtype: Any) -> Array | None:

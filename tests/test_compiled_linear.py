@@ -8,10 +8,10 @@ pytest.importorskip("numba", reason="numba is not installed")
 from gpuclf.kernels.building import machine_code as compilation
 from gpuclf.kernels.linear_pass import loops as linear_loops
 from gpuclf.kernels.linear_pass import on_cpu as compiled_linear
-from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
+from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass, linear_objective_by_blas
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import SOFTMAX
-from gpuclf.models.linear import linear_pass
+from gpuclf.models.linear import linear_pass, penalized_linear_pass
 from gpuclf.samples import walk as row_blocks
 from gpuclf.samples.folding import FoldedSamples
 from gpuclf.samples.standardized import Standardized
@@ -358,14 +358,55 @@ def test_declines_what_is_too_small(monkeypatch, limit):
     assert compiled_linear_pass(**arguments()) is NotImplemented
 
 
-@pytest.mark.parametrize("kind", ["floats", "standardized bytes"])
-@pytest.mark.parametrize("cores", [1, 2])
-def test_leaves_mini_batches_of_floats_to_the_threads_of_blas(monkeypatch, kind, cores):
-    monkeypatch.setattr(compiled_linear, "cpu_workers", lambda: cores)
-    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 170)
-    blas_is_faster = kind == "floats" and cores == 2
-    assert (compiled_linear_pass(**arguments(170, kind=kind)) is NotImplemented) == blas_is_faster
-    assert compiled_linear_pass(**arguments(171, kind=kind)) is not NotImplemented
+def objectives(given, reg=0.1):
+    """Return what BLAS and the compiled loss find for few rows, and what the body does."""
+    rest = [given[name] for name in ("W", "b", "samples", "y", "weights", "data_loss")]
+    found = linear_objective_by_blas(*rest, reg)
+    return found, penalized_linear_pass.reference(*rest, reg)
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_products_of_blas_agree_with_the_shared_pass(monkeypatch, dtype, loss):
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 512)
+    for n, c in ((1, 2), (15, 10), (16, 1), (200, 10), (512, 40)):
+        given = arguments(n, 40, c, dtype, loss=loss)
+        for changed in ({}, {"b": None, "weights": None, "y": given["y"].astype(np.uint8)}):
+            found, expected = objectives(given | changed)
+            for ours, reference in zip(found, expected, strict=True):
+                assert ours.dtype == reference.dtype
+                assert ours.shape == reference.shape
+                error = np.linalg.norm(ours - reference)
+                assert error <= TOLERANCES[dtype] * np.linalg.norm(reference)
+    assert np.isnan(objectives(given | {"y": np.full(512, 40)})[0][0])
+
+
+NOT_FOR_BLAS = {
+    "many rows": {"samples": FoldedSamples(np.zeros((151, 70), np.float32), 10, np.float32)},
+    "other floats": {"W": np.zeros((70, 10))},
+    "several models": {"W": np.zeros((1, 70, 10), np.float32)},
+    "columns first": {"W": np.zeros((10, 70), np.float32).T},
+    "weights for each model": {"weights": np.ones((1, 150), np.float32)},
+    "a loss of one's own": {"data_loss": lambda *given: softmax_cross_entropy(*given)},
+}
+
+
+@pytest.mark.parametrize("change", NOT_FOR_BLAS)
+def test_leaves_to_others_what_is_no_mini_batch_of_floats(monkeypatch, change):
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 150)
+    given = arguments(150)
+    assert objectives(given)[0] is not NotImplemented
+    rest = given | NOT_FOR_BLAS[change]
+    rest = [rest[name] for name in ("W", "b", "samples", "y", "weights", "data_loss")]
+    assert linear_objective_by_blas(*rest, 0.1) is NotImplemented
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blas_multiplies_rows_that_are_floats_before_they_are_multiplied(monkeypatch, kind):
+    monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 200)
+    few, more = objectives(arguments(150, kind=kind)), objectives(arguments(170, kind=kind))
+    assert few[0][0] == pytest.approx(few[1][0], rel=1e-5)
+    assert (more[0] is NotImplemented) == (kind != "floats")  # folded: 16 rows and more a column
 
 
 def test_declines_without_numba(monkeypatch):

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from gpuclf.kernels.losses.on_cpu import class_major_softmax_cross_entropy
+from gpuclf.kernels.losses import on_cpu as losses_on_cpu
+from gpuclf.kernels.losses.on_cpu import (
+    class_major_softmax_cross_entropy,
+    two_layer_pass_with_compiled_loss,
+)
 from gpuclf.layers import apart
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.models.two_layer import two_layer_pass
+from gpuclf.samples.folding import FoldedSamples
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -59,3 +65,36 @@ def test_class_major_softmax_declines_what_it_was_not_written_for(change):
     arguments = {"logits": np.zeros((3, 3)), "labels": np.array([0, 1, 1]), "sample_weight": None}
     assert class_major_softmax_cross_entropy(**arguments) is not NotImplemented
     assert class_major_softmax_cross_entropy(**(arguments | change)) is NotImplemented
+
+
+def two_layers(dtype, models=(), weight_shape=None, n=170):
+    """Return the arguments of a pass, but for the loss."""
+    rng = np.random.default_rng(0)
+    shapes = (30, 20), (20,), (20, 5), (5,)
+    params = [rng.standard_normal((*models, *shape)).astype(dtype) for shape in shapes]
+    samples = FoldedSamples(rng.standard_normal((n, 30)).astype(dtype), 20, dtype)
+    weights = None if weight_shape is None else rng.random(weight_shape).astype(dtype)
+    return *params, samples, rng.integers(0, 5, n), weights, 0.1, None, "float32"
+
+
+@pytest.mark.parametrize(("models", "weights"), [((), None), ((), (170,)), ((3,), (3, 170))])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-5), (np.float64, 1e-12)])
+def test_a_net_s_pass_with_the_compiled_loss_is_the_reference(
+    dtype, rtol, loss, models, weights, monkeypatch
+):
+    pytest.importorskip("numba", reason="numba is not installed")
+    given = *two_layers(dtype, models, weights), loss
+    assert two_layer_pass_with_compiled_loss(*given) is NotImplemented  # not worth numba
+    monkeypatch.setattr(losses_on_cpu, "MIN_MULTIPLICATIONS", 1)
+    found = two_layer_pass_with_compiled_loss(*given)
+    for ours, theirs in zip(found, two_layer_pass.reference(*given), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
+
+
+def test_a_net_s_pass_declines_a_loss_of_ones_own(monkeypatch):
+    monkeypatch.setattr(losses_on_cpu, "MIN_MULTIPLICATIONS", 1)
+    given = two_layers(np.float64)
+    assert two_layer_pass_with_compiled_loss(*given, lambda *of: None) is NotImplemented

@@ -6,6 +6,7 @@ import pytest
 
 from gpuclf import extract_features
 from gpuclf.arrays import MixedDevicesError
+from gpuclf.models import SOFTMAX
 from gpuclf.models.linear import softmax_loss_vectorized
 from gpuclf.models.two_layer import two_layer_loss, two_layer_scores
 from gpuclf.samples.standardized import Standardized
@@ -438,3 +439,50 @@ def test_floats_of_the_other_byte_order_are_told_to_be_swapped():
     X = np.ones((2, 4), np.dtype(float).newbyteorder())
     with pytest.raises(TypeError, match=r"byte order.*X\.astype\('float64'\)$"):
         softmax_loss_vectorized(np.zeros((4, 3)), X, np.zeros(2, int), 0.0)
+
+
+def test_calls_of_known_types_and_sizes_are_looked_at_for_their_values():
+    params, X, y = {"W": np.ones((D, C)), "b": np.zeros(C)}, make_X(), make_y()
+    expected = SOFTMAX.loss(params, X, y, 0.1)[0]
+    assert SOFTMAX.loss(params, X, y, 0.1)[0] == expected
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.2"):
+        SOFTMAX.loss(params, X, y + 1, 0.1)
+    with pytest.raises(ValueError, match="reg must be"):
+        SOFTMAX.loss(params, X, y, -1.0)
+    with pytest.raises(ValueError, match="X has 24 NaN"):
+        SOFTMAX.loss(params, X * np.nan, y, 0.1)
+    with pytest.raises(ValueError, match="precision must be"):
+        SOFTMAX.loss(params, X, y, 0.1, precision=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("X", make_X()[:, 1:]),
+        ("y", make_y()[1:]),
+        ("y", make_y() > 0),
+        ("W", np.ones((D + 1, C))),
+        ("W", np.ones((D, C), np.int64)),
+        ("b", None),
+    ],
+)
+def test_other_types_and_sizes_than_the_known_ones_are_checked(name, other):
+    given = {"W": np.ones((D, C)), "b": np.zeros(C), "X": make_X(), "y": make_y()}
+    for changed in ({}, {name: other}):
+        now = given | changed
+        X, y = now.pop("X"), now.pop("y")
+        if changed:
+            with pytest.raises((TypeError, ValueError)):
+                SOFTMAX.loss(now, X, y, 0.1)
+        else:
+            SOFTMAX.loss(now, X, y, 0.1)
+
+
+def test_what_is_converted_is_converted_in_each_call():
+    X, y = make_X().astype(np.float32), make_y()
+    params = {"b": np.zeros(C), "W": np.ones((D, C), np.float32)}  # in another order too
+    for _ in range(2):
+        loss, grads = SOFTMAX.loss(params, X, y, 0.1)
+        assert [*grads] == ["W", "b"]
+        assert {grad.dtype.name for grad in grads.values()} == {"float64"}
+        assert loss == pytest.approx(np.log(C) + 0.1 * D * C)

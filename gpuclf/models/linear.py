@@ -57,7 +57,10 @@ def linear_scores(params: Params, X: Array | Standardized, *, precision: str = "
     return apart(wide, models)
 
 
-@fusable(cupy="linear_pass.on_gpu:linear_objective_on_tensor_cores")
+@fusable(
+    numpy="linear_pass.on_cpu:linear_objective_by_blas",
+    cupy="linear_pass.on_gpu:linear_objective_on_tensor_cores",
+)
 def penalized_linear_pass(
     W: Array,
     b: Array | None,
@@ -185,7 +188,7 @@ def penalty(W: Array) -> Array:
     if W.ndim > 2:
         return penalties_of_models(W)
     xp = array_namespace(W)
-    flat = xp.reshape(W, (-1,))
+    flat = W.reshape(-1) if xp is np else xp.reshape(W, (-1,))  # which takes NumPy three functions
     return xp.asarray(flat @ flat, dtype=xp.float64)
 
 

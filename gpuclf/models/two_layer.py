@@ -25,7 +25,10 @@ from gpuclf.validation import check_params, check_result
 __all__ = ["TWO_LAYER", "TwoLayerNet", "two_layer_loss", "two_layer_pass", "two_layer_scores"]
 
 
-@fusable(cupy="two_layer_pass.on_gpu:two_layer_pass_on_tensor_cores")
+@fusable(
+    numpy="losses.on_cpu:two_layer_pass_with_compiled_loss",
+    cupy="two_layer_pass.on_gpu:two_layer_pass_on_tensor_cores",
+)
 def two_layer_pass(
     W1: Array,
     b1: Array,

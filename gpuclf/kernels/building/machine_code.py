@@ -24,13 +24,13 @@ announced: set[str] = set()
 # words. What is not here takes a second.
 DURATIONS = {
     "byte_products": "some seconds",
-    "fleet_loops": "about 3 s",
     "linear_pass": "about 6 s",
+    "losses": "about 3 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
 }
 NAMES = {
-    "fleet_loops": "loss of fleets",
+    "losses": "loss of mini-batches and fleets",
     "nearest": "neighbours of bytes",
     "open_loops": "neighbours of floats",
 }
@@ -97,26 +97,29 @@ def vector_unit() -> str:
     return f"{vectors}, AMX for bytes" if matrix_unit_is_usable() else vectors
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: Any, **options: Any) -> Any:
     """Compile at the first call, without the interpreter's lock; keep the result if possible.
 
     numba keeps it in __pycache__ until the function's own file changes, whatever else that calls.
+    What has `options` of its own, as numba has them, is a part of others, and not announced.
     """
     from numba import njit
 
-    options = {"nogil": True, "error_model": "numpy"}
+    is_part, options = bool(options), {"nogil": True, "error_model": "numpy"} | options
     try:
         dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that could be written to
         dispatcher = njit(**options)(function)
         kept = "for this process only: set NUMBA_CACHE_DIR to a folder that can be written to"
-        dispatcher._cache.load_overload = _announcing(lambda *_: None, function, kept)
+        if not is_part:
+            dispatcher._cache.load_overload = _announcing(lambda *_: None, function, kept)
         return dispatcher
     store = dispatcher._cache
     for name in ("load_overload", "save_overload"):
         setattr(store, name, _forgiving(getattr(store, name), store))
     kept = f"kept in {store.cache_path}; gpuclf info --warm-up does it ahead"
-    store.load_overload = _announcing(store.load_overload, function, kept)
+    if not is_part:
+        store.load_overload = _announcing(store.load_overload, function, kept)
     return dispatcher
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +74,10 @@ def class_major_linear_pass(
     stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
-    softmax = _compiled_softmax() if compiles else _softmax_in_place
+    if compiles:
+        from gpuclf.kernels.losses.loops import gradients_in_place
+    else:
+        gradients_in_place = _softmax_gradients_in_place
     scratch = threading.local()
     bias = np.zeros((K, C), W.dtype) if b is None else np.ascontiguousarray(b).reshape(K, C)
     labels, weights = y.astype(np.int64, copy=False), np.atleast_2d(weights)
@@ -86,11 +88,14 @@ def class_major_linear_pass(
             scratch.room = np.empty(width * step, W.dtype)
         wide = scratch.room[: width * n_rows].reshape(width, n_rows)
         np.matmul(stack, X.T, out=wide)
-        loss = softmax(wide.reshape(K, C, n_rows), bias, labels[rows], weights[:, rows])
-        return loss, wide @ X, wide @ np.ones(n_rows, W.dtype)
+        scores = wide.reshape(K, C, n_rows)
+        losses, totals = np.zeros(K), np.zeros((K, C))
+        given = bias, labels[rows], np.ascontiguousarray(weights[:, rows])
+        gradients_in_place(scores, *given, losses, totals, False)
+        return losses, wide @ X, totals
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
-    return loss, np.ascontiguousarray(dWT.T), db
+    return loss, np.ascontiguousarray(dWT.T), db.reshape(-1).astype(W.dtype)
 
 
 def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, loss: Any) -> Any:
@@ -107,32 +112,18 @@ def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, lo
     return np.array(losses), np.concatenate(dW, axis=1), np.concatenate(db)
 
 
-@cache
-def _compiled_softmax() -> Any:
-    from gpuclf.kernels.linear_pass import fleet_loops
-
-    def softmax(scores: Any, bias: Any, labels: Any, weights: Any) -> Any:
-        K, C, n_rows = scores.shape
-        margins, normalisers = np.empty((2, K, n_rows), scores.dtype)
-        work = fleet_loops.workspace(C, scores.dtype)
-        fleet_loops.softmax_in_place(scores, bias, labels, weights, margins, normalisers, work)
-        margins += np.log(normalisers)
-        margins *= weights
-        return margins.sum(axis=-1, dtype=np.float64)
-
-    return softmax
-
-
-def _softmax_in_place(scores: Any, bias: Any, labels: Any, weights: Any) -> Any:
-    """Return the losses (K,), and leave the gradient in the place of the scores (K, C, rows)."""
+def _softmax_gradients_in_place(
+    scores: Any, bias: Any, labels: Any, weights: Any, losses: Any, totals: Any, hinge: bool
+) -> None:
+    """Do as :func:`gpuclf.kernels.losses.loops.gradients_in_place` of softmax, without numba."""
     scores += bias[:, :, None]
     own_class = slice(None), labels, np.arange(len(labels))
     scores -= scores.max(axis=1)[:, None]
-    losses = -scores[own_class]
+    of_rows = -scores[own_class]
     np.exp(scores, out=scores)
     normaliser = scores.sum(axis=1)
-    losses += np.log(normaliser)
-    losses *= weights
+    of_rows += np.log(normaliser)
+    losses += (of_rows * weights).sum(axis=-1, dtype=np.float64)
     scores *= (weights / normaliser)[:, None]
     scores[own_class] -= weights
-    return losses.sum(axis=-1, dtype=np.float64)
+    totals += scores.sum(axis=-1, dtype=np.float64)

@@ -9,12 +9,12 @@ A data loss that is not in machine code stays in Python: it is called for a stre
 the two compiled products, so X is read twice.
 
 Declines what the shared body does better: little work, few features, wide W, several models,
-samples that are not one contiguous matrix; a mini-batch of floats, which one thread walks here and
-all of BLAS's threads there.
+samples that are not one contiguous matrix. Of a mini-batch of floats BLAS has the products.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from gpuclf.samples.walk import sum_over_row_blocks
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
 
-__all__ = ["compiled_linear_pass"]
+__all__ = ["compiled_linear_pass", "linear_objective_by_blas"]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_FEATURES = 64
@@ -38,11 +38,67 @@ MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
 MAX_STRETCH_ROWS = 2048
 MIN_STRETCH_ROWS = 512
-MAX_ROWS_FOR_BLAS = 512  # of floats: BLAS shares so few among its threads
+MAX_ROWS_FOR_BLAS = 512  # of floats: so few stay in the cache from one product to the other
 # W, dW and what the processor fetches ahead have the rest of L2; tiles have 3 or 4 rows.
 BLOCK_OF_L2 = 0.6
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 12, 96
 OWN_LOSS_ROWS = 256  # of a call of a loss in Python: its rows should still be in a cache after it
+
+
+def linear_objective_by_blas(
+    W: Any,
+    b: Any,
+    samples: FoldedSamples,
+    y: Any,
+    sample_weight: Any,
+    data_loss: Any,
+    reg: Any,
+    precision: str = "float32",
+) -> Any:
+    """Compute :func:`gpuclf.models.linear.penalized_linear_pass` of few rows of floats.
+
+    Their products are BLAS's, whose threads share them; what is between and behind is compiled, for
+    the operations of NumPy take as long as a product.
+    """
+    n_samples, kind = samples.n_samples, W.dtype
+    if (
+        n_samples > MAX_ROWS_FOR_BLAS
+        or W.ndim != 2
+        or n_samples * W.size < MIN_MULTIPLICATIONS
+        or samples.folds
+        or samples.are_streamed
+        or (samples.are_plain_floats and samples.stored.dtype != kind)
+        or (sample_weight is not None and sample_weight.shape != (n_samples,))
+        or not W.flags.c_contiguous
+        or (known := machine_code_of(data_loss)) is None
+        or not numba_is_usable()
+    ):
+        return NotImplemented
+    gradients_in_place, add_multiple = _compiled_between_products()
+    X, C = samples.rows(slice(0, n_samples)), W.shape[1]
+    scores, bias = (X @ W).T.copy(), np.zeros(C, kind) if b is None else np.ascontiguousarray(b)
+    labels, weights = np.ascontiguousarray(y, np.int64), _mean_weights(n_samples, kind)
+    if sample_weight is not None:
+        weights = np.ascontiguousarray(sample_weight, kind)
+    losses, totals = np.zeros(1), np.zeros((1, C))
+    given = scores[None], bias[None], labels, weights[None]
+    gradients_in_place(*given, losses, totals, known == "multiclass_hinge")
+    dW, flat = X.T @ scores.T, W.reshape(-1)
+    add_multiple(dW.reshape(-1), flat, kind.type(2 * reg))
+    return losses[0] + reg * np.float64(flat @ flat), dW, totals[0].astype(kind)
+
+
+@cache
+def _compiled_between_products() -> Any:
+    from gpuclf.kernels.elementwise.loops import add_multiple
+    from gpuclf.kernels.losses.loops import gradients_in_place
+
+    return gradients_in_place, add_multiple
+
+
+@cache
+def _mean_weights(n_samples: int, dtype: Any) -> Any:
+    return np.full(n_samples, 1 / n_samples, dtype)
 
 
 def compiled_linear_pass(
@@ -91,9 +147,6 @@ def compiled_linear_pass(
     n_columns = n_classes - 1 if known is not None and n_classes > 1 else n_classes
     shape = loops.shape_for(n_columns, W.itemsize)
     bias = np.zeros(n_classes, W.dtype) if b is None else b
-    is_read_as_it_is = X.dtype == W.dtype and centre is None
-    if is_read_as_it_is and known and n_samples <= MAX_ROWS_FOR_BLAS and cpu_workers() > 1:
-        return NotImplemented
     packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
     of_tiles = np.zeros(n_classes, W.dtype)
     swapped = loops.pack(W, bias, n_columns, packed, of_tiles, shape)

@@ -1,27 +1,27 @@
-"""Losses of a block of scores with the classes as rows, compiled; needs numba.
+"""Losses of scores with the classes as rows, compiled; needs numba.
 
 With the samples along a row, a compiler works on as many at a time as a vector register holds.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils
+from numba import types
+from numba.extending import intrinsic
 
-from gpuclf.kernels.building.emission import I32, I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 
-__all__ = ["LANES", "gradient_in_place", "room_of_rows"]
+__all__ = ["LANES", "gradient_in_place", "gradients_in_place", "room_of_rows"]
 
-LANES = 16  # numbers that the exponentials are taken of at a time; LLVM cuts what is too long
-# exp(x) = 2^n exp(r): r = x - n log 2 is small, and log 2 is subtracted in two parts, the first of
-# few bits. The polynomial is Cephes' (Moshier, expf), from the highest power on.
-LOG2_E, LOG_2 = 1.44269504088896341, (0.693359375, -2.12194440e-4)
-OF_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
-LEAST = -87.0  # below, the exponential is taken for zero: what comes next has no digits left
+# Compiled with what calls it, and only there: else once more at each level, a third longer in all.
+inlined = partial(compiled, inline="always")
+LANES = 16  # rows in multiples of these leave no rest that is worked on one by one
+PART_BYTES = 16 << 10  # of a model's scores, half of L1
+MIN_PART, MAX_PART = 64, 512
 
 
 def room_of_rows(n_rows: int, dtype: Any) -> tuple[Any, ...]:
@@ -29,43 +29,46 @@ def room_of_rows(n_rows: int, dtype: Any) -> tuple[Any, ...]:
     return np.zeros(n_rows, np.int64), *(np.zeros(n_rows, dtype) for _ in range(4))
 
 
-@emitted
-def exponentials(code: Code, S: Any, c: Any, highest: Any, normaliser: Any) -> None:
-    """Write ``exp(S[c] - highest)``, of numbers up to 0, over S[c], and add it to `normaliser`.
-
-    For float32, whose rows are a multiple of ``LANES`` long. NaN stays.
-    """
-    if not isinstance(S.item, ir.FloatType):
-        return  # the caller's other branch
-    builder, floats = code.builder, ir.VectorType(S.item, LANES)
-    ints, row = ir.VectorType(I32, LANES), S.row(c)
-
-    def all_of(value: float) -> Any:
-        return ir.Constant(floats, [value] * LANES)
-
-    with cgutils.for_range_slice(builder, I64(0), S.length(1), I64(LANES)) as (r, _):
-        place = code.times(r, 4)
-        x = builder.fsub(
-            code.load(code.at(row, place), floats), code.load(code.at(highest, place), floats)
-        )
-        n = code.call(f"llvm.rint.v{LANES}f32", floats, builder.fmul(x, all_of(LOG2_E)))
-        rest = x
-        for part in LOG_2:
-            rest = code.multiply_add(n, all_of(-part), rest)
-        value = all_of(OF_EXP[0])
-        for factor in (*OF_EXP[1:], 1.0, 1.0):
-            value = code.multiply_add(value, rest, all_of(factor))
-        exponent = builder.add(builder.fptosi(n, ints), ir.Constant(ints, [127] * LANES))
-        power = builder.shl(exponent, ir.Constant(ints, [23] * LANES))
-        value = builder.fmul(value, builder.bitcast(power, floats))
-        is_none = builder.fcmp_ordered("<", x, all_of(LEAST))
-        value = builder.select(is_none, all_of(0.0), value)
-        code.store(value, code.at(row, place))
-        total = code.at(normaliser, place)
-        code.store(builder.fadd(code.load(total, floats), value), total)
-
-
 @compiled
+def gradients_in_place(
+    scores: Any, bias: Any, y: Any, sample_weight: Any, losses: Any, totals: Any, hinge: bool
+) -> None:
+    """Do as :func:`gradient_in_place` for K models, a part of the rows at a time that stays in L1.
+
+    Parameters
+    ----------
+    scores : array of shape (K, C, N)
+        Without the bias.
+    bias : array of shape (K, C)
+    y : array of shape (N,)
+    sample_weight : array of shape (1, N) or (K, N)
+    losses, totals : float64 array of shape (K,) and (K, C)
+        Added to.
+    hinge : bool
+    """
+    n_models, n_classes, n_samples = scores.shape
+    step = PART_BYTES // (scores.itemsize * n_classes) // LANES * LANES
+    step = min(max(step, MIN_PART), MAX_PART, (n_samples + LANES - 1) // LANES * LANES)
+    part, numbers = np.empty((n_classes, step), scores.dtype), np.zeros((4, step), scores.dtype)
+    room = np.zeros(step, np.int64), numbers[0], numbers[1], numbers[2], numbers[3]
+    for k in range(n_models):
+        weights = sample_weight[k % len(sample_weight)]
+        for first in range(0, n_samples, step):
+            n_rows = min(step, n_samples - first)
+            for c in range(n_classes):
+                for r in range(n_rows):
+                    part[c, r] = scores[k, c, first + r] + bias[k, c]
+                for r in range(n_rows, step):
+                    part[c, r] = 0
+            losses[k] += gradient_in_place(
+                part, y, weights, first, n_rows, n_classes - 1, totals[k], room, hinge
+            )
+            for c in range(n_classes):
+                for r in range(n_rows):
+                    scores[k, c, first + r] = part[c, r]
+
+
+@inlined
 def gradient_in_place(
     S: Any, y: Any, sample_weight: Any, first: int, n_rows: int, swapped: int, totals: Any,
     room: Any, hinge: bool,
@@ -75,8 +78,7 @@ def gradient_in_place(
     Parameters
     ----------
     S : array of shape (C, rows)
-        The rows a multiple of ``LANES``. Of those behind `n_rows` any finite numbers; their
-        gradient is zero.
+        Behind `n_rows` any finite numbers; their gradient is zero.
     y, sample_weight : array of shape (N,)
     first, n_rows : int
         The samples of the block.
@@ -115,12 +117,20 @@ def gradient_in_place(
     else:
         loss += _softmax_cross_entropy(S, labels, weights, first_room, second_room)
     for c in range(n_classes):
-        for r in range(n_rows):
-            totals[c] += S[c, r]
+        totals[c] += _sum(S[c])
     return float(loss)
 
 
-@compiled
+@partial(compiled, fastmath={"reassoc"})
+def _sum(row: Any) -> Any:
+    """Add up in the order that vectors have: in theirs alone, each number would wait."""
+    total = row.dtype.type(0)
+    for r in range(len(row)):
+        total += row[r]
+    return total
+
+
+@inlined
 def _softmax_cross_entropy(
     S: Any, labels: Any, weights: Any, highest: Any, normaliser: Any
 ) -> float:
@@ -130,17 +140,12 @@ def _softmax_cross_entropy(
         highest[r], normaliser[r] = S[0, r], 0
     for c in range(1, n_classes):
         for r in range(n_rows):
-            highest[r] = max(highest[r], S[c, r])
+            highest[r] = np.maximum(highest[r], S[c, r])  # max() is not made a vector's
     loss = 0.0
     for r in range(n_rows):
         loss -= weights[r] * (S[labels[r], r] - highest[r])
     for c in range(n_classes):
-        if S.itemsize == 4:
-            exponentials(S, c, highest, normaliser)
-        else:
-            for r in range(n_rows):
-                S[c, r] = np.exp(S[c, r] - highest[r])
-                normaliser[r] += S[c, r]
+        _exponentials(S[c], highest, normaliser)
     for r in range(n_rows):
         loss += weights[r] * np.log(normaliser[r])
         normaliser[r] = weights[r] / normaliser[r]
@@ -152,7 +157,59 @@ def _softmax_cross_entropy(
     return loss
 
 
-@compiled
+@inlined
+def _exponentials(row: Any, highest: Any, normaliser: Any) -> None:
+    r"""Write ``exp(row - highest)``, of numbers up to 0, over the row, and add it to `normaliser`.
+
+    :math:`e^x = 2^n e^{x - n \log 2}`, the second by its series: to 1 and 2 units in the last
+    place. What would be below the smallest normal number is zero; NaN stays NaN. Written out,
+    because for a vector of numbers there is no exponential that compilers know.
+    """
+    f = row.dtype.type
+    if np.finfo(row.dtype).bits == 32:
+        least, log2, rest = f(-87.0), f(0.693359375), f(-2.12194440e-4)
+    else:
+        least, log2, rest = f(-708.0), f(0.693145751953125), f(1.42860682030941723212e-6)
+    magic = f(3 << (np.finfo(row.dtype).nmant - 1))  # so large a number has no fraction
+    per_log2, zero, half, one = f(1.4426950408889634), f(0), f(0.5), f(1)
+    for r in range(len(row)):
+        difference = row[r] - highest[r]
+        shifted = difference * per_log2 + magic
+        n = shifted - magic
+        x = (difference - n * log2) - n * rest  # log 2 in two parts, the first of few bits
+        if np.finfo(row.dtype).bits == 32:
+            y = x * f(1 / 5040) + f(1 / 720)
+        else:
+            y = x * f(1 / 479001600) + f(1 / 39916800)
+            y = y * x + f(1 / 3628800)
+            y = y * x + f(1 / 362880)
+            y = y * x + f(1 / 40320)
+            y = y * x + f(1 / 5040)
+            y = y * x + f(1 / 720)
+        y = y * x + f(1 / 120)
+        y = y * x + f(1 / 24)
+        y = y * x + f(1 / 6)
+        y = y * x + half
+        value = (y * x * x + x + one) * _power_of_two(shifted)
+        value = zero if difference < least else value
+        row[r] = value
+        normaliser[r] += value
+
+
+@intrinsic
+def _power_of_two(typing_context: Any, kind: Any) -> Any:
+    """Return 2**n, for n in the last bits of a float: in the bits of the result, its exponent."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        width, digits = (32, 23) if kind == types.float32 else (64, 52)
+        bits = ir.IntType(width)
+        n = builder.add(builder.bitcast(values[0], bits), bits((1 << (width - digits - 2)) - 1))
+        return builder.bitcast(builder.shl(n, bits(digits)), values[0].type)
+
+    return kind(kind), generate
+
+
+@inlined
 def _multiclass_hinge(
     S: Any, labels: Any, weights: Any, own: Any, of_row: Any, of_own: Any
 ) -> float:
@@ -161,10 +218,11 @@ def _multiclass_hinge(
     zero, one = S.dtype.type(0), S.dtype.type(1)
     for r in range(n_rows):
         own[r], of_row[r], of_own[r] = S[labels[r], r] - one, zero, zero
+        S[labels[r], r] = own[r]  # a margin of zero: to ask for the class would keep vectors away
     for c in range(n_classes):
         for r in range(n_rows):
             margin = S[c, r] - own[r]
-            is_violated = labels[r] != c and not margin <= zero  # NaN stays
+            is_violated = not margin <= zero  # NaN stays
             of_row[r] += margin if is_violated else zero
             S[c, r] = weights[r] if is_violated else zero
             of_own[r] += S[c, r]

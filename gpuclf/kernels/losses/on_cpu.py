@@ -1,15 +1,30 @@
 """Losses along the samples: ten classes a row are ten numbers, for which NumPy starts anew.
 
-With the classes as rows, the same operations run along thousands of samples.
+With the classes as rows, the same operations run along thousands of samples. Beside products that
+are worth numba they are compiled (:mod:`gpuclf.kernels.losses.loops`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["class_major_multiclass_hinge", "class_major_softmax_cross_entropy"]
+from gpuclf.dispatch import machine_code_of
+from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.losses import softmax_cross_entropy
+
+if TYPE_CHECKING:
+    from gpuclf.samples.folding import FoldedSamples
+
+__all__ = [
+    "class_major_multiclass_hinge",
+    "class_major_softmax_cross_entropy",
+    "two_layer_pass_with_compiled_loss",
+]
+
+MIN_MULTIPLICATIONS = 1_000_000  # of the products beside: below, numba is not imported for a loss
 
 # The methods of arrays call these through two functions in Python, as long as a mini-batch takes.
 smallest, largest, added = np.minimum.reduce, np.maximum.reduce, np.add.reduce
@@ -81,3 +96,45 @@ def class_major_multiclass_hinge(
     dscores *= weights
     losses = np.maximum(margins, 0, out=margins).sum(axis=0)
     return _of_models(losses * weights, dscores, scores)
+
+
+def two_layer_pass_with_compiled_loss(
+    W1: Any,
+    b1: Any,
+    W2: Any,
+    b2: Any,
+    samples: FoldedSamples,
+    y: Any,
+    sample_weight: Any,
+    reg: Any,
+    hidden_mask: Any = None,
+    precision: str = "float32",
+    data_loss: Any = softmax_cross_entropy,
+) -> Any:
+    """Compute :func:`gpuclf.models.two_layer.two_layer_pass` by its body, with another loss."""
+    known = machine_code_of(data_loss)
+    if known is None or samples.n_samples * W1.size < MIN_MULTIPLICATIONS or not numba_is_usable():
+        return NotImplemented
+    from gpuclf.models.two_layer import two_layer_pass
+
+    compiled = _compiled(known == "multiclass_hinge")
+    given = W1, b1, W2, b2, samples, y, sample_weight, reg, hidden_mask, precision
+    return two_layer_pass.reference(*given, compiled)
+
+
+@cache
+def _compiled(hinge: bool) -> Any:
+    from gpuclf.kernels.losses.loops import gradients_in_place
+
+    def data_loss(scores: Any, labels: Any, sample_weight: Any) -> tuple[Any, Any]:
+        *models, n_samples, n_classes = scores.shape
+        dscores = scores.swapaxes(-1, -2).copy()
+        class_major = dscores.reshape(-1, n_classes, n_samples)
+        bias = np.zeros(class_major.shape[:2], scores.dtype)
+        weights = np.ascontiguousarray(sample_weight, scores.dtype).reshape(-1, n_samples)
+        losses, totals = np.zeros(len(bias)), np.zeros(bias.shape)
+        labels = np.ascontiguousarray(labels, np.int64)
+        gradients_in_place(class_major, bias, labels, weights, losses, totals, hinge)
+        return losses.reshape(models) if models else losses[0], dscores.swapaxes(-1, -2)
+
+    return data_loss
