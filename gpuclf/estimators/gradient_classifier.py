@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from gpuclf.arrays import array_namespace, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cupy import on_its_device
+from gpuclf.estimators.after_epoch import AfterEpoch, Callback
 from gpuclf.estimators.base import Part, count_samples, on_host, select_rows
 from gpuclf.estimators.bases import CallbackSupportMixin
 from gpuclf.estimators.hyperparameters import (
@@ -49,8 +50,6 @@ LEARNED_FROM_SAMPLES = (
     *("image_shape_", "layout_", "value_range_", "_value_kind"),
 )
 MANY = 1 << 30  # samples
-
-Callback = Callable[[int, History], bool | None]  # (epochs done, history) -> stop?
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -301,7 +300,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         list of Exception or None
             Why a classifier could not be trained; it gets no parameters then.
         """
-        first, is_alone = fleet[0], len(fleet) == 1
+        first = fleet[0]
         goes_on = epochs is not None and hasattr(first, "params_")
         training = resumable(fleet, checkpoint, checkpoint_every, resume)
         validates = X_val is not None or first.n_iter_no_change is not None
@@ -317,45 +316,20 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
             for model, start in zip(fleet, starts, strict=True)
         ]
         n_steps, rng = first._n_steps(part), first._rng
-        if validates:
-            seen = part.spaced(count_samples(held_out.targets))
-        generators: dict[int, np.random.Generator] = {}  # of those that stop before the others
-        told, all_stop = 0, False
-
-        def after_epoch(params: Params, numbers: list[int]) -> list[int]:
-            nonlocal told, all_stop
-            histories = [members[k].history for k in numbers]
-            epoch = len(histories[0].loss) // n_steps
-            if tell is not None:
-                tell(epoch, float(np.mean(histories[0].loss[-n_steps:])))
-            if is_alone and callback is not None:
-                # A copy: training goes on in place, and callbacks may keep what they see.
-                copied = {k: array_namespace(v).asarray(v, copy=True) for k, v in params.items()}
-                first._record(replace(members[0], params=copied, velocity=None), epoch)
-            if validates:
-                of_val, of_train = (first._accuracies(params, on) for on in (held_out, seen))
-                for place, history in enumerate(histories):
-                    history.val_accuracy.append(float(np.atleast_1d(of_val)[place]))
-                    history.train_accuracy.append(float(np.atleast_1d(of_train)[place]))
-            if callback is not None and epoch > told:
-                told, all_stop = epoch, bool(callback(epoch, histories[0]))
-            if all_stop:
-                return numbers
-            stopped = [k for k in numbers if fleet[k].has_stalled(members[k].history)]
-            if not is_alone:
-                generators.update((k, deepcopy(rng)) for k in stopped)
-            return stopped
-
+        seen = part.spaced(count_samples(held_out.targets)) if held_out is not None else None
+        after_epoch = AfterEpoch(fleet, members, n_steps, rng, held_out, seen, callback)
         last, numbers = epochs or first.max_iter, None
         n_done = first.n_iter_ if goes_on else 0
         if training:
             n_done, numbers = training.begin(
-                *(members, rng, generators, n_steps, first.max_iter), like=part.targets,
+                *(members, rng, after_epoch.generators, n_steps, first.max_iter), like=part.targets,
                 X=part.samples, y=[part.targets, first.classes_], sample_weight=part.weights,
                 validation=list(held_out or ()),
             )  # fmt: skip
-        title = f"training {type(first).__name__}" + ("" if is_alone else f" {len(fleet)} times")
+        title = f"training {type(first).__name__}"
+        title += f" {len(fleet)} times" if len(fleet) > 1 else ""
         with shown(title, last) if first.verbose > 0 else nullcontext() as tell:
+            after_epoch.tell = tell
             if first.solver == "lbfgs":
                 watches = validates or callback is not None or tell is not None
                 on_epoch = after_epoch if watches else None
@@ -370,7 +344,7 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
                 for name in LEARNED_FROM_SAMPLES:
                     if hasattr(first, name):
                         setattr(model, name, getattr(first, name))
-                model._rng = generators.get(k) or (rng if k == 0 else deepcopy(rng))
+                model._rng = after_epoch.generators.get(k) or (rng if k == 0 else deepcopy(rng))
                 n_iter = len(member.history.loss) // n_steps
                 model._record(member, n_iter - 1 if first.solver == "lbfgs" else n_iter)
         return [member.error for member in members]
