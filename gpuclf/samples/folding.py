@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.dispatch import fusable
@@ -71,7 +71,7 @@ class FoldedSamples:
         is_bytes = self.stored.dtype == xp.uint8
         self.are_streamed = isinstance(self.stored, Streamed)
         self.centre: Array | None = None
-        self.kept_by_blocks: object = None
+        self.kept_by_blocks: Any = None
         self._block_type: type[RowBlock] = RowBlock
         if is_bytes and not self.are_streamed:
             self._block_type = block_type(self.stored, n_outputs, dtype)

@@ -3,7 +3,7 @@
 The shared bodies write a block's bytes as floats, four times as many bytes, which BLAS then packs
 for each of both products. Here bytes are widened in a core's L1, once for all columns.
 
-Declines where BLAS is as fast: mini-batches, which all of its threads share, and very wide W.
+Declines where BLAS is as fast: mini-batches, which all of its threads share, and wider W.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from gpuclf.samples.walk import CPU_BLOCK_BYTES
 
 __all__ = ["TiledBlock", "blocks_in_tiles"]
 
-MIN_FEATURES, MIN_COLUMNS, MAX_COLUMNS = 64, 9, 1024
+MIN_FEATURES, MIN_COLUMNS = 64, 9
+# Above, BLAS is as fast on AVX2; with AVX-512 it was not measured.
+MAX_COLUMNS = 200
 MIN_BLOCKS = 2  # one block would be multiplied by one thread
 
 
