@@ -69,6 +69,19 @@ def test_any_number_of_models_and_classes(k, c):
     assert_agrees(arguments(k=k, c=c), np.float64)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_single_model_of_many_classes(dtype):
+    many = arguments(c=60, k=1, dtype=dtype) | {"models": ()}
+    assert_agrees(many, dtype)
+    assert_agrees(many | {"b": None}, dtype)
+    for declined in (
+        arguments(c=48, k=1) | {"models": ()},
+        arguments(c=60, k=1, n=63) | {"models": ()},
+        arguments(c=60, k=1, kind="bytes") | {"models": ()},
+    ):
+        assert class_major_linear_pass(**declined) is NotImplemented
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_two_models_of_bytes_have_a_pass_each(dtype):

@@ -207,6 +207,18 @@ def test_long_sums_keep_their_digits(monkeypatch):
     assert dW[:, 1] != pytest.approx(0.1, rel=3e-6)  # what blocks and stretches are for
 
 
+def test_sums_of_many_stretches_keep_their_digits(monkeypatch):
+    monkeypatch.setattr(compiled_linear, "MAX_STRETCH_ROWS", 24)
+    monkeypatch.setattr(compiled_linear, "MIN_STRETCH_ROWS", 24)
+    X = np.random.default_rng(0).standard_normal((12_000, 64)).astype(np.float32) + 1
+    given = arguments(*X.shape, 5, np.float32) | {"samples": FoldedSamples(X, 5, np.float32)}
+    exact = given | {name: given[name].astype(np.float64) for name in ("W", "b", "weights")}
+    exact["samples"] = FoldedSamples(X.astype(np.float64), 5, np.float64)
+    truth, found = linear_pass.reference(**exact)[1], compiled_linear_pass(**given)[1]
+    # Of each column: the one that is taken from all others has the errors of all.
+    assert (np.abs(found - truth).max(axis=0) / np.abs(truth).max(axis=0)).max() < 4e-7
+
+
 def test_numba_that_cannot_be_imported_is_like_none(monkeypatch, caplog):
     caplog.set_level("WARNING", logger="gpuclf")
     monkeypatch.setattr(compilation, "find_spec", lambda name: name)  # as if it were there

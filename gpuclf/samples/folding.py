@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.cupy import on_its_device
@@ -58,6 +58,8 @@ class FoldedSamples:
     folds : bool
         Whether the standardisation goes into the parameters; :meth:`rows` then gives what is
         stored minus 128 (bytes) or `centre` (floats).
+    kept_by_blocks : object
+        What the blocks of one pass share.
     n_samples, n_features : int
     """
 
@@ -70,6 +72,7 @@ class FoldedSamples:
         is_bytes = self.stored.dtype == xp.uint8
         self.are_streamed = isinstance(self.stored, Streamed)
         self.centre: Array | None = None
+        self.kept_by_blocks: Any = None
         self._block_type: type[RowBlock] = RowBlock
         if is_bytes and not self.are_streamed:
             self._block_type = block_type(self.stored, n_outputs, dtype)
@@ -123,7 +126,7 @@ class FoldedSamples:
 
     def floats_per_row(self, width: int) -> int:
         """Return how many numbers a row takes while it is worked on: its own, and of its scores."""
-        return self.n_features + 3 * width
+        return int(self.n_features * self._block_type.floats_of_feature) + 3 * width
 
     @property
     def are_converted(self) -> bool:
@@ -178,7 +181,11 @@ class RowBlock:
     ----------
     floats : array of shape (n, D)
         :meth:`FoldedSamples.rows`, made once.
+    floats_of_feature : float
+        The memory that an item of X takes in a block, in floats.
     """
+
+    floats_of_feature = 1.0
 
     def __init__(self, samples: FoldedSamples, rows: slice) -> None:
         self.floats = samples.rows(rows)
@@ -192,7 +199,7 @@ class RowBlock:
         return affine_backward_params(dY, self.floats)
 
 
-@fusable(numpy="byte_products.on_cpu:blocks_of_bytes")
+@fusable(numpy=("byte_products.on_cpu:blocks_of_bytes", "wide_products.on_cpu:blocks_in_tiles"))
 def block_type(X: Array, n_outputs: int, dtype: object) -> type[RowBlock]:
     """Return the kind of block that multiplies X: another one takes bytes as they are."""
     return RowBlock

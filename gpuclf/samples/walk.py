@@ -45,9 +45,10 @@ Result = TypeVar("Result")
 # the threads would meet at the interpreter's lock so often that it costs more than it saves;
 # benchmarks/test_block_sizes.py measures both sizes.
 CPU_BLOCK_BYTES = 24 << 20
-# A block of bytes is first converted into floats. Shorter ones would stay in L2, but wide products
-# pack W and add up a gradient of its size for each: of a net's pass that was a third.
+# A block of bytes is first converted into floats, which should stay in L3 for thin products. For
+# wide ones, packing W and adding up a gradient of its size for each block costs more.
 CPU_CONVERTED_BLOCK_BYTES = 12 << 20
+MAX_COLUMNS_FOR_CACHE = 200
 # On a device a launch costs more than the cache saves until the kernels are fused, so a block is
 # bounded by the memory that its temporaries may take.
 DEVICE_BLOCK_BYTES = 1 << 30
@@ -191,7 +192,8 @@ def concat_over_samples(
 
 def _block_rows_of(samples: FoldedSamples, like: Array, width: int) -> int:
     floats_per_row = samples.floats_per_row(width)
-    return block_rows(like, samples.n_samples, floats_per_row, converted=samples.are_converted)
+    converted = samples.are_converted and width <= MAX_COLUMNS_FOR_CACHE
+    return block_rows(like, samples.n_samples, floats_per_row, converted=converted)
 
 
 def sum_over_row_blocks(

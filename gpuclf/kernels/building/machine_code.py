@@ -28,11 +28,13 @@ DURATIONS = {
     "losses": "about 3 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
+    "wide_products": "about 3 s",
 }
 NAMES = {
     "losses": "loss of mini-batches and fleets",
     "nearest": "neighbours of bytes",
     "open_loops": "neighbours of floats",
+    "wide_products": "products of bytes and wide parameters",
 }
 
 # Linux's numbers on x86-64.

@@ -1,4 +1,4 @@
-"""The linear pass of several softmax models on the CPU, with scores of shape (K, C, rows).
+"""The linear pass of softmax models on the CPU, with scores of shape (K, C, rows).
 
 What the loss does to ten classes a row is ten numbers at a time, for which NumPy starts anew; with
 the classes as rows it runs along the samples. Here the products themselves give the scores so, and
@@ -18,7 +18,11 @@ from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied
-from gpuclf.kernels.linear_pass.on_cpu import MIN_MULTIPLICATIONS, compiled_linear_pass
+from gpuclf.kernels.linear_pass.on_cpu import (
+    MAX_CLASSES,
+    MIN_MULTIPLICATIONS,
+    compiled_linear_pass,
+)
 from gpuclf.samples.walk import sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["class_major_linear_pass"]
 
 # Sums in float32 of too many terms lose digits; threads with too few rows meet at the interpreter's
-# lock. In between, the scores of a block fill two L2: spilling a little is cheaper than meeting.
-MIN_ROWS, MAX_ROWS = 512, 4096
+# lock. In between, the scores of a block fill two L2: spilling a little is cheaper than meeting,
+# and where W is wide, than adding up a gradient of its size for each block.
+MIN_ROWS, LONG_ROWS, MAX_ROWS = 512, 2048, 4096
 SCORES_L2S = 2
 # Below, BLAS's own threads share the one block, and what the loss gains W's transposition may cost:
 # of features twice the samples, or of a W that is larger than an L2's half.
@@ -46,11 +51,12 @@ def class_major_linear_pass(
     precision: str = "float32",
     models: tuple[int, ...] = (),
 ) -> Any:
-    """Compute :func:`gpuclf.models.linear.linear_pass` of several softmax models."""
+    """Compute :func:`gpuclf.models.linear.linear_pass` of K softmax models, or of many classes."""
     n_samples, K = samples.n_samples, math.prod(models)
     width = W.shape[-1]
     if (
-        len(models) != 1
+        len(models) > 1
+        or (not models and not _has_many_classes(width, samples))
         or machine_code_of(data_loss) != "softmax_cross_entropy"
         or samples.are_streamed
         or (b is not None and b.shape != (width,))
@@ -73,7 +79,7 @@ def class_major_linear_pass(
             return found
     stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
-    step = min(max(of_cache, MIN_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
+    step = min(max(of_cache, LONG_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
     if compiles:
         from gpuclf.kernels.losses.loops import gradients_in_place
     else:
@@ -95,7 +101,13 @@ def class_major_linear_pass(
         return losses, wide @ X, totals
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
-    return loss, np.ascontiguousarray(dWT.T), db.reshape(-1).astype(W.dtype)
+    return loss if models else loss[0], np.ascontiguousarray(dWT.T), db.reshape(-1).astype(W.dtype)
+
+
+def _has_many_classes(width: int, samples: FoldedSamples) -> bool:
+    """Tell whether a single model's loss gains from this order; bytes have blocks of their own."""
+    is_bytes = samples.stored.dtype == np.uint8
+    return width > MAX_CLASSES and samples.n_samples >= MIN_SAMPLES and not is_bytes
 
 
 def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, loss: Any) -> Any:

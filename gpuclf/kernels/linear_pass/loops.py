@@ -37,6 +37,8 @@ __all__ = [
     "VECTOR_BYTES",
     "Shape",
     "add_gradient_of_rows",
+    "add_products",
+    "aligned",
     "linear_pass",
     "pack",
     "room_for",
@@ -108,7 +110,7 @@ class _Samples:
         return builder.fptrunc(items, vector)
 
 
-def _add_products(
+def add_products(
     code: Code, sums: list[list[Any]], left: Callable[[int], Any], right: Callable[[int], Any]
 ) -> None:
     """Add ``left(i) * right(j)`` to ``sums[i][j]``.
@@ -167,7 +169,7 @@ def _dot_tile(
         def weights_of(c: int) -> Any:
             return code.load(code.at(w, c * size), vector, size)
 
-        _add_products(code, sums, number_of, weights_of)
+        add_products(code, sums, number_of, weights_of)
     for r in rows:
         for c in columns:
             address = code.at(parts[r], c * size)
@@ -211,7 +213,7 @@ def _outer_tile(
         def factor_of(c: int) -> Any:
             return code.everywhere(code.load(code.at(g, c * item), vector.element, item), vector)
 
-        _add_products(code, sums, number_of, factor_of)
+        add_products(code, sums, number_of, factor_of)
     for v in vectors:
         for c in columns:
             # Added up block by block: one sum of all rows would lose digits.
@@ -502,7 +504,7 @@ def zeros_of_W(n_features: int, n_columns: int, dtype: Any, shape: Shape) -> Any
     """Return zeros (groups, vectors, columns, lanes)."""
     lanes, _, columns, vectors = map(len, shape)
     n_vectors = -(-n_features // (lanes * vectors)) * vectors
-    return _aligned((-(-n_columns // columns), n_vectors, columns, lanes), dtype)
+    return aligned((-(-n_columns // columns), n_vectors, columns, lanes), dtype)
 
 
 def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> tuple[Any, ...]:
@@ -536,16 +538,16 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
     in_chunk = max(CHUNK_COLUMNS // columns, 1) * columns
     return (
         np.zeros((block_rows, strip), X.dtype),
-        _aligned((block_rows, in_chunk, lanes), dtype),
-        _aligned((rows, PANEL_BYTES // dtype.itemsize), dtype),
-        _aligned((block_rows, strip), dtype),
-        _aligned((n_classes, in_vectors), dtype),
-        _aligned((block_rows, groups * columns), dtype),
+        aligned((block_rows, in_chunk, lanes), dtype),
+        aligned((rows, PANEL_BYTES // dtype.itemsize), dtype),
+        aligned((block_rows, strip), dtype),
+        aligned((n_classes, in_vectors), dtype),
+        aligned((block_rows, groups * columns), dtype),
         room_of_rows(in_vectors, dtype),
     )
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+def aligned(shape: tuple[int, ...], dtype: Any) -> Any:
     """Return zeros that begin where a cache line does: loads of two lines take twice as long."""
     n_bytes = math.prod(shape) * dtype.itemsize
     room = np.zeros(n_bytes + LINE, np.uint8)

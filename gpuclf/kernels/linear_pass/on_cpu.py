@@ -35,7 +35,8 @@ MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
 MIN_FEATURES = 64
 # Above, the products of BLAS are as fast; with AVX-512 they wait for memory longer.
 MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
-# A thread's share is summed in stretches, as float32 sums of too many terms lose digits.
+# A thread's share is summed in stretches, as float32 sums of too many terms lose digits; what they
+# give is added in float64, because the column taken from all others adds up the errors of all.
 MAX_STRETCH_ROWS = 2048
 MIN_STRETCH_ROWS = 512
 MAX_ROWS_FOR_BLAS = 512  # of floats: so few stay in the cache from one product to the other
@@ -169,7 +170,7 @@ def compiled_linear_pass(
         )
         if not np.isfinite(loss):
             dW[:], db[:] = np.nan, np.nan
-        return np.float64(loss), dW, db
+        return np.float64(loss), dW.astype(np.float64), db
 
     def own_loss(rows: slice, dW: Any, db: Any, room: Any) -> Any:
         total, sizes = np.float64(0), (room, shape, is_centred)

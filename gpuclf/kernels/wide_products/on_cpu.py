@@ -1,0 +1,73 @@
+"""Blocks of bytes multiplied by wide parameters in compiled tiles; needs numba.
+
+The shared bodies write a block's bytes as floats, four times as many bytes, which BLAS then packs
+for each of both products. Here bytes are widened in a core's L1, once for all columns.
+
+Declines where BLAS is as fast: mini-batches, which all of its threads share, and wider W.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gpuclf.kernels.building.machine_code import numba_is_usable
+from gpuclf.samples.folding import ROWS_TO_FOLD, FoldedSamples, RowBlock
+from gpuclf.samples.walk import CPU_BLOCK_BYTES
+
+__all__ = ["TiledBlock", "blocks_in_tiles"]
+
+MIN_FEATURES, MIN_COLUMNS = 64, 9
+# Above, BLAS is as fast on AVX2; with AVX-512 it was not measured.
+MAX_COLUMNS = 200
+MIN_BLOCKS = 2  # one block would be multiplied by one thread
+
+
+def blocks_in_tiles(X: Any, n_outputs: int, dtype: Any) -> Any:
+    """Compute :func:`gpuclf.samples.folding.block_type`."""
+    floats_per_row = X.shape[1] + 3 * n_outputs
+    is_taken = (
+        X.dtype == np.uint8
+        and dtype == np.float32
+        and X.flags.c_contiguous
+        and X.shape[1] >= MIN_FEATURES
+        and MIN_COLUMNS <= n_outputs <= MAX_COLUMNS
+        and len(X) > ROWS_TO_FOLD * n_outputs
+        and 4 * len(X) * floats_per_row > MIN_BLOCKS * CPU_BLOCK_BYTES
+        and numba_is_usable()
+    )
+    return TiledBlock if is_taken else NotImplemented
+
+
+class TiledBlock(RowBlock):
+    """A block whose bytes are widened where they are multiplied.
+
+    Attributes
+    ----------
+    samples : FoldedSamples
+    rows : slice
+    """
+
+    floats_of_feature = 0.25
+
+    def __init__(self, samples: FoldedSamples, rows: slice) -> None:
+        self.samples, self.rows = samples, rows
+
+    @cached_property
+    def floats(self) -> Any:  # noqa: D102 - described by the base class
+        return self.samples.rows(self.rows)
+
+    def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class
+        from gpuclf.kernels.wide_products import loops
+
+        kept = self.samples.kept_by_blocks
+        if kept is None or kept[0] is not W:  # one pack serves all blocks of a pass
+            self.samples.kept_by_blocks = kept = W, loops.pack(W)
+        return loops.affine(self.samples.stored[self.rows], kept[1], b)
+
+    def affine_backward(self, dY: Any) -> tuple[Any, Any]:  # noqa: D102 - as above
+        from gpuclf.kernels.wide_products import loops
+
+        return loops.gradient(self.samples.stored[self.rows], dY), dY.sum(axis=0)
