@@ -50,6 +50,9 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         predicted = to_host(self.predict(X))
         y, sample_weight = gathered(y), gathered(sample_weight)
         y, sample_weight = (to_host(v) if _is_checked_here(v) else v for v in (y, sample_weight))
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight, dtype=np.float64)
+            check_total_weight(sample_weight)
         return float(accuracy_score(column_or_1d(y), predicted, sample_weight=sample_weight))
 
     def _labels(self, numbers: Array) -> Array:
