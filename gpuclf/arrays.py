@@ -227,8 +227,7 @@ def _refuse_others(name: str, x: Any, present: list[Any]) -> None:
     """Raise for what is no array beside arrays of a device, where it has to go."""
     if hasattr(x, "dtype") and hasattr(x, "shape") and not hasattr(x, "iloc"):
         return
-    like = [n for n in present if hasattr(n, "__array_namespace__") or type(n) in _libraries]
-    like = [n for n in like if not values_are_on_host(n)]
+    like = [n for n in present if hasattr(n, "device") and not values_are_on_host(n)]
     if like and not name.startswith("argument ") and not hasattr(x, "__array_namespace__"):
         raise TypeError(
             f"expected an array for {name}, got {type(x).__name__}; the others are "

@@ -213,3 +213,33 @@ def test_what_only_converts_to_an_array_is_converted(estimator):
 def test_a_search_says_what_has_no_rows(nothing):
     with pytest.raises(TypeError, match="X must be an array or a list, got "):
         FleetSearchCV(SoftmaxClassifier(), {"reg": [0.1]}, cv=2).fit(nothing, Y)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_labels_of_a_device_may_be_true_and_false(lib, model):
+    seed = {} if model is KNeighborsClassifier else {"random_state": 0}
+    expected = model(**seed).fit(X, Y > 0)
+    found = model(**seed).fit(lib.asarray(X), lib.asarray(Y > 0))
+    assert found.classes_.dtype == bool
+    assert found.classes_.tolist() == [False, True]
+    predicted = lib.to_numpy(found.predict(lib.asarray(X)))
+    assert predicted.dtype == bool
+    np.testing.assert_array_equal(predicted, expected.predict(X))
+
+
+def test_labels_of_a_device_that_are_floats_are_refused_and_the_remedy_works():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    x, y = strict.asarray(X), strict.asarray(Y * 1.0)
+    with pytest.raises(TypeError, match="must be integers, got array_api_strict") as error:
+        SoftmaxClassifier().fit(x, y)
+    remedy = str(error.value).partition("pass ")[2]
+    SoftmaxClassifier().fit(x, follow(remedy, array_api_strict=strict, y=y))
+
+
+def test_labels_in_a_list_beside_samples_of_torch_are_told_where_to_go():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = torch.asarray(X)
+    with pytest.raises(TypeError, match="for y, got list; the others are torch on cpu") as error:
+        SoftmaxClassifier().fit(x, Y.tolist())
+    assert "gpuclf.to_device(numpy.asarray(y), like=" in str(error.value)
+    SoftmaxClassifier().fit(x, gpuclf.to_device(np.asarray(Y.tolist()), like=x))

@@ -13,7 +13,7 @@ from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays, to_host
+from gpuclf.arrays import Array, array_namespace, library_name, refuse_odd_arrays, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
 from gpuclf.estimators.image_samples import ImageSamples, without_graph
@@ -131,8 +131,10 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         check_label_count(y, int(stored.shape[0]))
         if xp is np:
             check_classification_targets(y)
-        elif not xp.isdtype(y.dtype, "integral"):
-            raise TypeError(f"labels on a device must be integers, got {y.dtype}")
+        elif not xp.isdtype(y.dtype, ("bool", "integral")):
+            library = library_name(y)
+            numbers = "y.long()" if library == "torch" else f"{library}.astype(y, {library}.int64)"
+            raise TypeError(f"labels on a device must be integers, got {y.dtype}: pass {numbers}")
         return X, y, check_weights(sample_weight, X, xp.float64)
 
     def _keeps(self, X: Any) -> bool:
@@ -157,6 +159,8 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
                 )
             return np.searchsorted(self.classes_, labels)
         xp = array_namespace(labels)
+        if labels.dtype == xp.bool:  # which have no order
+            labels = xp.astype(labels, xp.uint8)
         classes = xp.astype(to_device(self.classes_, like=labels), labels.dtype)
         numbers = xp.searchsorted(classes, labels)
         last = int(classes.shape[0]) - 1

@@ -299,6 +299,8 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         list of Exception or None
             Why a classifier could not be trained; it gets no parameters then.
         """
+        if callback is not None and not callable(callback):  # better known before the first epoch
+            raise TypeError(f"callback must be a function, got {callback!r}")
         first, is_alone = fleet[0], len(fleet) == 1
         goes_on = epochs is not None and hasattr(first, "params_")
         training = resumable(fleet, checkpoint, checkpoint_every, resume)
