@@ -1,4 +1,4 @@
-.PHONY: check test test-all nightly fuzz lint bench picture docs package
+.PHONY: check test test-all nightly lowest versions fuzz lint bench picture docs package
 
 check:  ## everything that CI runs
 	bash .ci/run
@@ -11,6 +11,12 @@ test-all:  ## the slow ones too
 
 nightly:  ## those too that CI has no time for
 	GPUCLF_NIGHTLY=1 python -m pytest -n auto -m ""
+
+lowest:  ## the essential tests with the lowest versions allowed, in a fresh environment
+	bash .ci/versions lowest
+
+versions:  ## the essential tests with the newest, on each Python that is here
+	bash .ci/versions newest
 
 fuzz:  ## the parsers of files from outside, on mutated files; exit code 1 and the input where one fails
 	python -m tests.fuzz.fuzz

@@ -91,15 +91,25 @@ def refuse_odd_arrays(x: Any, name: str | None = None) -> None:
     given = name or "x"
     if isinstance(x, np.ma.MaskedArray):
         what = "a masked array, whose mask would be ignored"
-        remedy = (
-            f"fill the gaps with a number, numpy.ma.filled({given}, 0), or leave those rows out"
+        remedy = (  # a label that is made up is a wrong one
+            "leave out the rows that it hides: "
+            f"X, {given} = X[~numpy.ma.getmaskarray({given})], {given}.compressed()"
+            if name == "y"
+            else f"fill the gaps with a number, numpy.ma.filled({given}, 0), or leave those rows "
+            "out"
         )
     elif isinstance(x, np.matrix):
         what = "a numpy.matrix, which multiplies and indexes otherwise than an array"
         remedy = f"pass numpy.asarray({given})" + (".ravel()" if x.shape[0] == 1 else "")
-    elif root == "scipy" and hasattr(x, "toarray"):
-        what = f"sparse ({kind.__name__} of SciPy)"
+    elif root in ("scipy", "cupyx") and hasattr(x, "toarray"):
+        what = f"sparse ({kind.__name__} of {'SciPy' if root == 'scipy' else 'CuPy'})"
         remedy = f"sparse samples are not supported: write the zeros out, {given}.toarray()"
+    elif root == "pandas" and hasattr(x, "sparse"):
+        what = f"a sparse {kind.__name__} of pandas"
+        remedy = f"sparse samples are not supported: write the zeros out, {given}.sparse.to_dense()"
+    elif root == "polars" and hasattr(x, "collect"):
+        what = f"a {kind.__name__} of polars, which has no values yet"
+        remedy = f"pass {given}.collect()"
     elif (
         root == "torch"
         and getattr(x, "layout", None) is not None
@@ -197,18 +207,27 @@ def array_namespace(*arrays: Array, **named: Array) -> ModuleType:
         if library_of(x) is not xp or device_of(x) != device:
             raise MixedDevicesError(
                 f"{first_name} is {describe_location(first)} but {name} is {describe_location(x)}; "
-                f"move one of them: gpuclf.to_host({first_name}) brings an array to NumPy, "
-                f"gpuclf.to_device({name}, like={first_name}) takes it to the other's device"
+                + _ways_together({first_name: first, name: x})
             )
     return xp
+
+
+def _ways_together(two: dict[str, Array]) -> str:
+    """Say how two arrays of different devices come together."""
+    stays, moves = two
+    if values_are_on_host(two[stays]):
+        stays, moves = moves, stays
+    by_device = f"gpuclf.to_device({moves}, like={stays}) takes it to the other's device"
+    if not values_are_on_host(two[moves]):
+        return by_device
+    return f"move one of them: gpuclf.to_host({stays}) brings an array to NumPy, {by_device}"
 
 
 def _refuse_others(name: str, x: Any, present: list[Any]) -> None:
     """Raise for what is no array beside arrays of a device, where it has to go."""
     if hasattr(x, "dtype") and hasattr(x, "shape") and not hasattr(x, "iloc"):
         return
-    like = [n for n in present if hasattr(n, "__array_namespace__") or type(n) in _libraries]
-    like = [n for n in like if not values_are_on_host(n)]
+    like = [n for n in present if hasattr(n, "device") and not values_are_on_host(n)]
     if like and not name.startswith("argument ") and not hasattr(x, "__array_namespace__"):
         raise TypeError(
             f"expected an array for {name}, got {type(x).__name__}; the others are "

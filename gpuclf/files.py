@@ -84,11 +84,16 @@ def check_writable(path: Path) -> None:
             f"{path.name[:20]}... is a name of {n_bytes} bytes: give one of {LONGEST_NAME} or fewer"
         )
     missing = [folder for folder in path.parents if not folder.exists()]
+    there = next(folder for folder in path.parents if folder not in missing)
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is a file: name a folder")
     trial = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial.open("x").close()
         trial.unlink()
+    except OSError as error:
+        raise type(error)(f"no file can be made in {path.parent}: {error.strerror}") from None
     finally:
         for folder in missing:
             if folder.exists():

@@ -115,10 +115,17 @@ def heard(then: Any = None) -> Iterator[None]:
             raise
         raise SystemExit(exit_code()) from None
     finally:
+        _state.deferring += 1  # a signal that comes now breaks nothing off
+        in_time = _state.signum is not None
         for number, handler in previous.items():
             signal.signal(number, handler if then is None else then)
         sys.unraisablehook = hook
         _state.depth -= 1
+        _state.deferring -= 1
+        if _state.signum is not None and not in_time:
+            with contextlib.suppress(OSError, ValueError):
+                print("interrupted when all was done", file=sys.stderr)
+            raise SystemExit(exit_code()) from None
 
 
 def _handle(signum: int, frame: object) -> None:

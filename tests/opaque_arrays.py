@@ -28,6 +28,7 @@ def counted():
 
 
 class OpaqueArray:
+    __module__ = "opaque"  # whose types are remembered, as those of CuPy are
     __array_priority__ = 1000
     __array_ufunc__ = None  # NumPy arrays do not mix with these
 

@@ -6,7 +6,6 @@ A training writes a checkpoint every epoch, so that some kills meet a file being
 killed again and again until it ends; its bits must be those of a training that never was.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import resumed
+from random_moments import asked_for
 
 KINDS = ("net", "fleet-net", "fleet-softmax", "svm")
 
@@ -65,17 +65,12 @@ def killed_and_resumed(kind, n_kills, seed, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=KINDS, action="append")
-    options = parser.parse_args()
-    kinds = options.kind or KINDS
+    number, seed, kinds = asked_for(__doc__, "kills", 200, "kind", KINDS)
     torn = 0
     for i, kind in enumerate(kinds):
-        n_kills = (options.kills + i) // len(kinds)
+        n_kills = (number + i) // len(kinds)
         with tempfile.TemporaryDirectory() as folder:
-            n_done, digests = killed_and_resumed(kind, n_kills, options.seed, Path(folder))
+            n_done, digests = killed_and_resumed(kind, n_kills, seed, Path(folder))
         wrong = sum(digest != digests[0] for digest in digests)
         print(f"{kind}: {n_done} kills, {len(digests) - 2} trainings resumed to their end, "
               f"{wrong} with other bits", flush=True)  # fmt: skip

@@ -5,24 +5,29 @@
 A signal must end the command with 130 or 143, in a line and without a traceback, or come when it
 has ended by itself; a JSON file is whole, and marked where the command was interrupted. Before the
 first line of gpuclf runs, and after its last, the system or Python end the process: those are
-counted apart.
+counted apart. Moments are drawn in the processor time of the command's first thread, half of them
+where modules are loaded: another process beside it, or several at once, shift none.
 """
 
-import argparse
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from random_moments import asked_for
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_ONCE = 3
+POLL_S = 0.001
 DATA = ["--data", "tiny.npz", "--backend", "numpy"]
 COMMANDS = {
     "train": ["train", "softmax", *DATA, "--epochs", "300"],
@@ -61,15 +66,40 @@ def hears_signals(process):
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
+def cpu_seconds(process):
+    """How long the first thread has computed; None where the process has ended."""
+    try:
+        return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):
+        return None
+
+
+def measured(name, folder):
+    """Return how many seconds a command computes until it says something, and until its end."""
+    process = start(name, folder)
+    said, total = None, 0.0
+    pipes = [process.stdout, process.stderr]
+    while (now := cpu_seconds(process)) and process.poll() is None:
+        total = now
+        ready = select.select(pipes, [], [], POLL_S)[0]
+        for pipe in ready:
+            if not os.read(pipe.fileno(), 1 << 16):
+                pipes.remove(pipe)
+        said = total if ready and said is None else said
+    assert process.wait() == 0
+    assert Path(folder, "out.json").exists()
+    return said, total
+
+
 def one(name, folder, seconds, signum):
     """Return what became of a signal: a word, or a sentence that begins with WRONG."""
     path = Path(folder, "out.json")
-    path.unlink(missing_ok=True)
     process = start(name, folder)
-    time.sleep(seconds)
+    while (now := cpu_seconds(process)) is not None and now < seconds and process.poll() is None:
+        time.sleep(POLL_S)
     heard = hears_signals(process)
     process.send_signal(signum)
-    heard = heard and (process.poll() is not None or hears_signals(process))
+    heard = heard and hears_signals(process)
     try:
         _, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
@@ -87,7 +117,7 @@ def one(name, folder, seconds, signum):
     if "Traceback" in err or "Exception ignored" in err:
         return f"WRONG traceback, {where}"
     if code == 0:
-        return f"WRONG end, {where}" if heard and not found else "after the end"
+        return f"WRONG: swallowed, {where}" if heard or not found else "after the end"
     if code != 128 + signum:
         return f"WRONG code, {where}"
     if err.count("interrupted") != 1:
@@ -100,34 +130,37 @@ def one(name, folder, seconds, signum):
 
 
 def run(name, n_signals, seed):
-    """Return how often what became of the signals."""
+    """Return when a command first says something and ends, and what became of how many signals."""
     rng, outcomes = random.Random(f"{name} {seed}"), Counter()
+
+    def in_folder(drawn):
+        with tempfile.TemporaryDirectory() as folder:
+            make_data(folder)
+            return one(name, folder, *drawn)
+
     with tempfile.TemporaryDirectory() as folder:
         make_data(folder)
-        began = time.perf_counter()
-        out, err = start(name, folder).communicate()
-        took = time.perf_counter() - began
-        assert Path(folder, "out.json").exists(), out + err
-        for _ in range(n_signals):
-            signum = rng.choice([signal.SIGINT, signal.SIGTERM])
-            # Half of them within the first fifth, where modules are loaded.
-            seconds = rng.uniform(0, took * rng.choice([0.2, 1.0]))
-            outcome = one(name, folder, seconds, signum)
+        measured(name, folder)  # what it compiles is kept
+        said, total = measured(name, folder)
+    drawn = [
+        (rng.uniform(0, rng.choice([said, total])), rng.choice([signal.SIGINT, signal.SIGTERM]))
+        for _ in range(n_signals)
+    ]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for outcome in pool.map(in_folder, drawn):
             outcomes[outcome] += 1
             print(f"{name} {outcomes.total()}: {outcome}", file=sys.stderr, flush=True)
-    return took, outcomes
+    return said, total, outcomes
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--signals", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", choices=COMMANDS, action="append")
-    options = parser.parse_args()
+    # A shell has it ignored by what it starts in the background, and so would the commands.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    number, seed, kinds = asked_for(__doc__, "signals", 100, "command", COMMANDS)
     bad = 0
-    for name in options.command or COMMANDS:
-        took, outcomes = run(name, options.signals, options.seed)
-        print(f"{name}, {took:.1f} s by itself")
+    for name in kinds:
+        said, total, outcomes = run(name, number, seed)
+        print(f"{name}: speaks after {said:.2f} s of computing, ends after {total:.2f} s")
         for outcome, count in outcomes.most_common():
             print(f"{count:5} {outcome}", flush=True)
             bad += count * outcome.startswith("WRONG")

@@ -389,12 +389,18 @@ def test_two_libraries_are_refused_naming_both_and_the_remedy(strict):
         array_namespace(X=there, W=here)
     with pytest.raises(MixedDevicesError, match=r"argument 0 is numpy.*argument 1 is array_api"):
         array_namespace(here, there)
+    with pytest.raises(MixedDevicesError) as error:
+        array_namespace(W=here, X=there)
+    assert "gpuclf.to_host(X) brings" in str(error.value)  # W is there already
+    assert "gpuclf.to_device(W, like=X) takes" in str(error.value)
 
 
 def test_two_devices_are_refused_naming_both(strict, strict_on_cpu):
     X, W = strict.asarray(np.zeros(3)), strict_on_cpu.asarray(np.zeros(3))
-    with pytest.raises(MixedDevicesError, match=r"X is .*device1.* but W is .*CPU_DEVICE"):
+    with pytest.raises(MixedDevicesError, match=r"X is .*device1.* but W is .*CPU_DEVICE") as error:
         array_namespace(X=X, W=W)
+    assert "to_host" not in str(error.value)  # one of them would still be elsewhere
+    array_namespace(X=X, W=to_device(W, like=X))
     assert issubclass(MixedDevicesError, TypeError)
 
 

@@ -207,9 +207,9 @@ def test_a_change_must_be_both_significant_and_beyond_the_threshold():
     assert all(row.reason.startswith("blind below ") for row in beyond.judged)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
+@pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])
 def test_a_threshold_that_means_nothing_is_refused(threshold):
-    with pytest.raises(ValueError, match="threshold must be 0 or more"):
+    with pytest.raises(ValueError, match="threshold must be finite, 0 or more"):
         compare_records(make_record(), make_record(), threshold)
 
 

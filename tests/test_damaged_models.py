@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import safetensors
 from models_to_save import (
     DAMAGES,
     KINDS,
@@ -200,11 +201,12 @@ def test_saving_and_loading_hold_one_copy_of_the_samples(tmp_path):
     X, y = np.zeros((2000, 3072), dtype=np.uint8), np.arange(2000) % 10
     model = gpuclf.KNeighborsClassifier().fit(X, y)
     round_trip(model, tmp_path)  # imports what it needs
+    n_copies = 1 if int(safetensors.__version__.split(".")[1]) >= 8 else 2
     for use in (model.save, gpuclf.load):
         tracemalloc.start()
         try:
             use(tmp_path / "model.safetensors")
-            assert tracemalloc.get_traced_memory()[1] < 1.2 * X.nbytes
+            assert tracemalloc.get_traced_memory()[1] < (n_copies + 0.2) * X.nbytes
         finally:
             tracemalloc.stop()
 

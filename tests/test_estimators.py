@@ -513,6 +513,8 @@ def test_validation_does_not_change_what_is_learnt():
         (np.zeros((9, 5)), np.zeros(9, int), "X_val cannot be validated on: X has 5 features"),
         (np.full((9, D), np.nan), np.zeros(9, int), "X_val cannot be validated on: .*NaN"),
         (np.zeros((9, D)), np.zeros(8, int), r"y_val must have shape \(9,\)"),
+        (np.zeros((9, D)), np.full(9, "0"), "y_val has no label of y"),
+        (np.zeros((9, D)), np.full(9, 77), "y_val has no label of y"),
     ],
 )
 def test_what_cannot_be_validated_on_is_refused_before_the_first_step(X_val, y_val, message):

@@ -137,6 +137,26 @@ def test_asked_for_again_while_results_are_written_it_ends_at_once(monkeypatch, 
     assert (handlers == [signal.SIG_DFL]) is bool(killed)
 
 
+@pytest.mark.parametrize("end", [None, SystemExit(0), ZeroDivisionError()])
+def test_a_signal_that_comes_while_handlers_go_is_not_lost(monkeypatch, capfd, end):
+    restored, set_handler = [], signal.signal
+
+    def interrupted(signum, handler):
+        if handler is not interrupts._handle and not restored:
+            restored.append(signum)
+            signal.raise_signal(signum)
+        return set_handler(signum, handler)
+
+    def work():
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr(interrupts.signal, "signal", interrupted)
+    assert ended(work) == 130
+    assert restored == [signal.SIGINT]
+    assert capfd.readouterr().err == "interrupted when all was done\n"
+
+
 def test_what_is_ignored_stays_ignored():
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup, or behind a shell's `&`
     try:
@@ -274,5 +294,5 @@ def test_a_signal_swallowed_to_the_end_ends_with_its_code(command, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("name", random_signals.COMMANDS)
 def test_signals_at_random_moments(name):
-    _, outcomes = random_signals.run(name, 8, seed=1)
+    *_, outcomes = random_signals.run(name, 8, seed=1)
     assert not [outcome for outcome in outcomes if outcome.startswith("WRONG")], outcomes

@@ -1,6 +1,7 @@
 """What looks like an array and is none is refused by name, with a remedy that works."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -91,8 +92,10 @@ def test_losses_refuse_them_and_the_remedy_works(kind, name):
         softmax_loss_vectorized(**{**given, name: usable}, y=Y, reg=0.1)
 
 
-@pytest.mark.parametrize("kind", ["masked", "matrix", "jax"])
-@pytest.mark.parametrize("name", ["y", "sample_weight"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("masked", "sample_weight"), *product(["matrix", "jax"], ["y", "sample_weight"])],
+)
 def test_labels_and_weights_are_refused_and_the_remedy_works(kind, name):
     values, what, _ = odd(kind, Y if name == "y" else np.full(N, 1.0))
     given = {"y": Y, "sample_weight": np.ones(N)}
@@ -145,3 +148,98 @@ def test_samples_of_torch_are_taken_without_their_graph(model, lazy):
     answers = plain.predict_proba if hasattr(plain, "predict_proba") else plain.decision_function
     assert not answers(given).requires_grad
     assert samples.requires_grad  # the caller's stays as it was
+
+
+def test_masked_labels_are_left_out_and_not_made_up():
+    for y, left in (np.ma.masked_equal(Y, 2), [0, 1]), (np.ma.array(Y), [0, 1, 2]):
+        with pytest.raises(TypeError, match="y is a masked array, whose mask") as error:
+            SoftmaxClassifier().fit(X, y)
+        names = {"X": X, "y": y, "numpy": np}
+        exec(str(error.value).partition("hides: ")[2], names)
+        assert SoftmaxClassifier().fit(names["X"], names["y"]).classes_.tolist() == left
+    with pytest.raises(TypeError, match="classes is a masked array"):
+        SoftmaxClassifier().partial_fit(X, Y, classes=np.ma.array([0, 1, 2]))
+
+
+def of_pandas(values):
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    return pd.DataFrame(values).astype(pd.SparseDtype(float, 0.0))
+
+
+def of_polars(values):
+    return pytest.importorskip("polars", reason="polars is not installed").DataFrame(values).lazy()
+
+
+@pytest.mark.parametrize("make", [of_pandas, of_polars])
+@pytest.mark.parametrize(
+    "estimator", [SoftmaxClassifier(), FleetSearchCV(SoftmaxClassifier(), {"reg": [0.1]}, cv=2)]
+)
+def test_frames_without_plain_values_are_refused_and_the_remedy_works(make, estimator):
+    values = make(X)
+    with pytest.raises(TypeError, match=r"^X is a .* of (pandas|polars)") as error:
+        estimator.fit(values, Y)
+    remedy = re.search(r"X\.[a-z.]+_?\w*\(\)", str(error.value)).group()
+    assert estimator.fit(follow(remedy, X=values), Y).n_features_in_ == D
+
+
+class OnlyConverts:
+    """What NumPy can convert, and nobody can index."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def __len__(self):
+        return len(self.values)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        SoftmaxClassifier(random_state=0),
+        KNeighborsClassifier(),
+        FleetSearchCV(SoftmaxClassifier(random_state=0), {"reg": [0.1, 1.0]}, cv=2),
+    ],
+)
+def test_what_only_converts_to_an_array_is_converted(estimator):
+    expected = estimator.fit(X, Y).predict(X)
+    found = estimator.fit(OnlyConverts(X), Y).predict(OnlyConverts(X))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("nothing", [None, 3, {1, 2}, iter(X)])
+def test_a_search_says_what_has_no_rows(nothing):
+    with pytest.raises(TypeError, match="X must be an array or a list, got "):
+        FleetSearchCV(SoftmaxClassifier(), {"reg": [0.1]}, cv=2).fit(nothing, Y)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_labels_of_a_device_may_be_true_and_false(lib, model):
+    seed = {} if model is KNeighborsClassifier else {"random_state": 0}
+    expected = model(**seed).fit(X, Y > 0)
+    found = model(**seed).fit(lib.asarray(X), lib.asarray(Y > 0))
+    assert found.classes_.dtype == bool
+    assert found.classes_.tolist() == [False, True]
+    predicted = lib.to_numpy(found.predict(lib.asarray(X)))
+    assert predicted.dtype == bool
+    np.testing.assert_array_equal(predicted, expected.predict(X))
+
+
+def test_labels_of_a_device_that_are_floats_are_refused_and_the_remedy_works():
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    x, y = strict.asarray(X), strict.asarray(Y * 1.0)
+    with pytest.raises(TypeError, match="must be integers, got array_api_strict") as error:
+        SoftmaxClassifier().fit(x, y)
+    remedy = str(error.value).partition("pass ")[2]
+    SoftmaxClassifier().fit(x, follow(remedy, array_api_strict=strict, y=y))
+
+
+def test_labels_in_a_list_beside_samples_of_torch_are_told_where_to_go():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = torch.asarray(X)
+    with pytest.raises(TypeError, match="for y, got list; the others are torch on cpu") as error:
+        SoftmaxClassifier().fit(x, Y.tolist())
+    assert "gpuclf.to_device(numpy.asarray(y), like=" in str(error.value)
+    SoftmaxClassifier().fit(x, gpuclf.to_device(np.asarray(Y.tolist()), like=x))

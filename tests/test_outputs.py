@@ -15,6 +15,7 @@ from gpuclf import files
 from gpuclf.bench import Row
 from gpuclf.bench.report.table import print_rows
 from gpuclf.cli import output
+from gpuclf.cli.following import Log
 from gpuclf.cli.screen import Screen
 from gpuclf.devices.cupy import CupyProbe
 
@@ -324,3 +325,48 @@ def test_a_picture_is_written_whole(tmp_path):
     with pytest.raises(ValueError, match="not supported"):
         output.write_picture(tmp_path / "x.gif2", ax)
     assert names(tmp_path) == ["new", "new/x.PNG"]
+
+
+@pytest.mark.parametrize("option", ["--time-budget", "--threshold"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_bench_refuses_numbers_that_have_no_end(main, option, value):
+    code, _, err = main("bench", option, value)
+    assert code == 2
+    assert option in err
+
+
+@posix
+def test_what_cannot_be_written_is_named_in_words(tmp_path):
+    with pytest.raises(NotADirectoryError, match=r"file is a file: name a folder"):
+        files.check_writable(file_in_place_of_a_folder(tmp_path))
+    if Path("/proc").exists():
+        with pytest.raises(OSError, match=r"^no file can be made in /proc: "):
+            files.check_writable(Path("/proc/x.png"))
+
+
+class FullDisk(io.StringIO):
+    """Takes a line, and no more."""
+
+    name = "run.jsonl"
+
+    def write(self, text):
+        if self.tell():
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_log_that_can_be_written_no_more_is_said_once_and_the_training_goes_on(capfd):
+    output.begin()
+    file = FullDisk()
+    log = Log(file)
+    log.write("start", {"model": "softmax"})
+    assert log.is_whole
+    assert json.loads(file.getvalue())["event"] == "start"
+    for epoch in range(3):
+        log.write("epoch", {"epoch": epoch})
+    assert not log.is_whole
+    assert output.has_failed()
+    assert file.closed
+    err = capfd.readouterr().err
+    assert err.count("run.jsonl could not be written: [Errno 28] No space left on device") == 1
+    assert err.count("\n") == 1

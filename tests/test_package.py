@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -261,3 +262,25 @@ def test_the_maths_knows_nothing_of_what_is_built_on_it():
             assert not rooms & set(UPPER), module
         assert room != "arrays" or not rooms
         assert room != "devices" or rooms <= {"arrays", "devices"}, module
+
+
+ROOT = PACKAGE.parent
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="no checkout: there are no bounds to read")
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    allowed = [*project["dependencies"], *extras["test"][1:]]
+    for extra in re.findall(r"\w+", extras["test"][0])[1:]:
+        allowed += extras[extra]
+    bounds = dict(re.fullmatch(r"([\w-]+)>=([\w.]+)", each).groups() for each in allowed)
+    lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(re.match(r"([\w-]+)==([\w.]+)", line).groups() for line in lines[1:])
+
+    def numbers(version):
+        return [*map(int, f"{version}.0.0".split("."))][:3]
+
+    assert {name: numbers(tested[name]) for name in bounds} == {
+        name: numbers(version) for name, version in bounds.items()
+    }

@@ -24,6 +24,7 @@ ROW = {
     "times_s": [1.0, 1.1, 1.2],
 }
 RECORD = {"version": 3, "environment": {}, "settings": {}, "rows": [ROW, ROW | {"samples": 9}]}
+BREAK_EVEN = {"operation": "softmax", "between": ["NumPy"], "samples": 9, "reason": None}
 HUGE = 10**400
 
 
@@ -127,6 +128,7 @@ def test_a_missing_key_is_named_with_its_row(key):
         ("dataset", {"name": 3}, "dataset: name must be text"),
         ("ceilings", {"bytes_per_s": {"copy": 0}}, "bytes_per_s: copy must be a number"),
         ("break_even", [{}], "break_even[0] has no 'operation'"),
+        ("break_even", [BREAK_EVEN], "break_even[0]: between must name two"),
         ("unfinished", 1, "unfinished must be text"),
         ("by_turns", None, "by_turns must be true or false"),
         ("profile", [], "it has 'profile', which no record has"),
@@ -145,6 +147,13 @@ def test_what_is_timed_has_a_time():
 def test_a_median_has_percentiles_beside_it():
     assert "row 1: median_s needs p20_s and p80_s" in refusal(
         RECORD | {"rows": [ROW | {"median_s": 1.0, "p20_s": 1.0}]}
+    )
+
+
+@pytest.mark.parametrize(("p20", "p80"), [(1.1, 1.2), (0.8, 0.9)])
+def test_a_median_lies_between_its_percentiles(p20, p80):
+    assert "row 1: median_s must lie between p20_s and p80_s" in refusal(
+        RECORD | {"rows": [ROW | {"median_s": 1.0, "p20_s": p20, "p80_s": p80}]}
     )
 
 

@@ -198,3 +198,11 @@ def test_the_longest_form_of_a_real_batch_is_within_the_limits(protocol):
     assert read.pop(b"data").array.shape == (10_000, 3)
     del batch[b"data"]
     assert read == batch
+
+
+@pytest.mark.parametrize("tail", [b".", b"\0", pickle.dumps({}, 2)])
+def test_nothing_comes_after_the_end(tail):
+    data = pickle.dumps({b"labels": [1]}, protocol=2)
+    assert read_pickle(data) == {b"labels": [1]}
+    with pytest.raises(MalformedPickleError, match="more after its end"):
+        read_pickle(data + tail)

@@ -28,6 +28,7 @@ LADDER_WEIGHT = 8  # of the time that a point of a curve gets
 QUICK_SHARE = 0.2
 N_TRAIN = 50_000  # of CIFAR-10, and of the synthetic images
 CEILING_BYTES, CEILING_SIDE = 1 << 28, 2048
+LARGEST = 1e9  # infinity would never end, or find nothing
 TRIES = 3  # at the ceilings, before a row is rejected by them
 
 
@@ -59,7 +60,11 @@ def bench(
     ] = False,
     time_budget: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds of timing in all; each case takes at least 5 rounds."),
+        typer.Option(
+            min=0.0,
+            max=LARGEST,
+            help="Seconds of timing in all; each case takes at least 5 rounds.",
+        ),
     ] = 20.0,
     json: options.JsonOption = None,
     html: Annotated[
@@ -82,6 +87,7 @@ def bench(
         float,
         typer.Option(
             min=0.0,
+            max=LARGEST,
             help="With --compare: the smallest change that counts; it must be significant as well.",
         ),
     ] = 0.1,

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,11 +52,17 @@ class Log:
     """A file of JSON lines: what was begun, a line an epoch, and the result.
 
     Each line is in the file as soon as it is known, so that a training can be watched, and what
-    was done until a failure stays.
+    was done until a failure stays. Where the file cannot be written any more (a full disk, a pipe
+    that nobody reads), that is said, and the training goes on.
     """
 
     def __init__(self, file: TextIO | None) -> None:
         self._file, self._start = file, time.perf_counter()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a file, and all was written to it."""
+        return self._file is not None
 
     def write(self, event: str, content: dict[str, Any]) -> None:
         """Add a line; `event` is "start", "epoch", "result" or "failure"."""
@@ -64,8 +70,14 @@ class Log:
             return
         seconds = round(time.perf_counter() - self._start, 3)
         line = {"event": event, "seconds": seconds} | content
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            output.lose(Path(self._file.name), error)
+            with suppress(OSError):  # it tries again to write what could not be written
+                self._file.close()
+            self._file = None
 
     def write_epoch(self, epoch: int, history: Any) -> None:
         """Add the line of an epoch, given the history so far."""
@@ -91,7 +103,8 @@ def logging_to(path: Path | None) -> Iterator[Log]:
         except BaseException as error:
             log.write("failure", {"error": f"{type(error).__name__}: {error}".rstrip(": ")})
             raise
-    output.say(f"logged to {path}")
+    if log.is_whole:
+        output.say(f"logged to {path}")
 
 
 def keep_model(

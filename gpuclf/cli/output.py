@@ -40,6 +40,7 @@ __all__ = [
     "known",
     "load",
     "load_for",
+    "lose",
     "machine_line",
     "n_validation",
     "parts",
@@ -298,12 +299,17 @@ def save(path: Path | None, write: Callable[[Path], None], word: str = "written"
     try:
         write(path)
     except Exception as error:
-        _command.failed = True
-        complain(f"{path} could not be {word}: {error}")
+        lose(path, error, word)
         return False
     if not is_standard_output(path):
         say(f"{word} to {path}")
     return True
+
+
+def lose(path: Path, error: Exception, word: str = "written") -> None:
+    """Say that there is no such output, for which the command ends with exit code 1."""
+    _command.failed = True
+    complain(f"{path} could not be {word}: {error}")
 
 
 def write(json: Path | None, content: dict[str, Any], *, names_machine: bool = False) -> None:

@@ -132,6 +132,8 @@ class _Machine:
             for _ in range(MOST_INSTRUCTIONS):
                 code = data[self.at]
                 if code == _STOP:
+                    if self.at + 1 < len(data):  # such a file is none that was ever published
+                        raise MalformedPickleError("more after its end")
                     return self.stack[-1]
                 width, follow = _INSTRUCTIONS.get(code) or _refuse(code)
                 start, self.at = self.at + 1, self.at + 1 + width

@@ -13,7 +13,7 @@ from sklearn.utils import _safe_indexing, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays, to_host
+from gpuclf.arrays import Array, array_namespace, library_name, refuse_odd_arrays, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cupy import on_its_device
 from gpuclf.estimators.bases import BaseEstimator, ClassifierMixin
@@ -51,6 +51,9 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         predicted = to_host(self.predict(X))
         y, sample_weight = gathered(y), gathered(sample_weight)
         y, sample_weight = (to_host(v) if _is_checked_here(v) else v for v in (y, sample_weight))
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight, dtype=np.float64)
+            check_total_weight(sample_weight)
         return float(accuracy_score(column_or_1d(y), predicted, sample_weight=sample_weight))
 
     def _labels(self, numbers: Array) -> Array:
@@ -134,8 +137,10 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
         check_label_count(y, int(stored.shape[0]))
         if xp is np:
             check_classification_targets(y)
-        elif not xp.isdtype(y.dtype, "integral"):
-            raise TypeError(f"labels on a device must be integers, got {y.dtype}")
+        elif not xp.isdtype(y.dtype, ("bool", "integral")):
+            library = library_name(y)
+            numbers = "y.long()" if library == "torch" else f"{library}.astype(y, {library}.int64)"
+            raise TypeError(f"labels on a device must be integers, got {y.dtype}: pass {numbers}")
         return X, y, check_weights(sample_weight, X, xp.float64)
 
     def _keeps(self, X: Any) -> bool:
@@ -160,6 +165,8 @@ class ArrayClassifier(Kept, ImageSamples, ClassifierMixin, BaseEstimator):
                 )
             return np.searchsorted(self.classes_, labels)
         xp = array_namespace(labels)
+        if labels.dtype == xp.bool:  # which have no order
+            labels = xp.astype(labels, xp.uint8)
         classes = xp.astype(to_device(self.classes_, like=labels), labels.dtype)
         numbers = xp.searchsorted(classes, labels)
         last = int(classes.shape[0]) - 1

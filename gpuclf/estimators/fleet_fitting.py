@@ -10,9 +10,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import clone
 
+from gpuclf.arrays import refuse_odd_arrays
 from gpuclf.estimators.base import on_host
 from gpuclf.estimators.gradient_classifier import GradientClassifier
 
@@ -140,15 +140,16 @@ def rows_of(name: str, values: Any) -> Any:
     Raises
     ------
     TypeError
-        If they are sparse.
+        If they are sparse, or nothing that has rows.
     """
-    if issparse(values):
-        raise TypeError(
-            f"{name} is sparse, and sparse input is not supported: pass dense {name}, by "
-            f"{name}.toarray()"
-        )
-    can_be_counted = hasattr(values, "__len__") or hasattr(values, "shape")
-    return np.asarray(values) if not can_be_counted and hasattr(values, "__array__") else values
+    refuse_odd_arrays(values, name)
+    if hasattr(values, "shape") or (values is None and name != "X"):
+        return values
+    if hasattr(values, "__array__"):
+        return np.asarray(values)
+    if not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise TypeError(f"{name} must be an array or a list, got {type(values).__name__}")
+    return values
 
 
 def fleets_of(

@@ -300,6 +300,8 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         list of Exception or None
             Why a classifier could not be trained; it gets no parameters then.
         """
+        if callback is not None and not callable(callback):  # better known before the first epoch
+            raise TypeError(f"callback must be a function, got {callback!r}")
         first = fleet[0]
         goes_on = epochs is not None and hasattr(first, "params_")
         training = resumable(fleet, checkpoint, checkpoint_every, resume)
@@ -418,12 +420,19 @@ class GradientClassifier(CallbackSupportMixin, ScoreClassifier):
         held_out = None
         if holds_out:
             # The same for every random_state: what is compared is compared on the same samples.
-            numbers = train_test_split(
-                np.arange(int(labels.shape[0])),
-                test_size=self.validation_fraction,
-                stratify=on_host(labels),
-                random_state=0,
-            )
+            try:
+                numbers = train_test_split(
+                    np.arange(int(labels.shape[0])),
+                    test_size=self.validation_fraction,
+                    stratify=on_host(labels),
+                    random_state=0,
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"early stopping cannot hold out validation_fraction={self.validation_fraction}"
+                    f" of {int(labels.shape[0])} samples of {len(self.classes_)} classes: {error}; "
+                    "change it, or pass X_val and y_val"
+                ) from None
             whole, held_out = (
                 Part(*(select_rows(values, np.sort(rows)) for values in whole)) for rows in numbers
             )

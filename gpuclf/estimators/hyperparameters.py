@@ -59,6 +59,7 @@ OF_TRAINING: tuple[Check, ...] = (
         *("class_weight", object, check_class_weight),
         'a dict of finite weights by label, at least 0, or "balanced", or None',
     ),
+    ("augment", object, lambda v: v is None or callable(v), "a function of a batch, or None"),
     ("warm_start", bool | np.bool_, lambda v: True, "True or False"),
     ("verbose", Integral | np.bool_, lambda v: v >= 0, "an integer, at least 0"),
 )
@@ -72,7 +73,13 @@ def generator_of(random_state: Any) -> np.random.Generator:
     """Return the generator that a `random_state` stands for."""
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(2**31))
-    return np.random.default_rng(random_state)
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "random_state must be an integer, at least 0, a numpy.random.Generator, a RandomState, "
+            f"or None, got {random_state!r}"
+        ) from None
 
 
 def with_docs_of_base(doc: str | None, of_base: str | None) -> str | None:

@@ -97,6 +97,8 @@ def _kind_of(stored: Array, *, look: bool) -> str | None:
 
 def _stacked(X: Any) -> Any:
     """Return a list of images as one array; other lists are scikit-learn's to convert."""
+    if hasattr(X, "__array__") and not hasattr(X, "shape"):
+        return np.asarray(X)  # else it would have to be indexed as well
     if not isinstance(X, list | tuple) or not len(X):
         return X
     first = X[0]

@@ -251,6 +251,12 @@ class KNeighborsClassifier(ArrayClassifier):
             )
         votes = count_votes(labels, classes, xp.astype(weights, xp.float64))
         if values_are_on_host(votes):
+            unknown = np.flatnonzero(np.isnan(votes).any(axis=1))
+            if unknown.size:
+                raise ValueError(
+                    f"weights returned NaN for neighbors of X[{unknown[0]}]: let it return a "
+                    "number for every distance, 0 included"
+                )
             without = np.flatnonzero(~votes.any(axis=1))
             if without.size:
                 raise ValueError(

@@ -114,9 +114,13 @@ class ScoreClassifier(ArrayClassifier):
             raise type(error)(f"X_val cannot be validated on: {error}") from None
         labels = column_or_1d(on_host(y))
         check_label_count(labels, count_samples(samples), "y_val")
-        numbers = np.where(
-            np.isin(labels, self.classes_), np.searchsorted(self.classes_, labels), -1
-        )
+        known = np.isin(labels, self.classes_)
+        if not known.any():  # an accuracy of 0, which early stopping would stop by
+            raise ValueError(
+                f"y_val has no label of y: {np.unique(labels)[:5].tolist()} of {labels.dtype}, "
+                f"where y has {self.classes_[:5].tolist()} of {self.classes_.dtype}"
+            )
+        numbers = np.where(known, np.searchsorted(self.classes_, labels), -1)
         stored = samples.X if isinstance(samples, Standardized) else samples
         if not isinstance(stored, Streamed):
             samples = to_device(samples, like=like)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from gpuclf.arrays import Array, array_namespace
+from gpuclf.arrays import Array, array_namespace, refuse_odd_arrays
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cupy import on_device_of
 from gpuclf.estimators.base import on_host
@@ -145,17 +145,21 @@ def _restandardized(W: Array, b: Array, before: Moments, after: Moments) -> tupl
 
 def labels_of(classes: Any) -> Any:
     """Return classes= of partial_fit as an array: of lists, sets, pandas, polars, as any other."""
-    if isinstance(classes, np.ndarray):
-        return classes
+    refuse_odd_arrays(classes, "classes")
     if isinstance(classes, Set):  # keys of a dict too
         classes = list(classes)
     root = type(classes).__module__.partition(".")[0]
     if root in ("cupy", "torch") or hasattr(classes, "__array_namespace__"):
         return classes
     labels = np.asarray(classes)
-    if labels.ndim != 1:
+    if (
+        labels.ndim != 1
+        or labels.size == 0
+        or (labels.dtype.kind == "f" and np.isnan(labels).any())
+    ):
         raise ValueError(
-            f"classes must be labels in one dimension, such as numpy.unique(y), got {classes!r}"
+            "classes must be labels in one dimension, such as numpy.unique(y), none of them NaN, "
+            f"got {classes!r}"
         )
     return labels
 

@@ -238,7 +238,7 @@ def check_total_weight(sample_weight: Array) -> None:
         total = np.sum(sample_weight, dtype=np.float64)
     if not (np.all(sample_weight >= 0) and 0 < total < np.inf):
         raise ValueError(
-            "sample_weight must be finite, at least 0, and not 0 everywhere: the loss is divided "
+            "sample_weight must be finite, at least 0, and not 0 everywhere: a mean is divided "
             f"by its sum, which is {total}"
         )
 

@@ -202,8 +202,8 @@ def compare_records(old: dict[str, Any], new: dict[str, Any], threshold: float =
     -------
     Comparison
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be 0 or more (0.1 is 10 %), got {threshold}")
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"threshold must be finite, 0 or more (0.1 is 10 %), got {threshold}")
     old, new = completed(old), completed(new)
     before, after = _by_key(old), _by_key(new)
     apart = not (old.get("by_turns", True) and new.get("by_turns", True))

@@ -171,6 +171,9 @@ def check_record(record: dict[str, Any]) -> None:
     _check(record, RECORD, "it")
     if not isinstance(dataset := record.get("dataset"), str | None):
         _check(dataset, DATASET, "dataset")
+    for number, found in enumerate(record.get("break_even") or ()):
+        if len(found["between"]) != 2:
+            raise ValueError(f"break_even[{number}]: between must name two implementations")
     seen: dict[Any, int] = {}
     for number, row in enumerate(record["rows"], 1):
         where = f"row {number}"
@@ -180,6 +183,8 @@ def check_record(record: dict[str, Any]) -> None:
         spread = [row.get(name) for name in ("median_s", "p20_s", "p80_s")]
         if row.get("median_s") is not None and None in spread:
             raise ValueError(f"{where}: median_s needs p20_s and p80_s beside it")
+        if None not in spread and not spread[1] <= spread[0] <= spread[2]:
+            raise ValueError(f"{where}: median_s must lie between p20_s and p80_s")
         if row.get("extrapolated") and "measured_samples" not in row:
             raise ValueError(f"{where} has no 'measured_samples', but is extrapolated")
         key = row.get("case", (row["operation"], row["samples"])), row["implementation"]
