@@ -300,6 +300,13 @@ def test_an_evaluation_counts_what_the_model_predicts(place, tmp_path):
     )  # scores are no probabilities
 
 
+def test_own_data_are_asked_for(place):
+    code, text = run("evaluate", place / "knn.safetensors")
+    assert code == 2
+    assert "trained on own samples (images in " in text
+    assert "by --data" in text
+
+
 def test_a_model_of_numbers_is_evaluated_by_numbers(tmp_path):
     X, y = make_synthetic(60)
     model = gpuclf.SoftmaxClassifier(max_iter=2, random_state=0).fit(X, y)

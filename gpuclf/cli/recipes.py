@@ -99,12 +99,13 @@ def augmentation(flips: bool, shift: int | None, dataset: Any) -> tuple[Any, str
             f"--{'flip' if flips else 'shift'} is for images, and the samples of {dataset.source} "
             "are rows of numbers: leave it out, or store images with three or four axes"
         )
-    of_shape = {"image_shape": tuple(dataset.image_shape)}
+    shape = tuple(dataset.image_shape)
     steps: dict[str, Callable[[Any, Any], Any]] = {}
     if flips:
-        steps["horizontal_flip"] = partial(horizontal_flip, **of_shape)
+        steps["horizontal_flip"] = partial(horizontal_flip, image_shape=shape)
     if shift is not None:
-        steps[f"random_shift of {shift}"] = partial(random_shift, **of_shape, pixels=shift)
+        moved = partial(random_shift, image_shape=shape, pixels=shift)
+        steps[f"random_shift of {shift}"] = moved
     augments = tuple(steps.values())
     together = augments[0] if len(augments) == 1 else partial(in_turn, steps=augments)
     return together, ", then ".join(steps)

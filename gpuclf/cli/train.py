@@ -171,6 +171,8 @@ def _fit(
             *(model, classifier, parts["train"], parts), describe=describe,
             X_val=X_val, y_val=y_val, **checkpoints,
         )  # fmt: skip
+    if classifier.solver == "sgd":  # one that had ended is resumed without an epoch
+        follow.write_epoch(classifier.n_iter_, classifier.history_)
     if classifier.history_.reached_max_iter:
         n_iter = classifier.max_iter
         output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")
