@@ -8,7 +8,6 @@ writes models over one another: the file must be one of them, whole.
 """
 
 import argparse
-import itertools
 import os
 import signal
 import sys
@@ -69,10 +68,12 @@ def killed_and_resumed(kind, n_kills, seed, folder):
 
 
 def save_for_ever(path):
-    """Save one model after another, all of whose parameters are its number."""
+    """Save one model after another, all of whose parameters are its number, until killed."""
     X, y = resumed.make_data()
     model = gpuclf.TwoLayerNetClassifier(hidden_size=10_000, max_iter=1).fit(X, y)
-    for number in itertools.count():
+    parent, number = os.getppid(), 0
+    while os.getppid() == parent:
+        number += 1
         for value in model.params_.values():
             value[...] = number
         model.save(path)
