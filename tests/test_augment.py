@@ -1,9 +1,11 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gpuclf import SoftmaxClassifier
 from gpuclf.arrays import array_namespace
-from gpuclf.augment import augmented, horizontal_flip
+from gpuclf.augment import augmented, horizontal_flip, in_turn, random_shift
 from gpuclf.samples.standardized import Standardized
 
 SHAPE = (3, 2, 4)
@@ -90,6 +92,44 @@ def test_images_are_cifars_by_default():
 def test_a_shape_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="reshape"):
         horizontal_flip(np.zeros((2, 25)), np.random.default_rng(0), SHAPE)
+
+
+def shifted_in_loops(X, moves, shape):
+    """Move pixel by pixel; outside, the nearest pixel of the edge counts."""
+    images, (_, height, width) = X.reshape(len(X), *shape), shape
+    out = np.empty_like(images)
+    for n, (down, right) in enumerate(zip(*moves, strict=True)):
+        for row in range(height):
+            for column in range(width):
+                at = min(max(row + down, 0), height - 1), min(max(column + right, 0), width - 1)
+                out[n, :, row, column] = images[n, :, at[0], at[1]]
+    return out.reshape(X.shape)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("pixels", [1, 5])  # 5 are more than the image has
+def test_images_are_moved_as_in_loops(lib, dtype, pixels):
+    X = make_images(40, dtype)
+    before = X.copy()
+    moves = np.random.default_rng(8).integers(-pixels, pixels + 1, (2, 40))
+    given = lib.asarray(X)
+    found = random_shift(given, np.random.default_rng(8), SHAPE, pixels)
+    assert lib.to_numpy(found).dtype == dtype
+    np.testing.assert_array_equal(lib.to_numpy(found), shifted_in_loops(X, moves, SHAPE))
+    np.testing.assert_array_equal(lib.to_numpy(given), before)
+    assert {*moves.ravel().tolist()} == {*range(-pixels, pixels + 1)}
+
+
+def test_augmentations_follow_one_another(lib):
+    X = make_images(30)
+    samples = Standardized(lib.asarray(X), np.arange(24.0), np.arange(1.0, 25.0))
+    rng, again = np.random.default_rng(9), np.random.default_rng(9)
+    steps = [partial(f, image_shape=SHAPE) for f in (horizontal_flip, random_shift)]
+    found = in_turn(samples, rng, steps)
+    expected = random_shift(horizontal_flip(X, again, SHAPE), again, SHAPE)
+    np.testing.assert_array_equal(lib.to_numpy(found.X), expected)
+    np.testing.assert_array_equal(lib.to_numpy(found.mean), np.arange(24.0))
+    assert rng.random() == again.random()
 
 
 ODD_BATCHES = {

@@ -42,8 +42,9 @@ def no_gpu(monkeypatch):
 def images():
     X, y = make_synthetic(N_TRAIN + N_TEST, seed=0)
     return ImageDataset(
-        X[:N_TRAIN], y[:N_TRAIN], X[N_TRAIN:], y[N_TRAIN:], name="small", source="small, in memory"
-    )
+        *(X[:N_TRAIN], y[:N_TRAIN], X[N_TRAIN:], y[N_TRAIN:]),
+        name="small", source="small, in memory", image_shape=(3, 32, 32),
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -300,6 +300,25 @@ def test_an_evaluation_counts_what_the_model_predicts(place, tmp_path):
     )  # scores are no probabilities
 
 
+def test_a_model_of_rows_says_how_it_can_take_pictures(place, tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, (30, 3 * 7 * 7), dtype=np.uint8)
+    names = np.array(["brick", "leaf", "sky"])[np.arange(30) % 3]
+    model = gpuclf.KNeighborsClassifier(1).fit(X, names)
+    model.save(tmp_path / "rows")
+    code, text = run("evaluate", tmp_path / "rows", "--data", place / "new")
+    assert (code, "set model.image_shape_ = (channels" in text) == (1, True)
+    model.image_shape_ = (3, 7, 7)
+    model.save(tmp_path / "rows")
+    assert run("evaluate", tmp_path / "rows", "--data", place / "new")[0] == 0
+
+
+def test_own_data_are_asked_for(place):
+    code, text = run("evaluate", place / "knn.safetensors")
+    assert code == 2
+    assert "trained on own samples (images in " in text
+    assert "by --data" in text
+
+
 def test_a_model_of_numbers_is_evaluated_by_numbers(tmp_path):
     X, y = make_synthetic(60)
     model = gpuclf.SoftmaxClassifier(max_iter=2, random_state=0).fit(X, y)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import gpuclf
 from gpuclf.cli import app, output
 from gpuclf.datasets import make_synthetic
 
@@ -50,6 +51,29 @@ def test_training_on_a_folder_of_pictures(tmp_path, pictures, model):
     assert str(pictures) in found["dataset"]["source"]
     assert "0.2 of each class" in found["dataset"]["source"]
     assert found["settings"].get("augment") is None
+
+
+def test_pictures_are_mirrored_and_moved(tmp_path, pictures):
+    arguments = ("train", "softmax", "--data", pictures, "--image-size", 6, "--epochs", 2)
+    plain = run_to_json(tmp_path / "a.json", *arguments)
+    found = run_to_json(
+        tmp_path / "a.json", *arguments, "--flip", "--shift", 2, "--save", tmp_path / "model"
+    )
+    assert found["settings"]["augment"] == "horizontal_flip, then random_shift of 2"
+    assert found["loss_history"] != plain["loss_history"]
+    steps = gpuclf.load(tmp_path / "model").augment.keywords["steps"]
+    assert [step.keywords for step in steps] == [
+        {"image_shape": (3, 6, 6)},
+        {"image_shape": (3, 6, 6), "pixels": 2},
+    ]
+    np.savez(tmp_path / "rows.npz", X=np.ones((9, 4)), y=np.arange(9) % 3)
+    for option in (["--flip"], ["--shift", 1]):
+        code, text = run("train", "softmax", "--data", tmp_path / "rows.npz", *option)
+        assert (code, f"{option[0]} is for images" in text) == (2, True)
+        code, text = run("train", "softmax", "--data", pictures, *option, "--solver", "lbfgs")
+        assert (code, f"{option[0]} draws anew for each batch" in text) == (2, True)
+        code, text = run("train", "knn", "--data", pictures, *option)
+        assert (code, f"{option[0]} does not apply to knn" in text) == (2, True)
 
 
 def test_options_of_own_samples(tmp_path, pictures):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from gpuclf import TwoLayerNetClassifier
 from gpuclf.cli import app
+from gpuclf.cli.runs import read_log
 
 
 @pytest.fixture
@@ -45,14 +46,24 @@ def test_goes_on_with_the_losses_of_a_training_never_ended(train, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(TwoLayerNetClassifier, "_record", is_ended)
-        found, _ = train("--checkpoint", folder)
+        found, _ = train("--checkpoint", folder, "--log", tmp_path / "log.jsonl")
     assert found is None
     assert (folder / "checkpoint-00000002.safetensors").exists()
-    found, said = train("--checkpoint", folder, "--every", 2, "--resume")
+    again = ("--checkpoint", folder, "--every", 2, "--resume", "--log", tmp_path / "log.jsonl")
+    found, said = train(*again)
     assert "epoch 1:" not in said
     assert found["loss_history"] == expected["loss_history"]
     assert found["val_accuracy_history"] == expected["val_accuracy_history"]
     assert found["test_accuracy"] == expected["test_accuracy"]
+    # Its log is whole, and so is that of one that had ended.
+    run = read_log(tmp_path / "log.jsonl")
+    assert run["epochs"] == 4
+    assert run["val_accuracy_history"] == expected["val_accuracy_history"]
+    steps = np.array(expected["loss_history"]).reshape(4, -1)
+    np.testing.assert_allclose(run["loss_history"], steps.mean(axis=1))
+    assert train(*again)[0]["loss_history"] == expected["loss_history"]
+    once_more = read_log(tmp_path / "log.jsonl")
+    assert once_more["loss_history"] == run["loss_history"]
 
 
 def test_says_what_does_not_fit(train, tmp_path):
@@ -66,5 +77,5 @@ def test_says_what_does_not_fit(train, tmp_path):
     assert "--checkpoint does not apply to knn" in train(*given, model="knn")[1]
     assert "solver='sgd' only" in train(*given, "--solver", "lbfgs", model="softmax")[1]
     assert train(*given)[0] is not None
-    assert "go on with" in train(*given)[1]
+    assert "go on with resume=True (--resume)" in train(*given)[1]
     assert "max_iter is 4 there and 5 here" in train(*given, "--resume", epochs=5)[1]

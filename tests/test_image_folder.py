@@ -133,6 +133,15 @@ def test_what_is_hidden_or_no_picture_is_passed_over(tmp_path):
         assert len(load_image_folder(tmp_path, test_fraction=0).X_train) == 3
 
 
+def test_images_of_other_types_are_counted(tmp_path):
+    add_classes(tmp_path, 1)
+    for name in ("ant/a.gif", "ant/deep/b.GIF", "bee/c.tiff", "bee/.d.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"3 images in .* are of another type \(.gif, .tiff\)"):
+        assert len(load_image_folder(tmp_path, test_fraction=0).X_train) == 3
+
+
 def test_one_warning_names_and_counts_what_is_left_out(tmp_path):
     add_classes(tmp_path, 20)
     damaged = [tmp_path / "bee" / f"bee{i}.png" for i in range(0, 20, 6)]

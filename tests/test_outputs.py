@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -56,6 +57,16 @@ def main(monkeypatch, capfd):
 
 def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.filterwarnings("always:SGD stopped at max_iter")
+def test_warnings_are_a_line_each(main, tmp_path):
+    np.savez(tmp_path / "few.npz", X=np.eye(30), y=np.arange(30) % 3)
+    code, out, err = main("train", "softmax", "--data", tmp_path / "few.npz", "--epochs", 2)
+    assert code == 0, err
+    assert "warning: SGD stopped at max_iter=2" in err
+    assert "classifier.fit" not in out + err
+    assert "ConvergenceWarning" not in out + err
 
 
 # ----------------------------------------------------------------------------- before the work

@@ -386,8 +386,8 @@ def resuming_read():
     [
         "net",
         *(
-            pytest.param(fleet, marks=pytest.mark.nightly)
-            for fleet in ("fleet-net", "fleet-softmax")
+            pytest.param(other, marks=pytest.mark.nightly)
+            for other in ("fleet-net", "fleet-softmax", "saving")
         ),
     ],
 )

@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import gpuclf
-from gpuclf.augment import horizontal_flip
+from gpuclf.augment import horizontal_flip, in_turn, random_shift
 from gpuclf.estimators.keeping import ON_DEVICE
 from gpuclf.saving import values
 
@@ -165,6 +165,12 @@ def test_the_library_s_augmentations_are_kept(tmp_path):
     assert round_trip(again.set_params(augment=horizontal_flip), tmp_path).augment is (
         horizontal_flip
     )
+    shift = functools.partial(random_shift, image_shape=(1, 3, 4), pixels=1)
+    both = functools.partial(in_turn, steps=(flip, shift))
+    again = round_trip(again.set_params(augment=both), tmp_path)
+    assert [step.func for step in again.augment.keywords["steps"]] == [flip.func, random_shift]
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    np.testing.assert_array_equal(again.augment(X, rng), both(X, other))
 
 
 def test_an_augmentation_of_one_s_own_is_named(tmp_path):

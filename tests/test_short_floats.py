@@ -18,7 +18,7 @@ from gpuclf import (
     two_layer_loss,
     two_layer_scores,
 )
-from gpuclf.samples.short_floats import is_short_float, widened
+from gpuclf.samples.short_floats import extremes, is_short_float, widened
 from gpuclf.saving.checkpoints import fingerprint
 
 N, D, C = 700, 80, 3
@@ -163,6 +163,18 @@ def test_every_float16_is_widened_exactly():
             np.testing.assert_array_equal(found, values.astype(dtype))
             of_sign = np.signbit(found), np.signbit(values)  # zeros too
             np.testing.assert_array_equal(*of_sign)
+
+
+def test_extremes_are_the_least_and_the_largest():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    rng = np.random.default_rng(0)
+    sets = [finite, finite[finite > 0], finite[finite < 0], finite[:1], finite[::2].reshape(-1, 2)]
+    sets += [rng.choice(finite, n) for n in (1, 2, 3, 3, 3, 10)]
+    for values in (*sets, finite.astype(np.float32)):
+        assert extremes(values) == (float(values.min()), float(values.max()))
+    for wrong in every[~np.isfinite(every)]:
+        assert not np.isfinite(extremes(np.array([1, -1, wrong], np.float16))).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -87,7 +88,12 @@ def main() -> None:
         logger.setLevel(logging.ERROR)
         logging.getLogger("gpuclf.kernels.building").setLevel(logging.WARNING)  # it takes seconds
         try:
-            _main()
+            with warnings.catch_warnings():
+                # Of no use here are the place in the code and its line.
+                warnings.showwarning = lambda message, *_, **__: output.complain(
+                    str(message), "warning"
+                )
+                _main()
         finally:
             logger.setLevel(level)
 

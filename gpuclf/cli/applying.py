@@ -98,6 +98,11 @@ def as_trained(
         rows = np.asarray(resize_rows(rows, (wanted[0], height, width), wanted[1:]))
     if rows.shape[1] != model.n_features_in_:
         form = "" if wanted is None else f", images of {wanted} (channels, height, width)"
+        if wanted is None and image_shape is not None:
+            form = (
+                ", of which it does not say how they lie in an image: set model.image_shape_ = "
+                "(channels, height, width) and save it again"
+            )
         raise ValueError(
             f"{where} has samples of {rows.shape[1]:,} numbers, the model was trained on "
             f"{model.n_features_in_:,}{form}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.markup import escape
 
 from gpuclf.cli import options, output
@@ -45,6 +46,12 @@ def evaluate(
     output.prepare(json, plot=plot)
     data = options.chosen_data(data_name, data_dir, None, None, None)
     kept = gpuclf.load(model)
+    known = getattr(kept, "training_", {})
+    if data == options.DataName.auto and "test_fraction" in known.get("split", {}):
+        raise typer.BadParameter(
+            f"the model was trained on own samples ({known['dataset']['source']}): name them, or "
+            "others, by --data"
+        )
     dataset, X, y, part = _read(kept, data, data_dir)
     names = class_names(kept)
     targets = _targets(kept, y, dataset, names)

@@ -57,7 +57,7 @@ class Log:
     """
 
     def __init__(self, file: TextIO | None) -> None:
-        self._file, self._start = file, time.perf_counter()
+        self._file, self._start, self._n_epochs = file, time.perf_counter(), 0
 
     @property
     def is_whole(self) -> bool:
@@ -80,13 +80,18 @@ class Log:
             self._file = None
 
     def write_epoch(self, epoch: int, history: Any) -> None:
-        """Add the line of an epoch, given the history so far."""
-        recent = history.loss[-max(1, len(history.loss) // epoch) :]
-        content = {"epoch": epoch, "loss": sum(recent) / len(recent)}
-        for name in ("learning_rate", "val_accuracy", "train_accuracy"):
-            if values := getattr(history, name):
-                content[name] = values[-1]
-        self.write("epoch", content)
+        """Add the lines of the epochs so far that have none; a resumed training has several."""
+        n_steps = max(1, len(history.loss) // epoch)
+        for one in range(self._n_epochs + 1, epoch + 1):
+            recent = history.loss[(one - 1) * n_steps : one * n_steps]
+            content = {"epoch": one, "loss": sum(recent) / len(recent)}
+            if history.learning_rate:
+                content["learning_rate"] = history.learning_rate[one * n_steps - 1]
+            for name in ("val_accuracy", "train_accuracy"):
+                if values := getattr(history, name):
+                    content[name] = values[one - 1]
+            self.write("epoch", content)
+        self._n_epochs = epoch
 
 
 @contextmanager

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import typer
 
 from gpuclf.cli.options import ModelName
 
-__all__ = ["FINAL_EPOCHS", "RECIPES", "Recipe", "given", "refuse_foreign"]
+__all__ = ["FINAL_EPOCHS", "RECIPES", "Recipe", "augmentation", "given", "refuse_foreign"]
 
 FINAL_EPOCHS = 10  # of the training after a search
 # Parameters that options name otherwise.
-_OPTIONS = {"max_iter": "epochs", "n_neighbors": "neighbors", "augment": "flip"}
+_OPTIONS = {"max_iter": "epochs", "n_neighbors": "neighbors"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Recipe:
         Settings to train with, and to train candidates of a search with.
     space, mean_image_space : dict
         Where a search's candidates differ; the second where pixels are not scaled.
+    flips : bool
+        Whether half of CIFAR-10's images are mirrored in training.
     """
 
     classifier: str
@@ -36,6 +39,7 @@ class Recipe:
     candidate: dict[str, Any]
     space: dict[str, Any]
     mean_image_space: dict[str, Any] = field(default_factory=dict)
+    flips: bool = False
 
     @property
     def by_gradients(self) -> bool:
@@ -43,11 +47,9 @@ class Recipe:
         return "max_iter" in self.training
 
     def make(self, settings: dict[str, Any]) -> Any:
-        """Return a classifier with these hyper-parameters; `augment` is a function's name."""
+        """Return a classifier with these hyper-parameters."""
         import gpuclf
 
-        if settings.get("augment"):
-            settings = settings | {"augment": getattr(gpuclf.augment, settings["augment"])}
         return getattr(gpuclf, self.classifier)(**settings)
 
 
@@ -71,15 +73,11 @@ RECIPES = {
     ),
     ModelName.two_layer: Recipe(
         "TwoLayerNetClassifier",
-        training={
-            "max_iter": 6,
-            "hidden_size": 512,
-            "batch_size": 256,
-            "augment": "horizontal_flip",
-        },
+        training={"max_iter": 6, "hidden_size": 512, "batch_size": 256},
         candidate={"max_iter": 2, "hidden_size": 100},
         space={"learning_rate": (5e-3, 5e-1), "reg": (1e-6, 1e-2)},
         mean_image_space={"learning_rate": (1e-5, 1e-3), "reg": (1e-4, 1e1)},
+        flips=True,
     ),
     ModelName.knn: Recipe(
         "KNeighborsClassifier",
@@ -88,6 +86,29 @@ RECIPES = {
         space={"n_neighbors": [1, 3, 5, 8, 10, 12, 15, 20, 50, 100]},
     ),
 }
+
+
+def augmentation(flips: bool, shift: int | None, dataset: Any) -> tuple[Any, str | None]:
+    """Return what augments the images of a data set in training, and what to call it."""
+    from gpuclf.augment import horizontal_flip, in_turn, random_shift
+
+    if not flips and shift is None:
+        return None, None
+    if dataset.image_shape is None:
+        raise typer.BadParameter(
+            f"--{'flip' if flips else 'shift'} is for images, and the samples of {dataset.source} "
+            "are rows of numbers: leave it out, or store images with three or four axes"
+        )
+    shape = tuple(dataset.image_shape)
+    steps: dict[str, Callable[[Any, Any], Any]] = {}
+    if flips:
+        steps["horizontal_flip"] = partial(horizontal_flip, image_shape=shape)
+    if shift is not None:
+        moved = partial(random_shift, image_shape=shape, pixels=shift)
+        steps[f"random_shift of {shift}"] = moved
+    augments = tuple(steps.values())
+    together = augments[0] if len(augments) == 1 else partial(in_turn, steps=augments)
+    return together, ", then ".join(steps)
 
 
 def given(**options: Any) -> dict[str, Any]:

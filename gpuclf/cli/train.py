@@ -13,7 +13,7 @@ from gpuclf import interrupts
 from gpuclf.cli import options, output
 from gpuclf.cli.following import Log, described, keep_model, logging_to
 from gpuclf.cli.knn import train_knn
-from gpuclf.cli.recipes import RECIPES, given, refuse_foreign
+from gpuclf.cli.recipes import RECIPES, augmentation, given, refuse_foreign
 
 __all__ = ["train"]
 
@@ -53,7 +53,14 @@ def train(
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirror half of the images; default two-layer only."),
+        typer.Option(
+            "--flip/--no-flip",
+            help="Mirror half of the images; default two-layer on CIFAR-10 only.",
+        ),
+    ] = None,
+    shift: Annotated[
+        int | None,
+        typer.Option(min=1, help="Move each image by up to so many pixels each way; default not."),
     ] = None,
     solver: Annotated[
         SolverName | None, typer.Option(help="softmax, two-layer; default sgd.")
@@ -88,30 +95,33 @@ def train(
     chosen = given(max_iter=epochs, learning_rate=learning_rate, batch_size=batch_size, reg=reg)
     chosen |= given(hidden_size=hidden_size, dropout=dropout, solver=solver)
     chosen |= given(n_neighbors=neighbors, metric=metric)
-    if flip is not None:
-        chosen["augment"] = "horizontal_flip" if flip else None
     recipe = RECIPES[model]
-    refuse_foreign(model, chosen | given(plot=plot), () if not recipe.by_gradients else ("plot",))
+    beside = given(plot=plot, flip=flip, shift=shift)
+    refuse_foreign(model, chosen | beside, beside if recipe.by_gradients else ())
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
-    if isinstance(data, options.OwnSamples) or solver is SolverName.lbfgs:
-        if flip:
-            raise typer.BadParameter(
-                "--flip mirrors images of 32 x 32 in colour, batch by batch: leave it out "
-                + ("where --data is a path" if solver is not SolverName.lbfgs else "with lbfgs")
-            )
-        settings.pop("augment", None)  # a digit mirrored is another sign; L-BFGS sees all at once
-    if solver is SolverName.lbfgs and epochs is None:
+    is_lbfgs = solver is SolverName.lbfgs
+    if is_lbfgs and (flip or shift):
+        raise typer.BadParameter(
+            f"--{'flip' if flip else 'shift'} draws anew for each batch, and L-BFGS sees all "
+            "samples at once: leave it out with lbfgs"
+        )
+    if flip is None:  # a digit mirrored is another sign
+        flip = recipe.flips and not isinstance(data, options.OwnSamples) and not is_lbfgs
+    if is_lbfgs and epochs is None:
         settings["max_iter"] = LBFGS_ITERATIONS
     per_call = None
     if recipe.by_gradients:
         classifier = recipe.make(settings | {"precision": str(dtype), "random_state": seed})
         classifier.check_hyperparameters()  # before the data are loaded
         per_call = classifier.samples_of_step(1 << 30) if classifier.solver == "sgd" else 0
-        shown = classifier.get_params() | {"augment": settings.get("augment")}
     else:
-        classifier, shown = recipe.make(settings), settings
+        classifier = recipe.make(settings)
     dataset, where = output.load_for(backend, data, data_dir, seed, per_call)
+    shown = settings
+    if recipe.by_gradients:
+        classifier.augment, named = augmentation(flip, shift, dataset)
+        shown = classifier.get_params() | {"augment": named}
     about = described(model, dataset, shown | {"backend": where.name})
     output.known(**about)
     with logging_to(log) as follow:
@@ -161,6 +171,8 @@ def _fit(
             *(model, classifier, parts["train"], parts), describe=describe,
             X_val=X_val, y_val=y_val, **checkpoints,
         )  # fmt: skip
+    if classifier.solver == "sgd":  # one that had ended is resumed without an epoch
+        follow.write_epoch(classifier.n_iter_, classifier.history_)
     if classifier.history_.reached_max_iter:
         n_iter = classifier.max_iter
         output.say(f"L-BFGS had not converged after {n_iter} iterations (--epochs)")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_OTHER_IMAGES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg")
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
 _N_NAMED = 10
@@ -43,7 +45,7 @@ def load_image_folder(
     path : path-like
         Folder with a subfolder a class, or with ``train/`` and ``test/`` (else ``val/``) that have
         these. PNG, JPEG, WebP and BMP are read, at any depth below a class; hidden files and
-        other suffixes are passed over.
+        other suffixes are passed over; images among these are counted in the warning.
     size : int or (height, width), default (32, 32)
         What every image is stretched to.
     channels : {3, 1}, default 3
@@ -72,8 +74,8 @@ def load_image_folder(
     Warns
     -----
     UserWarning
-        Once, if files cannot be read, folders are without images, or images are in no class; names
-        them, and goes on without.
+        Once, if files cannot be read, folders are without images, or images are in no class or of
+        a type that is not read; names them, and goes on without.
 
     Examples
     --------
@@ -149,6 +151,17 @@ def _read_part(
         )
     if loose:
         remarks.append(f"{len(loose)} images lie in {root} itself, of no class")
+    others = [
+        path.suffix.lower()
+        for folder in _subfolders(root)
+        for path in _files_below(folder)
+        if path.suffix.lower() in _OTHER_IMAGES
+    ]
+    if others:
+        remarks.append(
+            f"{len(others)} images in {root} are of another type ({_some(sorted(set(others)))}), "
+            f"read are {', '.join(IMAGE_SUFFIXES)}"
+        )
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         remarks.append(f"no image in {len(empty)} folders of {root}: {_some(empty)}")
@@ -190,10 +203,12 @@ def _is_image(path: Path) -> bool:
 
 def images_below(folder: Path, *, stop_at_first: bool = False) -> list[Path]:
     """Return the images at any depth that are not hidden, by name."""
-    found: list[Path] = []
+    images = (path for path in _files_below(folder) if _is_image(path))
+    return sorted(islice(images, 1) if stop_at_first else images)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Return what lies at any depth and is not hidden."""
     for parent, folders, _ in os.walk(folder):  # which does not follow links into circles
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for path in _entries(Path(parent)) if _is_image(path)]
-        if found and stop_at_first:
-            break
-    return sorted(found)
+        yield from (path for path in _entries(Path(parent)) if not path.is_dir())

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, refuse_odd_arrays, to_host, values_are_on_host
 from gpuclf.datasets.rows import LAYOUTS, ImageShape, as_rows
+from gpuclf.samples.short_floats import extremes, widened
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 
@@ -66,8 +67,7 @@ class ImageSamples:
         on_host = values_are_on_host(stored)
         if reset:
             is_number = on_host and stored.dtype.kind in "uifb" and stored.size > 0
-            limits = (float(stored.min()), float(stored.max())) if is_number else None
-            self.value_range_ = limits
+            self.value_range_ = extremes(stored) if is_number else None
             self._value_kind = _kind_of(stored, look=on_host)
             return
         trained = getattr(self, "_value_kind", None)
@@ -89,6 +89,8 @@ def _kind_of(stored: Array, *, look: bool) -> str | None:
         return BYTES if str(stored.dtype).endswith("uint8") else None
     step = -(-int(stored.shape[0]) // ROWS_LOOKED_AT)
     some = np.asarray(to_host(stored[::step, :]))
+    if some.dtype == np.float16:
+        some = widened(some, np.float32)
     if some.dtype.kind not in "uif" or not (some.min() >= 0 and 1 < some.max() <= 255):
         is_fraction = some.dtype.kind == "f" and some.min() >= 0 and some.max() <= 1
         return FRACTIONS if is_fraction and np.any(some != np.floor(some)) else None

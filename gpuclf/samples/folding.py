@@ -22,6 +22,7 @@ from gpuclf.arrays import Array, array_namespace
 from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 from gpuclf.layers import affine, affine_backward_params
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.standardized import BYTE_CENTRE, Standardized, as_floats, as_stored
 from gpuclf.samples.streamed import Streamed
 
@@ -149,7 +150,12 @@ class FoldedSamples:
         """Return a block of samples as the floats that the folded parameters act on."""
         if self.folds:
             rows = as_floats(self.stored[block, :], self._dtype)
-            return rows if self.centre is None else rows - self.centre
+            if self.centre is None:
+                return rows
+            if is_short_float(self.stored.dtype):  # these floats are nobody else's
+                rows -= self.centre
+                return rows
+            return rows - self.centre
         if self.standardized is not None:
             return self.standardized[block].to_array(self._dtype)
         return as_stored(self.stored[block, :], self._dtype)

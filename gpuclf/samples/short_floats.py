@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuclf.arrays import Array, array_namespace
 
-__all__ = ["is_short_float", "widened"]
+__all__ = ["extremes", "is_short_float", "widened"]
 
-BEYOND = 65536.0  # of float16, whose largest number is 65504
+INFINITE = 0x7C00  # in the bits of a float16; those of NaN are beyond
 
 
 def is_short_float(dtype: object) -> bool:
@@ -17,18 +19,37 @@ def is_short_float(dtype: object) -> bool:
     return name.rpartition(".")[2] in ("float16", "bfloat16")
 
 
-def widened(X: Array, dtype: object) -> Array:
+def extremes(X: np.ndarray) -> tuple[float, float]:
+    """Return the least and the largest number of a NumPy array of floats.
+
+    Of NaN and infinities one or both are not finite.
+    """
+    if X.dtype != np.float16:
+        return float(X.min()), float(X.max())
+    # NumPy compares them one at a time, whole numbers of the same bits as many as a vector has.
+    # Above zero both rise together; below, the sign apart, they do not.
+    signed, unsigned = X.view(np.int16), X.view(np.uint16)
+    low, high = unsigned.max(), signed.max()
+    low = low if low >> 15 else unsigned.min()
+    high = high.view(np.uint16) if high >= 0 else unsigned.min()
+    return float(low.view(np.float16)), float(high.view(np.float16))
+
+
+def widened(X: Array, dtype: Any) -> Array:
     """Return short floats as floats of `dtype`; no number is rounded."""
     xp = array_namespace(X)
     if xp is not np or X.dtype != np.float16:
         return xp.astype(X, dtype)
     # NumPy widens one number at a time, this as many as a vector has: five times as fast. Sign and
     # digits go to their place in a float32, whose exponent then is 112 too small.
-    bits = X.view(np.int16).astype(np.int32)
+    halves = X.view(np.int16)
+    if X.size and max(halves.max(), int(halves.view(np.uint16).max()) - 0x8000) >= INFINITE:
+        return X.astype(dtype)
+    bits = halves.astype(np.int32)
     bits <<= 13
     bits &= np.uint32(0x8FFFE000).astype(np.int32)
     floats = bits.view(np.float32)
+    if dtype != np.float32:
+        return np.multiply(floats, 2.0**112, dtype=dtype)
     floats *= np.float32(2.0**112)
-    if floats.size and max(floats.max(), -floats.min()) >= BEYOND:  # infinity and NaN
-        return X.astype(dtype)
-    return floats if dtype == np.float32 else floats.astype(dtype)
+    return floats

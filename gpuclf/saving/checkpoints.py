@@ -77,7 +77,7 @@ class Checkpoints:
         if paths and not resume:
             raise FileExistsError(
                 f"{self.folder} has checkpoints of a training, the last {paths[-1].name}: go on "
-                "with resume=True, or use another folder"
+                "with resume=True (--resume), or use another folder"
             )
         for unfinished in self.folder.glob(".checkpoint-*.unfinished"):  # of a killed process
             unfinished.unlink(missing_ok=True)
