@@ -263,15 +263,9 @@ class OnCluster:
             try:
                 wait(future, timeout=self._timeout)
             except TimeoutError:
-                states = client.run(_state, on_error="ignore").values()
-                if not states:
-                    raise _no_worker(self._timeout) from None
-                if {*states} == {"paused"}:
-                    raise RuntimeError(
-                        "all workers have paused, for their memory is nearly full, and X is not "
-                        "loaded: release other samples, or give the workers more, memory_limit= "
-                        "of dask's cluster"
-                    ) from None
+                error = _nobody_works(client, self._timeout)
+                if error is not None:
+                    raise error from None
                 continue
             except CancelledError:
                 pass  # said below
@@ -369,16 +363,25 @@ def _lost_samples(number: int) -> RuntimeError:
     )
 
 
-def _no_worker(timeout: float) -> TimeoutError:
-    return TimeoutError(
-        f"there is no worker after {timeout:g} seconds: start some, for example "
-        "client.cluster.scale(2) or `dask worker SCHEDULER`, or wait for them, "
-        "client.wait_for_workers(1)"
-    )
-
-
 def _state(dask_worker: Any) -> str:
     return str(dask_worker.status.name)
+
+
+def _nobody_works(client: Any, timeout: float) -> Exception | None:
+    """Return why nothing is computed, if there are no workers that would."""
+    states = {*client.run(_state, on_error="ignore").values()}
+    if not states:
+        return TimeoutError(
+            f"there is no worker after {timeout:g} seconds: start some, for example "
+            "client.cluster.scale(2) or `dask worker SCHEDULER`, or wait for them, "
+            "client.wait_for_workers(1)"
+        )
+    if states == {"paused"}:
+        return RuntimeError(
+            "all workers have paused, for their memory is nearly full: release other samples, or "
+            "give the workers more, memory_limit= of dask's cluster"
+        )
+    return None
 
 
 def _versions_here() -> dict[str, str]:
@@ -395,12 +398,11 @@ def facts_of(client: Any, timeout: float, backend: str = "numpy") -> dict[str, A
     TimeoutError
         If there is no worker.
     RuntimeError
-        If a worker has another gpuclf or NumPy.
+        If a worker has another gpuclf or NumPy, or all have paused.
     """
-    try:
+    deadline = time.monotonic() + timeout
+    with suppress(TimeoutError):  # said below
         client.wait_for_workers(1, timeout=timeout)
-    except TimeoutError:
-        raise _no_worker(timeout) from None
 
     def facts(dask_worker: Any) -> dict[str, Any]:  # sent by value: gpuclf may be missing there
         import numpy
@@ -422,11 +424,11 @@ def facts_of(client: Any, timeout: float, backend: str = "numpy") -> dict[str, A
         }
 
     found: dict[str, Any] = {}
-    deadline = time.monotonic() + timeout
     while not found:  # those that have just been lost do not answer
-        found = client.run(facts, on_error="ignore")
         if time.monotonic() > deadline:
-            raise _no_worker(timeout)
+            silent = TimeoutError(f"no worker answers within {timeout:g} seconds: see their logs")
+            raise _nobody_works(client, timeout) or silent
+        found = client.run(facts, on_error="ignore")
     here = _versions_here()
     for worker, fact in found.items():
         for name, version in here.items():
