@@ -511,6 +511,21 @@ def fails(chunk):
     return 1 / 0
 
 
+def test_chunks_are_read_by_those_that_hold_them(two_workers):
+    import dask
+
+    def moved(dask_worker):
+        return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
+
+    parts = [dask.delayed(np.full)((50, 6), float(n)) for n in range(8)]
+    chunks = [da.from_delayed(part, (50, 6), np.float64) for part in parts]
+    before = two_workers.run(moved)
+    samples = Sharded(da.concatenate(chunks), "numpy")
+    assert samples.map(len) == [3] * 8
+    assert len(samples._holders._shards) == 2
+    assert two_workers.run(moved) == before
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_persisted_chunks_are_held_where_they_are(two_workers):
