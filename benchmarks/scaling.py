@@ -7,7 +7,9 @@ python -m benchmarks.scaling --tables scaling.json                    prints the
 
 One evaluation of loss and gradient (softmax regression on bytes, what L-BFGS asks for) is timed in
 this process, on one thread, and on local clusters of workers with a thread each, by turns.
-`--latency` lets every call sleep on its way, there and back, as a network would.
+
+`--link 0.005 1e8` adds what it takes over links that sleep: 5 ms each way to each holder, and
+100 Mb/s that all messages of the client share.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from gpuclf import Sharded
 from gpuclf.devices.machine import environment
 from gpuclf.files import write_json
 from gpuclf.models import SOFTMAX
+from gpuclf.samples import holders
 from gpuclf.samples.standardized import Standardized
 from gpuclf.training.lbfgs import _sum_of_chunks
 
@@ -37,11 +40,12 @@ WORKERS = (1, 2, 4)
 TURNS, EMPTY_CALLS = 5, 100
 TRIM = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
 # A step of SGD, and links that the tables think of.
-STEP_ROWS, HOLDERS, GIGABITS = 200, (2, 8, 64), (10, 100)
+STEP_ROWS, HOLDERS, GIGABITS, CHUNKS_A_HOLDER = 200, (2, 8, 64), (10, 100), 4
+PARAMS = 4 * N_FEATURES * N_CLASSES  # bytes
 
 
-def nothing(chunk, seconds=0.0):
-    time.sleep(2 * seconds)
+def nothing(chunk):
+    return None
 
 
 def samples(n_rows):
@@ -75,16 +79,18 @@ class Case:
         return time.perf_counter() - start, (float(loss), grads["W"])
 
 
-def measure(record, n_workers, rows, turns, latency, trims):
+def measure(record, n_workers, rows, turns, trims=False, link=None):
     """Add to the record what a cluster of so many workers takes."""
-    with threadpool_limits(1), local_cluster(n_workers, None if trims else 1 << 30) as client:
-        more = {"workers": n_workers} | ({"trims": True} if trims else {})
-        if not trims:
-            record["empty_call_s"][str(n_workers)] = empty_calls(latency)
+    more = {"workers": n_workers} | ({"trims": True} if trims else {})
+    more |= {"link": link} if link else {}
+    trim = None if trims else 1 << 30
+    with threadpool_limits(1), local_cluster(n_workers, trim) as client, sleeping(client, link):
+        if not trims and not link:
+            record["empty_call_s"][str(n_workers)] = empty_calls()
         for n_rows in rows[-1:] if trims else rows:
             record["rows"].append(by_turns(n_rows, turns) | more)
         resident = max(client.run(lambda: psutil.Process().memory_info().rss).values())
-    if n_workers == 1 and not trims:
+    if n_workers == 1 and not trims and not link:
         held = rows[-1] * (N_FEATURES + 8)
         record["worker_memory_bytes"] = {"resident": resident, "held": held}
 
@@ -100,13 +106,51 @@ def local_cluster(n_workers, trim):
         yield client
 
 
-def empty_calls(latency):
+@contextmanager
+def sleeping(client, link):
+    """Let messages to holders, and their answers, take as long as on a link."""
+    if link is None:
+        yield
+        return
+    ask, delay, of_byte = holders._ask, link["delay_s"], 8 / link["bits_per_s"]
+
+    def slow_holders():  # on a worker: they sleep at the same time
+        from gpuclf.samples.holders import Holder
+
+        answer = Holder.answer
+
+        def late(holder, asked):
+            time.sleep(2 * delay)
+            return answer(holder, asked)
+
+        Holder.answer = late
+
+    def slow_link(shard, question):  # here: one message after another
+        time.sleep(of_byte * len(question))
+        answer = ask(shard, question)
+
+        def late():
+            found = answer()
+            time.sleep(of_byte * len(found[0]))
+            return found
+
+        return late
+
+    client.run(slow_holders)
+    holders._ask = slow_link
+    try:
+        yield
+    finally:
+        holders._ask = ask
+
+
+def empty_calls():
     few = Sharded(samples(CHUNKS), "numpy")
     few.map(nothing)
     times = []
     for _ in range(EMPTY_CALLS):
         start = time.perf_counter()
-        few.map(nothing, latency / CHUNKS * len(few._holders._shards), merge=len)
+        few.map(nothing, merge=len)
         times.append(time.perf_counter() - start)
     return times
 
@@ -142,11 +186,14 @@ def constants(record):
     return per_row, max(call, 0.0), max(per_holder, 0.0)
 
 
-def predicted(record, n_rows, n_workers):
+def predicted(record, n_rows, n_workers, link=None):
     """Return the seconds of an evaluation that the model says."""
     per_row, call, per_holder = constants(record)
     cores = record["environment"]["cpu_count"]
-    return call + per_holder * n_workers + n_rows * per_row / min(n_workers, cores)
+    on_way = 0.0
+    if link:
+        on_way = 2 * link["delay_s"] + 8 * (n_workers + CHUNKS) * PARAMS / link["bits_per_s"]
+    return call + per_holder * n_workers + on_way + n_rows * per_row / min(n_workers, cores)
 
 
 def milliseconds(seconds):
@@ -155,20 +202,26 @@ def milliseconds(seconds):
 
 def tables(record):
     """Return the tables of docs/scaling.md, in Markdown."""
-    found = {}
+    found, on_link = {}, {}
     for row in record["rows"]:
         if "trims" not in row:
-            found.setdefault(row["samples"], {})[row["workers"]] = row["times_s"]
-    lines = [
-        "| samples | one process | " + " | ".join(f"{n} workers | model" for n in WORKERS) + " |",
-        "|---:" * (2 + 2 * len(WORKERS)) + "|",
-    ]
-    for n_rows, by_workers in found.items():
-        cells = [f"{n_rows:,}", milliseconds(median(by_workers[1]["here"]))]
-        for n in WORKERS:
-            cells.append(milliseconds(median(by_workers[n]["workers"])))
-            cells.append(milliseconds(predicted(record, n_rows, n)))
-        lines.append("| " + " | ".join(cells) + " |")
+            of_rows = (on_link if "link" in row else found).setdefault(row["samples"], {})
+            of_rows[row["workers"]] = row["times_s"]
+    link = next((row["link"] for row in record["rows"] if "link" in row), None)
+    head = "| samples | one process | " + " | ".join(f"{n} workers | model" for n in WORKERS)
+    lines = []
+    for by_rows, over in ((found, None), (on_link, link)):
+        if by_rows is on_link and link is not None:
+            megabits = link["bits_per_s"] / 1e6
+            lines += ["", f"Over links of {1e3 * link['delay_s']:g} ms and {megabits:g} Mb/s:", ""]
+        if by_rows:
+            lines += [f"{head} |", "|---:" * (2 + 2 * len(WORKERS)) + "|"]
+        for n_rows, by_workers in by_rows.items():
+            cells = [f"{n_rows:,}", milliseconds(median(by_workers[1]["here"]))]
+            for n in WORKERS:
+                cells.append(milliseconds(median(by_workers[n]["workers"])))
+                cells.append(milliseconds(predicted(record, n_rows, n, over)))
+            lines.append("| " + " | ".join(cells) + " |")
     per_row, call, per_holder = constants(record)
     empty = {n: median(times) for n, times in record["empty_call_s"].items()}
     memory = record["worker_memory_bytes"]
@@ -177,7 +230,6 @@ def tables(record):
         median(times["workers"]) / median(times["here"])
         for times in (trims["times_s"], found[trims["samples"]][1])
     )
-    params = 4 * N_CLASSES * N_FEATURES
     lines += [
         "",
         "| constant | measured |",
@@ -198,7 +250,7 @@ def tables(record):
         of_call = call + per_holder * n
         pays = of_call / (per_row * (1 - 1 / n))
         share = of_call / (of_call + STEP_ROWS * per_row / n)
-        links = (milliseconds(2 * n * params * 8 / (g * 1e9)) for g in GIGABITS)
+        links = (milliseconds((1 + CHUNKS_A_HOLDER) * n * PARAMS * 8 / (g * 1e9)) for g in GIGABITS)
         lines.append(f"| {n} | {pays:,.0f} | {share:.1%} | " + " | ".join(links) + " |")
     return "\n".join(lines) + "\n"
 
@@ -210,18 +262,20 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--trims", action="store_true", help="with dask's own malloc setting")
     parser.add_argument("--try", dest="is_try", action="store_true")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds, each way")
+    parser.add_argument("--link", type=float, nargs=2, metavar=("SECONDS", "BITS_PER_SECOND"))
     given = parser.parse_args()
     if given.tables:
         print(tables(json.loads(given.tables.read_text())), end="")
         return
-    record = {"environment": environment(), "latency_s": given.latency}
-    record |= {"empty_call_s": {}, "rows": []}
+    record = {"environment": environment(), "empty_call_s": {}, "rows": []}
     if given.out.exists():
         record = json.loads(given.out.read_text())
-    sizes = (ROWS[:2], 2) if given.is_try else (ROWS, TURNS)
+    sizes = (ROWS[:2], 2) if given.is_try else (ROWS[:3] if given.link else ROWS, TURNS)
+    link = None
+    if given.link:
+        link = dict(zip(("delay_s", "bits_per_s"), given.link, strict=True))
     for n_workers in given.workers:
-        measure(record, n_workers, *sizes, given.latency, given.trims)
+        measure(record, n_workers, *sizes, given.trims, link)
         write_json(given.out, record)
 
 

@@ -217,6 +217,8 @@ def test_arrays_that_are_no_chunks_are_refused():
         Sharded([])
     with pytest.raises(TypeError, match=r"got int64; convert it with X.astype\('float32'\)"):
         Sharded([X.astype(np.int64)])
+    with pytest.raises(TypeError, match=r"got >f8; convert it with X.astype\('float64'\)"):
+        Sharded([X.astype(">f8")])
     with pytest.raises(ValueError, match="backend must be"):
         Sharded([X], "gpu")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+from sklearn import config_context, get_config
 from sklearn.metrics import accuracy_score
 
 from gpuclf.arrays import array_namespace, describe_location, to_host, values_are_on_host
@@ -19,6 +20,7 @@ from gpuclf.devices.backends import to_device
 from gpuclf.estimators.base import ArrayClassifier, on_host, select_rows
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.estimators.gradient_classifier import GradientClassifier
+from gpuclf.samples.holders import facts_of
 from gpuclf.samples.standardized import Standardized
 from gpuclf.samples.streamed import Streamed
 from gpuclf.training import stacked
@@ -26,6 +28,7 @@ from gpuclf.training import stacked
 __all__ = ["FleetTask", "check_jobs", "is_spread", "placed", "run_tasks"]
 
 BACKENDS = (None, "auto", "numpy", "cupy")
+SECONDS_FOR_WORKERS = 60.0  # of dask, where there is none
 Data = tuple[Any, Any, Any]  # samples, labels, weights
 
 
@@ -190,10 +193,13 @@ def check_jobs(n_jobs: Any, worker_backend: Any) -> None:
 
 
 def is_spread(n_jobs: int | None) -> bool:
-    """Tell whether tasks go through joblib: if asked to, or within its `parallel_config`."""
+    """Tell whether tasks go to workers: if asked to, or within joblib's `parallel_config`."""
     from joblib import effective_n_jobs
+    from joblib.parallel import get_active_backend
 
-    return n_jobs != 1 if n_jobs is not None else effective_n_jobs(None) > 1
+    if n_jobs is not None:
+        return n_jobs != 1
+    return hasattr(get_active_backend()[0], "client") or effective_n_jobs(None) > 1
 
 
 def run_tasks(
@@ -203,7 +209,7 @@ def run_tasks(
     n_jobs: int | None,
     sent: Mapping[str, Any],
 ) -> list[Any]:
-    """Return ``task(*of_one, *data)`` for each of the arguments, from joblib's workers.
+    """Return ``task(*of_one, *data)`` for each of the arguments, from joblib's workers or dask's.
 
     Parameters
     ----------
@@ -222,26 +228,26 @@ def run_tasks(
         If something cannot be sent to another process.
     ChildProcessError
         If a process of this machine was killed.
+    TimeoutError
+        If dask has no worker.
+    RuntimeError
+        If one of dask's has another gpuclf or NumPy, or all that had the data were lost.
     """
     from joblib.parallel import get_active_backend
     from sklearn.utils.parallel import Parallel, delayed
 
     backend, _ = get_active_backend()
-    handed = [*data.values()]
     if not getattr(backend, "supports_sharedmem", False):
         for name, values in data.items():
             _refuse_device_arrays(name, values)
         for name, value in sent.items():
             _check_can_be_sent(name, value)
-        client = getattr(backend, "client", None)
-        if client is not None:
-            # joblib's own way leaves one copy, on a worker that may be lost.
-            handed = [
-                v if v is None else client.scatter(v, broadcast=True, hash=False) for v in handed
-            ]
+    if hasattr(backend, "client"):
+        with backend.retrieval_context():  # of a task of dask, it lets others run meanwhile
+            return _from_dask(backend.client, task, arguments, data.values())
     try:
         found: list[Any] = Parallel(n_jobs=n_jobs)(
-            delayed(task)(*of_one, *handed) for of_one in arguments
+            delayed(task)(*of_one, *data.values()) for of_one in arguments
         )
     except BrokenExecutor as error:
         raise ChildProcessError(
@@ -249,6 +255,30 @@ def run_tasks(
             "out: take fewer n_jobs or a smaller memory_budget, or n_jobs=None"
         ) from error
     return found
+
+
+def _from_dask(client: Any, task: Any, arguments: Any, data: Iterable[Any]) -> list[Any]:
+    """Do what joblib would, but for its one copy of the data, and its way around a lone worker."""
+    facts_of(client, SECONDS_FOR_WORKERS)
+    handed = [v if v is None else client.scatter(v, broadcast=True, hash=False) for v in data]
+    try:
+        found: list[Any] = client.gather(
+            [
+                client.submit(_configured, get_config(), task, *of_one, *handed, pure=False)
+                for of_one in arguments
+            ]
+        )
+    except CancelledError as error:
+        raise RuntimeError(
+            "all workers that had the samples of the search are lost; most often memory ran out: "
+            "start it again, with more workers or more memory, memory_limit= of dask's cluster"
+        ) from error
+    return found
+
+
+def _configured(config: dict[str, Any], task: Callable[..., Any], *args: Any) -> Any:
+    with config_context(**config):
+        return task(*args)
 
 
 def _refuse_device_arrays(name: str, values: Any) -> None:

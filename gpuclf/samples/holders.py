@@ -8,10 +8,10 @@ chunks are asked for again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import nullcontext
-from pickle import PicklingError
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -20,7 +20,7 @@ from gpuclf.arrays import Array, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cpu import blas_controller
 
-__all__ = ["Chunk", "Holder", "InProcess", "OnCluster"]
+__all__ = ["Chunk", "Holder", "InProcess", "OnCluster", "Place", "facts_of"]
 
 TRIES = 3  # of a call whose holders are lost
 
@@ -42,16 +42,32 @@ class Chunk(NamedTuple):
     beside: tuple[Any, ...] = ()
 
 
+class Place(NamedTuple):
+    """Where a chunk belongs, and what it must be like."""
+
+    number: int
+    start: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+
 class Holder:
     """Chunks in one process, and the answers for each of them; an actor on dask's workers."""
 
     def __init__(
-        self, numbers: Sequence[int], starts: Sequence[int], chunks: list[Any], backend: str,
-        threads: int | None = None,
-    ) -> None:  # fmt: skip
+        self, places: Sequence[Place], chunks: list[Any], backend: str, threads: int | None = None
+    ) -> None:
+        for place, chunk in zip(places, chunks, strict=True):
+            shape, dtype = (getattr(chunk, name, None) for name in ("shape", "dtype"))
+            if (shape, dtype) != place[2:]:
+                raise ValueError(
+                    f"chunk {place.number} of X is a {type(chunk).__name__} {dtype} {shape}, where "
+                    f"X says {place.dtype} {place.shape}: say what is read, as in "
+                    "dask.array.from_delayed(value, shape, dtype), or convert it when it is read"
+                )
         self._chunks = {
-            number: Chunk(to_device(chunk, backend), start)
-            for number, start, chunk in zip(numbers, starts, chunks, strict=True)
+            place.number: Chunk(to_device(chunk, backend), place.start)
+            for place, chunk in zip(places, chunks, strict=True)
         }
         self._threads = threads
 
@@ -64,18 +80,32 @@ class Holder:
 
     def apply(
         self, function: Callable[..., Any], args: tuple[Any, ...], merge: Any, only: int | None
-    ) -> tuple[dict[int, Any], Exception | None]:
-        """Return the results by the chunk's number, or the error: what is raised is dask's own."""
+    ) -> dict[int, Any]:
+        """Return the results by the chunk's number."""
         limited = blas_controller().limit(limits=self._threads) if self._threads else nullcontext()
         numbers = sorted(self._chunks) if only is None else [only]
+        with limited:  # dask starts its workers with one thread, however many they may use
+            found = [_plain(function(self._chunks[n], *args)) for n in numbers]
+            if merge is not None:
+                numbers, found = numbers[:1], [merge(found)]
+        return dict(zip(numbers, found, strict=True))
+
+    def answer(self, asked: bytes) -> tuple[bytes, bytes, str]:
+        """Call a method for a client: a pickle of it to one of the result, or of the error.
+
+        What a client or a worker of dask cannot read or write, it waits for without an end; what
+        is raised looks as if the worker were lost.
+        """
+        from distributed.protocol.pickle import dumps, loads
+
+        error = b""
         try:
-            with limited:  # dask starts its workers with one thread, however many they may use
-                found = [_plain(function(self._chunks[n], *args)) for n in numbers]
-                if merge is not None:
-                    numbers, found = numbers[:1], [merge(found)]
-        except Exception as error:
-            return {}, error
-        return dict(zip(numbers, found, strict=True)), None
+            method, args = loads(asked)
+            return dumps(getattr(self, method)(*args)), b"", ""
+        except Exception as raised:
+            with suppress(Exception):
+                error = dumps(raised)
+            return b"", error, f"{type(raised).__name__}: {raised}"
 
 
 def _plain(result: Any) -> Any:
@@ -88,8 +118,8 @@ def _plain(result: Any) -> Any:
 class InProcess:
     """The chunks of a list, in this process."""
 
-    def __init__(self, chunks: Any, backend: str, starts: tuple[int, ...], timeout: float) -> None:
-        self._given, self._backend, self._starts = chunks, backend, starts
+    def __init__(self, chunks: Any, backend: str, places: Sequence[Place], timeout: float) -> None:
+        self._given, self._backend, self._places = chunks, backend, places
         self._holder: Holder | None = None
         self._taken: Any = ()
 
@@ -98,15 +128,12 @@ class InProcess:
     ) -> list[Any]:
         """Return the results of all chunks, or of all holders where they are merged."""
         if self._holder is None:
-            numbers = range(len(self._given))
-            self._holder = Holder(numbers, self._starts[:-1], self._given, self._backend)
+            self._holder = Holder(self._places, self._given, self._backend)
             self._taken = ()
         if beside is not self._taken:
-            self._holder.take(_slices(beside, self._starts, range(len(self._given))))
+            self._holder.take(_slices(beside, self._places))
             self._taken = beside
-        found, error = self._holder.apply(function, args, merge, only)
-        if error is not None:
-            raise error
+        found = self._holder.apply(function, args, merge, only)
         return [found[number] for number in sorted(found)]
 
     def release(self) -> None:
@@ -118,30 +145,28 @@ class InProcess:
         return "in this process"
 
 
-def _slices(
-    beside: tuple[Any, ...], starts: Sequence[int], numbers: Sequence[int]
-) -> dict[int, tuple[Any, ...]]:
-    return {
-        n: tuple(r if r is None else r[starts[n] : starts[n + 1]] for r in beside) for n in numbers
-    }
+def _slices(beside: tuple[Any, ...], places: Sequence[Place]) -> dict[int, tuple[Any, ...]]:
+    rows = {place.number: slice(place.start, place.start + place.shape[0]) for place in places}
+    return {n: tuple(r if r is None else r[rows[n]] for r in beside) for n in rows}
 
 
-class Shard(NamedTuple):
+@dataclass(eq=False)
+class Shard:
     """A holder on a worker."""
 
     actor: Any
     future: Any  # keeps the actor alive
-    numbers: tuple[int, ...]
+    places: list[Place]
     worker: str
+    taken: Any = ()
 
 
 class OnCluster:
     """The chunks of a dask array, in holders on dask's workers."""
 
-    def __init__(self, X: Any, backend: str, starts: tuple[int, ...], timeout: float) -> None:
-        self._X, self._backend, self._starts, self._timeout = X, backend, starts, timeout
+    def __init__(self, X: Any, backend: str, places: Sequence[Place], timeout: float) -> None:
+        self._X, self._backend, self._places, self._timeout = X, backend, places, timeout
         self._shards: list[Shard] = []
-        self._taken: Any = ()
 
     def describe(self) -> str:
         """Say where the chunks are."""
@@ -155,94 +180,80 @@ class OnCluster:
         self, function: Any, args: Any, merge: Any, only: int | None, beside: tuple[Any, ...]
     ) -> list[Any]:
         """Return the results of all chunks, or of all holders where they are merged."""
-        results: dict[int, Any] = {}
-        done: set[int] = set()
-        wanted = set(range(len(self._starts) - 1)) if only is None else {only}
-        for attempt in range(TRIES):
-            lost: list[tuple[Shard, Exception]] = []
-            try:
-                self._load()
-                if beside is not self._taken:
-                    lost += self._take(self._shards, beside)
-                asked = [s for s in self._shards if not done.issuperset(wanted & {*s.numbers})]
-                gone = {id(shard) for shard, _ in lost}
-                asked = [shard for shard in asked if id(shard) not in gone]
-                pending = [(s, _call(s, "apply", function, args, merge, only)) for s in asked]
-                for shard, answer in pending:
-                    try:
-                        found, error = answer()
-                    except (TypeError, PicklingError):  # what was sent, not the way
-                        raise
-                    except Exception as transport:  # the function's own errors come back as values
-                        lost.append((shard, transport))
-                        continue
-                    if error is not None:
-                        raise error
-                    results |= found
-                    done |= {*shard.numbers}
-            finally:
-                gone = {id(shard) for shard, _ in lost}
-                self._shards = [shard for shard in self._shards if id(shard) not in gone]
-            if not lost:
-                return [results[number] for number in sorted(results)]
-            if attempt == TRIES - 1:
-                workers = ", ".join(shard.worker for shard, _ in lost)
-                raise RuntimeError(
-                    f"workers were lost in each of {TRIES} tries, the last: {workers}. Most often "
-                    "memory runs out: give the workers more of it, or more workers "
-                    "(memory_limit= and n_workers= of dask's cluster); their logs say what it was"
-                ) from lost[-1][1]
-        raise AssertionError("not reached")
+        from distributed.protocol.pickle import dumps
 
-    def _take(
-        self, shards: Sequence[Shard], beside: tuple[Any, ...]
-    ) -> list[tuple[Shard, Exception]]:
-        """Hand out what belongs to the samples; return the holders that were lost meanwhile."""
-        lost: list[tuple[Shard, Exception]] = []
-        given = [(s, _call(s, "take", _slices(beside, self._starts, s.numbers))) for s in shards]
-        for shard, answer in given:
+        results: dict[int, Any] = {}
+        wanted = {place.number for place in self._places} if only is None else {only}
+        asked = dumps(("apply", (function, args, merge, only)))
+        for _ in range(TRIES):
+            self._load()
+            lost: list[tuple[str, Exception]] = []
+            late = {
+                shard: dumps(("take", (_slices(beside, shard.places),)))
+                for shard in self._shards
+                if shard.taken is not beside
+            }
+            for shard, _ in self._answers(late, lost):
+                shard.taken = beside
+            of_shards = {
+                shard: asked
+                for shard in self._shards
+                if wanted.intersection(place.number for place in shard.places)
+            }
+            for shard, found in self._answers(of_shards, lost):
+                results |= found
+                wanted -= {place.number for place in shard.places}
+            if not wanted:
+                return [results[number] for number in sorted(results)]
+        raise RuntimeError(
+            f"workers were lost in each of {TRIES} tries, the last: "
+            f"{', '.join(worker for worker, _ in lost)}. Most often memory runs out: give the "
+            "workers more of it, or more workers (memory_limit= and n_workers= of dask's "
+            "cluster); their logs say what it was"
+        ) from lost[-1][1]
+
+    def _answers(
+        self, asked: dict[Shard, bytes], lost: list[tuple[str, Exception]]
+    ) -> Iterator[tuple[Shard, Any]]:
+        """Ask holders all at once; give the answers, and drop those that are lost."""
+        pending = [(shard, _ask(shard, question)) for shard, question in asked.items()]
+        for shard, answer in pending:
             try:
-                answer()
-            except Exception as error:
-                lost.append((shard, error))
-        self._taken = beside
-        return lost
+                found = answer()
+            except Exception as transport:  # what the holder itself raises is an answer
+                self._shards.remove(shard)
+                lost.append((shard.worker, transport))
+                continue
+            yield shard, _result_of(*found)
 
     def _load(self) -> None:
         """Make holders of the chunks that have none, on the workers that there are."""
-        held = {number for shard in self._shards for number in shard.numbers}
-        missing = [n for n in range(len(self._starts) - 1) if n not in held]
+        held = {place.number for shard in self._shards for place in shard.places}
+        missing = [place for place in self._places if place.number not in held]
         if not missing:
             return
         client = _client()
-        facts = _facts_of(client, self._timeout)
+        facts = facts_of(client, self._timeout, self._backend)
         self._check_memory(facts, missing)
+        made = []
         try:
-            by_worker = self._assigned(client, facts, missing)
             blocks = self._X.to_delayed().ravel()
-            futures = client.compute([blocks[n] for n in missing])
-        except CancelledError:
-            raise _lost_samples(missing[0]) from None
-        of_number = dict(zip(missing, futures, strict=True))
-        made = [
-            (
-                client.submit(
-                    Holder, numbers, [self._starts[n] for n in numbers],
-                    [of_number[n] for n in numbers], self._backend, facts[worker]["threads"],
+            for worker, places in self._assigned(client, facts, missing).items():
+                chunks = client.compute(
+                    [blocks[place.number] for place in places],
+                    workers=[worker], allow_other_workers=True,
+                )  # fmt: skip
+                holder = client.submit(
+                    Holder, places, chunks, self._backend, facts[worker]["threads"],
                     workers=[worker], allow_other_workers=True, actor=True, pure=False,
-                ),
-                numbers, worker,
-            )
-            for worker, numbers in by_worker.items()
-        ]  # fmt: skip
-        new = [
-            Shard(self._made(client, future, of_number), future, tuple(numbers), worker)
-            for future, numbers, worker in made
-        ]
-        if self._taken:
-            lost = {id(shard) for shard, _ in self._take(new, self._taken)}
-            new = [shard for shard in new if id(shard) not in lost]
-        self._shards += new
+                )  # fmt: skip
+                made.append((holder, chunks, places, worker))
+        except CancelledError:
+            raise _lost_samples(missing[0].number) from None
+        for holder, chunks, places, worker in made:
+            numbers = [place.number for place in places]
+            actor = self._made(client, holder, dict(zip(numbers, chunks, strict=True)))
+            self._shards.append(Shard(actor, holder, places, worker))
 
     def _made(self, client: Any, future: Any, chunks: dict[int, Any]) -> Any:
         """Wait for a holder; dask would wait for ever where no worker is left."""
@@ -252,8 +263,9 @@ class OnCluster:
             try:
                 wait(future, timeout=self._timeout)
             except TimeoutError:
-                if not client.nthreads():
-                    raise _no_worker(self._timeout) from None
+                error = _nobody_works(client, self._timeout)
+                if error is not None:
+                    raise error from None
                 continue
             except CancelledError:
                 pass  # said below
@@ -265,53 +277,51 @@ class OnCluster:
             future.result()  # raises what the graph, or dask, says
 
     def _assigned(
-        self, client: Any, facts: dict[str, Any], missing: list[int]
-    ) -> dict[str, list[int]]:
+        self, client: Any, facts: dict[str, Any], missing: list[Place]
+    ) -> dict[str, list[Place]]:
         """Return the chunks of each worker: where they are already, or stretches of equal rows."""
         from distributed import futures_of
 
         known = client.who_has(self._X) if futures_of(self._X) else {}
         keys = [key for row in self._X.__dask_keys__() for key in row]
         workers = sorted(facts)
-        n_missing = sum(self._starts[n + 1] - self._starts[n] for n in missing)
-        assigned: dict[str, list[int]] = {}
+        n_missing = sum(place.shape[0] for place in missing)
+        assigned: dict[str, list[Place]] = {}
         before = 0
-        for number in missing:
-            length = self._starts[number + 1] - self._starts[number]
-            place = int((before + length / 2) * len(workers) / n_missing)
-            before += length
-            there = [w for w in known.get(keys[number], ()) if w in facts]
-            worker = there[0] if there else workers[min(place, len(workers) - 1)]
-            assigned.setdefault(worker, []).append(number)
+        for place in missing:
+            nth = int((before + place.shape[0] / 2) * len(workers) / n_missing)
+            before += place.shape[0]
+            there = [w for w in known.get(keys[place.number], ()) if w in facts]
+            worker = there[0] if there else workers[min(nth, len(workers) - 1)]
+            assigned.setdefault(worker, []).append(place)
         return assigned
 
-    def _check_memory(self, facts: dict[str, Any], missing: list[int]) -> None:
+    def _check_memory(self, facts: dict[str, Any], missing: list[Place]) -> None:
         limits = [fact["memory"] for fact in facts.values() if fact["memory"]]
-        if not limits or len(limits) < len(facts):
+        if len(limits) < len(facts):
             return  # a worker without a limit takes anything
-        n_features, size = int(self._X.shape[1]), self._X.dtype.itemsize
-        longest = max(missing, key=lambda n: self._starts[n + 1] - self._starts[n])
-        n_rows = self._starts[longest + 1] - self._starts[longest]
-        n_bytes = n_rows * n_features * size
+        of_row = missing[0].shape[1] * missing[0].dtype.itemsize
+        longest = max(missing, key=lambda place: place.shape[0])
+        n_bytes = longest.shape[0] * of_row
         if n_bytes > max(limits):
-            fits = max(1, max(limits) // (4 * n_features * size))
             raise ValueError(
-                f"chunk {longest} of X has {n_bytes:,} bytes, and no worker may take more than "
-                f"{max(limits):,}: cut shorter chunks, X.rechunk({{0: {fits}}}), or give the "
-                "workers more, memory_limit= of dask's cluster"
+                f"chunk {longest.number} of X has {n_bytes:,} bytes, and no worker may take more "
+                f"than {max(limits):,}: cut shorter chunks, X.rechunk({{0: "
+                f"{max(1, max(limits) // (4 * of_row))}}}), or give the workers more, "
+                "memory_limit= of dask's cluster"
             )
-        total = self._starts[-1] * n_features * size
-        if total > sum(limits) and self._backend == "numpy":
+        total = sum(place.shape[0] for place in missing) * of_row
+        if total > sum(limits) and all(fact["on_host"] for fact in facts.values()):
             raise ValueError(
                 f"X has {total:,} bytes, and all workers together may take {sum(limits):,}: start "
                 "more workers, or give them more memory, memory_limit= of dask's cluster"
             )
 
 
-def _call(shard: Shard, method: str, *args: Any) -> Callable[[], Any]:
-    """Start a method of a holder; return what waits for its result."""
+def _ask(shard: Shard, question: bytes) -> Callable[[], Any]:
+    """Ask a holder; return what waits for its answer."""
     try:
-        answer = getattr(shard.actor, method)(*args)
+        result: Callable[[], Any] = shard.actor.answer(question).result
     except Exception as error:  # dask knows already that the worker is gone
         lost = error
 
@@ -319,8 +329,18 @@ def _call(shard: Shard, method: str, *args: Any) -> Callable[[], Any]:
             raise lost
 
         return fail
-    result: Callable[[], Any] = answer.result
     return result
+
+
+def _result_of(result: bytes, error: bytes, text: str) -> Any:
+    from distributed.protocol.pickle import loads
+
+    if not text:
+        return loads(result)
+    raised: Exception = RuntimeError(f"a worker raised {text}")
+    with suppress(Exception):  # such as one of a library that is not here
+        raised = loads(error)
+    raise raised
 
 
 def _client() -> Any:
@@ -343,11 +363,25 @@ def _lost_samples(number: int) -> RuntimeError:
     )
 
 
-def _no_worker(timeout: float) -> TimeoutError:
-    return TimeoutError(
-        f"there is no worker after {timeout:g} seconds: start some, for example "
-        "client.cluster.scale(2) or `dask worker SCHEDULER`, or wait longer, Sharded(X, timeout=)"
-    )
+def _state(dask_worker: Any) -> str:
+    return str(dask_worker.status.name)
+
+
+def _nobody_works(client: Any, timeout: float) -> Exception | None:
+    """Return why nothing is computed, if there are no workers that would."""
+    states = {*client.run(_state, on_error="ignore").values()}
+    if not states:
+        return TimeoutError(
+            f"there is no worker after {timeout:g} seconds: start some, for example "
+            "client.cluster.scale(2) or `dask worker SCHEDULER`, or wait for them, "
+            "client.wait_for_workers(1)"
+        )
+    if states == {"paused"}:
+        return RuntimeError(
+            "all workers have paused, for their memory is nearly full: release other samples, or "
+            "give the workers more, memory_limit= of dask's cluster"
+        )
+    return None
 
 
 def _versions_here() -> dict[str, str]:
@@ -356,34 +390,45 @@ def _versions_here() -> dict[str, str]:
     return {"gpuclf": gpuclf.__version__, "numpy": np.__version__}
 
 
-def _facts_of(client: Any, timeout: float) -> dict[str, Any]:
-    """Return what is known of each worker, once there is one, and check their versions."""
-    try:
+def facts_of(client: Any, timeout: float, backend: str = "numpy") -> dict[str, Any]:
+    """Return what is known of each worker of dask, once there is one, and check their versions.
+
+    Raises
+    ------
+    TimeoutError
+        If there is no worker.
+    RuntimeError
+        If a worker has another gpuclf or NumPy, or all have paused.
+    """
+    deadline = time.monotonic() + timeout
+    with suppress(TimeoutError):  # said below
         client.wait_for_workers(1, timeout=timeout)
-    except TimeoutError:
-        raise _no_worker(timeout) from None
 
     def facts(dask_worker: Any) -> dict[str, Any]:  # sent by value: gpuclf may be missing there
         import numpy
 
+        memory, on_host = dask_worker.memory_manager, backend == "numpy"
         try:
             import gpuclf
 
             version = gpuclf.__version__
+            on_host = on_host or (backend == "auto" and gpuclf.get_backend().name == "numpy")
         except ImportError:
             version = "none"
         return {
             "versions": {"gpuclf": version, "numpy": numpy.__version__},
-            "memory": dask_worker.memory_manager.memory_limit,
+            # Above that it starts nothing more.
+            "memory": int((memory.memory_limit or 0) * (memory.memory_pause_fraction or 1)),
             "threads": dask_worker.state.nthreads,
+            "on_host": on_host,
         }
 
     found: dict[str, Any] = {}
-    deadline = time.monotonic() + timeout
     while not found:  # those that have just been lost do not answer
-        found = client.run(facts, on_error="ignore")
         if time.monotonic() > deadline:
-            raise _no_worker(timeout)
+            silent = TimeoutError(f"no worker answers within {timeout:g} seconds: see their logs")
+            raise _nobody_works(client, timeout) or silent
+        found = client.run(facts, on_error="ignore")
     here = _versions_here()
     for worker, fact in found.items():
         for name, version in here.items():

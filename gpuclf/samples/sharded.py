@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gpuclf.samples.holders import InProcess, OnCluster
+from gpuclf.samples.holders import InProcess, OnCluster, Place
 
 __all__ = ["Sharded", "gathered", "is_dask"]
 
@@ -88,7 +88,11 @@ class Sharded:
         self._beside: tuple[Any, ...] = ()
         self._lock = threading.RLock()
         make = OnCluster if is_dask(X) else InProcess
-        self._holders = make(X, backend, self._starts, timeout)
+        places = [
+            Place(number, start, (n, n_features), self.dtype)
+            for number, (start, n) in enumerate(zip(self._starts, self.lengths, strict=False))
+        ]
+        self._holders = make(X, backend, places, timeout)
 
     def map(
         self,
@@ -198,7 +202,7 @@ def _checked(X: Any) -> tuple[tuple[int, ...], int, np.dtype[Any]]:
                 "dask.array.from_array(X, chunks=(10_000, -1)) cuts one"
             )
         lengths, columns = tuple(len(chunk) for chunk in chunks), {c.shape[1] for c in chunks}
-        dtype = np.result_type(*chunks) if chunks else np.dtype(float)
+        dtype = chunks[0].dtype if chunks else np.dtype(float)
         if len(columns) > 1 or any(chunk.dtype != dtype for chunk in chunks):
             found = ", ".join(f"{chunk.dtype} {chunk.shape}" for chunk in chunks)
             raise ValueError(f"all chunks must have the same features and dtype, got {found}")
@@ -212,10 +216,10 @@ def _checked(X: Any) -> tuple[tuple[int, ...], int, np.dtype[Any]]:
                 else "and give at least one sample"
             )
         )
-    if dtype.name not in DTYPES:
+    if dtype.name not in DTYPES or not dtype.isnative:
         raise TypeError(
-            f"X must be uint8, float16, float32 or float64, got {dtype}; convert it with "
-            "X.astype('float32')"
+            "X must be uint8, float16, float32 or float64, in this machine's order of bytes, got "
+            f"{dtype}; convert it with X.astype({dtype.name if dtype.kind == 'f' else 'float32'!r})"
         )
     return lengths, columns.pop(), dtype
 
