@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 
 from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import on_its_device
 
 __all__ = ["affine", "affine_backward", "apart", "relu", "relu_backward", "side_by_side"]
 
 
+@on_its_device
 def affine(X: Array, W: Array, b: Array | None = None) -> Array:
     """Return ``X @ W + b``.
 
@@ -35,6 +37,7 @@ def affine(X: Array, W: Array, b: Array | None = None) -> Array:
     return XW if b is None else XW + b[..., None, :]
 
 
+@on_its_device
 def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]:
     """Gradients of :func:`affine` with respect to X, W and b.
 
@@ -70,6 +73,7 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     return dY @ _transposed(W), dW, db
 
 
+@on_its_device
 def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
     """Gradients of :func:`affine` with respect to W and b only.
 
@@ -91,6 +95,7 @@ def _transposed(X: Array) -> Array:
     return X.T if X.ndim == 2 else array_namespace(X).matrix_transpose(X)
 
 
+@on_its_device
 def relu(Z: Array) -> Array:
     """Return ``max(Z, 0)``, elementwise.
 
@@ -104,6 +109,7 @@ def relu(Z: Array) -> Array:
     return xp.maximum(Z, xp.zeros((), dtype=Z.dtype, device=Z.device))
 
 
+@on_its_device
 def relu_backward(dA: Array, A: Array) -> Array:
     """Gradient of :func:`relu` with respect to its input.
 
@@ -118,6 +124,7 @@ def relu_backward(dA: Array, A: Array) -> Array:
     return dA * xp.astype(A > 0, dA.dtype)
 
 
+@on_its_device
 def side_by_side(stack: Array) -> Array:
     """Put the matrices of K models next to each other, so that one product serves them all.
 

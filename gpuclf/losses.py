@@ -7,11 +7,13 @@ is scored against the same N labels.
 from __future__ import annotations
 
 from gpuclf.arrays import Array, array_namespace
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.dispatch import fusable
 
 __all__ = ["log_softmax", "multiclass_hinge", "one_hot", "softmax", "softmax_cross_entropy"]
 
 
+@on_its_device
 def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
     """Return the (N, C) matrix whose row i has a one at ``labels[i]`` and zeros elsewhere.
 
@@ -23,6 +25,7 @@ def one_hot(labels: Array, n_classes: int, *, dtype: object) -> Array:
     return xp.astype(xp.astype(labels, xp.int64)[:, None] == classes[None, :], dtype)
 
 
+@on_its_device
 def softmax(logits: Array) -> Array:
     """Return the probabilities ``exp(logits) / sum(exp(logits))`` along the last axis.
 
@@ -46,6 +49,7 @@ def softmax(logits: Array) -> Array:
     return unnormalised / xp.sum(unnormalised, axis=-1, keepdims=True)
 
 
+@on_its_device
 def log_softmax(logits: Array) -> Array:
     """Return the logarithms of :func:`softmax`, finite also where a probability rounds to 0.
 

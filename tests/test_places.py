@@ -6,10 +6,19 @@ import pytest
 from placed_arrays import Device, Placed, on
 
 import gpuclf
-from gpuclf import image_features, preprocessing, training
+from gpuclf import image_features, layers, preprocessing, training
 from gpuclf.augment import horizontal_flip
-from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
+from gpuclf.devices.backends import Backend
+from gpuclf.devices.cupy import on_device_of
+from gpuclf.losses import (
+    log_softmax,
+    multiclass_hinge,
+    one_hot,
+    softmax,
+    softmax_cross_entropy,
+)
 from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, TwoLayerNet, check_model, distances, neighbors
+from gpuclf.samples.holders import Holder
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,15 @@ def by_lbfgs(params, X, y, sample_weight=None, n=1):
     members = [training.LBFGSMember(params, 0.1 + k, max_iter=3, tol=1e-3) for k in range(n)]
     training.train_lbfgs(SOFTMAX, members, X, y, sample_weight=sample_weight)
     return [member.params for member in members]
+
+
+def by_a_runner(params, X, y):
+    with on_device_of(y):
+        params = {name: value + 0 for name, value in params.items()}
+        velocity = {name: 0 * value for name, value in params.items()}
+    options = {"batch_size": 60, "reg": 0.1, "momentum": 0.9, "nesterov": True}
+    run = training.epoch_runner(SOFTMAX, params, velocity, X, y, **options)
+    return [run(np.arange(N), [0.1, 0.1]), params]
 
 
 def fit(kind, X, y, **options):
@@ -108,10 +126,20 @@ CALLS = {
     "check of a model": (lambda X: [c.passed for c in check_model(SVM, like=X).values()], floats),
     "cross-entropy": (softmax_cross_entropy, floats[:, :C], y),
     "hinge": (multiclass_hinge, floats[:, :C], y),
+    "softmax": (softmax, floats),
+    "logarithms of softmax": (log_softmax, floats),
+    "one hot": (lambda y: one_hot(y, C, dtype=np.float32), y),
+    "affine": (layers.affine, floats, linear["W"], linear["b"]),
+    "affine, backward": (layers.affine_backward, floats[:, :C], floats, linear["W"]),
+    "affine's parameters": (layers.affine_backward_params, floats[:, :C], floats),
+    "relu": (layers.relu, floats),
+    "relu, backward": (layers.relu_backward, floats, floats),
+    "side by side": (layers.side_by_side, fleet["W"]),
     "sgd": (by_sgd, linear, standardized(pixels), y, weights),
     "sgd of a fleet": (lambda p, X, y: by_sgd(p, X, y, n=2), linear, floats, y),
     "l-bfgs": (by_lbfgs, linear, standardized(floats), y, weights),
     "l-bfgs of a fleet": (lambda p, X, y: by_lbfgs(p, X, y, n=2), linear, floats, y),
+    "epoch": (by_a_runner, linear, floats, y),
     "moments": (lambda X: vars(standardized(X)), pixels),
     "weighted moments": (lambda X, w: vars(gpuclf.Standardized.fit(X, w)), floats, weights),
     "standardised rows": (lambda X: kept(X).to_array(), pixels),
@@ -217,3 +245,12 @@ def test_the_device_of_the_arrays_computes(name):
     for result, value in zip(results, expected, strict=True):
         result = result.get() if isinstance(result, Placed) else result
         np.testing.assert_allclose(result, value, rtol=2e-3, atol=1e-4)
+
+
+def test_chunks_of_sharded_samples_are_computed_with_where_they_are(monkeypatch):
+    there = Backend("cupy", placed_arrays.module, "pretended")
+    with Device(1):  # as a worker that has set its device; its other threads have not
+        holder = Holder([0, 1], [0, 60], [floats[:60], floats[60:]], there)
+    found, error = holder.apply(lambda chunk: (chunk.X * chunk.X).get(), (), None, None)
+    assert error is None
+    np.testing.assert_array_equal(np.concatenate([found[0], found[1]]), floats * floats)

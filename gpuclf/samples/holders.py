@@ -19,6 +19,7 @@ import numpy as np
 from gpuclf.arrays import Array, to_host
 from gpuclf.devices.backends import to_device
 from gpuclf.devices.cpu import blas_controller
+from gpuclf.devices.cupy import on_its_device
 
 __all__ = ["Chunk", "Holder", "InProcess", "OnCluster", "Place", "facts_of"]
 
@@ -84,8 +85,9 @@ class Holder:
         """Return the results by the chunk's number."""
         limited = blas_controller().limit(limits=self._threads) if self._threads else nullcontext()
         numbers = sorted(self._chunks) if only is None else [only]
+        there = on_its_device(function)
         with limited:  # dask starts its workers with one thread, however many they may use
-            found = [_plain(function(self._chunks[n], *args)) for n in numbers]
+            found = [_plain(there(self._chunks[n], *args)) for n in numbers]
             if merge is not None:
                 numbers, found = numbers[:1], [merge(found)]
         return dict(zip(numbers, found, strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -331,7 +332,8 @@ def epoch_runner(
     xp = array_namespace(y)
     n_samples = int(y.shape[0])
 
-    def run(on_host: np.ndarray, rates: list[float] | Array) -> Array:
+    @on_its_device  # that of y: an order and rates may lie on the host
+    def run(y: Array, on_host: np.ndarray, rates: list[float] | Array) -> Array:
         losses = []
         # Uploaded once an epoch; samples that stay on the host are gathered there.
         order = to_device(on_host, like=y)
@@ -354,7 +356,7 @@ def epoch_runner(
             losses.append(loss)
         return xp.stack(losses)
 
-    return run
+    return partial(run, y)
 
 
 def _for_models(factor: Any, value: Array) -> Any:
