@@ -97,6 +97,7 @@ sphinx_gallery_conf = {
     "filename_pattern": "",
     "reset_argv": with_little_data,
     "plot_gallery": "True",
+    "parallel": True,  # as many processes as the -j of make docs
     "abort_on_example_error": True,
     "backreferences_dir": "reference/backreferences",
     "doc_module": ("gpuclf",),

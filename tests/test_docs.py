@@ -133,3 +133,20 @@ def test_every_block_is_of_a_kind_that_is_known():
     for page in DOCS.rglob("*.md"):
         fences = re.findall(r"^```([\w{}-]*)$", page.read_text(), re.M)
         assert {kind for kind in fences if not kind.startswith("{")} <= kinds, page
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", sorted((DOCS / "notebooks").glob("*.py")), ids=lambda page: page.stem)
+def test_the_notebook_runs_in_jupyter(page, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbformat = pytest.importorskip("nbformat.v4")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = page.read_text(encoding="utf-8").split("# %%\n")
+    notebook = nbformat.new_notebook(cells=[nbformat.new_code_cell(cell) for cell in cells])
+    resources = {"metadata": {"path": page.parent}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    for cell in notebook.cells:
+        kinds = {kind for output in cell.outputs for kind in output.get("data", ())}
+        assert ("plot_" in cell.source.rpartition("\n")[0]) <= ("image/png" in kinds), cell.source
+        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.source

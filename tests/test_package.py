@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -261,3 +262,26 @@ def test_the_maths_knows_nothing_of_what_is_built_on_it():
             assert not rooms & set(UPPER), module
         assert room != "arrays" or not rooms
         assert room != "devices" or rooms <= {"arrays", "devices"}, module
+
+
+def test_recipe_and_citation_say_what_pyproject_says():
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = (root / "conda" / "recipe.yaml").read_text(encoding="utf-8")
+    listed = {
+        part: {line.strip(" -").replace(" ", "") for line in lines.splitlines()}
+        for part, lines in re.findall(r"^  (run|run_constraints):\n((?:    - .*\n)+)", recipe, re.M)
+    }
+    wanted = {*project["dependencies"], f"python{project['requires-python']}"}
+    assert listed["run"] == wanted
+    extras = project["optional-dependencies"]
+    bounds = {*extras["fast"], *extras["plots"], *extras["images"]}
+    assert {
+        bound.replace("matplotlib-base", "matplotlib") for bound in listed["run_constraints"]
+    } > bounds
+    assert f'version: "{gpuclf.__version__}"' in recipe
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {gpuclf.__version__}\n" in citation
+    assert f"license: {project['license']}\n" in citation
+    assert f"abstract: {project['description']}" in citation
+    assert f"summary: {project['description']}\n" in recipe
