@@ -422,8 +422,8 @@ def test_trainings_are_compared(place, tmp_path, monkeypatch):
     )
     assert "0.003" in text
     assert "batch" not in text
-    # Names are broken on a narrow terminal, figures are not.
-    monkeypatch.setattr(output.console, "width", 60)
+    # Where a terminal is narrow, names are broken and figures are not.
+    monkeypatch.setattr(output.console, "width", 80)
     code, text = run("runs", tmp_path / "logs")
     assert f"{best['val_accuracy']:.4f}" in text
     assert (tmp_path / "a.png").stat().st_size > 1000
