@@ -3,8 +3,8 @@ First ten minutes
 =================
 
 Train a classifier, look at what it learned, keep it, and search for better settings. The images are
-the handwritten digits that come with scikit-learn, so nothing has to be downloaded;
-`gpuclf.datasets.load_cifar10()` loads the real thing.
+the handwritten digits that come with scikit-learn, so nothing has to be downloaded; the pictures
+need matplotlib (`pip install matplotlib`). `gpuclf.datasets.load_cifar10()` loads the real thing.
 """
 
 # %%
