@@ -36,7 +36,7 @@ picture:
 	python .ci/trace_lines.py
 
 docs:  ## the site, into docs/_build/html; a warning is an error, and no network is used
-	python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	python -m sphinx -b html -j auto -W --keep-going -q docs docs/_build/html
 
 package:  ## sdist and wheel into dist/, checked
 	rm -rf dist && python -m build && twine check --strict dist/* && check-wheel-contents dist/*.whl

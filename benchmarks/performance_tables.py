@@ -1,10 +1,9 @@
 """Write the tables and pictures of README.md and docs/ from the records of benchmarks/results/.
 
 python benchmarks/performance_tables.py            writes the tables, and draws the pictures
-python benchmarks/performance_tables.py --check    fails if tables or the ladder's picture are not
-                                                   the records', if a figure elsewhere is in no
-                                                   record that is named beside it, or if there is
-                                                   no record
+python benchmarks/performance_tables.py --check    fails if tables or pictures are not the records',
+                                                   if a figure elsewhere is in no record that is
+                                                   named beside it, or if there is no record
 """
 
 import argparse
@@ -12,7 +11,9 @@ import hashlib
 import itertools
 import json
 import re
+import runpy
 import sys
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from gpuclf.bench.report.markdown import markdown_table
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 LADDER, CPU_LIMIT, FLEET = "ladder.json", "cpu_limit.json", "fleet.json"
-ACCURACY, EMBEDDINGS = "accuracy.json", "embeddings.json"
+ACCURACY, EMBEDDINGS, SCALING = "accuracy.json", "embeddings.json", "scaling.json"
 
 
 def processor(record: dict) -> str:
@@ -130,12 +131,6 @@ def rung_gpu(record: dict) -> str:
     return rung(record, "gpuclf on NumPy", *timed)
 
 
-def source(record: dict) -> str:
-    """Name what the ladder's picture shows; it carries this name, whatever draws it."""
-    shown = [(row["implementation"], row["median_s"]) for row in by_case(record)[0]]
-    return "of medians " + hashlib.sha256(json.dumps(shown).encode()).hexdigest()
-
-
 # -------------------------------------------------------------------------- cpu_limit.json
 
 
@@ -176,14 +171,14 @@ def peers(record: dict) -> str:
     return markdown_table(["", *names], lines)
 
 
-def scaling(record: dict) -> str:
+def rows(record: dict) -> str:
     """Write time and memory against the number of rows."""
-    rows = []
+    lines = []
     for row in record["scaling"]:
         a_row, extra = row["median_s"] / row["samples"] * 1e9, row["extra_bytes"] / 1e6
         times = format_seconds(row["median_s"]), f"{a_row:.0f} ns"
-        rows.append([row["stored"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
-    return markdown_table(["stored", "rows", "median", "a row", "extra memory"], rows)
+        lines.append([row["stored"], f"{row['samples']:,}", *times, f"{extra:.1f} MB"])
+    return markdown_table(["stored", "rows", "median", "a row", "extra memory"], lines)
 
 
 def times_to_accuracy(record: dict) -> str:
@@ -293,7 +288,29 @@ def embeddings(record: dict) -> str:
     )
 
 
+# ----------------------------------------------------------------------------- scaling.json
+
+
+def scaling(record: dict) -> str:
+    """Write what a cluster costs."""
+    return runpy.run_path(str(ROOT / "benchmarks" / "scaling_tables.py"))["tables"](record)
+
+
 # -------------------------------------------------------------------------------- pictures
+
+
+def shown(records: dict[str, dict]) -> dict[str, object]:
+    """Return what each picture of docs/ draws."""
+    return {
+        "ladder.svg": by_case(records[LADDER])[0],
+        "fleet.svg": records[FLEET]["cost_per_model"],
+        "search.svg": records[FLEET]["course_search"]["results"],
+    }
+
+
+def source(values: object) -> str:
+    """Name what a picture draws; it carries this name, whatever draws it."""
+    return "of the record " + hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def draw(records: dict[str, dict]) -> None:
@@ -304,10 +321,14 @@ def draw(records: dict[str, dict]) -> None:
     from gpuclf.plots.drawing import COLOURS, MARKERS, new_axes
 
     mpl.rcParams["svg.hashsalt"] = "gpuclf"  # the same record gives the same file
-    plot_ladder(by_case(records[LADDER])[0]).figure.savefig(
-        DOCS / "ladder.svg", metadata={"Date": None, "Description": source(records[LADDER])}
-    )
-    ax, costs = new_axes(None, (6, 3.4)), records[FLEET]["cost_per_model"]
+    drawn = shown(records)
+
+    def save(ax, name, **options):
+        about = {"Date": None, "Description": source(drawn[name])}
+        ax.figure.savefig(DOCS / name, metadata=about, **options)
+
+    save(plot_ladder(drawn["ladder.svg"]), "ladder.svg")
+    ax, costs = new_axes(None, (6, 3.4)), drawn["fleet.svg"]
     kinds = dict.fromkeys(row["model"] for row in costs)
     for kind, colour, marker in zip(kinds, COLOURS, MARKERS, strict=False):
         rows = [row for row in costs if row["model"] == kind]
@@ -319,9 +340,8 @@ def draw(records: dict[str, dict]) -> None:
     ax.set_xlabel("models in the fleet")
     ax.set_ylabel(f"time per model and step,\nbeside that in a fleet of {sizes[0]}")
     ax.legend(frameon=False)
-    ax.figure.savefig(DOCS / "fleet.svg", metadata={"Date": None})
-    ax = plot_search(records[FLEET]["course_search"]["results"])
-    ax.figure.savefig(DOCS / "search.svg", metadata={"Date": None}, dpi=80)
+    save(ax, "fleet.svg")
+    save(plot_search(drawn["search.svg"]), "search.svg", dpi=80)
 
 
 GENERATED = {"_build", "gallery", "learn"}  # by Sphinx
@@ -335,49 +355,83 @@ PAGES = {
     DOCS / "course" / "compiled.md": {rung_compiled: LADDER},
     DOCS / "course" / "gpu.md": {rung_gpu: LADDER},
     DOCS / "performance.md": {
-        **dict.fromkeys((machine, profile, peers, scaling, times_to_accuracy), CPU_LIMIT),
+        **dict.fromkeys((machine, profile, peers, rows, times_to_accuracy), CPU_LIMIT),
         **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
         embeddings: EMBEDDINGS,
     },
     DOCS / "accuracy.md": {recipes: ACCURACY},
     DOCS / "embeddings.md": {embeddings: EMBEDDINGS},
+    DOCS / "scaling.md": {scaling: SCALING},
 }
 
 
 # ------------------------------------------------------------------------- figures in prose
 
 PLACE = re.compile(r"<!-- ([a-z ]+) -->\n.*?<!-- end\b", re.S)
-CODE = re.compile(r"^```.*?^```", re.S | re.M)
+CODE = re.compile(r"^```.*?^```|^    .*?$", re.S | re.M)
+QUOTED = re.compile(r"`[^`]*`")  # an option of a command is no figure
+NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")
 FIGURE = re.compile(
-    r"\b(\d+(?:\.\d+)?)(?:x\b| (?:ms|us|ns|s|min|GFLOP/s|GB/s)\b)|\b(\d+\.\d+) times"
+    r"\b(\d+(?:\.\d+)?)(?:x\b| (?:ms|us|ns|s|min|GFLOP/s|GB/s)\b| ?%)"
+    r"|\b(\d+\.\d+) times|\b(0\.\d{3,})\b"
 )
 DECIMAL = re.compile(r"\b\d+\.\d+\b")
 RECORD = re.compile(r"\b(\w+\.json)\b")
+PROSE = [
+    *ROOT.glob("*.md"),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.rst",
+    *sorted(DOCS.rglob("*.md")),
+    *DOCS.glob("*/*.rst"),
+]
 
 
 def figures_of(record: dict) -> set[str]:
-    """Return what prose may say of a record: its times, and how many times faster gpuclf is."""
+    """Return what prose may say of a record: times, factors, shares of the floor, its tables."""
     cases: dict[tuple, list[dict]] = {}
-    for row in [*record["rows"], *record.get("profile", ())]:
-        if row["median_s"]:
+    found = set()
+    for row in [*record.get("rows", ()), *record.get("profile", ())]:
+        if row.get("median_s"):
             case = row.get("case") or (row.get("operation"), row.get("samples"))
             cases.setdefault(case, []).append(row)
-    found = {format_seconds(row["median_s"]).split()[0] for rows in cases.values() for row in rows}
-    for rows in cases.values():
-        ours = [row for row in rows if row.get("implementation", "").startswith("gpuclf")]
-        others = [row for row in rows if row not in ours]
+            found.add(format_seconds(row["median_s"]).split()[0])
+            if row.get("floor_s"):
+                found.add(f"{100 * row['floor_s'] / row['median_s']:.0f}")
+    for of_case in cases.values():
+        ours = [row for row in of_case if row.get("implementation", "").startswith("gpuclf")]
+        others = [row for row in of_case if row not in ours]
         pairs = itertools.product(others, ours)
         found |= {format_number(other["median_s"] / own["median_s"]) for other, own in pairs}
     return found
 
 
-def loose_figures(text: str) -> list[str]:
-    """Return the figures outside the written tables that no record beside them holds.
+def known_of(file: str) -> set[str]:
+    """Return the figures of a record, and those of the tables that are written from it."""
+    record, found = load(file), set()
+    for tables in PAGES.values():
+        for table in (table for table, of_file in tables.items() if of_file == file):
+            found |= set(NUMBER.findall(table(record)))
+    return found | figures_of(record)
 
-    A figure is a time, a rate or a factor with decimals. Its paragraph, or line of a table, must
-    name the record, or say that the figure is estimated.
+
+def place_of(table: Callable[[dict], str]) -> str:
+    """Return the name of a table's place in a page."""
+    return table.__name__.replace("_", " ")
+
+
+def places_of(page: Path) -> set[str]:
+    """Return the places of a page that are written from records."""
+    return set(map(place_of, PAGES.get(page, ())))
+
+
+def loose_figures(text: str, tables: Container[str] = ()) -> list[str]:
+    """Return the figures outside the written `tables` that no record beside them holds.
+
+    A figure is a time, a rate, a share, an accuracy, or a factor with decimals. Its paragraph, or
+    line of a table, must name the record, or say that the figure is estimated.
     """
-    text = CODE.sub("", PLACE.sub("", text))
+    text = PLACE.sub(lambda place: "" if place[1] in tables else place[0], text)
+    text = CODE.sub("", text)
     blocks = [
         block
         for part in text.split("\n\n")
@@ -385,13 +439,14 @@ def loose_figures(text: str) -> list[str]:
     ]
     loose = []
     for block in blocks:
-        wanted = {a or b for a, b in FIGURE.findall(block)}
+        said = QUOTED.sub("", block)
+        wanted = {figure for groups in FIGURE.findall(said) for figure in groups if figure}
         if not wanted or "estimated, not measured" in block:
             continue
-        records = [load(file) for file in RECORD.findall(block) if (RESULTS / file).exists()]
+        records = [file for file in RECORD.findall(block) if (RESULTS / file).exists()]
         if records:
-            wanted |= set(DECIMAL.findall(block))
-        known = set().union(*map(figures_of, records))
+            wanted |= set(DECIMAL.findall(said))
+        known = set().union(*map(known_of, records))
         loose += [f"{figure} in: {block.strip()[:70]}" for figure in sorted(wanted - known)]
     return loose
 
@@ -410,14 +465,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    files = LADDER, CPU_LIMIT, FLEET, ACCURACY, EMBEDDINGS
+    files = LADDER, CPU_LIMIT, FLEET, ACCURACY, EMBEDDINGS, SCALING
     records = {file: load(file) for file in files}
     if "course_search" not in records[FLEET]:  # fleet.py --try
         sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")
     for page, tables in PAGES.items():
         found = expected = page.read_text()
         for table, file in tables.items():
-            name = table.__name__.replace("_", " ")
+            name = place_of(table)
             place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end\b)", re.S)
             before, *after = place.split(expected, 1)
             if not after:
@@ -428,14 +483,16 @@ def main() -> None:
             page.write_text(expected)
         elif found != expected:
             sys.exit(f"{page.name} is not the record's: python benchmarks/performance_tables.py")
-    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))):
-        if check and not GENERATED & set(page.relative_to(ROOT).parts):
-            for figure in loose_figures(page.read_text()):
-                sys.exit(f"{page.name}: no record named beside it holds {figure}")
     if not check:
         draw(records)
-    elif source(records[LADDER]) not in (DOCS / "ladder.svg").read_text():
-        sys.exit("docs/ladder.svg is not the record's: python benchmarks/performance_tables.py")
+        return
+    for page in PROSE:
+        if not GENERATED & set(page.relative_to(ROOT).parts):
+            for figure in loose_figures(page.read_text(), places_of(page)):
+                sys.exit(f"{page.name}: no record named beside it holds {figure}")
+    for name, values in shown(records).items():
+        if source(values) not in (DOCS / name).read_text():
+            sys.exit(f"docs/{name} is not the record's: python benchmarks/performance_tables.py")
 
 
 if __name__ == "__main__":

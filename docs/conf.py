@@ -34,6 +34,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "notebooks", "**/*.ipynb", "**/*.py"]
 templates_path = ["_templates"]
+smartquotes = False  # what errors say has code in it, to be copied
 default_role = "literal"  # a single backtick means code, in examples and docstrings alike
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -97,6 +98,7 @@ sphinx_gallery_conf = {
     "filename_pattern": "",
     "reset_argv": with_little_data,
     "plot_gallery": "True",
+    "parallel": True,  # as many processes as the -j of make docs
     "abort_on_example_error": True,
     "backreferences_dir": "reference/backreferences",
     "doc_module": ("gpuclf",),
@@ -113,6 +115,8 @@ sphinx_gallery_conf = {
 # ----------------------------------------------------------------------------------- look
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"gpuclf {version}"
 html_theme_options = {
     "navigation_depth": 2,

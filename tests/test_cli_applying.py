@@ -415,7 +415,7 @@ def test_a_search_keeps_its_best(place, tmp_path, model):
 # -------------------------------------------------------------------------------------- runs
 
 
-def test_trainings_are_compared(place, tmp_path):
+def test_trainings_are_compared(place, tmp_path, monkeypatch):
     for name, rate in (("slow", 1e-6), ("fast", 3e-3)):
         code, text = run(
             *("train", "softmax", "--data", place / "pictures", "--epochs", 3),
@@ -441,6 +441,10 @@ def test_trainings_are_compared(place, tmp_path):
     )
     assert "0.003" in text
     assert "batch" not in text
+    # Where a terminal is narrow, names are broken and figures are not.
+    monkeypatch.setattr(output.console, "width", 80)
+    code, text = run("runs", tmp_path / "logs")
+    assert f"{best['val_accuracy']:.4f}" in text
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -128,8 +129,48 @@ def test_every_picture_s_function_is_shown():
         assert name == "import_pyplot" or f"plots.{name}(" in shown, name
 
 
+# Whoever adds one looks at it: CI has no network.
+EXTERNAL = {"https://docs.dask.org"}
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def test_links_lead_to_files_or_are_known():
+    outside = set()
+    for page in (*ROOT.glob("*.md"), ROOT / "benchmarks/README.md", *DOCS.rglob("*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for link in LINK.findall(text):
+            path, _, anchor = link.partition("#")
+            if urlsplit(link).scheme:
+                outside.add(link)
+            elif DOCS not in page.parents:  # within docs/ Sphinx looks
+                assert (page.parent / path).exists(), f"{page.name}: {link}"
+                assert not anchor
+    assert outside == EXTERNAL
+    assert all(urlsplit(link).scheme == "https" and urlsplit(link).netloc for link in outside)
+
+
 def test_every_block_is_of_a_kind_that_is_known():
     kinds = {"pycon", "console", "python", "bash", "yaml", "text", "toml", "cuda", "c", ""}
     for page in DOCS.rglob("*.md"):
         fences = re.findall(r"^```([\w{}-]*)$", page.read_text(), re.M)
         assert {kind for kind in fences if not kind.startswith("{")} <= kinds, page
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "notebooks").glob("*.py")), ids=lambda page: page.stem
+)
+def test_the_notebook_runs_in_jupyter(page, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbformat = pytest.importorskip("nbformat.v4")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = page.read_text(encoding="utf-8").split("# %%\n")
+    notebook = nbformat.new_notebook(cells=[nbformat.new_code_cell(cell) for cell in cells])
+    resources = {"metadata": {"path": page.parent}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    for cell in notebook.cells:
+        kinds = {kind for output in cell.outputs for kind in output.get("data", ())}
+        assert ("plot_" in cell.source.rpartition("\n")[0]) <= ("image/png" in kinds), cell.source
+        said = [output.get("text", "") for output in cell.outputs]
+        assert not any("Warning" in text for text in said), said

@@ -284,3 +284,26 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
     assert {name: numbers(tested[name]) for name in bounds} == {
         name: numbers(version) for name, version in bounds.items()
     }
+
+
+def test_recipe_and_citation_say_what_pyproject_says():
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = (root / "conda" / "recipe.yaml").read_text(encoding="utf-8")
+    listed = {
+        part: {line.strip(" -").replace(" ", "") for line in lines.splitlines()}
+        for part, lines in re.findall(r"^  (run|run_constraints):\n((?:    - .*\n)+)", recipe, re.M)
+    }
+    wanted = {*project["dependencies"], f"python{project['requires-python']}"}
+    assert listed["run"] == wanted
+    extras = project["optional-dependencies"]
+    bounds = {*extras["fast"], *extras["plots"], *extras["images"]}
+    assert {
+        bound.replace("matplotlib-base", "matplotlib") for bound in listed["run_constraints"]
+    } > bounds
+    assert f'version: "{gpuclf.__version__}"' in recipe
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {gpuclf.__version__}\n" in citation
+    assert f"license: {project['license']}\n" in citation
+    assert f"abstract: {project['description']}" in citation
+    assert f"summary: {project['description']}\n" in recipe

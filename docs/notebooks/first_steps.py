@@ -3,8 +3,8 @@ First ten minutes
 =================
 
 Train a classifier, look at what it learned, keep it, and search for better settings. The images are
-the handwritten digits that come with scikit-learn, so nothing has to be downloaded;
-`gpuclf.datasets.load_cifar10()` loads the real thing.
+the handwritten digits that come with scikit-learn, so nothing has to be downloaded; the pictures
+need matplotlib (`pip install matplotlib`). `gpuclf.datasets.load_cifar10()` loads the real thing.
 """
 
 # %%
@@ -73,8 +73,8 @@ print(f"the same answers after loading: {(loaded.predict(X_test) == predicted).a
 # ------
 # The candidates of a fold are trained together, in one wide product.
 search = gpuclf.FleetSearchCV(
-    gpuclf.SoftmaxClassifier(max_iter=3, random_state=0),
-    {"learning_rate": [0.001, 0.003, 0.01], "reg": [1e-4, 1e-2]},
+    gpuclf.SoftmaxClassifier(max_iter=30, random_state=0),
+    {"learning_rate": [0.01, 0.03, 0.1], "reg": [1e-4, 1e-2]},
     cv=3,
 )
 search.fit(X_train, y_train)

@@ -95,6 +95,8 @@ def _table(found: dict[str, dict[str, Any]]) -> Any:
     differing = _differing([run["settings"] for run in found.values()])
     columns = ("validation", "test", "epochs", "time", *(n.replace("_", " ") for n in differing))
     table = output.table("trainings, by validation accuracy", *columns, left=("run", "model", "on"))
+    for column in table.columns[:3]:  # names may be broken, numbers may not
+        column.no_wrap, column.overflow = False, "fold"
     for name, run in found.items():
         accuracies = (
             "-" if run[part] is None else f"{run[part]:.4f}"

@@ -126,7 +126,14 @@ def _section(title: str, explanation: str, *content: Any) -> Element:
 
 def _charts(title: str, words: str, charts: list[Element], lines: list[str]) -> Element:
     grid = tag("div", charts, class_="charts") if charts else None
-    return _section(title, words, grid, tag("ul", [tag("li", s) for s in lines]) if lines else None)
+    items = [tag("li", _with_code(line)) for line in lines]
+    return _section(title, words, grid, tag("ul", items) if items else None)
+
+
+def _with_code(text: str) -> list[Any]:
+    """Return a text with what stands in backticks as code."""
+    parts = text.split("`")
+    return [tag("code", part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 # ---------------------------------------------------------------------------------- summary
@@ -256,7 +263,9 @@ def _roofline_section(rows: list[Row], record: Row, styles: dict[str, int]) -> E
             words = "; ".join(f"{name}: {rate(value, unit)}" for name, value in found)
             lines += [f"Measured on the {DEVICES[device]}: {words}"] if words else []
         lacking = ceilings["left_out"].items()
-        lines += [f"Not measured on the {DEVICES[device]}: {name}, {why}" for name, why in lacking]
+        for name, why in lacking:
+            reason = why.removeprefix("RuntimeError: ")  # ours, which says it all
+            lines.append(f"Not measured on the {DEVICES[device]}: {name}, {reason}")
     words = (
         "Speed against operations a byte, both logarithmic. Each mark is a timed row; a name is "
         "led to the fastest of its rows. Under the slope memory is the limit, under the flat roof "
