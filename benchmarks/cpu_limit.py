@@ -29,7 +29,7 @@ from gpuclf.devices.machine import environment
 from gpuclf.files import write_json
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
 from gpuclf.kernels.linear_pass import loops as linear_loops
-from gpuclf.layers import affine, affine_backward, affine_backward_params, relu, relu_backward
+from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models import SOFTMAX, Params
 from gpuclf.models.distances import squared_euclidean
@@ -144,7 +144,7 @@ def net_step(inputs: Inputs, batch: int = 200) -> list[Part]:
         ("gather 200 rows of uint8", lambda: inputs.bytes_[rows], 0, 2 * pixels.X.nbytes),
         ("standardise them", lambda: pixels.to_array(), 0, x.nbytes),
         ("X @ W1", lambda: x @ W1, product, 0),
-        ("X^T @ dH", lambda: affine_backward_params(dH, x), product, 0),
+        ("X^T @ dH", lambda: (x.T @ dH, dH.sum(axis=0)), product, 0),
         ("fold the standardisation into W1", lambda: of_bytes.fold(W1, b1), 0, 2 * W1.nbytes),
         ("X @ W1 of bytes", lambda: block.affine(*folded), 0, W1.nbytes),
         ("X^T @ dH of bytes", lambda: block.affine_backward(dH), 0, W1.nbytes),

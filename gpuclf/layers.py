@@ -60,7 +60,7 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     Notes
     -----
     Source: Stanford CS231n, "Backpropagation", section on matrix products. Where the input is
-    data, dX is not needed; the models then use :func:`affine_backward_params`.
+    data, dX is not needed: see :meth:`gpuclf.samples.folding.RowBlock.affine_backward`.
 
     Examples
     --------
@@ -69,26 +69,8 @@ def affine_backward(dY: Array, X: Array, W: Array) -> tuple[Array, Array, Array]
     >>> dX.shape, dW.shape, db
     ((3, 4), (4, 2), array([3., 3.]))
     """
-    dW, db = affine_backward_params(dY, X)
-    return dY @ _transposed(W), dW, db
-
-
-@on_its_device
-def affine_backward_params(dY: Array, X: Array) -> tuple[Array, Array]:
-    """Gradients of :func:`affine` with respect to W and b only.
-
-    Parameters
-    ----------
-    dY : array of shape (..., N, M)
-    X : array of shape (..., N, D)
-
-    Returns
-    -------
-    dW : array of shape (..., D, M)
-    db : array of shape (..., M)
-    """
     xp = array_namespace(dY=dY, X=X)
-    return _transposed(X) @ dY, xp.sum(dY, axis=-2)
+    return dY @ _transposed(W), _transposed(X) @ dY, xp.sum(dY, axis=-2)
 
 
 def _transposed(X: Array) -> Array:

@@ -131,7 +131,6 @@ CALLS = {
     "one hot": (lambda y: one_hot(y, C, dtype=np.float32), y),
     "affine": (layers.affine, floats, linear["W"], linear["b"]),
     "affine, backward": (layers.affine_backward, floats[:, :C], floats, linear["W"]),
-    "affine's parameters": (layers.affine_backward_params, floats[:, :C], floats),
     "relu": (layers.relu, floats),
     "relu, backward": (layers.relu_backward, floats, floats),
     "side by side": (layers.side_by_side, fleet["W"]),
