@@ -169,11 +169,13 @@ def recorded_epochs(context):
                 ]
             bits.add(digest((losses, params)))
         finite = bool(bits) and bool(np.isfinite(losses).all())
-        found[name] = {"different_results": len(bits), "finite": finite}
-        if len(bits) != 1 or not finite:
+        recorded = bool(bits) and (context.settings.dry_run or run.is_recorded)
+        found[name] = {"different_results": len(bits), "finite": finite, "recorded": recorded}
+        if len(bits) != 1 or not finite or not recorded:
             wrong.append(name)
     if wrong:
-        raise Unfit(f"declined, not finite, or other bits: {', '.join(wrong)}", found)
+        why = f"declined, not finite, not recorded, or other bits: {', '.join(wrong)}"
+        raise Unfit(why, found)
     return found
 
 

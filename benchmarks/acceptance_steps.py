@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,8 @@ from gpuclf.samples.folding import FoldedSamples
 
 SANITIZERS = ("memcheck", "racecheck")
 SANITIZER_ERROR = 86
+# What compute-sanitizer prints at once; where there is nothing, a title and, at the end, a summary.
+FOUND = re.compile(r"=========\s+(?!COMPUTE-SANITIZER|\w+ SUMMARY: 0 )\S")
 RECORDED_EPOCHS = 3
 LEAST_RUNS = 10  # of a call too slow for as many as are asked for
 TAIL_CHARACTERS = 1500
@@ -273,7 +276,12 @@ def sanitizer(tool, context):
         command = [program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR), *command]
     try:
         done = _run(command, timeout=max(context.left_s(), 0.0))
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        said = (late.stdout or b"").decode(errors="replace").splitlines()
+        found = [line for line in said if FOUND.match(line)]
+        if found:
+            told = {"tail": "\n".join(said)[-TAIL_CHARACTERS:]}
+            raise Unfit(f"{tool} found errors before its time was up: {found[0]}", told) from None
         raise Incomplete(f"out of time: {tool} had found nothing until then") from None
     tail = (done.stdout + done.stderr).strip()[-TAIL_CHARACTERS:]
     if "not supported" in tail:

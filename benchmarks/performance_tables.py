@@ -52,8 +52,9 @@ def by_case(record: dict) -> list[list[dict]]:
 # The one place that says where GPU rows are, for as long as no record has them.
 NO_GPU_YET = (
     "The kernels for GPUs are proven on a CPU, against a pretended device, and compiled for seven "
-    "targets; no GPU has measured them yet: `python -m benchmarks.acceptance --out DIR` does it "
-    "([benchmarks/README.md](benchmarks/README.md))."
+    "targets; no GPU has measured them yet. First `python -m benchmarks.acceptance --first-contact "
+    "--out DIR`, then `python -m benchmarks.acceptance --out DIR` "
+    "([benchmarks/README.md](benchmarks/README.md) says what to do with what comes out)."
 )
 
 

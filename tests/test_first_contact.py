@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from gpuclf.kernels.building import cuda as cuda_modules
+from gpuclf.kernels.building.machine_code import numba_is_usable
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the benchmarks are not installed
 
@@ -162,6 +164,37 @@ def test_a_pass_that_differs_is_told_and_the_other_walk_is_still_tried(monkeypat
     assert answer["result"]["wrong"]["of_allowed"] > 1
 
 
+def test_epochs_that_cannot_be_recorded_are_told(monkeypatch):
+    class Epochs:
+        is_recorded = True
+
+        def __call__(self, order, rates):
+            return np.zeros(len(rates))
+
+    context = small_context()
+    context.settings = replace(context.settings, dry_run=False)
+    context.put, context.device = np.array, SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(contact, "pixels_of", lambda *_: (np.zeros((9, 96), "uint8"), np.zeros(9)))
+    monkeypatch.setattr(parity, "imported", lambda name: lambda *_, **__: Epochs())
+    for Epochs.is_recorded, status in ((True, "passed"), (False, "failed")):
+        answer = steps.run_step(context, "recorded epochs", contact.FIRST_CONTACT)
+        assert answer["status"] == status, answer
+    assert "not recorded" in answer["message"]
+    assert answer["result"]["net"] == {"different_results": 1, "finite": True, "recorded": False}
+
+
+def test_a_process_that_does_not_end_is_left_behind(tmp_path, monkeypatch):
+    waits = []
+    worker = acceptance.Worker(small_context().settings, tmp_path / "log", {})
+    worker._pipe = SimpleNamespace(close=lambda: waits.append("closed"))
+    worker._process = SimpleNamespace(
+        pid=0, kill=lambda: None, exitcode=None, join=lambda timeout=None: waits.append(timeout)
+    )
+    monkeypatch.setattr(acceptance.os, "killpg", lambda *_: None)
+    assert worker.close() is None
+    assert waits == [acceptance.END_S, "closed"]
+
+
 def test_without_a_compiler_a_rehearsal_says_what_it_leaves_out(monkeypatch):
     monkeypatch.setattr(contact, "rehearse_kernels", lambda: False)
     names = [name for name in contact.FIRST_CONTACT if name.startswith("kernels: ")]
@@ -206,17 +239,50 @@ def test_sanitizers_come_after_a_plain_run_that_fills_the_caches(monkeypatch):
     assert checked[-len(plain) :] == plain  # the same, under the sanitizer
 
 
+HEAD = "========= COMPUTE-SANITIZER\n"
+READ, HAZARD = (
+    "========= Invalid __global__ read of size 4",
+    "========= Error: Potential RAW hazard",
+)
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        (None, None),
+        (HEAD + "9 operations agree\n", None),
+        (HEAD + "========= ERROR SUMMARY: 0 errors\n", None),
+        (f"{HEAD}{READ}\n=========     at walk_tiles", READ),
+        (f"{HEAD}{HAZARD}\n", HAZARD),
+        (f"{HEAD}========= ERROR SUMMARY: 10 errors\n", "ERROR SUMMARY: 10 errors"),
+    ],
+)
+def test_what_a_sanitizer_found_before_its_time_was_up_counts(monkeypatch, printed, found):
+    def late(command, timeout):
+        raise subprocess.TimeoutExpired(command, timeout, printed and printed.encode())
+
+    monkeypatch.setattr(steps.shutil, "which", lambda name: sys.executable)
+    monkeypatch.setattr(steps, "_run", late)
+    context = steps.Context(steps.Settings())
+    context.device = SimpleNamespace(synchronize=lambda: None)
+    answer = steps.run_step(context, "compute-sanitizer memcheck")
+    assert answer["status"] == ("failed" if found else "incomplete")
+    if found:
+        assert found in answer["message"]
+        assert answer["result"]["tail"] == printed.rstrip("\n")
+
+
 @pytest.mark.slow
-def test_a_worker_says_what_it_was_at_and_has_headers_precompiled(tmp_path, monkeypatch):
+def test_a_worker_says_what_it_was_at_and_compiles_for_the_gpu_alone(tmp_path, monkeypatch):
     log = tmp_path / "log"
     log.touch()
     monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
     settings = steps.Settings.rehearsal(out=str(tmp_path))
     with closing(acceptance.Worker(settings, log, {"dies": die, "asks": environment})) as worker:
-        found = worker.ask("dies", {}, 60, lambda what: None)
+        found = worker.ask("dies", {}, 600, lambda what: None)
         assert "it was at: launch of nothing" in found["message"]
-        found = worker.ask("asks", {}, 60, lambda what: None)["result"]
-        assert found == ["1", str(tmp_path / "kernels")]
+        found = worker.ask("asks", {}, 600, lambda what: None)["result"]
+        assert found == ["1", str(tmp_path / "kernels"), False]
     assert "CUPY_NVRTC_USE_PCH" not in os.environ
 
 
@@ -226,4 +292,5 @@ def die(context):
 
 
 def environment(context):
-    return [os.environ[name] for name in ("CUPY_NVRTC_USE_PCH", "CUPY_CACHE_DIR")]
+    of_cupy = [os.environ[name] for name in ("CUPY_NVRTC_USE_PCH", "CUPY_CACHE_DIR")]
+    return [*of_cupy, numba_is_usable()]

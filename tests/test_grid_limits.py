@@ -65,3 +65,10 @@ def test_more_columns_than_a_grid_has_blocks_are_declined():
     assert linear._plan(100, 2**24 - 16, 10, 2, 0, 16, small) is None
     assert linear._plan(100, 2**22, 10, 2, 0, 16, small) is not None
     assert two_layer._plan(100, 4_194_240 + 64, 60, 10, 2, 16, 64 << 10) is None
+
+
+def test_a_second_layer_that_no_block_can_hold_is_declined():
+    small = 99 << 10  # of sm_86 and sm_89: two_layer_pass.cu names these sizes
+    assert two_layer._plan(10_000, 3072, 416, 32, 2, 16, small) is not None
+    assert two_layer._plan(10_000, 3072, 417, 32, 2, 16, small) is None
+    assert two_layer._plan(10_000, 3072, 512, 32, 2, 16, LIMITS.shared_bytes) is not None

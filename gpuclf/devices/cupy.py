@@ -1,4 +1,18 @@
-"""CuPy: is it usable here, and what is asked of the GPU through it. The only import of CuPy."""
+"""CuPy: is it usable here, and what is asked of the GPU through it. The only import of CuPy.
+
+CuPy computes and makes arrays on its current device, whichever its arguments are on. Three things
+make the arrays' device the current one, each where the others cost too much or know too little:
+
+- :func:`on_its_device` decorates what is called from outside. It looks at all arguments, into dicts
+  and Standardized too, and for NumPy's costs two look-ups.
+- :func:`other_device` is that look by itself, for seams (:mod:`gpuclf.dispatch`) and `Model.loss`,
+  which know their library already, or repeat a known call before they look.
+- :func:`on_device_of` is for what has a CuPy array in its hands, as plans and launches do. It
+  enters the device of the first one, also where that is current.
+
+None of them have `layers.apart`, which makes views and starts nothing on a device, and
+:mod:`gpuclf.textbook`, which stays as the course writes it.
+"""
 
 from __future__ import annotations
 
@@ -307,10 +321,7 @@ def on_device_of(*arguments: Any) -> AbstractContextManager[Any]:
 
 
 def other_device(*arguments: Any) -> AbstractContextManager[Any] | None:
-    """Return the device of the first CuPy array, or samples on one, unless it is the current one.
-
-    CuPy computes and makes arrays on its current device, whichever its arguments are on.
-    """
+    """Return the device of the first array, or samples, of CuPy, unless it is the current one."""
     cupy = sys.modules.get("cupy")
     if cupy is None:
         return None

@@ -154,6 +154,7 @@ class Model:
         TypeError, ValueError
             As :func:`gpuclf.softmax_loss_vectorized`.
         """
+        # First what costs a known call on a device the least: its plan has its device and checks.
         if sample_weight is None and type(self) in REPEATED and isinstance(params, dict):
             found = REPEATED[type(self)](self, params, X, y, reg, precision)
             if found is not NotImplemented:

@@ -125,6 +125,11 @@ class EpochsOverBytes:
             self._n_epochs += 1
             return self._losses if self._models else self._losses[:, 0]
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether epochs repeat a record, as from the second on where launches can be recorded."""
+        return self._repeat is not None
+
     def _launch(self, name: str, grid: Any, block: int, *args: Any) -> None:
         """Add a launch to the plan of an epoch."""
         constants = tuple(self._constants.items())

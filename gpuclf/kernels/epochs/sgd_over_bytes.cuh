@@ -18,7 +18,9 @@
 //
 // project_batch. Block: 64 rows (a warp for 16), 8 TILES outputs, a share of the columns. Fragments
 // are those of score_rows in linear_pass.cu, but W' is packed by the block itself: 64 columns of W
-// make up to 16 KB of fragments in shared memory.
+// make up to 16 KB of fragments in shared memory. Its two float64 sums a weight, repeated for each 64
+// rows, are the longest part where float64 has 1/64 of the units (sm_86, sm_89). They stay: in
+// floats, what is taken from b' would lose the digits that cancel with the products.
 //
 // update_first_layer. Block: 64 columns of W (8 bytes of a row a lane) and 8 TILES outputs, a warp
 // for 16; where that leaves warps of four, they share the rows. dZ^T is the A operand and each warp

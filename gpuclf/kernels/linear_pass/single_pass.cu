@@ -40,9 +40,9 @@
 // Instructions for sm_90 and 10 classes, counted in what nvcc 13.0 makes of them for each 2 KB of
 // X, of 427 issue slots (see linear_pass.cu): 90 for scores and what a tile takes besides, 220 for
 // dW', 144 of them to add up. Tensor cores: 32 products of some 7 cycles, 214 of 427. Shared
-// memory: 8 KB for each 2 KB, 60 % of its rate. Not yet measured; [est] 36 us from memory, 2 to 8
-// where a block waits for its first tile, adds up its last and meets at barriers, 8 for the other
-// launches.
+// memory: 8 KB for each 2 KB, 60 % of its rate. Not yet measured; [est] a tile takes a warp 2,301
+// instructions, 263 of them conversions at half the rate: 40 to 44 us for 12 tiles, beside 36 from
+// memory; 6 where a block waits for its first tile and adds up its last, 12 for the other launches.
 //
 // Declined by single_on_gpu.py: what linear_pass.cu declines; rows that are not a multiple of
 // 16 bytes; more than 12 classes or 3,072 columns, whose sums registers do not hold; devices with
