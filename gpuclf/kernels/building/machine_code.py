@@ -28,7 +28,7 @@ DURATIONS = {
     "linear_pass": "about 6 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
-    "wide_products": "about 3 s",
+    "wide_products": "about 2 s",
 }
 NAMES = {
     "fleet_loops": "loss of fleets",
