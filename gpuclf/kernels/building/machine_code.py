@@ -28,7 +28,7 @@ DURATIONS = {
     "losses": "about 3 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
-    "wide_products": "about 3 s",
+    "wide_products": "about 2 s",
 }
 NAMES = {
     "losses": "loss of mini-batches and fleets",
