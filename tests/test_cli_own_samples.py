@@ -51,6 +51,7 @@ def test_training_on_a_folder_of_pictures(tmp_path, pictures, model):
     assert str(pictures) in found["dataset"]["source"]
     assert "0.2 of each class" in found["dataset"]["source"]
     assert found["settings"].get("augment") is None
+    assert found["settings"].get("batch_size", "auto") == "auto"
 
 
 def test_pictures_are_mirrored_and_moved(tmp_path, pictures):

@@ -38,7 +38,8 @@ def train(
         typer.Option(help="At its largest; default 0.003 softmax, 0.0003 svm, 0.05 two-layer."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Default 200, two-layer 256.")
+        int | None,
+        typer.Option(min=1, help="Default 200, two-layer on CIFAR-10 256; of few, a tenth."),
     ] = None,
     reg: Annotated[
         float | None,
@@ -100,6 +101,8 @@ def train(
     refuse_foreign(model, chosen | beside, beside if recipe.by_gradients else ())
     checkpoints = options.chosen_checkpoints(model, checkpoint, every, resume)
     settings = recipe.training | chosen
+    if batch_size is None and isinstance(data, options.OwnSamples):
+        settings.pop("batch_size", None)  # fewer than CIFAR-10's, or a batch may be all there is
     is_lbfgs = solver is SolverName.lbfgs
     if is_lbfgs and (flip or shift):
         raise typer.BadParameter(
