@@ -187,7 +187,7 @@ CASES = {
         kind(fit(more=", callback=5"), "callback must be a function, got 5"),
         Case(f"{knn('weights=lambda d: d * numpy.nan')}.predict(X)", "returned NaN for neighbors",
              f"{knn('weights=lambda d: d * 0 + 1')}.predict(X)"),
-        Case(knn("weights='near'"), "'uniform', 'distance' or a callable",
+        Case(knn("weights='near'"), "'uniform', 'distance', None or a callable",
              knn("weights='distance'")),
         Case(search(", factor=1"), "factor must be a number above 1, or None", search()),
         Case(search(y="None"), "requires y to be passed"),

@@ -906,7 +906,9 @@ def test_samples_and_labels_on_different_devices_raise_and_name_both(kind, metho
     libraries = {"strict": "array_api_strict on", "torch": "torch on", "numpy": "numpy on cpu"}
     assert f"X is {libraries[of_X]}" in message
     assert f"y is {libraries[of_y]}" in message
-    assert "gpuclf.to_device(y, like=X)" in message
+    there, here = ("y", "X") if of_X == "numpy" else ("X", "y")
+    assert f"gpuclf.to_host({there}) brings" in message
+    assert f"gpuclf.to_device({here}, like={there}) takes" in message
 
 
 @pytest.mark.parametrize("of_X", ["strict", "torch"])

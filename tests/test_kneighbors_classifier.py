@@ -204,7 +204,10 @@ def test_samples_elsewhere_than_the_training_set_are_refused(strict):
     ("options", "message"),
     [
         ({"n_neighbors": 0}, "n_neighbors must be an integer, at least 1, got 0"),
-        ({"weights": "near"}, "weights must be 'uniform', 'distance' or a callable .* got 'near'"),
+        (
+            {"weights": "near"},
+            "weights must be 'uniform', 'distance', None or a callable .* got 'near'",
+        ),
         ({"n_neighbors": 2.5}, "n_neighbors must be an integer, at least 1, got 2.5"),
         ({"metric": "chebyshev"}, r"metric must be 'l2' .* got 'chebyshev'"),
     ],
@@ -249,3 +252,11 @@ def test_grid_search_pipeline_cross_validation_clone_and_pickle():
     assert not hasattr(clone(fitted), "n_samples_fit_")
     again = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
+
+
+def test_weights_of_none_are_uniform():
+    X, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 3
+    uniform, none = (
+        KNeighborsClassifier(weights=weights).fit(X, y) for weights in ("uniform", None)
+    )
+    np.testing.assert_array_equal(none.predict_proba(X), uniform.predict_proba(X))

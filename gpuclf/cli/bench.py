@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import subprocess
 import sys
@@ -28,8 +29,14 @@ LADDER_WEIGHT = 8  # of the time that a point of a curve gets
 QUICK_SHARE = 0.2
 N_TRAIN = 50_000  # of CIFAR-10, and of the synthetic images
 CEILING_BYTES, CEILING_SIDE = 1 << 28, 2048
-LARGEST = 1e9  # infinity would never end, or find nothing
 TRIES = 3  # at the ceilings, before a row is rejected by them
+
+
+def _finite(value: float) -> float:
+    """Refuse what would never end, or find nothing; some versions of click let NaN pass."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"must be finite, got {value}")
+    return value
 
 
 def bench(
@@ -62,7 +69,7 @@ def bench(
         float,
         typer.Option(
             min=0.0,
-            max=LARGEST,
+            callback=_finite,
             help="Seconds of timing in all; each case takes at least 5 rounds.",
         ),
     ] = 20.0,
@@ -87,7 +94,7 @@ def bench(
         float,
         typer.Option(
             min=0.0,
-            max=LARGEST,
+            callback=_finite,
             help="With --compare: the smallest change that counts; it must be significant as well.",
         ),
     ] = 0.1,

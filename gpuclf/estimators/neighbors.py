@@ -45,10 +45,11 @@ class KNeighborsClassifier(ArrayClassifier):
     Parameters
     ----------
     n_neighbors : int, default 5
-    weights : {"uniform", "distance"} or callable, default "uniform"
-        How much a neighbour's vote counts: as any other's; the inverse of its distance (where some
-        are at distance 0, they alone count); or what ``weights(distances)`` returns, for distances
-        (N, k) an array of that shape. A callable gets and returns arrays of the library of X.
+    weights : {"uniform", "distance"}, callable or None, default "uniform"
+        How much a neighbour's vote counts: as any other's, also where None is given; the inverse of
+        its distance (where some are at distance 0, they alone count); or what
+        ``weights(distances)`` returns, for distances (N, k) an array of that shape. A callable gets
+        and returns arrays of the library of X.
     metric : {"l2", "l1", "cosine"}, default "l2"
         "euclidean" and "manhattan" are other names of the first two. The cosine distance is
         1 - cos; it is not defined for samples that are all zeros, which are refused.
@@ -88,7 +89,7 @@ class KNeighborsClassifier(ArrayClassifier):
 
     n_neighbors: int = 5
     _: KW_ONLY
-    weights: str | Callable[[Array], Array] = "uniform"
+    weights: str | Callable[[Array], Array] | None = "uniform"
     metric: str = "l2"
     memory_budget: int = MEMORY_BUDGET
     verbose: bool = False
@@ -223,10 +224,10 @@ class KNeighborsClassifier(ArrayClassifier):
 
     def _check_weights(self) -> None:
         named = isinstance(self.weights, str) and self.weights in ("uniform", "distance")
-        if not named and not callable(self.weights):
+        if self.weights is not None and not named and not callable(self.weights):
             raise ValueError(
-                "weights must be 'uniform', 'distance' or a callable that takes distances, got "
-                f"{self.weights!r}"
+                "weights must be 'uniform', 'distance', None or a callable that takes distances, "
+                f"got {self.weights!r}"
             )
 
     def _votes(self, X: Any) -> Array:
@@ -238,7 +239,7 @@ class KNeighborsClassifier(ArrayClassifier):
         xp = array_namespace(indices)
         labels = take_entries(self._y, indices)
         classes = xp.arange(len(self.classes_), dtype=labels.dtype, device=labels.device)
-        if self.weights == "uniform":
+        if self.weights is None or self.weights == "uniform":
             return count_votes(labels, classes)
         if self.weights == "distance":
             return count_votes(labels, classes, inverse_distances(distances))
