@@ -343,15 +343,18 @@ def test_a_search_on_workers_finds_what_is_found_here(workers, factor):
     X, y = make_data(n=90)
     weights = np.linspace(0.5, 1, len(y)) if factor else None
     expected = found_by(search(factor=factor), X, y, sample_weight=weights)
+
+    def score(model, X, y, sample_weight=None):  # by value: workers know no tests
+        import distributed
+        import sklearn
+
+        distributed.get_worker()  # raises where this is no worker
+        assert sklearn.get_config()["assume_finite"]  # as where the search is
+        return model.score(X, y, sample_weight)
+
     with joblib.parallel_config("dask"), sklearn.config_context(assume_finite=True):
-        spread = search(factor=factor, n_jobs=None if factor else -1, scoring=score_as_configured)
+        spread = search(factor=factor, n_jobs=None if factor else -1, scoring=score)
         assert_found_the_same(found_by(spread, X, y, sample_weight=weights), expected)
-
-
-def score_as_configured(model, X, y, sample_weight=None):
-    assert sklearn.get_config()["assume_finite"]
-    distributed.get_worker()  # raises where this is no worker
-    return model.score(X, y, sample_weight)
 
 
 def test_a_search_on_other_workers_or_without_its_samples_says_so(one_worker, monkeypatch):
