@@ -214,6 +214,9 @@ def test_a_call_is_tried_three_times(one_worker, monkeypatch, what, n_lost):
     with samples.beside(y):
         if n_lost < 3:
             assert_same_bits(samples.map(samples_of), in_chunks(X))
+            n_calls = len(calls)
+            samples.map(samples_of)
+            assert len(calls) - n_calls == (what == "apply")  # labels are handed out once
             return
         with pytest.raises(RuntimeError, match=r"lost in each of 3 tries.*memory_limit="):
             samples.map(samples_of)
@@ -383,9 +386,9 @@ def test_a_search_on_other_workers_or_without_its_samples_says_so(one_worker, mo
 
 @pytest.mark.slow
 def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path, monkeypatch):
-    few = gpuclf.datasets.load_dataset("synthetic", seed=0)
-    few = few._replace(
-        **{name: getattr(few, name)[:300] for name in ("X_train", "y_train", "X_test", "y_test")}
+    X, y = gpuclf.datasets.make_synthetic(300)
+    few = gpuclf.datasets.ImageDataset(
+        *(X, y, X, y), class_names=tuple("0123456789"), image_shape=(3, 32, 32)
     )
     monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *_: few)
     sizes = ["--rounds", "1", "--candidates", "2", "--epochs", "1", "--samples", "200"]
