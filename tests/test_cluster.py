@@ -214,6 +214,9 @@ def test_a_call_is_tried_three_times(one_worker, monkeypatch, what, n_lost):
     with samples.beside(y):
         if n_lost < 3:
             assert_same_bits(samples.map(samples_of), in_chunks(X))
+            n_calls = len(calls)
+            samples.map(samples_of)
+            assert len(calls) - n_calls == (what == "apply")  # labels are handed out once
             return
         with pytest.raises(RuntimeError, match=r"lost in each of 3 tries.*memory_limit="):
             samples.map(samples_of)
@@ -343,15 +346,18 @@ def test_a_search_on_workers_finds_what_is_found_here(workers, factor):
     X, y = make_data(n=90)
     weights = np.linspace(0.5, 1, len(y)) if factor else None
     expected = found_by(search(factor=factor), X, y, sample_weight=weights)
+
+    def score(model, X, y, sample_weight=None):  # by value: workers know no tests
+        import distributed
+        import sklearn
+
+        distributed.get_worker()  # raises where this is no worker
+        assert sklearn.get_config()["assume_finite"]  # as where the search is
+        return model.score(X, y, sample_weight)
+
     with joblib.parallel_config("dask"), sklearn.config_context(assume_finite=True):
-        spread = search(factor=factor, n_jobs=None if factor else -1, scoring=score_as_configured)
+        spread = search(factor=factor, n_jobs=None if factor else -1, scoring=score)
         assert_found_the_same(found_by(spread, X, y, sample_weight=weights), expected)
-
-
-def score_as_configured(model, X, y, sample_weight=None):
-    assert sklearn.get_config()["assume_finite"]
-    distributed.get_worker()  # raises where this is no worker
-    return model.score(X, y, sample_weight)
 
 
 def test_a_search_on_other_workers_or_without_its_samples_says_so(one_worker, monkeypatch):
@@ -380,9 +386,9 @@ def test_a_search_on_other_workers_or_without_its_samples_says_so(one_worker, mo
 
 @pytest.mark.slow
 def test_the_command_line_searches_on_a_scheduler(two_workers, tmp_path, monkeypatch):
-    few = gpuclf.datasets.load_dataset("synthetic", seed=0)
-    few = few._replace(
-        **{name: getattr(few, name)[:300] for name in ("X_train", "y_train", "X_test", "y_test")}
+    X, y = gpuclf.datasets.make_synthetic(300)
+    few = gpuclf.datasets.ImageDataset(
+        *(X, y, X, y), class_names=tuple("0123456789"), image_shape=(3, 32, 32)
     )
     monkeypatch.setattr(gpuclf.datasets, "load_dataset", lambda *_: few)
     sizes = ["--rounds", "1", "--candidates", "2", "--epochs", "1", "--samples", "200"]
