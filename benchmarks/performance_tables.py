@@ -7,6 +7,7 @@ python benchmarks/performance_tables.py --check    fails if tables or pictures a
 """
 
 import argparse
+import ast
 import hashlib
 import itertools
 import json
@@ -384,6 +385,8 @@ PROSE = [
     ROOT / "examples" / "README.rst",
     *sorted(DOCS.rglob("*.md")),
     *DOCS.glob("*/*.rst"),
+    *sorted((ROOT / "examples").glob("*.py")),  # pages of the gallery
+    *sorted((DOCS / "notebooks").glob("*.py")),
 ]
 
 
@@ -413,6 +416,15 @@ def known_of(file: str) -> set[str]:
         for table in (table for table, of_file in tables.items() if of_file == file):
             found |= set(NUMBER.findall(table(record)))
     return found | figures_of(record)
+
+
+def prose_of(page: Path) -> str:
+    """Return what a page says; of a script its docstring and its lines of comment."""
+    text = page.read_text()
+    if page.suffix != ".py":
+        return text
+    comments = re.findall(r"^# ?(.*)", text, re.M)
+    return "\n".join([ast.get_docstring(ast.parse(text)) or "", "", *comments])
 
 
 def place_of(table: Callable[[dict], str]) -> str:
@@ -489,7 +501,7 @@ def main() -> None:
         return
     for page in PROSE:
         if not GENERATED & set(page.relative_to(ROOT).parts):
-            for figure in loose_figures(page.read_text(), places_of(page)):
+            for figure in loose_figures(prose_of(page), places_of(page)):
                 sys.exit(f"{page.name}: no record named beside it holds {figure}")
     for name, values in shown(records).items():
         if source(values) not in (DOCS / name).read_text():

@@ -165,7 +165,7 @@ def test_the_notebook_runs_in_jupyter(page, monkeypatch):
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
     nbformat = pytest.importorskip("nbformat.v4")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cells = page.read_text(encoding="utf-8").split("# %%\n")
+    _, *cells = page.read_text(encoding="utf-8").split("# %%\n")  # the first is the title
     notebook = nbformat.new_notebook(cells=[nbformat.new_code_cell(cell) for cell in cells])
     resources = {"metadata": {"path": page.parent}}
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()

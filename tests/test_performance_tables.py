@@ -155,7 +155,15 @@ def test_a_table_counts_as_checked_where_it_is_written_only(tables):
 def test_every_page_is_looked_at(tables):
     pages = {path.relative_to(ROOT).as_posix() for path in tables["PROSE"]}
     assert pages >= {"README.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.rst"}
+    assert pages >= {"examples/knn.py", "docs/notebooks/pictures.py"}
     assert pages >= {"docs/scaling.md", "docs/course/gpu.md", "docs/reference/index.rst"}
+
+
+def test_of_a_script_the_prose_is_looked_at(tables, tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text('"""It takes 3 ms."""\n# %%\n# It is 2.5 times faster.\nx = "4 ms"\n')
+    found = tables["loose_figures"](tables["prose_of"](script))
+    assert [figure.split()[0] for figure in found] == ["3", "2.5"]
 
 
 @pytest.mark.parametrize("name", ["ladder.svg", "fleet.svg", "search.svg"])
