@@ -93,7 +93,7 @@ CONTACT = Plan(
     "first_contact.json",
     FIRST_CONTACT,
     75.0,
-    {"compute-sanitizer memcheck": 90.0},
+    {"environment": 45.0, "compute-sanitizer memcheck": 90.0},
     limit_s=20.0,
     ends_s={"compute-sanitizer memcheck": 150.0},
 )
@@ -400,6 +400,9 @@ def main(argv=None):
     make = Settings.rehearsal if arguments.dry_run else Settings
     settings = make(out=str(folder), commit=arguments.commit)
     log = folder / Path(plan.record).with_suffix(".log")
+    for path in (folder / plan.record, log):
+        if path.exists():  # of a run whose figures may be all that there is
+            path.replace(path.with_stem(f"{path.stem}_before"))
     log.write_text("")
     worker = Worker(settings, log, plan.steps)
     record, code = run(plan, settings, folder, worker, arguments.only, arguments.time_budget)

@@ -195,6 +195,24 @@ def test_a_process_that_does_not_end_is_left_behind(tmp_path, monkeypatch):
     assert waits == [acceptance.END_S, "closed"]
 
 
+def test_another_run_keeps_the_record_and_the_log_of_the_last(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(acceptance, "Worker", lambda settings, log, _: LocalWorker(plan))
+    plan, results = (
+        replace(acceptance.CONTACT, steps={"look": lambda context: results.pop()}),
+        [2, 1],
+    )
+    monkeypatch.setattr(acceptance, "CONTACT", plan)
+    command = ["--out", str(tmp_path), "--dry-run", "--first-contact"]
+    found = []
+    for name in ("first_contact", "first_contact_before"):
+        assert acceptance.main(command) == 0
+        found.append(json.loads((tmp_path / f"{name}.json").read_text())["steps"][0]["result"])
+        (tmp_path / "first_contact.log").write_text("printed")
+    assert found == [1, 1]
+    assert (tmp_path / "first_contact_before.log").read_text() == "printed"
+    assert "first_contact.json" in capsys.readouterr().out
+
+
 def test_without_a_compiler_a_rehearsal_says_what_it_leaves_out(monkeypatch):
     monkeypatch.setattr(contact, "rehearse_kernels", lambda: False)
     names = [name for name in contact.FIRST_CONTACT if name.startswith("kernels: ")]

@@ -6,7 +6,7 @@ import pytest
 from placed_arrays import Device, Placed, on
 
 import gpuclf
-from gpuclf import image_features, layers, preprocessing, training
+from gpuclf import course, image_features, layers, preprocessing, training
 from gpuclf.augment import horizontal_flip
 from gpuclf.devices.backends import Backend
 from gpuclf.devices.cupy import on_device_of
@@ -104,6 +104,28 @@ def dropout_step(params, X, y):
     return model.objective(params, X, y, 0.1, rng=np.random.default_rng(0))
 
 
+def of_course(model, X, y, *validation):
+    np.random.seed(0)  # noqa: NPY002 - the course's
+    model = model()
+    model.train(X, y, *validation, num_iters=3, batch_size=20)
+    loss, grads = model.loss(X, y, 0.1)
+    return [model.predict(X), loss, *(grads.values() if isinstance(grads, dict) else [grads])]
+
+
+def differences_of_course(W, X, y):
+    def f(W):
+        return SOFTMAX.loss({"W": W}, X, y, 0.1)[0]
+
+    course.grad_check_sparse(f, W, SOFTMAX.loss({"W": W}, X, y, 0.1)[1]["W"], num_checks=2)
+    whole = course.eval_numerical_gradient_array(lambda W: W * W, W, W)
+    return course.eval_numerical_gradient(f, W, verbose=False), whole
+
+
+def features_of_course(images):
+    functions = [course.hog_feature, course.color_histogram_hsv]
+    return [course.extract_features(images, functions), *(f(images[0]) for f in functions)]
+
+
 SOFTMAX_FIT, SVM_FIT, NET_FIT = (
     gpuclf.SoftmaxClassifier, gpuclf.LinearSVMClassifier, gpuclf.TwoLayerNetClassifier
 )  # fmt: skip
@@ -185,6 +207,12 @@ CALLS = {
     "bias column": (preprocessing.add_bias_column, floats),
     "bias column, standardised": (lambda X: vars(preprocessing.add_bias_column(kept(X))), floats),
     "bias apart": (preprocessing.split_bias, floats),
+    "course's svm": (lambda X, y: of_course(course.LinearSVM, X, y), floats, y),
+    "course's net": (
+        lambda X, y: of_course(lambda: course.TwoLayerNet(D, H, C), X, y, X, y), floats, y
+    ),
+    "course's differences": (differences_of_course, linear["W"].astype(float), floats, y),
+    "course's features": (features_of_course, np.ones((2, 8, 8, 3))),
     "copy to a device": (lambda X: gpuclf.to_device({"X": X.get()}, like=X), floats),
 }  # fmt: skip
 ON_HOST = ("copy to a device",)

@@ -11,6 +11,7 @@ import numpy as np
 from gpuclf import naive
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 from gpuclf.models.distances import pairwise_distances
 from gpuclf.models.linear import SOFTMAX, SVM
 from gpuclf.models.model import Model, Params
@@ -66,6 +67,7 @@ class LinearClassifier:
     def __init__(self) -> None:
         self.W: Array = None
 
+    @on_its_device
     def train(
         self,
         X: Array,
@@ -112,12 +114,14 @@ class LinearClassifier:
             _report(verbose, losses, num_iters)
         return _as_floats(losses, learning_rate, reg)
 
+    @on_its_device
     def predict(self, X: Array) -> Array:
         """Return the class with the largest score, (N,), of samples (N, D)."""
         W, model = self._trained()
         _check_rows(X, W)
         return _largest(_scores(model, {"W": W}, X))
 
+    @on_its_device
     def loss(self, X_batch: Array, y_batch: Array, reg: float) -> tuple[Array, Array]:
         """Return the loss and its gradient (D, C) of a mini-batch; NaN where W has diverged."""
         W, model = self._trained()
@@ -185,6 +189,7 @@ class TwoLayerNet:
             "b2": np.zeros(output_size),
         }
 
+    @on_its_device
     def loss(self, X: Array, y: Array = None, reg: float = 0.0) -> Any:
         """Return the scores (N, C) of samples (N, D); with labels, the loss and its gradients."""
         _check_rows(X, self.params["W1"])
@@ -193,6 +198,7 @@ class TwoLayerNet:
             return _scores(TWO_LAYER, self.params, X)
         return _objective(TWO_LAYER, self.params, X, y, reg)
 
+    @on_its_device
     def train(
         self,
         X: Array,
@@ -247,6 +253,7 @@ class TwoLayerNet:
             _report(verbose, losses, num_iters)
         return {"loss_history": _as_floats(losses, learning_rate, reg), **accuracies}
 
+    @on_its_device
     def predict(self, X: Array) -> Array:
         """Return the class with the largest score, (N,), of samples (N, D)."""
         return _largest(self.loss(X))

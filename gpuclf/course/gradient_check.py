@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuclf.arrays import Array, array_namespace, to_host
 from gpuclf.devices.backends import to_device
+from gpuclf.devices.cupy import on_its_device
 
 __all__ = [
     "eval_numerical_gradient",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 
+@on_its_device
 def eval_numerical_gradient(
     f: Callable[[Array], Any], x: Array, verbose: bool = True, h: float = 1e-5
 ) -> Array:
@@ -61,6 +63,7 @@ def eval_numerical_gradient(
     return _numerical_gradient(f, x, h, verbose)
 
 
+@on_its_device
 def eval_numerical_gradient_array(
     f: Callable[[Array], Array], x: Array, df: Array, h: float = 1e-5
 ) -> Array:
@@ -86,6 +89,7 @@ def eval_numerical_gradient_array(
     return _numerical_gradient(f, x, h, False, df)
 
 
+@on_its_device
 def grad_check_sparse(
     f: Callable[[Array], Any],
     x: Array,

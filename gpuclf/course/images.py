@@ -11,6 +11,7 @@ import numpy as np
 from gpuclf import image_features
 from gpuclf.arrays import Array, array_namespace, to_host, values_are_on_host
 from gpuclf.datasets import DatasetNotFoundError, load_cifar10
+from gpuclf.devices.cupy import on_its_device
 
 __all__ = [
     "color_histogram_hsv",
@@ -99,6 +100,7 @@ def visualize_grid(Xs: Array, ubound: float = 255.0, padding: int = 1) -> np.nda
     ]
 
 
+@on_its_device
 def extract_features(
     imgs: Array, feature_fns: Sequence[Callable[[Array], Array]], verbose: bool = False
 ) -> Array:
@@ -140,6 +142,7 @@ def extract_features(
     return xp.stack(rows)
 
 
+@on_its_device
 def hog_feature(im: Array) -> Array:
     """Histograms of oriented gradients of one image: see :func:`gpuclf.image_features.hog`.
 
@@ -159,6 +162,7 @@ def hog_feature(im: Array) -> Array:
     return image_features.hog(*_as_row(im))[0, :]
 
 
+@on_its_device
 def color_histogram_hsv(im: Array, nbin: int = 10) -> Array:
     """Histogram of an image's hues: see :func:`gpuclf.image_features.hue_histogram`.
 

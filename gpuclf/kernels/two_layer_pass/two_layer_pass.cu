@@ -39,13 +39,13 @@
 // At 50 units, 2 x 34 GFLOP of products of halves for 50,000 x 3,072: compute, not bytes, is the
 // limit from some 20 units on.
 //
-// Declined by on_gpu.py: samples other than bytes on the device (floats, streamed),
-// parameters other than float32, several models, factors of hidden units (dropout), more than 512
-// units or 32 classes, rows that are not a multiple of 4 bytes, few rows (fewer than 16 a unit),
-// devices before sm_80 (where this file is empty), and second layers beyond a block's shared memory
-// (99 KB on sm_86 and sm_89: with 32 classes, from 417 units on). Does not help: few rows, where a block walks all
-// columns alone; mini-batches, for which two_layer_step.cu is made; and at many hidden units no
-// more than the products are faster than float32's, since X is then read from L2 often.
+// Declined by on_gpu.py: samples other than bytes on the device (floats, streamed), parameters
+// other than float32, several models, factors of hidden units (dropout), more than 512 units or 32
+// classes, rows that are not a multiple of 4 bytes, few rows (fewer than 16 a unit), devices before
+// sm_80 (where this file is empty), and second layers beyond a block's shared memory (99 KB on
+// sm_86 and sm_89: with 32 classes, from 417 units on). Does not help: few rows, where a block
+// walks all columns alone; mini-batches, for which two_layer_step.cu is made; and at many hidden
+// units no more than the products are faster than float32's, since X is then read from L2 often.
 //
 // Constants: FEATURES, HIDDEN, CLASSES, SPLIT (0, 1), COPY_BYTES (16, 8, 4: what divides D and the
 // address of X), BLOCK_ROWS (64, 192) and PROJECT_STAGES (2 or more) of project_rows, BLOCK_STRIPS
