@@ -76,8 +76,10 @@ def check_writable(path: Path) -> None:
         return  # whoever reads from a pipe would take a trial for the whole
     try:
         path = path.resolve()
-    except RuntimeError as error:  # links in a circle, until Python 3.13
+    except RuntimeError as error:  # links in a circle
         raise OSError(str(error)) from None
+    if path.is_symlink():  # the same from Python 3.13 on
+        raise OSError(f"{path} is one of links in a circle: name a file")
     n_bytes = len(os.fsencode(path.name))
     if n_bytes > LONGEST_NAME:
         raise OSError(
