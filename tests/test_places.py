@@ -18,7 +18,7 @@ from gpuclf.losses import (
     softmax_cross_entropy,
 )
 from gpuclf.models import SOFTMAX, SVM, TWO_LAYER, TwoLayerNet, check_model, distances, neighbors
-from gpuclf.samples.holders import Holder
+from gpuclf.samples.holders import Holder, Place
 
 
 @pytest.fixture(autouse=True)
@@ -274,10 +274,11 @@ def test_the_device_of_the_arrays_computes(name):
         np.testing.assert_allclose(result, value, rtol=2e-3, atol=1e-4)
 
 
-def test_chunks_of_sharded_samples_are_computed_with_where_they_are(monkeypatch):
+def test_chunks_of_sharded_samples_are_computed_with_where_they_are():
     there = Backend("cupy", placed_arrays.module, "pretended")
     with Device(1):  # as a worker that has set its device; its other threads have not
-        holder = Holder([0, 1], [0, 60], [floats[:60], floats[60:]], there)
-    found, error = holder.apply(lambda chunk: (chunk.X * chunk.X).get(), (), None, None)
-    assert error is None
+        chunks = floats[:60], floats[60:]
+        places = [Place(n, 60 * n, chunk.shape, chunk.dtype) for n, chunk in enumerate(chunks)]
+        holder = Holder(places, list(chunks), there)
+    found = holder.apply(lambda chunk: (chunk.X * chunk.X).get(), (), None, None)
     np.testing.assert_array_equal(np.concatenate([found[0], found[1]]), floats * floats)
