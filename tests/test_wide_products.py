@@ -46,6 +46,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize(("n", "d", "h"), SIZES)
 def test_products_lose_no_more_than_blas_does(n, d, h):
     X, W, b, dY = bytes_and_parameters(n, d, h)
@@ -84,6 +85,7 @@ def problem(model, n_classes, models=(), n=900, d=70):
     return params, X, y
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize(
     ("model", "n_classes", "models"),
     [(TWO_LAYER, 4, ()), (TWO_LAYER, 4, (3,)), (SVM, 50, ()), (SVM, 5, (11,))],
