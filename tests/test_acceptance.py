@@ -84,6 +84,7 @@ def test_every_row_computes_where_its_backend_is(strict):
 # ------------------------------------------------------------------------ peers on a device
 
 
+@pytest.mark.slow
 def test_on_a_cpu_graphs_say_why_they_are_not_there():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     graphed = next(peer for peer in device_peers() if peer.name == "PyTorch graphed")
@@ -122,6 +123,7 @@ def fake_cuda_graphs(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [OF_SOFTMAX, STEPS], ids=["softmax", "step"])
 def test_a_graph_is_captured_for_each_copy_and_begins_at_the_same_parameters(fake_cuda_graphs, of):
     torch, inputs = fake_cuda_graphs.torch, make_inputs(cache_bytes=2000)
@@ -423,6 +425,7 @@ def test_only_what_is_asked_for_runs(quick, tmp_path):
     assert set(statuses.values()) == {"skipped"}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_timings_without_ceilings_are_judged_by_assumed_ones(quick, tmp_path, monkeypatch):
     def fail(context):

@@ -553,6 +553,7 @@ SUPPORTED = {
 MODULES = {"scikit-learn": "sklearn", "PyTorch": "torch", "JAX": "jax"}
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("peer", PEERS[:3], ids=lambda peer: peer.name)
 def test_peers_compute_the_same_in_every_case(peer, dtype):

@@ -82,6 +82,7 @@ def test_a_single_model_of_many_classes(dtype):
         assert class_major_linear_pass(**declined) is NotImplemented
 
 
+@pytest.mark.essential_cases(0, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_two_models_of_bytes_have_a_pass_each(dtype):

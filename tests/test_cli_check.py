@@ -23,6 +23,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("arguments", [[], ["all"], *([model] for model in MODELS)], ids=str)
 def test_every_gradient_passes_and_is_listed(tmp_path, arguments):
     path = tmp_path / "check.json"

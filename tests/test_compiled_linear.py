@@ -73,7 +73,7 @@ def assert_agrees(given, dtype):
 KINDS = ["floats", "bytes", "standardized floats", "standardized bytes"]
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.essential_cases(1, in_ci=4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_the_shared_pass(dtype, kind):
@@ -149,7 +149,7 @@ def processor(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.essential_cases(1, in_ci=6)
+@pytest.mark.essential_cases(0, in_ci=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("c", [10, 1, 2, 3, 9, 11, 25, 100])
 def test_tiles_of_every_processor(processor, c, monkeypatch):
@@ -207,6 +207,7 @@ def test_long_sums_keep_their_digits(monkeypatch):
     assert dW[:, 1] != pytest.approx(0.1, rel=3e-6)  # what blocks and stretches are for
 
 
+@pytest.mark.slow
 def test_sums_of_many_stretches_keep_their_digits(monkeypatch):
     monkeypatch.setattr(compiled_linear, "MAX_STRETCH_ROWS", 24)
     monkeypatch.setattr(compiled_linear, "MIN_STRETCH_ROWS", 24)
@@ -377,6 +378,7 @@ def objectives(given, reg=0.1):
     return found, penalized_linear_pass.reference(*rest, reg)
 
 
+@pytest.mark.essential_cases(1)
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_products_of_blas_agree_with_the_shared_pass(monkeypatch, dtype, loss):

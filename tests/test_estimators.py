@@ -800,6 +800,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.essential_cases(42)
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{n}={v}" for n, v in WRONG])
 @every_sgd_kind
@@ -995,6 +996,7 @@ def least_squares(X, y, reg):
     return np.linalg.solve(ones.T @ ones / len(X) + penalty, ones.T @ np.eye(C)[y] / len(X))
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
 def test_a_loss_of_one_s_own_trains_by_both_solvers(lib, solver):
     X, y = make_data()

@@ -39,6 +39,7 @@ def relative_error(found, expected):
 # ------------------------------------------------------------- the same as writing it out
 
 
+@pytest.mark.essential_cases(20)
 @pytest.mark.parametrize("n", [1, 3, 10, 11, 70], ids=lambda n: f"{n} samples")
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
 def test_standardising_in_the_pass_equals_writing_the_floats_out(lib, n, dtype):
@@ -71,6 +72,7 @@ def test_both_branches_are_taken(lib):
     np.testing.assert_allclose(lib.to_numpy(many.fold(W, b)[0]), 1 / 50, rtol=1e-15)
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("n_outputs", [1, 50], ids=["folded", "standardised directly"])
 @pytest.mark.parametrize("kind", ["uint8", "float64", "standardized uint8", "standardized float64"])
 def test_folding_moves_between_equal_products(lib, kind, n_outputs):
@@ -299,6 +301,7 @@ def test_moves_to_a_device_and_back_unchanged(lib):
         assert found.dtype == expected.dtype
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -333,6 +336,7 @@ def test_a_list_is_refused_with_the_remedy():
 # ------------------------------------------------------------------------------- fitting
 
 
+@pytest.mark.essential_cases(20)
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
 @pytest.mark.parametrize("n", [1, 2, 300, 1000])
 def test_fit_takes_mean_and_deviation_of_the_columns(lib, n, dtype):
@@ -389,6 +393,7 @@ def test_fit_with_whole_weights_equals_repeated_rows(lib, dtype):
         )
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("value", [0.0, 7.0, 0.1, 1e8 + 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_constant_feature_gets_scale_one(lib, value, weighted):

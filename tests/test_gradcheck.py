@@ -207,6 +207,7 @@ def test_a_gradient_in_float32_passes_at_its_tolerance_only(lib):
 # ------------------------------------------------------------------------------------- kinks
 
 
+@pytest.mark.essential_cases(30)
 @pytest.mark.parametrize("distance", [0, 0.1, 2 / 7, 0.3, 1 / 3, 0.4, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_kink_anywhere_within_the_step_is_noticed(lib, distance, side):

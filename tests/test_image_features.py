@@ -171,6 +171,7 @@ def test_other_sizes(lib, height):
     np.testing.assert_allclose(lib.to_numpy(found)[0], expected, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.essential_cases(2)
 def test_blocks_give_the_same(lib, small_blocks):
     calls = []
     found = extract_features(

@@ -131,7 +131,7 @@ def test_older_devices_get_nothing_and_are_declined(cuda_compiler, file, smalles
         assert usage(cuda_compiler.compile(SOURCES[file], constants, target)) == {}
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.slow
 def test_spills_and_errors_are_seen(cuda_compiler):
     # 64 values that all live at once, in as few registers as a block of 1,024 threads leaves.
     source = """

@@ -37,6 +37,7 @@ def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize(
     ("metric", "peer"), [("l2", "euclidean"), ("l1", "manhattan"), ("cosine", "cosine")]

@@ -47,7 +47,7 @@ class Watched(LinearModel):
         return (loss if self.spoil is None else self.spoil(loss, reg)), grads
 
 
-@pytest.mark.essential_cases(2, in_ci=5)
+@pytest.mark.essential_cases(1, in_ci=3)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_each_member_ends_where_it_ends_alone(lib, weighted):
     X, y = make_data()
@@ -93,6 +93,7 @@ def test_a_round_is_one_pass_and_members_leave():
     assert together.widths[-1] == 1
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_leaves_the_others_alone():
     X, y = make_data()
     spoilt = Watched(lambda loss, reg: np.where(np.asarray(reg) == 1e-2, np.nan, loss))
@@ -186,6 +187,7 @@ def test_iterations_are_told_by_the_caller_s_thread_in_order_and_end_one_member(
     assert members[0].n_iter > 3
 
 
+@pytest.mark.slow
 def test_warm_starts_end_within_the_tolerance_in_fewer_iterations():
     X, y = make_data()
     regs = np.logspace(-4, 0, 12)
@@ -271,7 +273,7 @@ def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     assert found.best_estimator_.n_iter_ == expected.best_estimator_.n_iter_
 
 
-@pytest.mark.essential_cases(3, in_ci=8)
+@pytest.mark.essential_cases(1, in_ci=5)
 @pytest.mark.parametrize("form", ["array", "standardized", "bytes"])
 def test_members_are_what_they_are_alone(lib, form):
     X, y = make_pixels() if form == "bytes" else make_data()

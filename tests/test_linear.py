@@ -52,6 +52,7 @@ def run(lib, W, X, y, reg=REG):
     return lib.to_numpy(loss), lib.to_numpy(dW)
 
 
+@pytest.mark.essential_cases(30)
 @pytest.mark.parametrize(("n", "d", "c"), SIZES)
 @pytest.mark.parametrize("reg", [0.0, REG])
 def test_equals_the_loops(lib, n, d, c, reg):
@@ -151,6 +152,7 @@ def test_float32_errors_on_raw_bytes_stay_within_a_few_times_the_textbook_expres
         assert np.max(np.abs(ours - exact)) <= budget + spacing
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("c", [1, 2, 10])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_loss_at_zero_weights_is_the_logarithm_of_the_number_of_classes(lib, c, dtype):

@@ -65,7 +65,7 @@ def check(device, name, scores, labels, weights=None, orders=ORDERS):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.essential_cases(20)
+@pytest.mark.essential_cases(3, in_ci=40)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("c", SIZES)

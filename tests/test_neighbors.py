@@ -133,6 +133,7 @@ def test_other_integers_are_computed_as_floats(lib, metric, dtype):
     assert_exact(lib, found, exact_distances(A, B, metric))
 
 
+@pytest.mark.essential_cases(15)
 @every_metric
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -234,6 +235,7 @@ def test_without_numba_the_shared_body_runs(metric, compiled_only, monkeypatch):
 # ------------------------------------------------------------------------------- selection
 
 
+@pytest.mark.essential_cases(20)
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float64])
 @pytest.mark.parametrize("highest", [1, 3, 1000])
 def test_the_smallest_are_ordered_by_distance_and_index(lib, dtype, highest):

@@ -215,6 +215,7 @@ def test_a_search_says_what_has_no_rows(nothing):
         FleetSearchCV(SoftmaxClassifier(), {"reg": [0.1]}, cv=2).fit(nothing, Y)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("model", MODELS)
 def test_labels_of_a_device_may_be_true_and_false(lib, model):
     seed = {} if model is KNeighborsClassifier else {"random_state": 0}

@@ -94,6 +94,7 @@ def test_what_is_no_graph_is_refused_by_name(tmp_path):
         model.to_onnx(tmp_path / "m.onnx", layout="HW")
 
 
+@pytest.mark.slow
 def test_without_onnx_the_remedy_is_named():
     code = """
 import sys

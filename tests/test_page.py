@@ -550,6 +550,7 @@ ODD = {
 }
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("kind", ODD)
 def test_records_of_every_kind_make_a_page(kind, tmp_path):
     write_whole(tmp_path / "report.html", render_page(ODD[kind]))

@@ -59,6 +59,7 @@ def test_goes_on_with_the_bits_of_a_training_never_interrupted(lib, kind, epochs
     assert found.n_iter_ == EPOCHS
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
 @pytest.mark.parametrize("kind", ["softmax", "net"])
 def test_fleets_go_on_with_those_that_stop_and_diverge(kind, epochs, tmp_path):
@@ -78,6 +79,7 @@ def test_fleets_go_on_with_those_that_stop_and_diverge(kind, epochs, tmp_path):
     assert_learned_the_same(found, expected)
 
 
+@pytest.mark.essential_cases(2)
 def test_fleets_go_on_on_every_library(lib, tmp_path):
     X, y = (lib.asarray(v) for v in make_data())
     expected, found = fleet("net", max_iter=EPOCHS), fleet("net", max_iter=EPOCHS)

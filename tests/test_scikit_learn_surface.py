@@ -74,7 +74,7 @@ def test_features_are_selected_by_coefficients():
 REG = 1e-2
 
 
-@pytest.mark.essential_cases(2, in_ci=8)
+@pytest.mark.essential_cases(1, in_ci=4)
 @pytest.mark.parametrize("class_weight", [None, "balanced", "dict"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_digits, load_breast_cancer])

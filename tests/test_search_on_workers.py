@@ -80,6 +80,7 @@ class Forms:
     both = staticmethod(lambda X: Standardized(Streamed(X, "numpy"), 0.5, 2.0))
 
 
+@pytest.mark.essential_cases(2)
 @pytest.mark.parametrize("form", ["bare", "nested", "standardized", "streamed", "both"])
 def test_rows_are_chosen_and_moved_where_the_task_runs(form):
     X, y = make_data(n=60)

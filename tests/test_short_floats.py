@@ -62,7 +62,7 @@ def params_of(kind):
     return {name: 0.2 * rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.essential_cases(24)
+@pytest.mark.essential_cases(8, in_ci=40)
 @pytest.mark.parametrize("form", ["plain", "standardized", "one small batch"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("small_blocks")
@@ -243,6 +243,7 @@ def test_training_takes_little_memory_beside_the_samples():
     assert float(grown) < 0.3
 
 
+@pytest.mark.essential_cases(0, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "standardized"])
 def test_the_compiled_pass_widens_them_as_it_reads(form):

@@ -105,6 +105,7 @@ def test_losses_gradients_and_scores_are_those_of_the_samples_on_the_device(lib,
     assert len(uploads) >= 2 * 7
 
 
+@pytest.mark.essential_cases(10)
 @pytest.mark.parametrize("n_models", [5, 7])  # 16 * 5 * C < N < 16 * 7 * C: folded and not
 @pytest.mark.parametrize("form", FORMS)
 def test_the_wide_product_of_many_models_is_streamed_too(lib, form, n_models):
@@ -116,7 +117,7 @@ def test_the_wide_product_of_many_models_is_streamed_too(lib, form, n_models):
     np.testing.assert_allclose(lib.to_numpy(found), lib.to_numpy(expected), rtol=1e-12)
 
 
-@pytest.mark.essential_cases(5)
+@pytest.mark.essential_cases(2, in_ci=18)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes"])
 def test_classifiers_learn_and_predict_what_they_do_on_the_device(lib, kind, form):

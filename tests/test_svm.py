@@ -49,6 +49,7 @@ def test_the_loops_by_hand():
     np.testing.assert_array_equal(dW, [[1 + 12, 1 + 10, -2 + 8]])
 
 
+@pytest.mark.essential_cases(24)
 @pytest.mark.parametrize(("n", "d", "c"), SIZES)
 @pytest.mark.parametrize("reg", [0.0, REG])
 def test_equals_the_loops(lib, n, d, c, reg):
@@ -96,6 +97,7 @@ def test_gradients_away_from_kinks_are_the_centred_differences(lib):
             assert lib.to_numpy(grads[name])[i] == pytest.approx(slope, rel=1e-7, abs=1e-8)
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("c", [1, 2, 10])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_loss_at_zero_weights_is_the_number_of_wrong_classes(lib, c, dtype):
@@ -166,6 +168,7 @@ def test_the_loops_refuse_what_does_not_fit():
 # ------------------------------------------------------------------------------ the data loss
 
 
+@pytest.mark.essential_cases(30)
 @pytest.mark.parametrize("margin", [1.0, 0.25])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("n", "c"), [(1, 1), (1, 2), (7, 10), (64, 3)])

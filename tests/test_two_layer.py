@@ -69,6 +69,7 @@ def run(lib, params, X, y, reg=REG, sample_weight=None):
     return lib.to_numpy(loss), {name: lib.to_numpy(value) for name, value in grads.items()}
 
 
+@pytest.mark.essential_cases(24)
 @pytest.mark.parametrize(("n", "d", "h", "c"), SIZES)
 @pytest.mark.parametrize("reg", [0.0, REG])
 def test_equals_the_loops(lib, n, d, h, c, reg):

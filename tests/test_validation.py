@@ -84,6 +84,7 @@ def test_labels_that_are_words_are_refused_with_the_remedy():
         call("softmax", y=np.array(["cat"] * N))
 
 
+@pytest.mark.essential_cases(20)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("shape", [(N - 1,), (N + 1,), (N, 1), (1, N), (N, C), ()])
 def test_labels_of_another_shape_are_refused(lib, function, shape):

@@ -69,6 +69,7 @@ def test_any_bytes_as_a_record_and_a_break_even(data):
     TARGETS["break_even"][0](data)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.dictionaries(st.sampled_from(ROW_KEYS), json_values, max_size=3), max_size=3),
     st.dictionaries(st.sampled_from(list(schema.RECORD.schemas)), json_values, max_size=2),
