@@ -193,6 +193,7 @@ def test_inputs_longer_than_a_piece_are_written_out_whole():
 # ---------------------------------------------------------------------------------- agreement
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("of", LOSSES, ids=lambda of: of[0].name)
 @pytest.mark.parametrize("samples", [40, 10], ids=["extrapolated", "whole"])
@@ -241,6 +242,7 @@ def spoiled(implementation, spoil, name="the wrong one"):
     return replace(implementation, name=name, prepare=prepare)
 
 
+@pytest.mark.essential_cases(15)
 @pytest.mark.parametrize("of", LOSSES, ids=lambda of: of[0].name)
 @pytest.mark.parametrize(
     ("spoil", "what"),

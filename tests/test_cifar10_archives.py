@@ -142,6 +142,7 @@ def block(name, size=b"00000000000", kind=b"0", checksum=None):
     return bytes(header)
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize(
     ("content", "found"),
     [

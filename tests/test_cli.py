@@ -358,6 +358,7 @@ def again(monkeypatch, made_up):
     return changes, commands
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize(
     ("now", "later", "code", "said"),
     [
@@ -925,6 +926,7 @@ def test_values_out_of_range_end_in_one_line(monkeypatch, capfd, small, argument
     assert "Traceback" not in out + err
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

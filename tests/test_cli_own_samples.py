@@ -117,6 +117,7 @@ def test_a_fifth_at_most_is_kept_back(n, kept):
     assert output.n_validation(Data) == kept
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("command", [("train", "knn"), ("search", "knn")])
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -30,6 +30,7 @@ def normal(*shape, dtype=np.float64, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("stored", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (40, 33)])

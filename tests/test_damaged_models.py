@@ -65,6 +65,7 @@ def damage_and_load(files, tmp_path, damage, n_files, seed):
     return n_loaded
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused(files, tmp_path, damage):
     n_loaded = damage_and_load(files, tmp_path, damage, 60, seed=0)

@@ -31,6 +31,7 @@ def stop_of(accuracies, patience):
     return len(accuracies)
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("patience", [1, 3])
 def test_stops_after_epochs_without_a_new_best(kind, patience):
@@ -150,6 +151,7 @@ def test_impossible_settings_are_named(options, message):
         KINDS["softmax"](**options).fit(*make_data())
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize(
     ("purpose", "fraction"), [("stop by", 0.1), ("train on", 0.9)], ids=["held out", "training"]
 )

@@ -82,7 +82,7 @@ def test_scikit_learn_contract(estimator, check):
 # --------------------------------------------------------------- answers in the input's library
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @every_kind
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_answers_come_in_the_library_of_the_samples(lib, kind, n_classes):
@@ -128,6 +128,7 @@ def test_a_model_fitted_on_numpy_predicts_elsewhere_and_the_other_way_round(lib,
     )
 
 
+@pytest.mark.essential_cases(6)
 @every_sgd_kind
 def test_partial_fit_goes_on_where_the_samples_are(lib, kind):
     X, y = make_data()
@@ -357,6 +358,7 @@ def test_bytes_give_what_the_same_pixels_as_floats_give(kind):
     assert from_bytes.params_[next(iter(from_bytes.params_))].dtype == np.float32
 
 
+@pytest.mark.essential_cases(4)
 @every_kind
 @pytest.mark.parametrize("make", [make_data, make_pixels])
 def test_standardized_samples_are_accepted(kind, make):
@@ -577,6 +579,7 @@ def test_loss_history_has_one_value_a_step(kind):
 # ------------------------------------------------------------------------------- randomness
 
 
+@pytest.mark.essential_cases(5)
 @every_kind
 @pytest.mark.parametrize(
     "state", [lambda: 3, lambda: np.random.RandomState(3), lambda: np.random.default_rng(3)]
@@ -843,6 +846,7 @@ def test_nan_in_the_samples_raises(lib, kind, standardize):
         KINDS[kind](standardize=standardize).fit(lib.asarray(X), lib.asarray(y))
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @every_kind
 def test_nan_or_infinity_in_host_samples_is_named(kind, value):

@@ -88,7 +88,7 @@ def assert_is_the_model_alone(lib, member, expected, rtol):
     np.testing.assert_allclose(member.history.learning_rate, history.learning_rate, rtol=1e-12)
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_members_are_the_models_trained_alone(lib, name, dtype):
@@ -103,7 +103,7 @@ def test_members_are_the_models_trained_alone(lib, name, dtype):
         assert_is_the_model_alone(lib, members[k], expected, RTOL[dtype])
 
 
-@pytest.mark.essential_cases(12)
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("form", ["bytes", "standardized bytes", "standardized floats", "streamed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_whatever_form_the_samples_have(lib, name, form):
@@ -125,6 +125,7 @@ def test_whatever_form_the_samples_have(lib, name, form):
         assert_is_the_model_alone(lib, members[k], expected, 1e-10)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_members_may_have_sample_weights_of_their_own(lib, name):
     model, make = MODELS[name]
@@ -149,7 +150,7 @@ def test_samples_of_weight_zero_do_not_train():
     assert_same(other.params, found.params, 1e-12)
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_member_that_diverges_is_set_aside_and_harms_nobody(lib, name, dtype):

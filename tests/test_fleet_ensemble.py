@@ -48,7 +48,7 @@ def by_hand(kind, X, y, voting):
     return models, np.array(winners)
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize(
     ("kind", "voting"),
     [("softmax", "soft"), ("softmax", "hard"), ("svm", "hard"), ("two-layer", None)],

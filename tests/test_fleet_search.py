@@ -237,7 +237,7 @@ def test_a_model_that_blows_up_in_its_last_step_does_not_win():
         softmax.set_params(learning_rate=1e39).fit(X, y)
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("form", ["array", "standardized"])
 @pytest.mark.parametrize("kind", SGD_KINDS)
 def test_searches_where_the_samples_are(lib, kind, form):

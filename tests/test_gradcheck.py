@@ -366,6 +366,7 @@ def make_public(lib, seed=0):
     return W, {k: lib.asarray(v) for k, v in params.items()}, lib.asarray(X), lib.asarray(y)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("mode", ["full", "sampled", "direction"])
 def test_the_public_losses_pass(lib, mode):
     W, params, X, y = make_public(lib)

@@ -51,6 +51,7 @@ def test_finds_what_scikit_learn_s_halving_finds(kind):
         np.testing.assert_array_equal(found.best_estimator_.params_[name], value)
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("kind", SGD_KINDS)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_survivors_are_the_models_trained_alone(kind, precision):
@@ -90,6 +91,7 @@ def test_the_last_round_is_as_without_halving():
     assert halved.best_index_ >= 27  # whatever the scores were before the end
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize(
     ("n_candidates", "options", "candidates", "epochs"),
     [

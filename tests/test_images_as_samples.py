@@ -42,7 +42,7 @@ FORMS = {
 }
 
 
-@pytest.mark.essential_cases(20)
+@pytest.mark.essential_cases(8)
 @every_model
 @pytest.mark.parametrize("form", FORMS)
 def test_every_layout_gives_the_bits_of_rows(lib, kind, form):
@@ -149,7 +149,7 @@ def warned(model, X):
     return " ".join(str(w.message) for w in seen)
 
 
-@pytest.mark.essential_cases(12)
+@pytest.mark.essential_cases(5)
 @every_model
 @pytest.mark.parametrize("trained", [np.uint8, np.float32, np.int64])
 def test_fractions_after_bytes_and_bytes_after_fractions_warn(lib, kind, trained):

@@ -37,7 +37,7 @@ def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
 
-@pytest.mark.essential_cases(12)
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize(
     ("metric", "peer"), [("l2", "euclidean"), ("l1", "manhattan"), ("cosine", "cosine")]
@@ -82,6 +82,7 @@ def similarity(T):
     return weights
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
 @pytest.mark.parametrize("weights", ["distance", similarity(30.0)])
 def test_weighted_votes_are_those_of_scikit_learn(lib, metric, weights):

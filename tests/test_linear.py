@@ -83,6 +83,7 @@ def test_gradient_is_the_centred_difference(lib):
     assert relative_error(dW, differences(lambda v: run(lib, v, X, y)[0], W)) < 1e-7
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("form", ["floats", "bytes", "standardized bytes"])
 def test_gradients_of_weights_and_bias_are_the_centred_differences(lib, form):
     W, X, y = make_problem(12, 4, 3)
@@ -194,6 +195,7 @@ def test_half_the_penalty_and_transposed_views_are_the_other_conventions(lib):
     np.testing.assert_allclose(lib.to_numpy(dW_T.T).T, dW, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("form", ["floats", "bytes", "standardized"])
 @pytest.mark.parametrize("models", [(3,), (2, 2)])
 def test_model_axes_give_what_each_model_gives_alone(lib, form, models):

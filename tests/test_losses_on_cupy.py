@@ -75,6 +75,7 @@ def test_loss_and_gradient_for_ragged_sizes(cuda_on_cpu, name, n, c, dtype):
     assert cuda_on_cpu.launches[-1] == "add_partials"
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("c", [10, 33, 1000])
 def test_ordinary_scores_where_no_outlier_hides_an_error(cuda_on_cpu, name, c, dtype):

@@ -267,6 +267,7 @@ def test_a_number_of_neighbours_that_does_not_fit_is_refused(lib, k):
 # ------------------------------------------------------------------------------------ vote
 
 
+@pytest.mark.essential_cases(12)
 @every_metric
 @every_dtype
 def test_predictions_with_many_ties_are_the_same_everywhere(lib, metric, dtype):
@@ -312,7 +313,7 @@ def test_labels_that_do_not_fit_are_refused(lib):
 # ------------------------------------------------------------------------------ neighbours
 
 
-@pytest.mark.essential_cases(12)
+@pytest.mark.essential_cases(5)
 @every_metric
 @every_dtype
 @pytest.mark.parametrize("tile", [(5, 1), (4, 3), (100, 5), (3, 100)])
@@ -342,6 +343,7 @@ def test_equal_floats_have_distance_0_and_the_smaller_index_first(lib, metric, d
     np.testing.assert_array_equal(lib.to_numpy(indices), expected)
 
 
+@pytest.mark.essential_cases(6)
 @pytest.mark.parametrize("distance", [1e3, 1e6, 1e7])
 def test_neighbours_in_groups_that_lie_far_apart(lib, distance, small_blocks):
     # The expansion's rounding is as large as the differences within a group.

@@ -122,7 +122,7 @@ def test_a_gpu_gives_bytes_a_larger_budget_unless_one_is_asked_for(
 # ------------------------------------------------------------------------------- distances
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize(
     ("n", "m", "d"),
     [

@@ -64,6 +64,7 @@ def follow(remedy, **names):
     return eval(remedy, {"numpy": np} | names)
 
 
+@pytest.mark.essential_cases(12)
 @every_odd_kind
 @pytest.mark.parametrize("model", MODELS)
 def test_samples_are_refused_and_the_remedy_works(kind, model):
@@ -131,6 +132,7 @@ def test_plain_arrays_pass(lib):
     assert refuse_odd_arrays([1, 2], "X") is None
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("lazy", [False, True])
 def test_samples_of_torch_are_taken_without_their_graph(model, lazy):
@@ -215,7 +217,7 @@ def test_a_search_says_what_has_no_rows(nothing):
         FleetSearchCV(SoftmaxClassifier(), {"reg": [0.1]}, cv=2).fit(nothing, Y)
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("model", MODELS)
 def test_labels_of_a_device_may_be_true_and_false(lib, model):
     seed = {} if model is KNeighborsClassifier else {"random_state": 0}

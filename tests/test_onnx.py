@@ -36,6 +36,7 @@ def expected_values(model, X):
     return model.predict_proba(X) if hasattr(model, "predict_proba") else model.class_scores(X)
 
 
+@pytest.mark.essential_cases(10)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("labels", [NAMES, np.array([-3, 0, 7, 1 << 40])], ids=["text", "numbers"])
 @pytest.mark.parametrize("settings", [{}, {"precision": "float64"}, {"standardize": False}])

@@ -104,7 +104,7 @@ def a_folder_of_the_system(folder):
     return Path("/proc/x.png")
 
 
-@pytest.mark.essential_cases(12)
+@pytest.mark.essential_cases(5)
 @posix
 @pytest.mark.parametrize("option", ["--json", "--html", "--markdown", "--plot"])
 @pytest.mark.parametrize(

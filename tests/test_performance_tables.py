@@ -44,6 +44,7 @@ def test_a_record_without_the_courses_search_fails_the_check(tables, tmp_path):
         tables["main"]()
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize(
     ("file", "part", "page"),
     [
@@ -123,6 +124,7 @@ PROSE = {
 }
 
 
+@pytest.mark.essential_cases(5)
 @pytest.mark.parametrize(
     ("page", "figure"), [(page, figure) for page, figures in PROSE.items() for figure in figures]
 )

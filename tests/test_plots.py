@@ -180,6 +180,7 @@ def overlaps(a, b):
     return max(left) < min(right) and max(top) < min(bottom)
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("n", [1, 9, 10, 11, 40])
 @pytest.mark.parametrize("titled", [False, True])
 def test_the_images_of_a_grid_lie_apart_and_within_the_picture(n, titled):

@@ -57,6 +57,7 @@ def test_float64_computes_in_float64_whatever_comes_in(lib, kind):
     assert any(np.max(np.abs(narrow[name] - truth[name])) > 1e-9 for name in truth)
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_others_leave_the_floats_of_the_inputs(lib, dtype, precision):
@@ -192,6 +193,7 @@ def seen(monkeypatch):
     return SimpleNamespace(products=products, passes=passes)
 
 
+@pytest.mark.essential_cases(7)
 @pytest.mark.parametrize(
     ("precision", "expected"),
     [("tf32", "tf32"), ("float64", "float64"), ("float32", "float32"), (None, "float32")],

@@ -47,7 +47,7 @@ def interrupted(make, data, folder, epochs, **options):
     return make().fit(*data, checkpoint=folder, resume=True, **options)
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("epochs", [1, 4])
 @pytest.mark.parametrize("kind", MODELS)
 def test_goes_on_with_the_bits_of_a_training_never_interrupted(lib, kind, epochs, tmp_path):
@@ -286,6 +286,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.essential_cases(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_settings_are_refused_by_name(change, tmp_path):
     data, (own, words) = make_data(), CHANGES[change]

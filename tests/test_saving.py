@@ -25,7 +25,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 # ------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.essential_cases(14)
+@pytest.mark.essential_cases(6)
 @every_kind
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint8])
@@ -291,7 +291,7 @@ def attributes_elsewhere(value, name=""):
         yield name
 
 
-@pytest.mark.essential_cases(14)
+@pytest.mark.essential_cases(6)
 @every_kind
 def test_pickles_and_files_hold_host_arrays(tmp_path, lib, kind):
     X, y = make_data()
@@ -314,7 +314,7 @@ def test_pickles_and_files_hold_host_arrays(tmp_path, lib, kind):
     np.testing.assert_array_equal(lib.to_numpy(moved.predict(lib.asarray(X_test))), wanted)
 
 
-@pytest.mark.essential_cases(14)
+@pytest.mark.essential_cases(6)
 @every_kind
 def test_copies_stay_where_they_are(lib, kind):
     X, y = lib.asarray(make_data()[0]), lib.asarray(make_data()[1])

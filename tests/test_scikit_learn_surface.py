@@ -32,7 +32,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 # ------------------------------------------------------------------------------- coefficients
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("kind", LINEAR)
@@ -126,7 +126,7 @@ def test_logarithms_of_probabilities(lib, kind):
 # -------------------------------------------------------------------------------- class weights
 
 
-@pytest.mark.essential_cases(6)
+@pytest.mark.essential_cases(3)
 @every_kind
 def test_class_weights_are_sample_weights(lib, kind):
     X, y = make_data()
@@ -218,7 +218,7 @@ def test_class_weights_are_saved(tmp_path, weights):
 # ---------------------------------------------------------------------------------- warm starts
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("standardize", [True, False])
 @every_kind
 def test_a_warm_start_begins_with_the_same_function(lib, kind, standardize):

@@ -62,7 +62,7 @@ def params_of(kind):
     return {name: 0.2 * rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.essential_cases(8, in_ci=40)
+@pytest.mark.essential_cases(4, in_ci=40)
 @pytest.mark.parametrize("form", ["plain", "standardized", "one small batch"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("small_blocks")
@@ -94,6 +94,7 @@ def test_loss_and_gradient_are_those_of_the_same_numbers(lib, short, kind, form)
         np.testing.assert_allclose(of_float32, value, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.essential_cases(4)
 def test_public_losses_take_them(lib, short):
     X, y = make_data()
     X, labels = short(X), lib.asarray(y)
@@ -199,6 +200,7 @@ def test_neighbours_and_others_convert_them_as_before():
         softmax_loss_vectorized(np.zeros((D, C)), X.astype(np.int16), y, 0.0)
 
 
+@pytest.mark.essential_cases(4)
 def test_they_can_be_gone_on_with(lib, short, tmp_path):
     X, y = make_data()
     X, y = short(X), lib.asarray(y)

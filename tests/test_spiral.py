@@ -78,6 +78,7 @@ def descend(objective, params, X, y, n_steps):
     return losses
 
 
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("seed", range(8))
 def test_case_study_softmax(seed):
     """The source printed a loss of 0.786302 at step 190, and 49 % in the end."""

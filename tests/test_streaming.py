@@ -77,6 +77,7 @@ def uploads(monkeypatch):
 # ------------------------------------------------------------------------ the same results
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_gradients_and_scores_are_those_of_the_samples_on_the_device(lib, form, uploads):
     there, passing, y = streamed(lib, form)
@@ -105,7 +106,7 @@ def test_losses_gradients_and_scores_are_those_of_the_samples_on_the_device(lib,
     assert len(uploads) >= 2 * 7
 
 
-@pytest.mark.essential_cases(10)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize("n_models", [5, 7])  # 16 * 5 * C < N < 16 * 7 * C: folded and not
 @pytest.mark.parametrize("form", FORMS)
 def test_the_wide_product_of_many_models_is_streamed_too(lib, form, n_models):

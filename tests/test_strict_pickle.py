@@ -26,6 +26,7 @@ class Calls:
         return self.function, self.arguments
 
 
+@pytest.mark.essential_cases(12)
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize(
     ("function", "name"),
@@ -108,7 +109,7 @@ def doubled(n):
     return b"\x80\x02)q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(n))
 
 
-@pytest.mark.essential_cases(8)
+@pytest.mark.essential_cases(4)
 @pytest.mark.parametrize(
     ("program", "found"),
     {

@@ -192,6 +192,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_other_batches(name):
         np.testing.assert_array_equal(first[name], again[name])
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_run_is_the_same_on_every_array_library(lib, name, weighted):
@@ -401,6 +402,7 @@ def test_one_cycle_schedule_spans_all_steps_of_all_epochs():
 # -------------------------------------------------------------------------------- divergence
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", MODELS)
 def test_diverging_names_the_learning_rate_and_the_remedy(lib, name, dtype):

@@ -83,6 +83,7 @@ def test_equals_the_loops(lib, n, d, h, c, reg):
         np.testing.assert_allclose(grads[name], gradients[name], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.essential_cases(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_centred_differences_away_from_kinks(lib, name):
     params, X, y = make_problem(6, 4, 5, 3)
