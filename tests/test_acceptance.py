@@ -558,6 +558,7 @@ def test_gpu_tests_that_take_too_long_keep_their_counts(
     assert "SIGINT after 1.5 s" in answer["message"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(("body", "status"), [("pass", "incomplete"), ("assert 0", "failed")])
 def test_a_time_out_after_tests_that_passed_is_no_failure(

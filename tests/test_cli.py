@@ -422,7 +422,7 @@ def test_bench_refuses_what_is_no_record_before_it_measures(monkeypatch, capfd, 
 # ----------------------------------------------------------------------------------- train
 
 
-@pytest.mark.essential_cases(1)
+@pytest.mark.essential_cases(1, in_ci=1)
 @pytest.mark.parametrize(
     ("model", "options", "expected"),
     [

@@ -110,7 +110,7 @@ def hostile(seed):
     return A, B
 
 
-@pytest.mark.essential_cases(1, in_ci=4)
+@pytest.mark.essential_cases(1, in_ci=2)
 @pytest.mark.parametrize("seed", range(60))
 def test_hostile_samples_have_the_neighbours_of_float64(seed):
     A, B = (X.astype((np.float32, np.float64)[seed // 12 % 2]) for X in hostile(seed))

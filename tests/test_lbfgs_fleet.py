@@ -273,7 +273,7 @@ def test_a_fleet_search_finds_what_grid_search_finds(lbfgs_fleets):
     assert found.best_estimator_.n_iter_ == expected.best_estimator_.n_iter_
 
 
-@pytest.mark.essential_cases(1, in_ci=5)
+@pytest.mark.essential_cases(1, in_ci=3)
 @pytest.mark.parametrize("form", ["array", "standardized", "bytes"])
 def test_members_are_what_they_are_alone(lib, form):
     X, y = make_pixels() if form == "bytes" else make_data()
