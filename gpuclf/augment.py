@@ -44,6 +44,7 @@ def horizontal_flip(
     return xp.where(mirror[:, None], mirrored, X)
 
 
+@on_its_device
 def random_shift(
     X: Any,
     rng: np.random.Generator,

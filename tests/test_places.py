@@ -7,7 +7,7 @@ from placed_arrays import Device, Placed, on
 
 import gpuclf
 from gpuclf import course, image_features, layers, preprocessing, training
-from gpuclf.augment import horizontal_flip
+from gpuclf.augment import horizontal_flip, random_shift
 from gpuclf.devices.backends import Backend
 from gpuclf.devices.cupy import on_device_of
 from gpuclf.losses import (
@@ -202,6 +202,7 @@ CALLS = {
     "hog": (lambda X: image_features.hog(X, (3, 8, 8)), images),
     "hues": (lambda X: image_features.hue_histogram(X, (3, 8, 8)), images),
     "flip": (lambda X: horizontal_flip(X, np.random.default_rng(0), (3, 8, 8)), images),
+    "shift": (lambda X: random_shift(X, np.random.default_rng(0), (3, 8, 8)), images),
     "mean image": (preprocessing.mean_image, pixels),
     "without the mean image": (lambda X: vars(preprocessing.subtract_mean_image(X)), pixels),
     "bias column": (preprocessing.add_bias_column, floats),
