@@ -205,6 +205,23 @@ class RowBlock:
         return self.floats.T @ dY, array_namespace(dY).sum(dY, axis=-2)
 
 
+class BlockOfBytes(RowBlock):
+    """A block that is multiplied as it is stored, and written as floats only if asked for them.
+
+    Attributes
+    ----------
+    samples : FoldedSamples
+    rows : slice
+    """
+
+    def __init__(self, samples: FoldedSamples, rows: slice) -> None:
+        self.samples, self.rows = samples, rows
+
+    @cached_property
+    def floats(self) -> Array:
+        return self.samples.rows(self.rows)
+
+
 @fusable(numpy=("byte_products.on_cpu:blocks_of_bytes", "wide_products.on_cpu:blocks_in_tiles"))
 def block_type(X: Array, n_outputs: int, dtype: object) -> type[RowBlock]:
     """Return the kind of block that multiplies X: another one takes bytes as they are."""

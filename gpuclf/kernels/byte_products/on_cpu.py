@@ -11,14 +11,13 @@ mini-batches against a large W, float64, several models, and numbers that are no
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
-from gpuclf.samples.folding import FoldedSamples, RowBlock
+from gpuclf.samples.folding import BlockOfBytes, FoldedSamples
 from gpuclf.samples.walk import map_row_blocks, sum_over_row_blocks
 
 __all__ = [
@@ -67,21 +66,8 @@ def blocks_of_bytes(X: Any, n_outputs: int, dtype: Any) -> Any:
     return ByteBlock if are_multiplied(X, n_outputs, dtype) else NotImplemented
 
 
-class ByteBlock(RowBlock):
-    """A block whose bytes are multiplied as they are; where they cannot be, as floats.
-
-    Attributes
-    ----------
-    samples : FoldedSamples
-    rows : slice
-    """
-
-    def __init__(self, samples: FoldedSamples, rows: slice) -> None:
-        self.samples, self.rows = samples, rows
-
-    @cached_property
-    def floats(self) -> Any:  # noqa: D102 - described by the base class
-        return self.samples.rows(self.rows)
+class ByteBlock(BlockOfBytes):
+    """A block whose bytes are multiplied as they are; where they cannot be, as floats."""
 
     def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class
         found = bytes_affine(W, b, self)

@@ -8,13 +8,12 @@ Declines where BLAS is as fast: mini-batches, which all of its threads share, an
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gpuclf.kernels.building.machine_code import numba_is_usable
-from gpuclf.samples.folding import ROWS_TO_FOLD, FoldedSamples, RowBlock
+from gpuclf.samples.folding import ROWS_TO_FOLD, BlockOfBytes
 from gpuclf.samples.walk import CPU_BLOCK_BYTES
 
 __all__ = ["TiledBlock", "blocks_in_tiles"]
@@ -41,23 +40,10 @@ def blocks_in_tiles(X: Any, n_outputs: int, dtype: Any) -> Any:
     return TiledBlock if is_taken else NotImplemented
 
 
-class TiledBlock(RowBlock):
-    """A block whose bytes are widened where they are multiplied.
-
-    Attributes
-    ----------
-    samples : FoldedSamples
-    rows : slice
-    """
+class TiledBlock(BlockOfBytes):
+    """A block whose bytes are widened where they are multiplied."""
 
     floats_of_feature = 0.25
-
-    def __init__(self, samples: FoldedSamples, rows: slice) -> None:
-        self.samples, self.rows = samples, rows
-
-    @cached_property
-    def floats(self) -> Any:  # noqa: D102 - described by the base class
-        return self.samples.rows(self.rows)
 
     def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class
         from gpuclf.kernels.wide_products import loops
