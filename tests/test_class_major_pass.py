@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.linear_pass import fleet_on_cpu
 from gpuclf.kernels.linear_pass.fleet_on_cpu import class_major_linear_pass
+from gpuclf.kernels.wide_products import on_cpu as wide_products
+from gpuclf.kernels.wide_products.on_cpu import TiledBlock
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
 from gpuclf.models import SOFTMAX, linear
 from gpuclf.models.linear import linear_pass
@@ -77,19 +80,18 @@ def test_a_single_model_of_many_classes(dtype):
     for declined in (
         arguments(c=48, k=1) | {"models": ()},
         arguments(c=60, k=1, n=63) | {"models": ()},
-        arguments(c=60, k=1, kind="bytes") | {"models": ()},
     ):
         assert class_major_linear_pass(**declined) is NotImplemented
 
 
-@pytest.mark.essential_cases(0, in_ci=1)
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_two_models_of_bytes_have_a_pass_each(dtype):
-    given = arguments(n=1000, d=130, c=9, k=2, kind="standardized bytes", dtype=dtype)
-    assert_agrees(given, dtype)
-    of_each = np.random.default_rng(1).random((2, 1000)).astype(dtype)
-    assert_agrees(given | {"b": None, "weights": of_each}, dtype)
+def test_bytes_are_multiplied_in_tiles(monkeypatch):
+    monkeypatch.setattr(wide_products, "MIN_BLOCKS", 0)
+    given = arguments(n=1000, d=130, c=9, k=3, kind="standardized bytes", dtype=np.float32)
+    is_tiled = given["samples"].block(slice(0, 64)).__class__ is TiledBlock
+    assert is_tiled is numba_is_usable()
+    assert_agrees(given, np.float32)
+    of_each = np.random.default_rng(1).random((3, 1000)).astype(np.float32)
+    assert_agrees(given | {"weights": of_each}, np.float32)
 
 
 @pytest.mark.parametrize("n", [64, 65, 127, 128, 1000])
@@ -158,7 +160,10 @@ def test_the_compiled_loss_has_the_last_digits(dtype):
     losses, gradient = -np.log(shares[own]), shares.copy()
     gradient[own] -= 1
     found, totals = np.zeros(K), np.zeros((K, C))
-    losses_in_loops.gradients_in_place(scores, bias, labels, weights, found, totals, False)
+    padded = np.full((K, C, losses_in_loops.padded_length(n)), np.nan, dtype)
+    padded[..., :n] = scores
+    losses_in_loops.gradients_in_place(padded, bias, labels, weights, found, totals, False)
+    scores = padded[..., :n]
     assert abs(scores / weights[:, None] - gradient).max() < 4 * eps
     assert abs(found / (weights * losses).sum(axis=1) - 1).max() < 4 * eps
     sums = (weights[:, None] * gradient).sum(axis=-1)

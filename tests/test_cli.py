@@ -156,14 +156,14 @@ def test_what_is_compiled_ahead_is_not_announced_again(tmp_path):
     warm_up = ["-m", "gpuclf", "info", "--warm-up"]
     train = ["-m", "gpuclf", "train", "softmax", "--data", "synthetic", "--epochs", "1"]
     said = []
-    for arguments in (warm_up, [*train, "--backend", "numpy"], ["-c", KNN]):
+    for arguments in (warm_up, [*train, "--backend", "numpy"], ["-c", KNN], ["-c", LBFGS]):
         done = subprocess.run(
             [sys.executable, *arguments],
             capture_output=True, text=True, env=environment, check=True,
         )  # fmt: skip
         said.append(done.stderr)
     assert said[0].replace("\n", " ").count("once, about ") >= 3
-    assert "compiling" not in said[1] + said[2]
+    assert "compiling" not in said[1] + said[2] + said[3]
 
 
 KNN = """
@@ -173,6 +173,18 @@ for dtype in ("float16", "float32", "float64"):
     for metric in ("l2", "l1", "cosine"):
         model = gpuclf.KNeighborsClassifier(metric=metric)
         model.fit(X.astype(dtype), numpy.arange(2000) % 2).predict(X.astype(dtype))
+"""
+
+
+LBFGS = """
+import numpy
+from gpuclf import FleetSearchCV, SoftmaxClassifier
+X, y = numpy.random.default_rng(0).integers(0, 256, (25_000, 300)), numpy.arange(25_000) % 10
+for n_models in (2, 8):
+    grid = {"reg": numpy.geomspace(1e-3, 1, n_models)}
+    for dtype in ("uint8", "float32"):
+        classifier = SoftmaxClassifier(solver="lbfgs", max_iter=2)
+        FleetSearchCV(classifier, grid, cv=2).fit(X.astype(dtype), y)
 """
 
 

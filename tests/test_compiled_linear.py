@@ -24,7 +24,8 @@ DTYPES = [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
 @pytest.fixture(autouse=True)
 def nothing_is_too_small(monkeypatch):
     monkeypatch.setattr(compiled_linear, "MIN_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(compiled_linear, "MIN_FEATURES", 1)
+    for name in ("FEATURES", "FEATURES_OF_MODELS", "ROWS_OF_FLOATS", "ROWS_OF_BYTES"):
+        monkeypatch.setattr(compiled_linear, f"MIN_{name}", 1)
     monkeypatch.setattr(compiled_linear, "MAX_ROWS_FOR_BLAS", 0)
 
 
@@ -345,14 +346,42 @@ def test_a_loss_of_ones_own_stays_in_python_between_the_products(dtype, kind, c,
         assert_agrees(arguments(n, d, c, dtype, kind, squared_hinge), dtype)
 
 
+@pytest.mark.essential_cases(3, in_ci=8)
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_models(dtype, kind, loss):
+    rng = np.random.default_rng(1)
+    for k, c in ((2, 10), (5, 2), (1, 4), (3, 1)):
+        given = arguments(177, 65, k * c, dtype, kind, loss) | {"models": (k,)}
+        given["y"] %= c
+        assert_agrees(given, dtype)
+        of_each = rng.random((k, 177)).astype(dtype)
+        assert_agrees(given | {"b": None, "weights": of_each}, dtype)
+
+
+def test_a_model_that_is_not_finite_harms_no_other():
+    given = arguments() | {"models": (2,)}
+    given["y"] %= 5
+    expected = compiled_linear_pass(**given)
+    given["W"][0, 5:9] = np.nan, np.inf, -np.inf, 1.0
+    loss, dW, db = compiled_linear_pass(**given)
+    assert np.isnan(loss[1])
+    assert np.isnan(dW[:, 5:]).all()
+    assert loss[0] == expected[0][0]
+    np.testing.assert_array_equal(dW[:, :5], expected[1][:, :5])
+    np.testing.assert_array_equal(db[:5], expected[2][:5])
+
+
 DECLINED = {
-    "several models": {"models": (2,)},
-    "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES_AVX512 + 1))},
+    "models in several axes": {"models": (2, 5)},
+    "models of a loss of one's own": {"models": (2,), "data_loss": squared_hinge},
+    "many classes": {"W": np.zeros((70, compiled_linear.MAX_CLASSES_AVX512 + 2))},
     "rows that do not follow each other": {
         "samples": FoldedSamples(np.zeros((340, 70))[::2], 10, None)
     },
     "columns first": {"samples": FoldedSamples(np.zeros((70, 170)).T, 10, None)},
-    "weights for each model": {"weights": np.ones((2, 170))},
+    "weights for each of other models": {"weights": np.ones((2, 170))},
 }
 
 

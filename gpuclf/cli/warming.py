@@ -52,6 +52,7 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{type(model).__name__} on {X.dtype}", partial(_fit_and_predict, model, X, y)
         fleet = [gpuclf.SoftmaxClassifier(**once, reg=reg) for reg in (0.1, 0.2)]
         yield f"fleets on {X.dtype}", partial(GradientClassifier.fit_fleet, fleet, X, y)
+        yield f"full batches of {X.dtype}", partial(_full_batches, X.dtype)
     for metric in ("l2", "l1"):
         yield f"neighbours of bytes by {metric}", _neighbors(metric, pixels, y)
     # Where all tie, a search goes through all of its stages.
@@ -62,6 +63,21 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _fit_and_predict(model: Any, X: Any, y: Any) -> object:
     return model.fit(X, y).predict(X)
+
+
+def _full_batches(dtype: Any) -> None:
+    """Pass over so many samples as one model, few and several are multiplied together with."""
+    import numpy as np
+
+    from gpuclf.models import SOFTMAX
+
+    n_samples = 50_000 if dtype == np.uint8 else 10_000
+    X, y = np.ones((n_samples, 256), dtype), np.arange(n_samples) % 10
+    floats = np.float64 if dtype == np.float64 else np.float32
+    for n_models in ((), (2,), (8,)):
+        W = np.zeros((*n_models, 256, 10), floats)
+        b = np.zeros((*n_models, 10), floats)
+        SOFTMAX.objective({"W": W, "b": b}, X, y, np.ones(n_models))
 
 
 def _neighbors(metric: str, X: Any, y: Any) -> Callable[[], object]:

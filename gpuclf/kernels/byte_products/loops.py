@@ -625,7 +625,7 @@ def linear_pass(
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
     gradient = _room_for_digits(n_steps, n_groups)
     padded_dW = zeros_of_W(packed.shape[0], n_groups)
-    sum_of_S = np.zeros(n_classes)
+    sum_of_S, no_bias = np.zeros(n_classes), np.zeros(n_classes, np.float32)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
         n_rows = min(BLOCK_ROWS, stop - row)
@@ -637,7 +637,17 @@ def linear_pass(
                     for c in range(GROUP):
                         S[group * GROUP + c, r + i] = tile[i, c]
         loss += gradient_in_place(
-            S[:n_classes], y, sample_weight, row, n_rows, n_classes - 1, sum_of_S, room, hinge
+            S[:n_classes],
+            0,
+            no_bias,
+            y,
+            sample_weight,
+            row,
+            n_rows,
+            n_classes - 1,
+            sum_of_S,
+            room,
+            hinge,
         )
         _digits_of_rows(S[:n_classes], gradient)
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)

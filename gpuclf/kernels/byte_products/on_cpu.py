@@ -146,7 +146,7 @@ def linear_pass_of_bytes(
 
     def partial(rows: slice) -> tuple[Any, Any, Any]:
         dW, db = np.zeros(W.shape, W.dtype), np.zeros_like(b)
-        room = room_of_rows(byte_products.BLOCK_ROWS, W.dtype)
+        room = room_of_rows(byte_products.BLOCK_ROWS, W.shape[1], W.dtype)
         loss = byte_products.linear_pass(
             samples.stored, digits, b, labels, weights, rows.start, rows.stop, dW, db, room, hinge
         )

@@ -21,9 +21,8 @@ from gpuclf.kernels.byte_products.on_cpu import are_multiplied
 from gpuclf.kernels.linear_pass.on_cpu import (
     MAX_CLASSES,
     MIN_MULTIPLICATIONS,
-    compiled_linear_pass,
 )
-from gpuclf.samples.walk import sum_over_row_blocks
+from gpuclf.samples.walk import CPU_BLOCK_BYTES, sum_over_row_blocks
 
 if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
@@ -56,7 +55,7 @@ def class_major_linear_pass(
     width = W.shape[-1]
     if (
         len(models) > 1
-        or (not models and not _has_many_classes(width, samples))
+        or (not models and (width <= MAX_CLASSES or n_samples < MIN_SAMPLES))
         or machine_code_of(data_loss) != "softmax_cross_entropy"
         or samples.are_streamed
         or (b is not None and b.shape != (width,))
@@ -73,55 +72,45 @@ def class_major_linear_pass(
         compiles and (n_samples >= 2 * D or D * width <= MAX_WEIGHTS)
     ):
         return NotImplemented
-    if K == 2 and n_samples >= MIN_SAMPLES and samples.stored.dtype == np.uint8:
-        found = _one_by_one(W, b, samples, y, weights, data_loss)
-        if found is not NotImplemented:
-            return found
-    stack = np.ascontiguousarray(W.T)  # (K C, D)
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, LONG_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
     if compiles:
-        from gpuclf.kernels.losses.loops import gradients_in_place
+        from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
     else:
-        gradients_in_place = _softmax_gradients_in_place
+        gradients_in_place, padded_length = _softmax_gradients_in_place, _as_it_is
+    # Bytes in tiles have samples as rows: to transpose scores costs less than to write floats.
+    is_tiled = samples.stored.dtype == np.uint8 and not samples.are_converted
+    stack, no_bias = None if is_tiled else np.ascontiguousarray(W.T), np.zeros(width, W.dtype)
+    if samples.are_converted:
+        step = min(step, max(MIN_ROWS, CPU_BLOCK_BYTES // (W.itemsize * D)))
     scratch = threading.local()
     bias = np.zeros((K, C), W.dtype) if b is None else np.ascontiguousarray(b).reshape(K, C)
     labels, weights = y.astype(np.int64, copy=False), np.atleast_2d(weights)
 
     def of_block(rows: slice) -> tuple[Any, Any, Any]:
-        X, n_rows = samples.rows(rows), rows.stop - rows.start
+        block, n_rows = samples.block(rows), rows.stop - rows.start
         if not hasattr(scratch, "room"):
-            scratch.room = np.empty(width * step, W.dtype)
-        wide = scratch.room[: width * n_rows].reshape(width, n_rows)
-        np.matmul(stack, X.T, out=wide)
-        scores = wide.reshape(K, C, n_rows)
+            scratch.room = np.empty(width * padded_length(step), W.dtype)
+        scores = scratch.room[: width * padded_length(n_rows)].reshape(K, C, -1)
+        wide = scores.reshape(width, -1)[:, :n_rows]
+        if stack is None:
+            wide[:] = block.affine(W, no_bias).T
+        else:
+            np.matmul(stack, block.floats.T, out=wide)
         losses, totals = np.zeros(K), np.zeros((K, C))
         given = bias, labels[rows], np.ascontiguousarray(weights[:, rows])
         gradients_in_place(scores, *given, losses, totals, False)
-        return losses, wide @ X, totals
+        if stack is None:
+            return losses, block.affine_backward(wide.T)[0], totals
+        return losses, wide @ block.floats, totals
 
     loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
-    return loss if models else loss[0], np.ascontiguousarray(dWT.T), db.reshape(-1).astype(W.dtype)
+    dW = dWT if stack is None else np.ascontiguousarray(dWT.T)
+    return loss if models else loss[0], dW, db.reshape(-1).astype(W.dtype)
 
 
-def _has_many_classes(width: int, samples: FoldedSamples) -> bool:
-    """Tell whether a single model's loss gains from this order; bytes have blocks of their own."""
-    is_bytes = samples.stored.dtype == np.uint8
-    return width > MAX_CLASSES and samples.n_samples >= MIN_SAMPLES and not is_bytes
-
-
-def _one_by_one(W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, loss: Any) -> Any:
-    """Take a pass for each of two models: bytes are widened there while they are in L1."""
-    C, parts = W.shape[-1] // 2, []
-    for k in range(2):
-        own = slice(k * C, (k + 1) * C)
-        of_model = weights if weights.ndim == 1 else weights[k]
-        bias = b if b is None else b[own]
-        parts.append(compiled_linear_pass(W[:, own], bias, samples, y, of_model, loss))
-        if parts[-1] is NotImplemented:
-            return NotImplemented
-    losses, dW, db = zip(*parts, strict=True)
-    return np.array(losses), np.concatenate(dW, axis=1), np.concatenate(db)
+def _as_it_is(n_samples: int) -> int:
+    return n_samples
 
 
 def _softmax_gradients_in_place(

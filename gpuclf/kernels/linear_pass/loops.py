@@ -223,13 +223,13 @@ def _outer_tile(
 
 @emitted
 def write_scores(
-    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, W: Any, b: Any,
-    n_columns: Any, parts: Any, kept: Any, S: Any, column: Any, shape: Any, is_centred: int,
+    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, W: Any, n_columns: Any,
+    n_models: Any, parts: Any, kept: Any, S: Any, column: Any, shape: Any, is_centred: int,
 ) -> None:  # fmt: skip
-    """Write ``X[row : row + n_rows] @ W + b`` to ``S[:, column : column + n_rows]``.
+    """Write ``X[row : row + n_rows] @ W`` to ``S[:, column : column + n_rows]``.
 
     Arguments as for :func:`linear_pass`; `rest` holds the last features of the rows, those that
-    fill no strip.
+    fill no strip. Behind the columns of each model, S has rows for those that were saved.
     """
     builder = code.builder
     lanes, tile_rows, tile_columns, tile_vectors = shape
@@ -239,6 +239,8 @@ def write_scores(
     group_bytes = builder.mul(W.length(1), I64(tile_columns * size))
     of_chunk = max(CHUNK_COLUMNS // tile_columns, 1)  # groups
     n_groups, whole = W.length(0), _whole(code, X, lanes * tile_vectors)
+    of_model = builder.udiv(n_columns, n_models)
+    saved = builder.sub(builder.udiv(S.length(0), n_models), of_model)
     kept_rows = [kept.row(r) for r in range(tile_rows)]
 
     def products(
@@ -287,12 +289,11 @@ def write_scores(
         some = code.smaller(I64(of_chunk * tile_columns), builder.sub(n_columns, first))
         with cgutils.for_range(builder, some) as of_columns:
             number = builder.add(first, of_columns.index)
-            bias = code.load(code.at(b, code.times(number, item)), W.item, item)
-            target = code.at(S.row(number), code.times(column, item))
+            behind = builder.mul(builder.udiv(number, of_model), saved)
+            target = code.at(S.row(builder.add(number, behind)), code.times(column, item))
             with cgutils.for_range(builder, n_rows) as of_rows:
                 part = code.at(parts.row(of_rows.index), code.times(of_columns.index, size))
-                # The bias last: a large one would cost the products digits.
-                score = builder.fadd(code.sum(code.load(part, vector, size)), bias)
+                score = code.sum(code.load(part, vector, size))
                 code.store(score, code.at(target, code.times(of_rows.index, item)), item)
 
 
@@ -334,13 +335,15 @@ def _whole(code: Code, X: Array, strip: int) -> Any:
 
 
 @compiled
-def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any, shape: Any) -> int:
+def pack(W: Any, b: Any, first: int, n_columns: int, packed: Any, bias: Any, shape: Any) -> int:
     """Write W and b of one model as the tiles read them.
 
     Parameters
     ----------
     W : array of shape (D, C)
     b : array of shape (C,)
+    first : int
+        Where the model's columns begin in `packed`.
     n_columns : int
         C, or C - 1 to take one column from all the others, for losses that see differences only.
     packed : array of shape (groups, vectors, columns, lanes)
@@ -373,7 +376,7 @@ def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any, shape: Any) -> 
     for c in range(n_columns):
         source = last if c == swapped else c
         bias[c] = b[source] - (b[swapped] if saves else zero)
-        group, t = c // columns, c % columns
+        group, t = (first + c) // columns, (first + c) % columns
         for v in range((n_features + lanes - 1) // lanes):
             for lane in range(min(lanes, n_features - v * lanes)):
                 d = v * lanes + lane
@@ -385,7 +388,7 @@ def pack(W: Any, b: Any, n_columns: int, packed: Any, bias: Any, shape: Any) -> 
 
 
 @compiled
-def unpack(packed: Any, n_columns: int, swapped: int, dW: Any, shape: Any) -> None:
+def unpack(packed: Any, first: int, n_columns: int, swapped: int, dW: Any, shape: Any) -> None:
     """Undo :func:`pack` for a gradient, of shape (D, C)."""
     lanes, columns = len(shape[0]), len(shape[2])
     n_features, n_classes = dW.shape
@@ -393,23 +396,21 @@ def unpack(packed: Any, n_columns: int, swapped: int, dW: Any, shape: Any) -> No
     for d in range(n_features):
         v, lane = d // lanes, d % lanes
         total = dW.dtype.type(0)
-        for group in range(len(packed)):
-            for t in range(columns):
-                c = group * columns + t
-                if c < n_columns:
-                    value = packed[group, v, t, lane]
-                    dW[d, last if c == swapped else c] = value
-                    total += value
+        for c in range(n_columns):
+            value = packed[(first + c) // columns, v, (first + c) % columns, lane]
+            dW[d, last if c == swapped else c] = value
+            total += value
         if n_columns < n_classes:
             dW[d, swapped] = -total
 
 
 @compiled
 def linear_pass(
-    X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, dW: Any,
-    db: Any, n_columns: int, swapped: int, room: Any, shape: Any, is_centred: Any, hinge: bool,
-) -> float:  # fmt: skip
-    """Add the gradients of the rows start:stop to dW and db, and return their loss.
+    X: Any, centre: Any, W: Any, b: Any, y: Any, weights: Any, start: int, stop: int, losses: Any,
+    dW: Any, db: Any, n_columns: int, swapped: Any, room: Any, shape: Any, is_centred: Any,
+    hinge: bool,
+) -> None:  # fmt: skip
+    """Add the losses and gradients of the rows start:stop, of K models.
 
     Parameters
     ----------
@@ -419,13 +420,18 @@ def linear_pass(
         not depend on an address.
     centre : array of shape (D padded,)
         Subtracted from the rows, if `is_centred`, a tuple, is not empty.
-    W, b, n_columns, swapped
-        As :func:`pack` takes and gives them.
-    y, weights : array of shape (N,)
+    W : array of shape (groups, vectors, columns, lanes)
+        With `n_columns` columns of all models, one model behind the other.
+    b : array of shape (K, C)
+    swapped : integer array of shape (K,)
+        W, b and swapped as :func:`pack` gives them.
+    y : array of shape (N,)
+    weights : array of shape (1, N) or (K, N)
     start, stop : int
+    losses : float64 array of shape (K,)
     dW : array of the shape of W
-    db : float64 array of shape (C,)
-        Both in the order of W.
+    db : float64 array of shape (K, C)
+        The last two in the order of W and b.
     room : tuple
         As :func:`room_for` gives it.
     shape : tuple
@@ -434,35 +440,40 @@ def linear_pass(
         The loss: else softmax cross-entropy.
     """
     rest, parts, of_dot, of_outer, S, G, of_rows = room
-    block_rows, zero = len(parts), W.dtype.type(0)
+    block_rows, zero, (n_models, n_classes) = len(parts), W.dtype.type(0), b.shape
+    of_model = n_columns // n_models
     ahead = block_rows * X.shape[1] * X.itemsize
-    loss = 0.0
     for row in range(start, stop, block_rows):
         n_rows = min(block_rows, stop - row)
         _gather_rest(X, row, n_rows, rest)
         write_scores(
-            X, rest, row, n_rows, centre, W, b, n_columns, parts, of_dot, S, 0, shape, is_centred
-        )
+            X, rest, row, n_rows, centre, W, n_columns, n_models, parts, of_dot, S, 0, shape,
+            is_centred,
+        )  # fmt: skip
         for c in range(len(S)):
             for r in range(n_rows, S.shape[1]):
                 S[c, r] = zero
-        if n_columns < len(S):
+        for k in range(n_models):
+            scores, first = S[k * n_classes : (k + 1) * n_classes], k * of_model
+            if of_model < n_classes:
+                for r in range(n_rows):
+                    scores[of_model, r] = scores[0, r] * zero  # NaN stays
+            losses[k] += gradient_in_place(
+                scores, 0, b[k], y, weights[k % len(weights)], row, n_rows, swapped[k], db[k],
+                of_rows, hinge,
+            )  # fmt: skip
             for r in range(n_rows):
-                S[n_columns, r] = S[0, r] * zero  # NaN stays
-        loss += gradient_in_place(S, y, weights, row, n_rows, swapped, db, of_rows, hinge)
-        for r in range(n_rows):
-            for c in range(n_columns):
-                G[r, c] = S[c, r]
+                for c in range(of_model):
+                    G[r, first + c] = scores[c, r]
         add_gradient(X, rest, row, n_rows, centre, G, 0, dW, of_outer, ahead, shape, is_centred)
-    return loss
 
 
 @compiled
 def scores_of_rows(
-    X: Any, centre: Any, W: Any, b: Any, start: int, stop: int, S: Any, room: Any, shape: Any,
+    X: Any, centre: Any, W: Any, start: int, stop: int, S: Any, room: Any, shape: Any,
     is_centred: Any,
 ) -> None:  # fmt: skip
-    """Write the scores of the rows start:stop to S (C, rows).
+    """Write the scores of the rows start:stop to S (C, rows), of one model and without the bias.
 
     For a loss that is not in machine code; arguments as for :func:`linear_pass`.
     """
@@ -471,7 +482,7 @@ def scores_of_rows(
         n_rows = min(len(parts), stop - row)
         _gather_rest(X, row, n_rows, rest)
         write_scores(
-            X, rest, row, n_rows, centre, W, b, len(S), parts, kept, S, row - start, shape,
+            X, rest, row, n_rows, centre, W, len(S), 1, parts, kept, S, row - start, shape,
             is_centred,
         )  # fmt: skip
 
@@ -495,9 +506,11 @@ def add_gradient_of_rows(
 @compiled
 def _gather_rest(X: Any, first: int, n_rows: int, rest: Any) -> None:
     whole = X.shape[1] // rest.shape[1] * rest.shape[1]
+    n_left = X.shape[1] - whole
     for r in range(n_rows):
-        for d in range(whole, X.shape[1]):
-            rest[r, d - whole] = X[first + r, d]
+        source, target = X[first + r, whole:], rest[r]
+        for d in range(n_left):
+            target[d] = source[d]
 
 
 def zeros_of_W(n_features: int, n_columns: int, dtype: Any, shape: Shape) -> Any:
@@ -515,6 +528,7 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
     X, W : array
         As for :func:`linear_pass`.
     n_classes : int
+        Of all models.
     block_rows : int
         A multiple of 12.
     shape : tuple
@@ -543,7 +557,7 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
         aligned((block_rows, strip), dtype),
         aligned((n_classes, in_vectors), dtype),
         aligned((block_rows, groups * columns), dtype),
-        room_of_rows(in_vectors, dtype),
+        room_of_rows(in_vectors, n_classes, dtype),
     )
 
 

@@ -8,12 +8,13 @@ short floats and centred floats are widened as they are read.
 A data loss that is not in machine code stays in Python: it is called for a stretch of rows between
 the two compiled products, so X is read twice.
 
-Declines what the shared body does better: little work, few features, wide W, several models,
-samples that are not one contiguous matrix. Of a mini-batch of floats BLAS has the products.
+Declines what others do better: little work, few features, wide W, samples that are not one
+contiguous matrix. Of a mini-batch of floats BLAS has the products.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # give is added in float64, because the column taken from all others adds up the errors of all.
 MAX_STRETCH_ROWS = 2048
 MIN_STRETCH_ROWS = 512
+# Of several models. Below, the wide products of BLAS are faster.
+MIN_FEATURES_OF_MODELS, MIN_ROWS_OF_FLOATS, MIN_ROWS_OF_BYTES = 256, 8192, 2048
 MAX_ROWS_FOR_BLAS = 512  # of floats: so few stay in the cache from one product to the other
 # W, dW and what the processor fetches ahead have the rest of L2; tiles have 3 or 4 rows.
 BLOCK_OF_L2 = 0.6
@@ -75,16 +78,19 @@ def linear_objective_by_blas(
         or not numba_is_usable()
     ):
         return NotImplemented
-    gradients_in_place, add_multiple = _compiled_between_products()
+    gradients_in_place, padded_length, add_multiple = _compiled_between_products()
     X, C = samples.rows(slice(0, n_samples)), W.shape[1]
-    scores, bias = (X @ W).T.copy(), np.zeros(C, kind) if b is None else np.ascontiguousarray(b)
+    scores = np.empty((1, C, padded_length(n_samples)), kind)
+    dscores = scores[0, :, :n_samples]
+    dscores[:] = (X @ W).T
+    bias = np.zeros(C, kind) if b is None else np.ascontiguousarray(b)
     labels, weights = np.ascontiguousarray(y, np.int64), _mean_weights(n_samples, kind)
     if sample_weight is not None:
         weights = np.ascontiguousarray(sample_weight, kind)
     losses, totals = np.zeros(1), np.zeros((1, C))
-    given = scores[None], bias[None], labels, weights[None]
+    given = scores, bias[None], labels, weights[None]
     gradients_in_place(*given, losses, totals, known == "multiclass_hinge")
-    dW, flat = X.T @ scores.T, W.reshape(-1)
+    dW, flat = X.T @ dscores.T, W.reshape(-1)
     add_multiple(dW.reshape(-1), flat, kind.type(2 * reg))
     return losses[0] + reg * np.float64(flat @ flat), dW, totals[0].astype(kind)
 
@@ -92,9 +98,9 @@ def linear_objective_by_blas(
 @cache
 def _compiled_between_products() -> Any:
     from gpuclf.kernels.elementwise.loops import add_multiple
-    from gpuclf.kernels.losses.loops import gradients_in_place
+    from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
 
-    return gradients_in_place, add_multiple
+    return gradients_in_place, padded_length, add_multiple
 
 
 @cache
@@ -113,45 +119,52 @@ def compiled_linear_pass(
     models: tuple[int, ...] = (),
 ) -> Any:
     """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass."""
-    n_samples = samples.n_samples
-    n_features, n_classes = W.shape
+    n_samples, K = samples.n_samples, math.prod(models)
+    (n_features, width), is_bytes = W.shape, samples.stored.dtype == np.uint8
     if (
-        models
-        or n_features < MIN_FEATURES
-        or n_classes > MAX_CLASSES_AVX512
-        or n_samples * n_features * n_classes < MIN_MULTIPLICATIONS
+        len(models) > 1
+        or n_features < (MIN_FEATURES_OF_MODELS if models else MIN_FEATURES)
+        or (models and n_samples < (MIN_ROWS_OF_BYTES if is_bytes else MIN_ROWS_OF_FLOATS))
+        or width > 2 * MAX_CLASSES_AVX512  # of two classes, one column is saved
+        or n_samples * n_features * width < MIN_MULTIPLICATIONS
         or samples.are_streamed
         or (is_short_float(samples.stored.dtype) and not _halves_are_widened(samples.stored))
         or (b is not None and b.ndim != 1)
-        or weights.shape != (n_samples,)
+        or weights.shape not in ((n_samples,), (K, n_samples))
         or not samples.stored.flags.c_contiguous
         or not numba_is_usable()
     ):
         return NotImplemented
     from gpuclf.kernels.linear_pass import loops
 
-    if n_classes > (MAX_CLASSES_AVX512 if loops.VECTOR_BYTES == 64 else MAX_CLASSES):
+    n_classes, known = width // K, machine_code_of(data_loss)
+    of_model = n_classes - 1 if known is not None and n_classes > 1 else n_classes
+    n_columns, hinge = K * of_model, known == "multiclass_hinge"
+    if n_columns > (MAX_CLASSES_AVX512 if loops.VECTOR_BYTES == 64 else MAX_CLASSES):
         return NotImplemented
-    known = machine_code_of(data_loss)
-    hinge = known == "multiclass_hinge"
-    if known is not None:
+    if known is not None and not models:
         of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
         if of_bytes is not NotImplemented:
             return of_bytes
-    elif are_multiplied(samples.stored, n_classes, W.dtype):
+    elif (known is None and models) or are_multiplied(samples.stored, width, W.dtype):
         return NotImplemented  # the shared body's blocks multiply bytes
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
     if is_short_float(X.dtype):
         X = X.view(np.int16 if X.dtype == np.float16 else np.uint16)
-    n_columns = n_classes - 1 if known is not None and n_classes > 1 else n_classes
     shape = loops.shape_for(n_columns, W.itemsize)
-    bias = np.zeros(n_classes, W.dtype) if b is None else b
+    given_b = np.zeros(width, W.dtype) if b is None else b
     packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
-    of_tiles = np.zeros(n_classes, W.dtype)
-    swapped = loops.pack(W, bias, n_columns, packed, of_tiles, shape)
-    labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
+    bias, swapped = np.zeros((K, n_classes), W.dtype), np.zeros(K, np.int64)
+    columns = [slice(k * n_classes, (k + 1) * n_classes) for k in range(K)]
+    for k, own in enumerate(columns):
+        place = k * of_model, of_model, packed, bias[k], shape
+        swapped[k] = loops.pack(W[:, own], given_b[own], *place)
+    labels, weights = (
+        np.ascontiguousarray(y, np.int64),
+        np.ascontiguousarray(np.atleast_2d(weights)),
+    )
     middle = np.zeros(n_features + loops.MAX_STRIP, W.dtype)
     if centre is not None:
         middle[:n_features] = centre
@@ -160,28 +173,28 @@ def compiled_linear_pass(
 
     def of_stretch(rows: slice) -> tuple[Any, Any, Any]:
         dW = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
-        db = np.zeros(n_classes)
-        room = loops.room_for(X, packed, n_classes, block, shape)
+        losses, db = np.zeros(K), np.zeros(bias.shape)
+        room = loops.room_for(X, packed, width, block, shape)
         if known is None:
-            return own_loss(rows, dW, db, room), dW, db
-        loss = loops.linear_pass(
-            *(X, middle, packed, of_tiles, labels, weights, rows.start, rows.stop, dW, db),
+            losses[0] = own_loss(rows, dW, db[0], room)
+            return losses, dW, db
+        loops.linear_pass(
+            *(X, middle, packed, bias, labels, weights, rows.start, rows.stop, losses, dW, db),
             *(n_columns, swapped, room, shape, is_centred, hinge),
         )
-        if not np.isfinite(loss):
-            dW[:], db[:] = np.nan, np.nan
-        return np.float64(loss), dW.astype(np.float64), db
+        return losses, dW.astype(np.float64), db
 
     def own_loss(rows: slice, dW: Any, db: Any, room: Any) -> Any:
         total, sizes = np.float64(0), (room, shape, is_centred)
         for start in range(rows.start, rows.stop, OWN_LOSS_ROWS):
             some = slice(start, min(start + OWN_LOSS_ROWS, rows.stop))
             ends = some.start, some.stop
-            S = np.empty((n_classes, some.stop - start), W.dtype)
-            loops.scores_of_rows(X, middle, packed, of_tiles, *ends, S, *sizes)
-            loss, dscores = data_loss(S.T, y[some], weights[some])
+            S = np.empty((width, some.stop - start), W.dtype)
+            loops.scores_of_rows(X, middle, packed, *ends, S, *sizes)
+            S += bias[0][:, None]  # the bias last: a large one would cost the products digits
+            loss, dscores = data_loss(S.T, y[some], weights[0, some])
             G = np.zeros((len(dscores), packed.shape[0] * packed.shape[2]), W.dtype)
-            G[:, :n_classes] = dscores
+            G[:, :width] = dscores
             db += dscores.sum(axis=0)
             loops.add_gradient_of_rows(X, middle, G, *ends, dW, *sizes)
             total += loss
@@ -189,11 +202,13 @@ def compiled_linear_pass(
 
     stretch = min(max(n_samples // (2 * cpu_workers()), MIN_STRETCH_ROWS), MAX_STRETCH_ROWS)
     loss, dW, db = sum_over_row_blocks(of_stretch, n_samples, stretch, parallel=True)
-    db = db.astype(W.dtype)
-    db[[swapped, -1]] = db[[-1, swapped]]
-    out = np.empty_like(W)
-    loops.unpack(dW, n_columns, swapped, out, shape)
-    return loss, out, db
+    db, out = db.astype(W.dtype), np.empty_like(W)
+    for k, own in enumerate(columns):
+        db[k, [swapped[k], -1]] = db[k, [-1, swapped[k]]]
+        loops.unpack(dW, k * of_model, of_model, swapped[k], out[:, own], shape)
+        if known is not None and not np.isfinite(loss[k]):  # of labels out of range too
+            out[:, own], db[k] = np.nan, np.nan
+    return loss if models else loss[0], out, db.reshape(-1)
 
 
 def block_rows(row_bytes: int) -> int:

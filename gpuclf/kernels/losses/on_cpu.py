@@ -124,12 +124,14 @@ def two_layer_pass_with_compiled_loss(
 
 @cache
 def _compiled(hinge: bool) -> Any:
-    from gpuclf.kernels.losses.loops import gradients_in_place
+    from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
 
     def data_loss(scores: Any, labels: Any, sample_weight: Any) -> tuple[Any, Any]:
         *models, n_samples, n_classes = scores.shape
-        dscores = scores.swapaxes(-1, -2).copy()
-        class_major = dscores.reshape(-1, n_classes, n_samples)
+        padded = np.empty((*models, n_classes, padded_length(n_samples)), scores.dtype)
+        dscores = padded[..., :n_samples]
+        dscores[:] = scores.swapaxes(-1, -2)
+        class_major = padded.reshape(-1, *padded.shape[-2:])
         bias = np.zeros(class_major.shape[:2], scores.dtype)
         weights = np.ascontiguousarray(sample_weight, scores.dtype).reshape(-1, n_samples)
         losses, totals = np.zeros(len(bias)), np.zeros(bias.shape)
