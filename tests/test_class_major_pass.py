@@ -132,17 +132,17 @@ def test_what_it_declines():
     assert np.isnan(loss).all()
 
 
-def test_mini_batches_are_taken_where_the_loss_is_compiled_and_w_is_small(monkeypatch):
+def test_mini_batches_are_taken_where_the_loss_is_compiled(monkeypatch):
     monkeypatch.setattr(fleet_on_cpu, "MIN_SAMPLES", 1000)
-    few, wide = arguments(d=9), arguments(d=100)
-    compiles = fleet_on_cpu.numba_is_usable()
-    assert (class_major_linear_pass(**few) is not NotImplemented) is compiles
-    assert (class_major_linear_pass(**wide) is not NotImplemented) is compiles
-    monkeypatch.setattr(fleet_on_cpu, "MAX_WEIGHTS", 10)
-    assert (class_major_linear_pass(**few) is not NotImplemented) is compiles  # 170 >= 2 * 9
-    assert class_major_linear_pass(**wide) is NotImplemented
+    given = arguments(d=200)
+    if not fleet_on_cpu.numba_is_usable():
+        assert class_major_linear_pass(**given) is NotImplemented
+        return
+    assert_agrees(given, np.float64)
+    monkeypatch.setattr(fleet_on_cpu, "MAX_WEIGHTS", 10)  # the scores are transposed
+    assert_agrees(given, np.float64)
     monkeypatch.setattr(fleet_on_cpu, "MIN_MULTIPLICATIONS", 1 << 40)
-    assert class_major_linear_pass(**few) is NotImplemented
+    assert class_major_linear_pass(**given) is NotImplemented
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -34,10 +34,8 @@ __all__ = ["class_major_linear_pass"]
 # and where W is wide, than adding up a gradient of its size for each block.
 MIN_ROWS, LONG_ROWS, MAX_ROWS = 512, 2048, 4096
 SCORES_L2S = 2
-# Below, BLAS's own threads share the one block, and what the loss gains W's transposition may cost:
-# of features twice the samples, or of a W that is larger than an L2's half.
-MIN_SAMPLES = 2048
-MAX_WEIGHTS = 1 << 16
+MIN_SAMPLES = 2048  # below, BLAS's own threads share one block
+MAX_WEIGHTS = 1 << 16  # W that stays in a core's cache while it is transposed
 
 
 def class_major_linear_pass(
@@ -68,19 +66,20 @@ def class_major_linear_pass(
         return NotImplemented
     D, C = samples.n_features, width // K
     compiles = n_samples * D * width >= MIN_MULTIPLICATIONS and numba_is_usable()
-    if n_samples < MIN_SAMPLES and not (
-        compiles and (n_samples >= 2 * D or D * width <= MAX_WEIGHTS)
-    ):
+    if n_samples < MIN_SAMPLES and not compiles:
         return NotImplemented
     of_cache = SCORES_L2S * cache_bytes() // (W.itemsize * width) // 32 * 32
     step = min(max(of_cache, LONG_ROWS), MAX_ROWS, max(MIN_ROWS, n_samples // cpu_workers()))
+    if n_samples < MIN_SAMPLES:
+        step = n_samples
     if compiles:
         from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
     else:
         gradients_in_place, padded_length = _softmax_gradients_in_place, _as_it_is
-    # Bytes in tiles have samples as rows: to transpose scores costs less than to write floats.
     is_tiled = samples.stored.dtype == np.uint8 and not samples.are_converted
-    stack, no_bias = None if is_tiled else np.ascontiguousarray(W.T), np.zeros(width, W.dtype)
+    # Either W or the scores are transposed, whichever costs less; tiles have samples as rows.
+    turns_scores = is_tiled or (n_samples < D and D * width > MAX_WEIGHTS)
+    stack, no_bias = None if turns_scores else np.ascontiguousarray(W.T), np.zeros(width, W.dtype)
     if samples.are_converted:
         step = min(step, max(MIN_ROWS, CPU_BLOCK_BYTES // (W.itemsize * D)))
     scratch = threading.local()
