@@ -16,6 +16,7 @@ training images, and keeps the best on 1,000 validation images.
 import argparse
 import os
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -35,6 +37,8 @@ from gpuclf.datasets import load_dataset
 from gpuclf.devices.machine import environment
 from gpuclf.estimators.fleet_fitting import fit_together
 from gpuclf.files import write_json
+from gpuclf.image_features import extract_features
+from gpuclf.models import SOFTMAX
 from gpuclf.search import coarse_to_fine
 
 console = Console()
@@ -78,6 +82,29 @@ def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) 
             of_step = of_fleet / -(-n_used // BATCH) / size
             row = {"model": kind, "n_models": size, "median_s": of_fleet}
             rows.append(row | {"step_per_model_s": of_step})
+    return rows
+
+
+def cost_of_full_batches(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) -> list[dict]:
+    """Time loss and gradient of softmax models over all samples; each round takes every size."""
+    kinds = {"pixels": Standardized.fit(X), "features": extract_features(X)}
+    n_classes, rng, rows = int(y.max()) + 1, np.random.default_rng(0), []
+    for kind, samples in kinds.items():
+        shape = samples.shape[1], n_classes
+        calls = {}
+        for size in sizes:
+            models = () if size == 1 else (size,)
+            W = rng.normal(scale=0.01, size=(*models, *shape)).astype(np.float32)
+            params = {"W": W, "b": np.zeros((*models, n_classes), np.float32)}
+            calls[size] = partial(SOFTMAX.objective, params, samples, y, np.full(models, 0.1))
+        seconds: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in track(range(rounds + 1), f"{kind}: full batches", console=console):
+            for size, call in calls.items():
+                seconds[size].append(seconds_of(call))
+        for size, times in seconds.items():
+            of_all = median(times[1:])  # the first round compiles
+            row = {"samples": kind, "n_features": shape[0], "n_models": size, "median_s": of_all}
+            rows.append(row | {"pass_per_model_s": of_all / size})
     return rows
 
 
@@ -151,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where to write the record")
     parser.add_argument("--try", action="store_true", dest="rehearsed", help="small, in seconds")
     options = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # few epochs, on purpose
     n_samples, epochs, sizes, rounds = 10_000, 5, [1, 2, 4, 8, 16, 32, 64], 5
     if options.rehearsed:
         n_samples, epochs, sizes, rounds = 300, 1, [1, 2], 1
@@ -166,6 +194,8 @@ def main() -> None:
         "environment": environment(),
     }
     record["cost_per_model"] = cost_per_model(X, y, sizes, rounds)
+    write_json(options.out, record)
+    record["full_batches"] = cost_of_full_batches(X, y, sizes, 2 * rounds)
     write_json(options.out, record)
     record["searches"] = searches(X, y, epochs)
     write_json(options.out, record)

@@ -200,16 +200,28 @@ def fleet_sizes(record: dict) -> str:
     costs: dict[str, dict[int, float]] = {}
     for row in record["cost_per_model"]:
         costs.setdefault(row["model"], {})[row["n_models"]] = row["step_per_model_s"]
+    picture = "![Time per model and step against the models in the fleet](fleet.svg)"
+    return f"{record['dataset']}; {processor(record)}.\n\n{picture}\n\n{_by_size(costs)}"
+
+
+def full_batches(record: dict) -> str:
+    """Write what a pass over all samples costs a model, against the models that share it."""
+    costs: dict[str, dict[int, float]] = {}
+    for row in record["full_batches"]:
+        title = f"{row['n_features']:,} {row['samples']}"
+        costs.setdefault(title, {})[row["n_models"]] = row["pass_per_model_s"]
+    return _by_size(costs)
+
+
+def _by_size(costs: dict[str, dict[int, float]]) -> str:
     lines = []
-    for size in dict.fromkeys(row["n_models"] for row in record["cost_per_model"]):
+    for size in dict.fromkeys(size for cost in costs.values() for size in cost):
         cells = [f"{size}"]
         for cost in costs.values():
             gain = f" ({format_ratio(cost[1] / cost[size])})" if 1 in cost else ""
             cells.append(format_seconds(cost[size]) + gain)
         lines.append(cells)
-    picture = "![Time per model and step against the models in the fleet](fleet.svg)"
-    table = markdown_table(["models", *costs], lines)
-    return f"{record['dataset']}; {processor(record)}.\n\n{picture}\n\n{table}"
+    return markdown_table(["models", *costs], lines)
 
 
 def fleet_searches(record: dict) -> str:
@@ -358,7 +370,7 @@ PAGES = {
     DOCS / "course" / "gpu.md": {rung_gpu: LADDER},
     DOCS / "performance.md": {
         **dict.fromkeys((machine, profile, peers, rows, times_to_accuracy), CPU_LIMIT),
-        **dict.fromkeys((fleet_sizes, fleet_searches, course_search), FLEET),
+        **dict.fromkeys((fleet_sizes, full_batches, fleet_searches, course_search), FLEET),
         embeddings: EMBEDDINGS,
     },
     DOCS / "accuracy.md": {recipes: ACCURACY},
