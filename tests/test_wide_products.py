@@ -36,9 +36,9 @@ def error(found, truth):
 
 # Around tiles of 6 rows and 16 columns, blocks of 96 rows, panels of 256 features, strips of 32.
 SIZES = [
-    (1, 1, 1),
-    (5, 31, 7),
-    (6, 33, 8),
+    (1, 64, 1),
+    (5, 95, 7),
+    (6, 97, 8),
     (97, 255, 9),
     (96, 256, 16),
     (200, 257, 17),
@@ -59,7 +59,7 @@ def test_products_lose_no_more_than_blas_does(n, d, h):
 
 
 def test_what_is_not_finite_stays_in_its_column():
-    X, W, b, dY = bytes_and_parameters(20, 40, 11)
+    X, W, b, dY = bytes_and_parameters(20, 80, 11)
     W[3, 2] = dY[3, 2] = np.nan
     for found in (loops.affine(X, loops.pack(W), b), loops.gradient(X, dY)):
         assert np.isnan(found[:, 2]).all()

@@ -39,6 +39,7 @@ __all__ = [
     "add_gradient_of_rows",
     "add_products",
     "aligned",
+    "features_of",
     "linear_pass",
     "pack",
     "room_for",
@@ -55,7 +56,7 @@ HAS_32_REGISTERS = VECTOR_BYTES == 64 or bool(_features.get("neon", False))
 Shape = tuple[tuple[int, ...], ...]
 PANEL_BYTES = 2048  # of a row: what a few tiles of rows multiply from L1 ...
 CHUNK_COLUMNS = 9  # ... with so many columns of W, which stay there
-MAX_STRIP = 64  # features of an outer tile at most
+MAX_STRIP = 64  # features of an outer tile at most; rows have as many or more
 LINE = 64
 
 
@@ -223,13 +224,13 @@ def _outer_tile(
 
 @emitted
 def write_scores(
-    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, W: Any, n_columns: Any,
-    n_models: Any, parts: Any, kept: Any, S: Any, column: Any, shape: Any, is_centred: int,
+    code: Code, X: Any, row: Any, n_rows: Any, centre: Any, W: Any, n_columns: Any, n_models: Any,
+    parts: Any, kept: Any, S: Any, column: Any, shape: Any, is_centred: int,
 ) -> None:  # fmt: skip
     """Write ``X[row : row + n_rows] @ W`` to ``S[:, column : column + n_rows]``.
 
-    Arguments as for :func:`linear_pass`; `rest` holds the last features of the rows, those that
-    fill no strip. Behind the columns of each model, S has rows for those that were saved.
+    Arguments as for :func:`linear_pass`. Behind the columns of each model, S has rows for those
+    that were saved.
     """
     builder = code.builder
     lanes, tile_rows, tile_columns, tile_vectors = shape
@@ -238,53 +239,41 @@ def write_scores(
     size, item = x.vector_bytes, x.float_bytes
     group_bytes = builder.mul(W.length(1), I64(tile_columns * size))
     of_chunk = max(CHUNK_COLUMNS // tile_columns, 1)  # groups
-    n_groups, whole = W.length(0), _whole(code, X, lanes * tile_vectors)
+    n_groups = W.length(0)
     of_model = builder.udiv(n_columns, n_models)
     saved = builder.sub(builder.udiv(S.length(0), n_models), of_model)
     kept_rows = [kept.row(r) for r in range(tile_rows)]
 
-    def products(
-        source: _Samples, first: Any, last: Any, start: Any, stop: Any, group: Any
-    ) -> None:
-        """Of the rows from `first` on, up to `last`, and the features from `start` on."""
-        panel = PANEL_BYTES // item
-        with cgutils.for_range_slice(builder, start, stop, I64(panel), inc=True) as (feature, _):
-            n_vectors = builder.udiv(
-                code.smaller(I64(panel), builder.sub(stop, feature)), I64(lanes)
-            )
-            w = code.at(
-                W, builder.mul(group, group_bytes), code.times(feature, tile_columns * item)
-            )
+    def products(start: Any, stop: Any, back: Any, group: Any) -> None:
+        panel, last = PANEL_BYTES // item, code.plus(X.length(0), -1)
+        with cgutils.for_range_slice(builder, start, stop, I64(panel), inc=True) as (place, _):
+            n_vectors = builder.udiv(code.smaller(I64(panel), builder.sub(stop, place)), I64(lanes))
+            feature = builder.sub(place, back)
+            w = code.at(W, builder.mul(group, group_bytes), code.times(place, tile_columns * item))
             middle = code.at(centre, code.times(feature, item)) if is_centred else None
             with cgutils.for_range_slice(builder, I64(0), n_rows, I64(tile_rows), inc=True) as (
                 r,
                 _,
             ):
                 # Behind the last row there is no memory to read.
-                numbers = [builder.add(first, code.plus(r, i)) for i in range(tile_rows)]
-                starts = [
-                    source.at(code.smaller(number, last), builder.sub(feature, start))
-                    for number in numbers
-                ]
+                numbers = [builder.add(row, code.plus(r, i)) for i in range(tile_rows)]
+                starts = [x.at(code.smaller(number, last), feature) for number in numbers]
                 out = [parts.row(code.plus(r, i)) for i in range(tile_rows)]
                 sizes = n_vectors, tile_columns
-                _dot_tile(code, source, starts, middle, w, kept_rows, out, *sizes)
+                _dot_tile(code, x, starts, middle, w, kept_rows, out, *sizes)
                 more = code.smaller(I64(of_chunk), builder.sub(n_groups, group))
                 with cgutils.for_range(builder, more, start=I64(1)) as other:
                     w = code.at(w, builder.mul(other.index, group_bytes))
-                    place = code.times(other.index, tile_columns * size)
-                    out = [code.at(address, place) for address in out]
+                    offset = code.times(other.index, tile_columns * size)
+                    out = [code.at(address, offset) for address in out]
                     _dot_tile(code, floats, kept_rows, None, w, [], out, *sizes)
 
     with cgutils.for_range_slice(builder, I64(0), n_groups, I64(of_chunk), inc=True) as (group, _):
         cgutils.memset(
             builder, parts.start, code.times(parts.length(0), of_chunk * tile_columns * size), 0
         )
-        products(x, row, code.plus(X.length(0), -1), I64(0), whole, group)
-        with builder.if_then(builder.icmp_signed("<", whole, X.length(1))):
-            of_rest = _Samples(code, rest, vector)
-            stop = code.plus(whole, lanes * tile_vectors)
-            products(of_rest, I64(0), code.plus(rest.length(0), -1), whole, stop, group)
+        for part in _strips(code, X, lanes * tile_vectors):
+            products(*part, group)
         first = code.times(group, tile_columns)
         some = code.smaller(I64(of_chunk * tile_columns), builder.sub(n_columns, first))
         with cgutils.for_range(builder, some) as of_columns:
@@ -299,8 +288,8 @@ def write_scores(
 
 @emitted
 def add_gradient(
-    code: Code, X: Any, rest: Any, row: Any, n_rows: Any, centre: Any, G: Any, of_G: Any, dW: Any,
-    kept: Any, bytes_ahead: Any, shape: Any, is_centred: int,
+    code: Code, X: Any, row: Any, n_rows: Any, centre: Any, G: Any, of_G: Any, dW: Any, kept: Any,
+    bytes_ahead: Any, shape: Any, is_centred: int,
 ) -> None:  # fmt: skip
     """Add ``X[row : row + n_rows]^T @ G[of_G:]`` to dW; arguments as for :func:`write_scores`."""
     builder = code.builder
@@ -309,29 +298,42 @@ def add_gradient(
     x, floats = _Samples(code, X, vector), _Samples(code, kept, vector)
     size, item, strip = x.vector_bytes, x.float_bytes, lanes * tile_vectors
     group_bytes = builder.mul(dW.length(1), I64(tile_columns * size))
-    whole, sizes = _whole(code, X, strip), (tile_vectors, tile_columns)
-    G = G.below(of_G)
-
-    def products(source: _Samples, first: Any, start: Any, stop: Any, ahead: Any) -> None:
-        with cgutils.for_range_slice(builder, start, stop, I64(strip), inc=True) as (feature, _):
-            dw = code.at(dW, code.times(feature, tile_columns * item))
+    sizes, G = (tile_vectors, tile_columns), G.below(of_G)
+    for start, stop, back in _strips(code, X, strip):
+        with cgutils.for_range_slice(builder, start, stop, I64(strip), inc=True) as (place, _):
+            feature = builder.sub(place, back)
+            dw = code.at(dW, code.times(place, tile_columns * item))
             middle = code.at(centre, code.times(feature, item)) if is_centred else None
-            place = first, builder.sub(feature, start), middle, G, I64(0), n_rows, dw, kept, ahead
-            _outer_tile(code, source, *place, *sizes)
+            given = row, feature, middle, G, I64(0), n_rows, dw, kept, bytes_ahead
+            _outer_tile(code, x, *given, *sizes)
             with cgutils.for_range(builder, dW.length(0), start=I64(1)) as other:
                 dw = code.at(dw, builder.mul(other.index, group_bytes))
                 offset = code.times(other.index, tile_columns * item)
-                place = I64(0), I64(0), None, G, offset, n_rows, dw, None, None
-                _outer_tile(code, floats, *place, *sizes)
-
-    products(x, row, I64(0), whole, bytes_ahead)
-    with builder.if_then(builder.icmp_signed("<", whole, X.length(1))):
-        products(_Samples(code, rest, vector), I64(0), whole, code.plus(whole, strip), None)
+                given = I64(0), I64(0), None, G, offset, n_rows, dw, None, None
+                _outer_tile(code, floats, *given, *sizes)
 
 
-def _whole(code: Code, X: Array, strip: int) -> Any:
-    """Return how many features fill strips."""
-    return code.times(code.builder.udiv(X.length(1), I64(strip)), strip)
+def _strips(code: Code, X: Array, strip: int) -> list[tuple[Any, Any, Any]]:
+    """Return where in W strips of features begin and end, and how far behind them in X.
+
+    First those that are whole, and then the one at the end, which goes over some features twice:
+    their weights are zero there, and their gradients are not read.
+    """
+    whole = code.times(code.builder.udiv(X.length(1), I64(strip)), strip)
+    more = code.builder.icmp_signed("<", whole, X.length(1))
+    stop = code.builder.select(more, code.plus(whole, strip), whole)
+    return [(I64(0), whole, I64(0)), (whole, stop, code.builder.sub(stop, X.length(1)))]
+
+
+@compiled
+def features_of(vector: int, n_features: int, shape: Any) -> tuple[int, int]:
+    """Return the first feature of a vector of W, and how many are those of vectors before it."""
+    lanes, strip = len(shape[0]), len(shape[0]) * len(shape[3])
+    whole, first = n_features // strip * strip, vector * lanes
+    if first < whole:
+        return first, 0
+    first -= whole + strip - n_features
+    return first, min(max(whole - first, 0), lanes)
 
 
 @compiled
@@ -377,11 +379,11 @@ def pack(W: Any, b: Any, first: int, n_columns: int, packed: Any, bias: Any, sha
         source = last if c == swapped else c
         bias[c] = b[source] - (b[swapped] if saves else zero)
         group, t = (first + c) // columns, (first + c) % columns
-        for v in range((n_features + lanes - 1) // lanes):
-            for lane in range(min(lanes, n_features - v * lanes)):
-                d = v * lanes + lane
-                taken = W[d, swapped] if saves else zero
-                packed[group, v, t, lane] = W[d, source] - taken
+        for v in range(packed.shape[1]):
+            start, skipped = features_of(v, n_features, shape)
+            for lane in range(skipped, lanes):
+                taken = W[start + lane, swapped] if saves else zero
+                packed[group, v, t, lane] = W[start + lane, source] - taken
     for c in range(n_columns, n_classes):
         bias[c] = zero
     return int(swapped)
@@ -393,15 +395,16 @@ def unpack(packed: Any, first: int, n_columns: int, swapped: int, dW: Any, shape
     lanes, columns = len(shape[0]), len(shape[2])
     n_features, n_classes = dW.shape
     last = n_classes - 1
-    for d in range(n_features):
-        v, lane = d // lanes, d % lanes
-        total = dW.dtype.type(0)
-        for c in range(n_columns):
-            value = packed[(first + c) // columns, v, (first + c) % columns, lane]
-            dW[d, last if c == swapped else c] = value
-            total += value
-        if n_columns < n_classes:
-            dW[d, swapped] = -total
+    for v in range(packed.shape[1]):
+        start, skipped = features_of(v, n_features, shape)
+        for lane in range(skipped, lanes):
+            d, total = start + lane, dW.dtype.type(0)
+            for c in range(n_columns):
+                value = packed[(first + c) // columns, v, (first + c) % columns, lane]
+                dW[d, last if c == swapped else c] = value
+                total += value
+            if n_columns < n_classes:
+                dW[d, swapped] = -total
 
 
 @compiled
@@ -439,17 +442,15 @@ def linear_pass(
     hinge : bool
         The loss: else softmax cross-entropy.
     """
-    rest, parts, of_dot, of_outer, S, G, of_rows = room
+    parts, of_dot, of_outer, S, G, of_rows = room
     block_rows, zero, (n_models, n_classes) = len(parts), W.dtype.type(0), b.shape
     of_model = n_columns // n_models
     ahead = block_rows * X.shape[1] * X.itemsize
     for row in range(start, stop, block_rows):
         n_rows = min(block_rows, stop - row)
-        _gather_rest(X, row, n_rows, rest)
         write_scores(
-            X, rest, row, n_rows, centre, W, n_columns, n_models, parts, of_dot, S, 0, shape,
-            is_centred,
-        )  # fmt: skip
+            X, row, n_rows, centre, W, n_columns, n_models, parts, of_dot, S, 0, shape, is_centred
+        )
         for c in range(len(S)):
             for r in range(n_rows, S.shape[1]):
                 S[c, r] = zero
@@ -465,7 +466,7 @@ def linear_pass(
             for r in range(n_rows):
                 for c in range(of_model):
                     G[r, first + c] = scores[c, r]
-        add_gradient(X, rest, row, n_rows, centre, G, 0, dW, of_outer, ahead, shape, is_centred)
+        add_gradient(X, row, n_rows, centre, G, 0, dW, of_outer, ahead, shape, is_centred)
 
 
 @compiled
@@ -477,14 +478,12 @@ def scores_of_rows(
 
     For a loss that is not in machine code; arguments as for :func:`linear_pass`.
     """
-    rest, parts, kept = room[:3]
+    parts, kept = room[:2]
     for row in range(start, stop, len(parts)):
         n_rows = min(len(parts), stop - row)
-        _gather_rest(X, row, n_rows, rest)
         write_scores(
-            X, rest, row, n_rows, centre, W, len(S), 1, parts, kept, S, row - start, shape,
-            is_centred,
-        )  # fmt: skip
+            X, row, n_rows, centre, W, len(S), 1, parts, kept, S, row - start, shape, is_centred
+        )
 
 
 @compiled
@@ -493,39 +492,26 @@ def add_gradient_of_rows(
     is_centred: Any,
 ) -> None:  # fmt: skip
     """Add the gradient of the rows start:stop to dW; G (rows, columns padded) is the scores'."""
-    rest, parts, _, kept = room[:4]
+    parts, _, kept = room[:3]
     ahead = len(parts) * X.shape[1] * X.itemsize
     for row in range(start, stop, len(parts)):
         n_rows = min(len(parts), stop - row)
-        _gather_rest(X, row, n_rows, rest)
-        add_gradient(
-            X, rest, row, n_rows, centre, G, row - start, dW, kept, ahead, shape, is_centred
-        )
-
-
-@compiled
-def _gather_rest(X: Any, first: int, n_rows: int, rest: Any) -> None:
-    whole = X.shape[1] // rest.shape[1] * rest.shape[1]
-    n_left = X.shape[1] - whole
-    for r in range(n_rows):
-        source, target = X[first + r, whole:], rest[r]
-        for d in range(n_left):
-            target[d] = source[d]
+        add_gradient(X, row, n_rows, centre, G, row - start, dW, kept, ahead, shape, is_centred)
 
 
 def zeros_of_W(n_features: int, n_columns: int, dtype: Any, shape: Shape) -> Any:
-    """Return zeros (groups, vectors, columns, lanes)."""
+    """Return zeros (groups, vectors, columns, lanes); a strip or more of features."""
     lanes, _, columns, vectors = map(len, shape)
     n_vectors = -(-n_features // (lanes * vectors)) * vectors
     return aligned((-(-n_columns // columns), n_vectors, columns, lanes), dtype)
 
 
-def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> tuple[Any, ...]:
+def room_for(W: Any, n_classes: int, block_rows: int, shape: Shape) -> tuple[Any, ...]:
     """Return what the blocks of a walk share.
 
     Parameters
     ----------
-    X, W : array
+    W : array
         As for :func:`linear_pass`.
     n_classes : int
         Of all models.
@@ -535,8 +521,6 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
 
     Returns
     -------
-    rest
-        The features that fill no strip of an outer tile, with zeros behind them.
     parts
         Scores lane by lane.
     of_dot, of_outer
@@ -551,7 +535,6 @@ def room_for(X: Any, W: Any, n_classes: int, block_rows: int, shape: Shape) -> t
     in_vectors = -(-block_rows // LANES) * LANES
     in_chunk = max(CHUNK_COLUMNS // columns, 1) * columns
     return (
-        np.zeros((block_rows, strip), X.dtype),
         aligned((block_rows, in_chunk, lanes), dtype),
         aligned((rows, PANEL_BYTES // dtype.itemsize), dtype),
         aligned((block_rows, strip), dtype),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["compiled_linear_pass", "linear_objective_by_blas"]
 
 MIN_MULTIPLICATIONS = 1_000_000  # below, the call takes longer than the work
-MIN_FEATURES = 64
+MIN_FEATURES = 64  # what the widest strip of the loops takes
 # Above, the products of BLAS are as fast; with AVX-512 they wait for memory longer.
 MAX_CLASSES, MAX_CLASSES_AVX512 = 48, 128
 # A thread's share is summed in stretches, as float32 sums of too many terms lose digits; what they
@@ -174,7 +174,7 @@ def compiled_linear_pass(
     def of_stretch(rows: slice) -> tuple[Any, Any, Any]:
         dW = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
         losses, db = np.zeros(K), np.zeros(bias.shape)
-        room = loops.room_for(X, packed, width, block, shape)
+        room = loops.room_for(packed, width, block, shape)
         if known is None:
             losses[0] = own_loss(rows, dW, db[0], room)
             return losses, dW, db

@@ -17,7 +17,13 @@ from numba.core import cgutils
 from gpuclf.kernels.building.emission import Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 from gpuclf.kernels.linear_pass import loops as linear_pass
-from gpuclf.kernels.linear_pass.loops import HAS_32_REGISTERS, VECTOR_BYTES, add_products, aligned
+from gpuclf.kernels.linear_pass.loops import (
+    HAS_32_REGISTERS,
+    VECTOR_BYTES,
+    add_products,
+    aligned,
+    features_of,
+)
 
 __all__ = ["affine", "gradient", "pack"]
 
@@ -142,17 +148,16 @@ def affine(X: Any, packed: Any, b: Any) -> Any:
 
 
 @compiled
-def unpack(packed: Any, dW: Any) -> None:
+def unpack(packed: Any, dW: Any, shape: Any) -> None:
     """Write a gradient (groups, vectors, columns, lanes) as (D, H)."""
     groups, n_vectors, columns, lanes = packed.shape
     for v in range(n_vectors):
-        n = min(lanes, len(dW) - v * lanes)
+        start, skipped = features_of(v, len(dW), shape)
         for g in range(groups):
             first = g * columns
             for t in range(min(columns, dW.shape[1] - first)):
-                source, target = packed[g, v, t], dW[v * lanes : v * lanes + n, first + t]
-                for i in range(n):
-                    target[i] = source[i]
+                for lane in range(skipped, lanes):
+                    dW[start + lane, first + t] = packed[g, v, t, lane]
 
 
 def gradient(X: Any, dY: Any) -> Any:
@@ -160,7 +165,7 @@ def gradient(X: Any, dY: Any) -> Any:
     n_columns, dtype = dY.shape[1], dY.dtype
     shape = linear_pass.shape_for(n_columns, dtype.itemsize)
     dW = linear_pass.zeros_of_W(X.shape[1], n_columns, dtype, shape)
-    room = linear_pass.room_for(X, dW, n_columns, BLOCK_ROWS, shape)
+    room = linear_pass.room_for(dW, n_columns, BLOCK_ROWS, shape)
     # Rows an odd number of lines apart do not meet in the same lines of L1.
     of_line = LINE // dtype.itemsize
     padded = (-(-dW.shape[0] * dW.shape[2] // of_line) | 1) * of_line
@@ -169,5 +174,5 @@ def gradient(X: Any, dY: Any) -> Any:
     centre = np.zeros(0, dtype)
     linear_pass.add_gradient_of_rows(X, centre, G, 0, len(X), dW, room, shape, ())
     out = np.empty((X.shape[1], n_columns), dtype)
-    unpack(dW, out)
+    unpack(dW, out, shape)
     return out

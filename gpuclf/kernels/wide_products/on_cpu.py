@@ -18,7 +18,7 @@ from gpuclf.samples.walk import CPU_BLOCK_BYTES
 
 __all__ = ["TiledBlock", "blocks_in_tiles"]
 
-MIN_FEATURES, MIN_COLUMNS = 64, 9
+MIN_FEATURES, MIN_COLUMNS = 64, 9  # a strip of the widest tiles; below, half of one is empty
 # Above, BLAS is as fast on AVX2; with AVX-512 it was not measured.
 MAX_COLUMNS = 200
 MIN_BLOCKS = 2  # one block would be multiplied by one thread
