@@ -25,7 +25,7 @@ announced: set[str] = set()
 DURATIONS = {
     "byte_products": "some seconds",
     "linear_pass": "about 6 s",
-    "losses": "about 3 s",
+    "losses": "about 2 s",
     "nearest": "about 2 s",
     "open_loops": "about 9 s",
     "wide_products": "about 2 s",

@@ -35,7 +35,6 @@ __all__ = ["class_major_linear_pass"]
 MIN_ROWS, LONG_ROWS, MAX_ROWS = 512, 2048, 4096
 SCORES_L2S = 2
 MIN_SAMPLES = 2048  # below, BLAS's own threads share one block
-MAX_WEIGHTS = 1 << 16  # W that stays in a core's cache while it is transposed
 
 
 def class_major_linear_pass(
@@ -77,9 +76,6 @@ def class_major_linear_pass(
     else:
         gradients_in_place, padded_length = _softmax_gradients_in_place, _as_it_is
     is_tiled = samples.stored.dtype == np.uint8 and not samples.are_converted
-    # Either W or the scores are transposed, whichever costs less; tiles have samples as rows.
-    turns_scores = is_tiled or (n_samples < D and D * width > MAX_WEIGHTS)
-    stack, no_bias = None if turns_scores else np.ascontiguousarray(W.T), np.zeros(width, W.dtype)
     if samples.are_converted:
         step = min(step, max(MIN_ROWS, CPU_BLOCK_BYTES // (W.itemsize * D)))
     scratch = threading.local()
@@ -92,19 +88,17 @@ def class_major_linear_pass(
             scratch.room = np.empty(width * padded_length(step), W.dtype)
         scores = scratch.room[: width * padded_length(n_rows)].reshape(K, C, -1)
         wide = scores.reshape(width, -1)[:, :n_rows]
-        if stack is None:
-            wide[:] = block.affine(W, no_bias).T
+        if is_tiled:  # with samples as rows
+            wide[:] = block.affine(W, np.zeros(width, W.dtype)).T
         else:
-            np.matmul(stack, block.floats.T, out=wide)
+            np.matmul(W.T, block.floats.T, out=wide)
         losses, totals = np.zeros(K), np.zeros((K, C))
         given = bias, labels[rows], np.ascontiguousarray(weights[:, rows])
         gradients_in_place(scores, *given, losses, totals, False)
-        if stack is None:
-            return losses, block.affine_backward(wide.T)[0], totals
-        return losses, wide @ block.floats, totals
+        dW = block.affine_backward(wide.T)[0] if is_tiled else block.floats.T @ wide.T
+        return losses, dW, totals
 
-    loss, dWT, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
-    dW = dWT if stack is None else np.ascontiguousarray(dWT.T)
+    loss, dW, db = sum_over_row_blocks(of_block, n_samples, step, parallel=True)
     return loss if models else loss[0], dW, db.reshape(-1).astype(W.dtype)
 
 

@@ -2,7 +2,7 @@
 
 With the samples along a row, a vector register holds as many of them, and a loop over the classes
 has nothing to exchange between its lanes. What a compiler makes of such loops written plainly
-takes five times as long: it calls a function for each logarithm, and multiplies and adds apart. So
+takes four times as long: it calls a function for each logarithm, and multiplies and adds apart. So
 they are spelled out in LLVM's instructions.
 
 Samples are taken 64 bytes at a time, three times each, while their scores are in L1: for the
