@@ -1,8 +1,11 @@
-"""What models cost in fleets, a grid search by fleets beside others, and the course's search.
+"""What models cost in fleets, penalties and a grid search beside others, and the course's search.
 
 python -m benchmarks.fleet --out benchmarks/results/fleet.json    in some five minutes, on CIFAR-10
 python benchmarks/performance_tables.py                           then writes docs/performance.md
 python -m benchmarks.fleet --out fleet.json --try                 in seconds, on few images
+
+Penalties are fitted by L-BFGS on the features of all 50,000 images, together, one by one, and by
+scikit-learn's LogisticRegression, twice by turns; the faster turn counts.
 
 The searches compare 24 candidates on three folds of 10,000 images: FleetSearchCV and GridSearchCV
 over the same SoftmaxClassifier, by turns, and once GridSearchCV over scikit-learn's SGDClassifier
@@ -26,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import SGDClassifier
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -105,6 +108,38 @@ def cost_of_full_batches(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds:
             of_all = median(times[1:])  # the first round compiles
             row = {"samples": kind, "n_features": shape[0], "n_models": size, "median_s": of_all}
             rows.append(row | {"pass_per_model_s": of_all / size})
+    return rows
+
+
+def penalties(X: np.ndarray, y: np.ndarray, sizes: list[int], max_iter: int) -> list[dict]:
+    """Fit softmax models of several penalties by L-BFGS: together, one by one, by scikit-learn."""
+    features = Standardized.fit(extract_features(X)).to_array(np.float32)
+    rows = []
+    for size in sizes:
+        regs = np.geomspace(1e-6, 1e-1, size).tolist()
+        ours = partial(SoftmaxClassifier, solver="lbfgs", max_iter=max_iter)
+        calls = {
+            "gpuclf, together": lambda regs=regs, make=ours: fit_together(
+                [make(reg=reg) for reg in regs], features, y
+            ),
+            "gpuclf, one by one": lambda regs=regs, make=ours: [
+                make(reg=reg).fit(features, y) for reg in regs
+            ],
+            # Its penalty is half of ours, beside a sum over the samples.
+            "scikit-learn, one by one": lambda regs=regs: [
+                LogisticRegression(C=1 / (2 * reg * len(y)), max_iter=max_iter).fit(features, y)
+                for reg in regs
+            ],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for name in (*calls, *calls):
+            with console.status(f"{size} penalties: {name}"):
+                seconds[name].append(seconds_of(calls[name]))
+        together = min(seconds["gpuclf, together"])
+        for name, times in seconds.items():
+            row = {"fit": name, "n_models": size, "max_iter": max_iter, "seconds": min(times)}
+            rows.append(row | {"times_as_long_as_together": min(times) / together})
+            console.print(f"{size} penalties, {name}: {min(times):.2f} s")
     return rows
 
 
@@ -196,6 +231,9 @@ def main() -> None:
     record["cost_per_model"] = cost_per_model(X, y, sizes, rounds)
     write_json(options.out, record)
     record["full_batches"] = cost_of_full_batches(X, y, sizes, 2 * rounds)
+    write_json(options.out, record)
+    X_all, y_all = (X, y) if options.rehearsed else (dataset.X_train, dataset.y_train)
+    record["penalties"] = penalties(X_all, y_all, [2, 16], 15)
     write_json(options.out, record)
     record["searches"] = searches(X, y, epochs)
     write_json(options.out, record)

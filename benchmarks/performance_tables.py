@@ -213,6 +213,16 @@ def full_batches(record: dict) -> str:
     return _by_size(costs)
 
 
+def fleet_penalties(record: dict) -> str:
+    """Write what fits by L-BFGS take, together and one by one."""
+    rows = []
+    for row in record["penalties"]:
+        found = format_seconds(row["seconds"]), format_ratio(row["times_as_long_as_together"])
+        rows.append([f"{row['n_models']}", row["fit"], *found])
+    title = f"{record['penalties'][0]['max_iter']} iterations"
+    return markdown_table(["penalties", title, "", ""], rows, n_left=2)
+
+
 def _by_size(costs: dict[str, dict[int, float]]) -> str:
     lines = []
     for size in dict.fromkeys(size for cost in costs.values() for size in cost):
@@ -370,7 +380,9 @@ PAGES = {
     DOCS / "course" / "gpu.md": {rung_gpu: LADDER},
     DOCS / "performance.md": {
         **dict.fromkeys((machine, profile, peers, rows, times_to_accuracy), CPU_LIMIT),
-        **dict.fromkeys((fleet_sizes, full_batches, fleet_searches, course_search), FLEET),
+        **dict.fromkeys(
+            (fleet_sizes, full_batches, fleet_penalties, fleet_searches, course_search), FLEET
+        ),
         embeddings: EMBEDDINGS,
     },
     DOCS / "accuracy.md": {recipes: ACCURACY},

@@ -9,7 +9,7 @@ A data loss that is not in machine code stays in Python: it is called for a stre
 the two compiled products, so X is read twice.
 
 Declines what others do better: little work, few features, wide W, samples that are not one
-contiguous matrix. Of a mini-batch of floats BLAS has the products.
+contiguous matrix. Of a mini-batch BLAS has the products.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_STRETCH_ROWS = 2048
 MIN_STRETCH_ROWS = 512
 # Of several models. Below, the wide products of BLAS are faster.
 MIN_FEATURES_OF_MODELS, MIN_ROWS_OF_FLOATS, MIN_ROWS_OF_BYTES = 256, 8192, 2048
-MAX_ROWS_FOR_BLAS = 512  # of floats: so few stay in the cache from one product to the other
+MAX_ROWS_FOR_BLAS = 512  # so few stay in the cache, as floats, from one product to the other
 # W, dW and what the processor fetches ahead have the rest of L2; tiles have 3 or 4 rows.
 BLOCK_OF_L2 = 0.6
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 12, 96
@@ -59,18 +59,20 @@ def linear_objective_by_blas(
     reg: Any,
     precision: str = "float32",
 ) -> Any:
-    """Compute :func:`gpuclf.models.linear.penalized_linear_pass` of few rows of floats.
+    """Compute :func:`gpuclf.models.linear.penalized_linear_pass` of few rows.
 
     Their products are BLAS's, whose threads share them; what is between and behind is compiled, for
     the operations of NumPy take as long as a product.
     """
     n_samples, kind = samples.n_samples, W.dtype
+    standardized = samples.standardized if samples.folds else None
     if (
         n_samples > MAX_ROWS_FOR_BLAS
         or W.ndim != 2
         or n_samples * W.size < MIN_MULTIPLICATIONS
-        or samples.folds
         or samples.are_streamed
+        or (samples.folds and standardized is None)
+        or are_multiplied(samples.stored, W.shape[1], kind)
         or (samples.are_plain_floats and samples.stored.dtype != kind)
         or (sample_weight is not None and sample_weight.shape != (n_samples,))
         or not W.flags.c_contiguous
@@ -79,7 +81,10 @@ def linear_objective_by_blas(
     ):
         return NotImplemented
     gradients_in_place, padded_length, add_multiple = _compiled_between_products()
-    X, C = samples.rows(slice(0, n_samples)), W.shape[1]
+    # To fold a standardisation takes more passes over W than so few rows are worth.
+    rows = slice(0, n_samples)
+    X = samples.rows(rows) if standardized is None else standardized.to_array(kind)
+    C = W.shape[1]
     scores = np.empty((1, C, padded_length(n_samples)), kind)
     dscores = scores[0, :, :n_samples]
     dscores[:] = (X @ W).T
