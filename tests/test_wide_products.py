@@ -1,8 +1,9 @@
-"""Bytes times wide parameters in compiled tiles, held against float64 and the shared bodies."""
+"""Bytes and short floats times wide W in tiles, held against float64 and the shared bodies."""
 
 import numpy as np
 import pytest
 
+from gpuclf.kernels.linear_pass.on_cpu import bits_of_short_floats, is_widened
 from gpuclf.kernels.wide_products import on_cpu
 from gpuclf.kernels.wide_products.on_cpu import TiledBlock, blocks_in_tiles
 from gpuclf.models import SVM, TWO_LAYER
@@ -53,15 +54,40 @@ def test_products_lose_no_more_than_blas_does(n, d, h):
     floats = X.astype(np.float32) - 128
     true = floats.astype(np.float64)
     truth = true @ W + b
-    assert error(loops.affine(X, loops.pack(W), b), truth) <= error(floats @ W + b, truth) + 3e-7
+    assert (
+        error(loops.affine(X, None, loops.pack(W), b), truth) <= error(floats @ W + b, truth) + 3e-7
+    )
     truth = true.T @ dY
-    assert error(loops.gradient(X, dY), truth) <= error(floats.T @ dY, truth) + 3e-7
+    assert error(loops.gradient(X, None, dY), truth) <= error(floats.T @ dY, truth) + 3e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
+@pytest.mark.parametrize("is_centred", [False, True])
+def test_short_floats_are_widened_exactly(dtype, is_centred):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed").bfloat16
+    rng = np.random.default_rng(0)
+    for n, d, h in SIZES[-3:]:
+        _, W, b, dY = bytes_and_parameters(n, d, h)
+        X = (rng.standard_normal((n, d)) * np.geomspace(1e-6, 1e3, d)).astype(dtype)
+        if not is_widened(X):
+            pytest.skip("this processor does not widen float16")
+        centre = rng.standard_normal(d).astype(np.float32) if is_centred else None
+        floats = X.astype(np.float32) - (0 if centre is None else centre)
+        bits, true = bits_of_short_floats(X), floats.astype(np.float64)
+        truth = true @ W + b
+        found = loops.affine(bits, centre, loops.pack(W), b)
+        assert error(found, truth) <= error(floats @ W + b, truth) + 3e-7
+        truth = true.T @ dY
+        found = loops.gradient(bits, centre, dY)
+        assert error(found, truth) <= error(floats.T @ dY, truth) + 3e-7
 
 
 def test_what_is_not_finite_stays_in_its_column():
     X, W, b, dY = bytes_and_parameters(20, 80, 11)
     W[3, 2] = dY[3, 2] = np.nan
-    for found in (loops.affine(X, loops.pack(W), b), loops.gradient(X, dY)):
+    for found in (loops.affine(X, None, loops.pack(W), b), loops.gradient(X, None, dY)):
         assert np.isnan(found[:, 2]).all()
         assert np.isfinite(np.delete(found, 2, axis=1)).all()
 
@@ -94,7 +120,11 @@ def test_a_pass_finds_what_it_finds_in_floats(
     model, n_classes, models, small_blocks, products, monkeypatch
 ):
     params, X, y = problem(model, n_classes, models)
-    for samples in (X, Standardized.fit(X)):
+    halves = (X / 50 + 2).astype(np.float16)
+    kinds = [X, Standardized.fit(X)]
+    if is_widened(halves):
+        kinds += [halves, Standardized.fit(halves)]
+    for samples in kinds:
         monkeypatch.setitem(block_type.kernels, "numpy", (blocks_in_tiles,))
         products.clear()
         loss, grads = model.loss(params, samples, y, 0.01)

@@ -75,7 +75,7 @@ class FoldedSamples:
         self.centre: Array | None = None
         self.kept_by_blocks: Any = None
         self._block_type: type[RowBlock] = RowBlock
-        if is_bytes and not self.are_streamed:
+        if (is_bytes or is_short_float(self.stored.dtype)) and not self.are_streamed:
             self._block_type = block_type(self.stored, n_outputs, dtype)
         self.folds = (is_bytes or self.standardized is not None) and (
             ROWS_TO_FOLD * n_outputs < self.n_samples or self._block_type is not RowBlock
@@ -205,7 +205,7 @@ class RowBlock:
         return self.floats.T @ dY, array_namespace(dY).sum(dY, axis=-2)
 
 
-class BlockOfBytes(RowBlock):
+class BlockAsStored(RowBlock):
     """A block that is multiplied as it is stored, and written as floats only if asked for them.
 
     Attributes
@@ -224,7 +224,10 @@ class BlockOfBytes(RowBlock):
 
 @fusable(numpy=("byte_products.on_cpu:blocks_of_bytes", "wide_products.on_cpu:blocks_in_tiles"))
 def block_type(X: Array, n_outputs: int, dtype: object) -> type[RowBlock]:
-    """Return the kind of block that multiplies X: another one takes bytes as they are."""
+    """Return the kind of block that multiplies X: another one takes samples as they are stored.
+
+    Of floats it takes more than `ROWS_TO_FOLD` for each output.
+    """
     return RowBlock
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
-from gpuclf.samples.folding import BlockOfBytes, FoldedSamples
+from gpuclf.samples.folding import BlockAsStored, FoldedSamples
 from gpuclf.samples.walk import map_row_blocks, sum_over_row_blocks
 
 __all__ = [
@@ -66,7 +66,7 @@ def blocks_of_bytes(X: Any, n_outputs: int, dtype: Any) -> Any:
     return ByteBlock if are_multiplied(X, n_outputs, dtype) else NotImplemented
 
 
-class ByteBlock(BlockOfBytes):
+class ByteBlock(BlockAsStored):
     """A block whose bytes are multiplied as they are; where they cannot be, as floats."""
 
     def affine(self, W: Any, b: Any) -> Any:  # noqa: D102 - described by the base class

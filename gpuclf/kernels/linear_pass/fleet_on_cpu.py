@@ -75,7 +75,7 @@ def class_major_linear_pass(
         from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
     else:
         gradients_in_place, padded_length = _softmax_gradients_in_place, _as_it_is
-    is_tiled = samples.stored.dtype == np.uint8 and not samples.are_converted
+    is_tiled = samples.stored.dtype != W.dtype and not samples.are_converted
     if samples.are_converted:
         step = min(step, max(MIN_ROWS, CPU_BLOCK_BYTES // (W.itemsize * D)))
     scratch = threading.local()

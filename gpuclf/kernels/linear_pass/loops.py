@@ -33,8 +33,8 @@ from gpuclf.kernels.building.machine_code import compiled
 from gpuclf.kernels.losses.loops import LANES, gradient_in_place, room_of_rows
 
 __all__ = [
-    "MAX_STRIP",
     "VECTOR_BYTES",
+    "Samples",
     "Shape",
     "add_gradient_of_rows",
     "add_products",
@@ -56,7 +56,6 @@ HAS_32_REGISTERS = VECTOR_BYTES == 64 or bool(_features.get("neon", False))
 Shape = tuple[tuple[int, ...], ...]
 PANEL_BYTES = 2048  # of a row: what a few tiles of rows multiply from L1 ...
 CHUNK_COLUMNS = 9  # ... with so many columns of W, which stay there
-MAX_STRIP = 64  # features of an outer tile at most; rows have as many or more
 LINE = 64
 
 
@@ -74,7 +73,7 @@ def shape_for(n_columns: int, item_bytes: int) -> Shape:
     return tuple((0,) * size for size in sizes)
 
 
-class _Samples:
+class Samples:
     """Rows of items of any type, as vectors of floats."""
 
     def __init__(self, code: Code, array: Array, vector: Any) -> None:
@@ -139,7 +138,7 @@ def add_products(
 
 
 def _dot_tile(
-    code: Code, x: _Samples, starts: list[Any], middle: Any, W: Any, targets: list[Any],
+    code: Code, x: Samples, starts: list[Any], middle: Any, W: Any, targets: list[Any],
     parts: list[Any], n_vectors: Any, n_columns: int,
 ) -> None:  # fmt: skip
     """Add the products of rows and columns, lane by lane, to `parts`, an address a row.
@@ -179,7 +178,7 @@ def _dot_tile(
 
 
 def _outer_tile(
-    code: Code, x: _Samples, row: Any, column: Any, middle: Any, G: Array, offset: Any, n_rows: Any,
+    code: Code, x: Samples, row: Any, column: Any, middle: Any, G: Array, offset: Any, n_rows: Any,
     dW: Any, kept: Any, bytes_ahead: Any, n_vectors: int, n_columns: int,
 ) -> None:  # fmt: skip
     """Add ``G[:, columns]^T @ X[row:, column:]`` to dW, an address: (vectors, columns, lanes).
@@ -235,7 +234,7 @@ def write_scores(
     builder = code.builder
     lanes, tile_rows, tile_columns, tile_vectors = shape
     vector = ir.VectorType(W.item, lanes)
-    x, floats = _Samples(code, X, vector), _Samples(code, kept, vector)
+    x, floats = Samples(code, X, vector), Samples(code, kept, vector)
     size, item = x.vector_bytes, x.float_bytes
     group_bytes = builder.mul(W.length(1), I64(tile_columns * size))
     of_chunk = max(CHUNK_COLUMNS // tile_columns, 1)  # groups
@@ -295,7 +294,7 @@ def add_gradient(
     builder = code.builder
     lanes, _, tile_columns, tile_vectors = shape
     vector = ir.VectorType(dW.item, lanes)
-    x, floats = _Samples(code, X, vector), _Samples(code, kept, vector)
+    x, floats = Samples(code, X, vector), Samples(code, kept, vector)
     size, item, strip = x.vector_bytes, x.float_bytes, lanes * tile_vectors
     group_bytes = builder.mul(dW.length(1), I64(tile_columns * size))
     sizes, G = (tile_vectors, tile_columns), G.below(of_G)
@@ -418,10 +417,10 @@ def linear_pass(
     Parameters
     ----------
     X : array of shape (N, D)
-        Bytes, which count from 128, or floats, those of 16 bits as the integers that have their
-        bits. Its rows are taken as they lie in memory, aligned or not: the order of the sums must
-        not depend on an address.
-    centre : array of shape (D padded,)
+        Of 64 features or more. Bytes, which count from 128, or floats, those of 16 bits as the
+        integers that have their bits. Its rows are taken as they lie in memory, aligned or not:
+        the order of the sums must not depend on an address.
+    centre : array of shape (D,)
         Subtracted from the rows, if `is_centred`, a tuple, is not empty.
     W : array of shape (groups, vectors, columns, lanes)
         With `n_columns` columns of all models, one model behind the other.

@@ -133,7 +133,7 @@ def compiled_linear_pass(
         or width > 2 * MAX_CLASSES_AVX512  # of two classes, one column is saved
         or n_samples * n_features * width < MIN_MULTIPLICATIONS
         or samples.are_streamed
-        or (is_short_float(samples.stored.dtype) and not _halves_are_widened(samples.stored))
+        or not is_widened(samples.stored)
         or (b is not None and b.ndim != 1)
         or weights.shape not in ((n_samples,), (K, n_samples))
         or not samples.stored.flags.c_contiguous
@@ -156,8 +156,7 @@ def compiled_linear_pass(
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
-    if is_short_float(X.dtype):
-        X = X.view(np.int16 if X.dtype == np.float16 else np.uint16)
+    X = bits_of_short_floats(X)
     shape = loops.shape_for(n_columns, W.itemsize)
     given_b = np.zeros(width, W.dtype) if b is None else b
     packed = loops.zeros_of_W(n_features, n_columns, W.dtype, shape)
@@ -170,9 +169,7 @@ def compiled_linear_pass(
         np.ascontiguousarray(y, np.int64),
         np.ascontiguousarray(np.atleast_2d(weights)),
     )
-    middle = np.zeros(n_features + loops.MAX_STRIP, W.dtype)
-    if centre is not None:
-        middle[:n_features] = centre
+    middle = np.zeros(n_features, W.dtype) if centre is None else np.ascontiguousarray(centre)
     is_centred = () if centre is None else (0,)
     block = block_rows(n_features * X.itemsize)
 
@@ -222,6 +219,13 @@ def block_rows(row_bytes: int) -> int:
     return min(max(fitting, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
 
 
-def _halves_are_widened(X: Any) -> bool:
-    """Tell whether the processor widens such short floats: float16 by an instruction of its own."""
+def is_widened(X: Any) -> bool:
+    """Tell whether the processor widens such numbers: float16 by an instruction of its own."""
     return bool(X.dtype != np.float16 or (numba_is_usable() and processor_features().get("f16c")))
+
+
+def bits_of_short_floats(X: Any) -> Any:
+    """Return the integers that the loops take floats of two bytes as; other numbers as they are."""
+    if not is_short_float(X.dtype):
+        return X
+    return X.view(np.int16 if X.dtype == np.float16 else np.uint16)

@@ -14,12 +14,13 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpuclf.kernels.building.emission import Code, emitted
+from gpuclf.kernels.building.emission import I64, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
 from gpuclf.kernels.linear_pass import loops as linear_pass
 from gpuclf.kernels.linear_pass.loops import (
     HAS_32_REGISTERS,
     VECTOR_BYTES,
+    Samples,
     add_products,
     aligned,
     features_of,
@@ -71,17 +72,38 @@ def add_tile(
 
 @emitted
 def prefetch_panel(code: Code, X: Any, row: Any, feature: Any) -> None:
-    """Call a row's bytes into the cache, from a feature on."""
-    for line in range(0, PANEL, LINE):
-        code.prefetch(code.at(X.row(row), feature, line))
+    """Call a row's numbers into the cache, from a feature on."""
+    item = X.dtype.bitwidth // 8
+    for line in range(0, PANEL * item, LINE):
+        code.prefetch(code.at(X.row(row), code.times(feature, item), line))
+
+
+@emitted
+def widen(
+    code: Code, X: Any, row: Any, feature: Any, n_features: Any, middle: Any, rows: Any, target: Any
+) -> None:
+    """Write ``X[row, feature : feature + n_features] - middle`` to ``rows[target]``."""
+    item = 4 if isinstance(rows.item, ir.FloatType) else 8
+    lanes = VECTOR_BYTES // item
+    whole = code.times(code.builder.udiv(n_features, I64(lanes)), lanes)
+    for count, start, stop in ((lanes, I64(0), whole), (1, whole, n_features)):
+        vector = ir.VectorType(rows.item, count)
+        x = Samples(code, X, vector)
+        with cgutils.for_range_slice(code.builder, start, stop, I64(count), inc=True) as (place, _):
+            source = code.builder.add(feature, place)
+            subtracted = code.load(code.at(middle, code.times(source, item)), vector, item)
+            number = code.builder.fsub(x.load(x.at(row, source)), subtracted)
+            code.store(number, code.at(rows.row(target), code.times(place, item)), item)
 
 
 @compiled
-def affine_of_bytes(X: Any, W: Any, b: Any, Y: Any, rows: Any, S: Any, shape: Any) -> None:
-    """Write ``(X - 128) @ W + b`` to Y (N, H), for W in groups; `rows` and S are workspace."""
+def affine_of_rows(
+    X: Any, middle: Any, W: Any, b: Any, Y: Any, rows: Any, S: Any, shape: Any
+) -> None:
+    """Write ``(X - middle) @ W + b`` to Y (N, H), for W in groups; `rows` and S are workspace."""
     n_features, n_columns = X.shape[1], Y.shape[1]
     groups, width = len(W) // n_features, W.shape[1]
-    tile_rows, middle, zero = len(shape[0]), S.dtype.type(128), S.dtype.type(0)
+    tile_rows, zero = len(shape[0]), S.dtype.type(0)
     # Of the last group, half may be padding.
     narrow = groups - 1 if 2 * (groups * width - n_columns) >= width else groups
     for first in range(0, len(X), BLOCK_ROWS):
@@ -94,9 +116,7 @@ def affine_of_bytes(X: Any, W: Any, b: Any, Y: Any, rows: Any, S: Any, shape: An
             ahead = 0 if behind < n_features else BLOCK_ROWS
             for r in range(n_rows):
                 prefetch_panel(X, first + ahead + r, 0 if ahead else behind)
-                source, target = X[first + r, feature : feature + n], rows[r]
-                for d in range(n):
-                    target[d] = rows.dtype.type(source[d]) - middle
+                widen(X, first + r, feature, n, middle, rows, r)
             for g in range(groups):
                 w = g * n_features + feature
                 for r in range(0, n_rows, tile_rows):
@@ -125,12 +145,14 @@ def pack(W: Any) -> Any:
     return packed
 
 
-def affine(X: Any, packed: Any, b: Any) -> Any:
-    """Return ``(X - 128) @ W + b``.
+def affine(X: Any, centre: Any, packed: Any, b: Any) -> Any:
+    """Return ``(X - centre) @ W + b``.
 
     Parameters
     ----------
-    X : uint8 array of shape (N, D)
+    X : array of shape (N, D)
+        Bytes, which count from 128, or short floats as the integers that have their bits.
+    centre : array of shape (D,) or None
     packed : array of shape (groups, D, columns)
         W as :func:`pack` gives it.
     b : array of shape (H,)
@@ -143,7 +165,8 @@ def affine(X: Any, packed: Any, b: Any) -> Any:
     Y = np.empty((len(X), len(b)), packed.dtype)
     rows = aligned((BLOCK_ROWS, PANEL), packed.dtype)
     S = aligned((groups * BLOCK_ROWS, width), packed.dtype)
-    affine_of_bytes(X, packed.reshape(-1, width), b, Y, rows, S, SHAPE)
+    middle = np.zeros(X.shape[1], packed.dtype) if centre is None else centre
+    affine_of_rows(X, middle, packed.reshape(-1, width), b, Y, rows, S, SHAPE)
     return Y
 
 
@@ -160,8 +183,8 @@ def unpack(packed: Any, dW: Any, shape: Any) -> None:
                     dW[start + lane, first + t] = packed[g, v, t, lane]
 
 
-def gradient(X: Any, dY: Any) -> Any:
-    """Return ``(X - 128)^T @ dY``, the gradient of :func:`affine` with respect to W."""
+def gradient(X: Any, centre: Any, dY: Any) -> Any:
+    """Return ``(X - centre)^T @ dY``, the gradient of :func:`affine` with respect to W."""
     n_columns, dtype = dY.shape[1], dY.dtype
     shape = linear_pass.shape_for(n_columns, dtype.itemsize)
     dW = linear_pass.zeros_of_W(X.shape[1], n_columns, dtype, shape)
@@ -171,8 +194,9 @@ def gradient(X: Any, dY: Any) -> Any:
     padded = (-(-dW.shape[0] * dW.shape[2] // of_line) | 1) * of_line
     G = np.zeros((len(X), padded), dtype)
     G[:, :n_columns] = dY
-    centre = np.zeros(0, dtype)
-    linear_pass.add_gradient_of_rows(X, centre, G, 0, len(X), dW, room, shape, ())
+    is_centred = () if centre is None else (0,)
+    middle = np.zeros(0, dtype) if centre is None else centre
+    linear_pass.add_gradient_of_rows(X, middle, G, 0, len(X), dW, room, shape, is_centred)
     out = np.empty((X.shape[1], n_columns), dtype)
     unpack(dW, out, shape)
     return out

@@ -1,7 +1,7 @@
-"""Blocks of bytes multiplied by wide parameters in compiled tiles; needs numba.
+"""Blocks of bytes or short floats multiplied by wide parameters in compiled tiles; needs numba.
 
-The shared bodies write a block's bytes as floats, four times as many bytes, which BLAS then packs
-for each of both products. Here bytes are widened in a core's L1, once for all columns.
+The shared bodies write a block's numbers as floats of four bytes, which BLAS then packs for each of
+both products. Here they are widened in a core's L1, once for all columns.
 
 Declines where BLAS is as fast: mini-batches, which all of its threads share, and wider W.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpuclf.kernels.building.machine_code import numba_is_usable
-from gpuclf.samples.folding import ROWS_TO_FOLD, BlockOfBytes
+from gpuclf.kernels.linear_pass.on_cpu import bits_of_short_floats, is_widened
+from gpuclf.samples.folding import ROWS_TO_FOLD, BlockAsStored
+from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.walk import CPU_BLOCK_BYTES
 
 __all__ = ["TiledBlock", "blocks_in_tiles"]
@@ -28,7 +30,7 @@ def blocks_in_tiles(X: Any, n_outputs: int, dtype: Any) -> Any:
     """Compute :func:`gpuclf.samples.folding.block_type`."""
     floats_per_row = X.shape[1] + 3 * n_outputs
     is_taken = (
-        X.dtype == np.uint8
+        (X.dtype == np.uint8 or is_short_float(X.dtype))
         and dtype == np.float32
         and X.flags.c_contiguous
         and X.shape[1] >= MIN_FEATURES
@@ -36,12 +38,13 @@ def blocks_in_tiles(X: Any, n_outputs: int, dtype: Any) -> Any:
         and len(X) > ROWS_TO_FOLD * n_outputs
         and 4 * len(X) * floats_per_row > MIN_BLOCKS * CPU_BLOCK_BYTES
         and numba_is_usable()
+        and is_widened(X)
     )
     return TiledBlock if is_taken else NotImplemented
 
 
-class TiledBlock(BlockOfBytes):
-    """A block whose bytes are widened where they are multiplied."""
+class TiledBlock(BlockAsStored):
+    """A block whose numbers are widened where they are multiplied."""
 
     floats_of_feature = 0.25
 
@@ -51,9 +54,13 @@ class TiledBlock(BlockOfBytes):
         kept = self.samples.kept_by_blocks
         if kept is None or kept[0] is not W:  # one pack serves all blocks of a pass
             self.samples.kept_by_blocks = kept = W, loops.pack(W)
-        return loops.affine(self.samples.stored[self.rows], kept[1], b)
+        return loops.affine(self._bits, self.samples.centre, kept[1], b)
 
     def affine_backward(self, dY: Any) -> tuple[Any, Any]:  # noqa: D102 - as above
         from gpuclf.kernels.wide_products import loops
 
-        return loops.gradient(self.samples.stored[self.rows], dY), dY.sum(axis=0)
+        return loops.gradient(self._bits, self.samples.centre, dY), dY.sum(axis=0)
+
+    @property
+    def _bits(self) -> Any:
+        return bits_of_short_floats(self.samples.stored[self.rows])
