@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I8, I32, I64, Code, emitted
-from gpuclf.kernels.building.machine_code import compiled
+from gpuclf.kernels.building.machine_code import byte_dots_are_usable, compiled
 from gpuclf.kernels.losses.loops import gradient_in_place
 
 __all__ = [
@@ -49,6 +49,7 @@ GROUP = 16  # columns
 PANEL = 64  # samples, and rows that one tile of the backward product takes
 TILE_BYTES = 1024
 GROUP_BYTES = N_DIGITS * TILE_BYTES
+GROUP_ROWS = N_DIGITS * GROUP  # of digits
 BLOCK_ROWS = 128  # both products find them in L2; sums of so many rows fit 32 bits at any values
 MAX_EXPONENT = 126.0  # of float32
 
@@ -61,8 +62,8 @@ TILE_SHAPES[16:32:2] = 64
 TILE_SHAPES[48:56] = 16
 
 
-class _Code(Code):
-    """Code with tiles, masks and digits."""
+class ByteCode(Code):
+    """Code with tiles, masks, digits and dot products of bytes."""
 
     def load_tile(self, tile: int, address: Any, pitch: Any) -> None:
         """Fill a tile with rows that lie `pitch` bytes apart."""
@@ -90,17 +91,44 @@ class _Code(Code):
 
     def transpose(self, vectors: list[Any]) -> None:
         """Transpose 16 vectors of 16 numbers: single ones, then blocks of 2 x 2, 4 x 4, 8 x 8."""
-        lanes = range(GROUP)
         for distance in (1, 2, 4, 8):
-            low = [i if not i & distance else GROUP + i - distance for i in lanes]
-            high = [i + distance if not i & distance else GROUP + i for i in lanes]
-            masks = [ir.Constant(_ints, order) for order in (low, high)]
-            for i in lanes:
+            for i in range(GROUP):
                 if not i & distance:
                     pair = vectors[i], vectors[i + distance]
-                    vectors[i], vectors[i + distance] = (
-                        self.builder.shuffle_vector(*pair, mask) for mask in masks
-                    )
+                    vectors[i], vectors[i + distance] = self._exchanged(*pair, distance)
+
+    def sums_of_lanes(self, vectors: list[Any]) -> Any:
+        """Return a vector of 16 numbers, the sums of 16 vectors."""
+        for distance in (8, 4, 2, 1):
+            pairs = zip(vectors[:distance], vectors[distance:], strict=True)
+            vectors = [self.builder.add(*self._exchanged(*pair, distance)) for pair in pairs]
+        return vectors[0]
+
+    def _exchanged(self, a: Any, b: Any, distance: int) -> list[Any]:
+        """Return two vectors of which one has the even blocks of a and b, one the odd ones."""
+        lanes = range(GROUP)
+        low = [i if not i & distance else GROUP + i - distance for i in lanes]
+        high = [i + distance if not i & distance else GROUP + i for i in lanes]
+        masks = [ir.Constant(_ints, order) for order in (low, high)]
+        return [self.builder.shuffle_vector(a, b, mask) for mask in masks]
+
+    def add_dots(self, totals: Any, unsigned: Any, signed: Any) -> Any:
+        """Add 16 dot products of four bytes to 16 integers; the bytes as 16 integers.
+
+        By one instruction (VPDPBUSD), or spelled out: what stands around it can be tested anywhere.
+        """
+        if byte_dots_are_usable():
+            name = "llvm.x86.avx512.vpdpbusd.512"
+            return self.call(name, _ints, totals, unsigned, signed)
+        builder = self.builder
+        low_byte, top = ir.Constant(_ints, [255] * GROUP), ir.Constant(_ints, [24] * GROUP)
+        for byte in range(4):
+            below = ir.Constant(_ints, [8 * byte] * GROUP)
+            above = ir.Constant(_ints, [24 - 8 * byte] * GROUP)
+            left = builder.and_(builder.lshr(unsigned, below), low_byte)
+            right = builder.ashr(builder.shl(signed, above), top)
+            totals = builder.add(totals, builder.mul(left, right))
+        return totals
 
     def number(self, sums: Any, row: int) -> Any:
         """Put the four digits' sums of a tile's row together, the small ones first."""
@@ -113,22 +141,22 @@ class _Code(Code):
         return value
 
 
-_emitted = partial(emitted, code_type=_Code)
+emitted_of_bytes = partial(emitted, code_type=ByteCode)
 
 
-@_emitted
+@emitted_of_bytes
 def begin(c: Any, tile_shapes: Any) -> None:
     """Give the eight tiles their shapes."""
     c.call("llvm.x86.ldtilecfg", ir.VoidType(), c.at(tile_shapes))
 
 
-@_emitted
+@emitted_of_bytes
 def end(c: Any) -> None:
     """Give the tiles back, so that switching threads need not save them."""
     c.call("llvm.x86.tilerelease", ir.VoidType())
 
 
-@_emitted
+@emitted_of_bytes
 def multiply_rows(
     c: Any, X: Any, first: Any, pitch: Any, packed: Any, group: Any, panel_bytes: Any,
     n_panels: Any, begins: Any, sums: Any,
@@ -153,7 +181,7 @@ def multiply_rows(
         c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@_emitted
+@emitted_of_bytes
 def multiply_columns(
     c: Any, digits: Any, group: Any, step_bytes: Any, quads: Any, tile: Any, n_steps: Any,
     begins: Any, sums: Any,
@@ -177,9 +205,13 @@ def multiply_columns(
         c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@_emitted
-def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any) -> None:
+@emitted_of_bytes
+def interleave(
+    c: Any, X: Any, first: Any, pitch: Any, quads: Any, step_bytes: Any, n_quads: Any
+) -> None:
     """Put the bytes of four rows next to each other, for 64 features; four tiles each 64 rows.
+
+    `quads` begins at the first tile; those of the next 64 rows come `step_bytes` later.
 
     Byte unpacking works within 16 bytes, so tile t gets the features 16 i + 4 t + j for i, j < 4.
     """
@@ -203,7 +235,7 @@ def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any)
         for _ in range(3):
             start = c.at(start, pitch)
             rows.append(c.load(start, _bytes))
-        step = builder.mul(builder.lshr(loop.index, I64(4)), I64(4 * TILE_BYTES))
+        step = builder.mul(builder.lshr(loop.index, I64(4)), step_bytes)
         line = builder.mul(builder.and_(loop.index, I64(15)), I64(64))
         target = c.at(quads, step, line)
         for half in (False, True):
@@ -214,7 +246,7 @@ def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any)
                 c.store(unpack(first_two, last_two, 2, quarter), c.at(target, TILE_BYTES * tile))
 
 
-@_emitted
+@emitted_of_bytes
 def column_magnitudes(c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any) -> None:
     """Raise the 16 numbers of `out` to the magnitudes of `width` columns; NaN stays.
 
@@ -232,7 +264,7 @@ def column_magnitudes(c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: 
     c.store(builder.load(found), out)
 
 
-@_emitted
+@emitted_of_bytes
 def pack_panel(
     c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, factors: Any, packed: Any, sums: Any
 ) -> None:
@@ -276,7 +308,7 @@ def pack_panel(
         c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
 
 
-@_emitted
+@emitted_of_bytes
 def add_tile(
     c: Any, sums: Any, scales: Any, dW: Any, first: Any, row_floats: Any, tile: Any
 ) -> None:
@@ -298,7 +330,7 @@ def add_tile(
         c.store(builder.fadd(c.load(address, _floats), added), address)
 
 
-@_emitted
+@emitted_of_bytes
 def write_tile(c: Any, sums: Any, scales: Any, b: Any, Y: Any) -> None:
     """Put the digits of :func:`multiply_rows` together, add b, and write them to Y (16, 16).
 
@@ -311,7 +343,7 @@ def write_tile(c: Any, sums: Any, scales: Any, b: Any, Y: Any) -> None:
         c.store(value, c.at(Y, 4 * GROUP * r))
 
 
-@_emitted
+@emitted_of_bytes
 def pack_samples(c: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any) -> None:
     """Write 64 features of 16 samples less 128, four features next to each other.
 
@@ -330,12 +362,11 @@ def pack_samples(c: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any
         signed = builder.xor(vectors[quad], top_bits)
         c.store(signed, c.at(packed, 64 * quad))
         for unsigned in (vectors[quad], top_bits):
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            total = c.call(name, _ints, total, unsigned, signed)
+            total = c.add_dots(total, unsigned, signed)
     c.store(total, norms)
 
 
-@_emitted
+@emitted_of_bytes
 def write_distances(
     c: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
 ) -> None:
@@ -358,7 +389,14 @@ def _power_of_two(largest: Any) -> Any:
 
 
 @compiled
-def _zeros(n_bytes: int) -> Any:
+def _factor(largest: Any) -> Any:
+    """Return what brings numbers up to `largest` up to 127."""
+    highest = np.float32(2.0**MAX_EXPONENT)
+    return min(np.float32(LARGEST) / largest, highest) if largest > 0 else np.float32(1)
+
+
+@compiled
+def zeros(n_bytes: int) -> Any:
     """Return bytes that begin where a cache line does: tiles are loaded by lines."""
     room = np.zeros(n_bytes + 64, np.uint8)
     first = -room.ctypes.data % 64
@@ -386,10 +424,10 @@ def pack(W: Any, first: int, stop: int) -> Any:
     n_features, n_columns = len(W), stop - first
     n_panels = (n_features + PANEL - 1) // PANEL
     n_groups = (n_columns + GROUP - 1) // GROUP
-    packed = _zeros(n_panels * n_groups * GROUP_BYTES).view(np.int8)
+    packed = zeros(n_panels * n_groups * GROUP_BYTES).view(np.int8)
     packed = packed.reshape((n_panels, n_groups, N_DIGITS, 16, 16, 4))
     scales = np.ones((n_groups, GROUP), np.float32)
-    begins = _zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
+    begins = zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
     factors = np.zeros((n_groups, GROUP), np.float32)
     largest, pitch = np.zeros((n_groups, GROUP), np.float32), W.strides[0]
     for panel in range(n_panels):  # outermost: a column alone would touch every page of W
@@ -432,52 +470,66 @@ def _multiply(X: Any, weights: Any, b: Any, row: int, group: int, sums: Any, Y: 
 
 @compiled
 def _sums() -> Any:
-    return _zeros(GROUP_BYTES).view(np.int32).reshape((N_DIGITS, 16, 16))
+    return zeros(GROUP_BYTES).view(np.int32).reshape((N_DIGITS, 16, 16))
 
 
 @compiled
-def _room_for_digits(n_steps: int, n_groups: int) -> Any:
-    """Return what :func:`_digits_of_rows` fills, zero for the columns that pad the last group.
+def room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
+    """Return what :func:`digits_of_rows` fills; what it does not write stays zero.
 
-    digits : (steps, groups, 4, 16, 64); begins : (groups, 4, 16, 16); scales : (M padded).
+    digits : (steps of 64, rows of digits, 64); begins : (rows of digits, 16); scales : (columns,).
     """
-    digits = _zeros(n_steps * n_groups * GROUP_BYTES).view(np.int8)
-    begins = _zeros(n_groups * GROUP_BYTES).view(np.int32)
+    digits = zeros(n_steps * n_rows * PANEL).view(np.int8)
+    begins = zeros(n_rows * 64).view(np.int32)
     return (
-        digits.reshape((n_steps, n_groups, N_DIGITS, 16, PANEL)),
-        begins.reshape((n_groups, N_DIGITS, 16, 16)),
-        np.zeros(n_groups * GROUP, np.float32),
+        digits.reshape((n_steps, n_rows, PANEL)),
+        begins.reshape((n_rows, 16)),
+        np.zeros(n_columns, np.float32),
     )
 
 
 @compiled
-def _digits_of_rows(G: Any, gradient: Any) -> None:
-    """Write the rows of G (M, rows) in digits, for :func:`multiply_columns`."""
-    digits, begins, scales = gradient
+def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) -> None:
+    """Write the rows of G (M, N) in digits.
+
+    Parameters
+    ----------
+    G : float32 array of shape (M, N)
+    room : (digits, begins, scales)
+        As :func:`room_for_digits` makes it. `width` rows of G have their first digits next to each
+        other, then their second ones, and so on. What sums begin with, so that bytes count from
+        128, stands there 16 times.
+    n_digits : int
+    base : float
+    width : int
+    """
+    digits, begins, scales = room
     n_columns, n_rows = G.shape
-    base = np.float32(BASE)
+    step_down = np.float32(base)
     rest = np.empty(PANEL, np.float32)
     for m in range(n_columns):
         largest = np.float32(0)
         for r in range(n_rows):
             largest = max(largest, abs(G[m, r]))
-        factor = _power_of_two(largest)
+        factor = _power_of_two(largest) if base == BASE else _factor(largest)
         scales[m] = 1 / factor
-        group, column = m // GROUP, m % GROUP
-        begins[group, :, column, :] = 0
-        for step in range(n_rows // PANEL):
+        place = m // width * n_digits * width + m % width
+        for digit in range(n_digits):
+            begins[place + digit * width] = 0
+        for step in range((n_rows + PANEL - 1) // PANEL):
             first = step * PANEL
-            for r in range(PANEL):
+            height = min(PANEL, n_rows - first)
+            for r in range(height):
                 rest[r] = G[m, first + r] * factor
-            for digit in range(N_DIGITS):
+            for digit in range(n_digits):
                 total = np.int32(0)
-                for r in range(PANEL):
+                for r in range(height):
                     rounded = np.rint(rest[r])
-                    rest[r] = (rest[r] - rounded) * base
+                    rest[r] = (rest[r] - rounded) * step_down
                     number = np.int8(rounded)
-                    digits[step, group, digit, column, r] = number
+                    digits[step, place + digit * width, r] = number
                     total += number
-                begins[group, digit, column, :] += -128 * total
+                begins[place + digit * width] += -128 * total
 
 
 @compiled
@@ -487,16 +539,16 @@ def _add_columns(
 ) -> None:  # fmt: skip
     """Add ``(X - 128)^T @ G^T`` of `n_rows` rows to columns of dW (D padded, M padded)."""
     digits, begins, scales = gradient
-    n_groups, n_features = digits.shape[1], X.shape[1]
+    n_groups, n_features = digits.shape[1] // GROUP_ROWS, X.shape[1]
     n_steps = (n_rows + PANEL - 1) // PANEL
     for panel in range(len(dW) // PANEL):
         first = first_row * n_features + panel * PANEL
-        interleave(X, first, n_features, quads, (n_rows + 3) // 4)
+        interleave(X, first, n_features, quads, 4 * TILE_BYTES, (n_rows + 3) // 4)
         for tile in range(4):
             for group in range(n_groups):
                 multiply_columns(
                     digits, group * GROUP_BYTES, n_groups * GROUP_BYTES, quads, tile, n_steps,
-                    begins[group], sums,
+                    begins[group * GROUP_ROWS :], sums,
                 )  # fmt: skip
                 add_tile(
                     sums, scales[group * GROUP :], dW,
@@ -505,7 +557,7 @@ def _add_columns(
 
 
 @compiled
-def _whole_rows(X: Any, first: int, n_rows: int) -> Any:
+def whole_rows(X: Any, first: int, n_rows: int) -> Any:
     """Return X and `first`, or a copy of its last rows: tiles read beyond them."""
     n_features = X.shape[1]
     panels = (n_features + PANEL - 1) // PANEL * PANEL
@@ -520,7 +572,7 @@ def _whole_rows(X: Any, first: int, n_rows: int) -> Any:
 def zeros_of_W(n_panels: int, n_groups: int) -> Any:
     """Return room for dW in whole tiles."""
     n_rows, n_columns = n_panels * PANEL, n_groups * GROUP
-    return _zeros(4 * n_rows * n_columns).view(np.float32).reshape((n_rows, n_columns))
+    return zeros(4 * n_rows * n_columns).view(np.float32).reshape((n_rows, n_columns))
 
 
 @compiled
@@ -545,7 +597,7 @@ def affine_of_bytes(X: Any, weights: Any, b: Any, Y: Any, first_column: int) -> 
     bias = np.zeros(n_groups * GROUP, np.float32)
     bias[:n_columns] = b[first_column : first_column + n_columns]
     last = (n_rows - 1) // 16 * 16
-    x, first = _whole_rows(X, last, 16)
+    x, first = whole_rows(X, last, 16)
     for group in range(n_groups):  # outermost, because its digits just fit L2
         column = group * GROUP
         width = min(GROUP, n_columns - column)
@@ -576,8 +628,8 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
     """
     n_rows, n_columns = len(dY), stop - first
     n_groups, n_steps = (n_columns + GROUP - 1) // GROUP, 2 * BLOCK_ROWS // PANEL
-    sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
-    gradient = _room_for_digits(n_steps, n_groups)
+    sums, quads = _sums(), zeros(n_steps * 4 * TILE_BYTES)
+    gradient = room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     G = np.zeros((n_columns, n_steps * PANEL), np.float32)
     zero = np.float32(0)
     begin(TILE_SHAPES)
@@ -588,8 +640,8 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
             for r in range(rows):
                 G[m, r] = dY[row + r, first + m]
                 zero += G[m, r] * np.float32(0)
-        x, x_row = _whole_rows(X, row, (rows + 3) // 4 * 4)
-        _digits_of_rows(G, gradient)
+        x, x_row = whole_rows(X, row, (rows + 3) // 4 * 4)
+        digits_of_rows(G, gradient, N_DIGITS, BASE, GROUP)
         _add_columns(x, x_row, rows, gradient, quads, sums, dW, first)
     end()
     return bool(zero == 0)
@@ -622,14 +674,14 @@ def linear_pass(
     S = np.zeros((n_groups * GROUP, BLOCK_ROWS), np.float32)
     tile, bias = np.empty((16, GROUP), np.float32), np.zeros(n_groups * GROUP, np.float32)
     bias[:n_classes] = b
-    sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
-    gradient = _room_for_digits(n_steps, n_groups)
+    sums, quads = _sums(), zeros(n_steps * 4 * TILE_BYTES)
+    gradient = room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     padded_dW = zeros_of_W(packed.shape[0], n_groups)
     sum_of_S = np.zeros(n_classes)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
         n_rows = min(BLOCK_ROWS, stop - row)
-        x, first = _whole_rows(X, row, (n_rows + 15) // 16 * 16)
+        x, first = whole_rows(X, row, (n_rows + 15) // 16 * 16)
         for r in range(0, n_rows, 16):
             for group in range(n_groups):
                 _multiply(x, weights, bias, first + r, group, sums, tile)
@@ -639,7 +691,7 @@ def linear_pass(
         loss += gradient_in_place(
             S[:n_classes], y, sample_weight, row, n_rows, n_classes - 1, sum_of_S, room, hinge
         )
-        _digits_of_rows(S[:n_classes], gradient)
+        digits_of_rows(S[:n_classes], gradient, N_DIGITS, BASE, GROUP)
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
     if not np.isfinite(loss):  # digits cannot say NaN
@@ -668,8 +720,8 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None
     """
     n_features = A.shape[1]
     n_panels, group = n_features // PANEL, N_DIGITS * GROUP  # tiles of samples instead of digits
-    packed = _zeros(n_panels * GROUP_BYTES).view(np.int8)
-    begins, products = _zeros(GROUP_BYTES).view(np.int32), _sums()
+    packed = zeros(n_panels * GROUP_BYTES).view(np.int8)
+    begins, products = zeros(GROUP_BYTES).view(np.int32), _sums()
     norms_B = np.zeros(group, np.int32)
     begin(TILE_SHAPES)
     for first in range(0, len(B), group):
