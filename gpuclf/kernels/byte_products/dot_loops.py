@@ -36,13 +36,12 @@ from gpuclf.kernels.byte_products.loops import (
     digits_of_rows,
     emitted_of_bytes,
     interleave,
-    room_for_digits,
     whole_rows,
-    zeros,
 )
-from gpuclf.kernels.losses.loops import gradient_in_place
+from gpuclf.kernels.linear_pass.loops import aligned
+from gpuclf.kernels.losses.loops import gradient_in_place, room_of_rows
 
-__all__ = ["ROWS", "STRIP", "digits_needed", "in_order", "linear_pass", "pack"]
+__all__ = ["ROWS", "STRIP", "digits_needed", "in_order", "linear_pass", "pack", "room_for"]
 
 BASE = 254.0
 TILE = 9  # rows of digits
@@ -199,34 +198,6 @@ def digits_needed(G: Any) -> int:
 
 
 @compiled
-def _digits_and_tiles(n_steps: int, n_columns: int, n_digits: int) -> Any:
-    """Return room for digits in whole tiles."""
-    n_rows = (n_columns * n_digits + TILE - 1) // TILE * TILE
-    return room_for_digits(n_steps, n_columns, n_rows)
-
-
-@compiled
-def pack(columns: Any) -> Any:
-    """Write W in digits.
-
-    Parameters
-    ----------
-    columns : float32 array of shape (M, D)
-        Columns of W less one of them; finite.
-
-    Returns
-    -------
-    weights : tuple
-    n_digits : int
-    """
-    n_columns, n_features = columns.shape
-    n_digits = digits_needed(columns)
-    weights = _digits_and_tiles((n_features + PANEL - 1) // PANEL, n_columns, n_digits)
-    digits_of_rows(columns, weights, n_digits, BASE, 1)
-    return weights, n_digits
-
-
-@compiled
 def _write_scores(
     X: Any, first: int, n_rows: int, weights: Any, n_digits: int, bias: Any, parts: Any, sums: Any,
     S: Any,
@@ -301,31 +272,82 @@ def linear_pass(
     swapped : int
         The class that stands last, and the last in its place.
     room : tuple
-        Of a block's rows, a multiple of ROWS, for
-        :func:`~gpuclf.kernels.losses.loops.gradient_in_place`.
+        As :func:`room_for` gives it.
     hinge : bool
         The loss: else softmax cross-entropy.
     """
-    n_classes, block_rows = len(bias), len(room[0])
-    n_columns, n_steps = n_classes - 1, (block_rows + PANEL - 1) // PANEL
-    S = np.zeros((n_classes, block_rows), np.float32)
-    three = _digits_and_tiles(n_steps, n_columns, 3)
-    four = _digits_and_tiles(n_steps, n_columns, 4)
-    n_sums = max(weights[0].shape[1], four[0].shape[1])
-    sums = zeros(4 * ROWS * n_sums).view(np.int32)
-    parts = zeros(4 * TILE * ROWS * LANES).view(np.int32)
-    quads = zeros(n_steps * STRIP_VECTORS * TILE_BYTES)
+    S, three, four, sums, parts, quads, of_rows = room
+    block_rows, n_columns = S.shape[1], len(S) - 1
     loss = 0.0
     for row in range(start, stop, block_rows):
         n_rows = min(block_rows, stop - row)
         x, first = whole_rows(X, row, (n_rows + 11) // 12 * 12)  # threes forward, fours backward
         _write_scores(x, first, n_rows, weights, n_digits, bias, parts, sums, S)
-        loss += gradient_in_place(S, y, sample_weight, row, n_rows, swapped, db, room, hinge)
+        loss += gradient_in_place(S, y, sample_weight, row, n_rows, swapped, db, of_rows, hinge)
         n_needed = digits_needed(S[:n_columns])
         gradient = three if n_needed == 3 else four
         digits_of_rows(S[:n_columns], gradient, n_needed, BASE, 1)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
     return loss
+
+
+def _room_for_digits(n_columns: int, n_items: int, n_digits: int) -> tuple[Any, ...]:
+    """Return room for whole tiles, as :func:`~.loops.digits_of_rows` fills it."""
+    n_rows = -(-n_columns * n_digits // TILE) * TILE
+    return (
+        aligned((-(-n_items // PANEL), n_rows, PANEL), np.dtype(np.int8)),
+        aligned((n_rows, LANES), np.dtype(np.int32)),
+        np.zeros(n_columns, np.float32),
+    )
+
+
+def pack(columns: Any) -> tuple[tuple[Any, ...], int]:
+    """Write W in digits.
+
+    Parameters
+    ----------
+    columns : float32 array of shape (C - 1, D)
+        Columns of W less the one that is taken from them; finite, contiguous.
+
+    Returns
+    -------
+    weights : (digits, begins, scales)
+    n_digits : int
+    """
+    n_digits = digits_needed(columns)
+    weights = _room_for_digits(*columns.shape, n_digits)
+    digits_of_rows(columns, weights, n_digits, BASE, 1)
+    return weights, n_digits
+
+
+def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple[Any, ...]:
+    """Return what the blocks of a walk share; their rows are a multiple of ROWS.
+
+    Returns
+    -------
+    S
+        Scores.
+    three, four
+        Their gradient in digits.
+    sums, parts
+        Of digits; forward, lane by lane before.
+    quads
+        A strip of features of four samples, interleaved.
+    of_rows
+        For :func:`~gpuclf.kernels.losses.loops.gradient_in_place`.
+    """
+    three, four = (_room_for_digits(n_classes - 1, block_rows, n) for n in (3, 4))
+    n_sums = max(weights[0].shape[1], four[0].shape[1])
+    ints = np.dtype(np.int32)
+    return (
+        aligned((n_classes, block_rows), np.dtype(np.float32)),
+        three,
+        four,
+        aligned((n_sums, ROWS), ints),
+        aligned((TILE, ROWS, LANES), ints),
+        aligned((-(-block_rows // PANEL) * STRIP_VECTORS * TILE_BYTES,), np.dtype(np.uint8)),
+        room_of_rows(block_rows, np.dtype(np.float32)),
+    )
 
 
 def in_order(dW: Any, n_features: int) -> Any:

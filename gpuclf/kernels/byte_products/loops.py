@@ -396,7 +396,7 @@ def _factor(largest: Any) -> Any:
 
 
 @compiled
-def zeros(n_bytes: int) -> Any:
+def _zeros(n_bytes: int) -> Any:
     """Return bytes that begin where a cache line does: tiles are loaded by lines."""
     room = np.zeros(n_bytes + 64, np.uint8)
     first = -room.ctypes.data % 64
@@ -424,10 +424,10 @@ def pack(W: Any, first: int, stop: int) -> Any:
     n_features, n_columns = len(W), stop - first
     n_panels = (n_features + PANEL - 1) // PANEL
     n_groups = (n_columns + GROUP - 1) // GROUP
-    packed = zeros(n_panels * n_groups * GROUP_BYTES).view(np.int8)
+    packed = _zeros(n_panels * n_groups * GROUP_BYTES).view(np.int8)
     packed = packed.reshape((n_panels, n_groups, N_DIGITS, 16, 16, 4))
     scales = np.ones((n_groups, GROUP), np.float32)
-    begins = zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
+    begins = _zeros(n_groups * N_DIGITS * 64).view(np.int32).reshape((n_groups, N_DIGITS, GROUP))
     factors = np.zeros((n_groups, GROUP), np.float32)
     largest, pitch = np.zeros((n_groups, GROUP), np.float32), W.strides[0]
     for panel in range(n_panels):  # outermost: a column alone would touch every page of W
@@ -470,17 +470,17 @@ def _multiply(X: Any, weights: Any, b: Any, row: int, group: int, sums: Any, Y: 
 
 @compiled
 def _sums() -> Any:
-    return zeros(GROUP_BYTES).view(np.int32).reshape((N_DIGITS, 16, 16))
+    return _zeros(GROUP_BYTES).view(np.int32).reshape((N_DIGITS, 16, 16))
 
 
 @compiled
-def room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
+def _room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
     """Return what :func:`digits_of_rows` fills; what it does not write stays zero.
 
     digits : (steps of 64, rows of digits, 64); begins : (rows of digits, 16); scales : (columns,).
     """
-    digits = zeros(n_steps * n_rows * PANEL).view(np.int8)
-    begins = zeros(n_rows * 64).view(np.int32)
+    digits = _zeros(n_steps * n_rows * PANEL).view(np.int8)
+    begins = _zeros(n_rows * 64).view(np.int32)
     return (
         digits.reshape((n_steps, n_rows, PANEL)),
         begins.reshape((n_rows, 16)),
@@ -496,7 +496,7 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) ->
     ----------
     G : float32 array of shape (M, N)
     room : (digits, begins, scales)
-        As :func:`room_for_digits` makes it. `width` rows of G have their first digits next to each
+        Of zeros; as :func:`_room_for_digits` makes it. `width` rows of G have their first digits next to each
         other, then their second ones, and so on. What sums begin with, so that bytes count from
         128, stands there 16 times.
     n_digits : int
@@ -514,8 +514,9 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) ->
         factor = _power_of_two(largest) if base == BASE else _factor(largest)
         scales[m] = 1 / factor
         place = m // width * n_digits * width + m % width
-        for digit in range(n_digits):
-            begins[place + digit * width] = 0
+        for digit in range(n_digits):  # lane by lane: numba takes seconds to compile broadcasting
+            for lane in range(16):
+                begins[place + digit * width, lane] = 0
         for step in range((n_rows + PANEL - 1) // PANEL):
             first = step * PANEL
             height = min(PANEL, n_rows - first)
@@ -529,7 +530,8 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) ->
                     number = np.int8(rounded)
                     digits[step, place + digit * width, r] = number
                     total += number
-                begins[place + digit * width] += -128 * total
+                for lane in range(16):
+                    begins[place + digit * width, lane] -= 128 * total
 
 
 @compiled
@@ -564,7 +566,9 @@ def whole_rows(X: Any, first: int, n_rows: int) -> Any:
     if (first + n_rows - 1) * n_features + panels <= X.size:
         return X, first
     copied = np.zeros((n_rows + PANEL, n_features), np.uint8)
-    copied[: min(n_rows, len(X) - first)] = X[first : first + n_rows]
+    for r in range(min(n_rows, len(X) - first)):
+        for d in range(n_features):
+            copied[r, d] = X[first + r, d]
     return copied, 0
 
 
@@ -572,7 +576,7 @@ def whole_rows(X: Any, first: int, n_rows: int) -> Any:
 def zeros_of_W(n_panels: int, n_groups: int) -> Any:
     """Return room for dW in whole tiles."""
     n_rows, n_columns = n_panels * PANEL, n_groups * GROUP
-    return zeros(4 * n_rows * n_columns).view(np.float32).reshape((n_rows, n_columns))
+    return _zeros(4 * n_rows * n_columns).view(np.float32).reshape((n_rows, n_columns))
 
 
 @compiled
@@ -628,8 +632,8 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
     """
     n_rows, n_columns = len(dY), stop - first
     n_groups, n_steps = (n_columns + GROUP - 1) // GROUP, 2 * BLOCK_ROWS // PANEL
-    sums, quads = _sums(), zeros(n_steps * 4 * TILE_BYTES)
-    gradient = room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
+    sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
+    gradient = _room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     G = np.zeros((n_columns, n_steps * PANEL), np.float32)
     zero = np.float32(0)
     begin(TILE_SHAPES)
@@ -674,8 +678,8 @@ def linear_pass(
     S = np.zeros((n_groups * GROUP, BLOCK_ROWS), np.float32)
     tile, bias = np.empty((16, GROUP), np.float32), np.zeros(n_groups * GROUP, np.float32)
     bias[:n_classes] = b
-    sums, quads = _sums(), zeros(n_steps * 4 * TILE_BYTES)
-    gradient = room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
+    sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
+    gradient = _room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     padded_dW = zeros_of_W(packed.shape[0], n_groups)
     sum_of_S = np.zeros(n_classes)
     loss = 0.0
@@ -720,8 +724,8 @@ def squared_euclidean(A: Any, B: Any, norms: Any, out: Any, column: int) -> None
     """
     n_features = A.shape[1]
     n_panels, group = n_features // PANEL, N_DIGITS * GROUP  # tiles of samples instead of digits
-    packed = zeros(n_panels * GROUP_BYTES).view(np.int8)
-    begins, products = zeros(GROUP_BYTES).view(np.int32), _sums()
+    packed = _zeros(n_panels * GROUP_BYTES).view(np.int8)
+    begins, products = _zeros(GROUP_BYTES).view(np.int32), _sums()
     norms_B = np.zeros(group, np.int32)
     begin(TILE_SHAPES)
     for first in range(0, len(B), group):

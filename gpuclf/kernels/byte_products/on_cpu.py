@@ -182,7 +182,6 @@ def linear_pass_by_dots(
     ):
         return NotImplemented
     from gpuclf.kernels.byte_products import dot_loops
-    from gpuclf.kernels.losses.loops import room_of_rows
 
     # The column that is taken from the others: its largest weight is the smallest.
     swapped = int(np.abs(W).max(axis=0).argmin())
@@ -199,7 +198,7 @@ def linear_pass_by_dots(
 
     def partial(rows: slice) -> tuple[Any, Any, Any]:
         dW, db = np.zeros((len(columns), padded), W.dtype), np.zeros(len(order))
-        room = room_of_rows(block_rows, W.dtype)
+        room = dot_loops.room_for(packed, len(order), block_rows)
         loss = dot_loops.linear_pass(
             *(samples.stored, packed, n_digits, bias, labels, weights, rows.start, rows.stop),
             *(dW, db, swapped, room, hinge),
