@@ -276,7 +276,7 @@ def linear_pass(
     hinge : bool
         The loss: else softmax cross-entropy.
     """
-    S, three, four, sums, parts, quads, of_rows = room
+    S, three, four, left, sums, parts, quads, of_rows = room
     block_rows, n_columns = S.shape[1], len(S) - 1
     loss = 0.0
     for row in range(start, stop, block_rows):
@@ -284,9 +284,13 @@ def linear_pass(
         x, first = whole_rows(X, row, (n_rows + 11) // 12 * 12)  # threes forward, fours backward
         _write_scores(x, first, n_rows, weights, n_digits, bias, parts, sums, S)
         loss += gradient_in_place(S, y, sample_weight, row, n_rows, swapped, db, of_rows, hinge)
-        n_needed = digits_needed(S[:n_columns])
+        G = S[:n_columns]
+        for c in range(n_columns):  # else rows of the same gradient all lose the same
+            for r in range(n_rows):
+                G[c, r] += left[c, r]
+        n_needed = digits_needed(G)
         gradient = three if n_needed == 3 else four
-        digits_of_rows(S[:n_columns], gradient, n_needed, BASE, 1)
+        digits_of_rows(G, gradient, n_needed, BASE, 1, left)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
     return loss
 
@@ -316,7 +320,7 @@ def pack(columns: Any) -> tuple[tuple[Any, ...], int]:
     """
     n_digits = digits_needed(columns)
     weights = _room_for_digits(*columns.shape, n_digits)
-    digits_of_rows(columns, weights, n_digits, BASE, 1)
+    digits_of_rows(columns, weights, n_digits, BASE, 1, columns[:0])
     return weights, n_digits
 
 
@@ -329,6 +333,8 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
         Scores.
     three, four
         Their gradient in digits.
+    left
+        What a block's digits leave of it, for the next.
     sums, parts
         Of digits; forward, lane by lane before.
     quads
@@ -343,6 +349,7 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
         aligned((n_classes, block_rows), np.dtype(np.float32)),
         three,
         four,
+        aligned((n_classes - 1, block_rows), np.dtype(np.float32)),
         aligned((n_sums, ROWS), ints),
         aligned((TILE, ROWS, LANES), ints),
         aligned((-(-block_rows // PANEL) * STRIP_VECTORS * TILE_BYTES,), np.dtype(np.uint8)),

@@ -489,7 +489,9 @@ def _room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
 
 
 @compiled
-def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) -> None:
+def digits_of_rows(
+    G: Any, room: Any, n_digits: int, base: float, width: int, left: Any
+) -> None:
     """Write the rows of G (M, N) in digits.
 
     Parameters
@@ -502,10 +504,12 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) ->
     n_digits : int
     base : float
     width : int
+    left : float32 array of shape (M, N) or (0, N)
+        What the digits leave of G is written there.
     """
     digits, begins, scales = room
     n_columns, n_rows = G.shape
-    step_down = np.float32(base)
+    step_down, smallest = np.float32(base), np.float32(base ** float(-n_digits))
     rest = np.empty(PANEL, np.float32)
     for m in range(n_columns):
         largest = np.float32(0)
@@ -532,6 +536,9 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int) ->
                     total += number
                 for lane in range(16):
                     begins[place + digit * width, lane] -= 128 * total
+            if len(left):
+                for r in range(height):
+                    left[m, first + r] = rest[r] * smallest * scales[m]
 
 
 @compiled
@@ -645,7 +652,7 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
                 G[m, r] = dY[row + r, first + m]
                 zero += G[m, r] * np.float32(0)
         x, x_row = whole_rows(X, row, (rows + 3) // 4 * 4)
-        digits_of_rows(G, gradient, N_DIGITS, BASE, GROUP)
+        digits_of_rows(G, gradient, N_DIGITS, BASE, GROUP, G[:0])
         _add_columns(x, x_row, rows, gradient, quads, sums, dW, first)
     end()
     return bool(zero == 0)
@@ -695,7 +702,7 @@ def linear_pass(
         loss += gradient_in_place(
             S[:n_classes], y, sample_weight, row, n_rows, n_classes - 1, sum_of_S, room, hinge
         )
-        digits_of_rows(S[:n_classes], gradient, N_DIGITS, BASE, GROUP)
+        digits_of_rows(S[:n_classes], gradient, N_DIGITS, BASE, GROUP, S[:0])
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
     if not np.isfinite(loss):  # digits cannot say NaN
