@@ -115,20 +115,17 @@ class ByteCode(Code):
     def add_dots(self, totals: Any, unsigned: Any, signed: Any) -> Any:
         """Add 16 dot products of four bytes to 16 integers; the bytes as 16 integers.
 
-        By one instruction (VPDPBUSD), or spelled out: what stands around it can be tested anywhere.
+        By one instruction (VPDPBUSD), or spelled out, in a function for it is long: what stands
+        around it can be tested anywhere.
         """
-        if byte_dots_are_usable():
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            return self.call(name, _ints, totals, unsigned, signed)
-        builder = self.builder
-        low_byte, top = ir.Constant(_ints, [255] * GROUP), ir.Constant(_ints, [24] * GROUP)
-        for byte in range(4):
-            below = ir.Constant(_ints, [8 * byte] * GROUP)
-            above = ir.Constant(_ints, [24 - 8 * byte] * GROUP)
-            left = builder.and_(builder.lshr(unsigned, below), low_byte)
-            right = builder.ashr(builder.shl(signed, above), top)
-            totals = builder.add(totals, builder.mul(left, right))
-        return totals
+        signature = ir.FunctionType(_ints, [_ints] * 3)
+        name = "llvm.x86.avx512.vpdpbusd.512" if byte_dots_are_usable() else "add_dots_of_bytes"
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        if not byte_dots_are_usable() and function.is_declaration:
+            function.linkage = "linkonce_odr"
+            function.attributes.add("noinline")
+            _spell_out_dots(function)
+        return self.builder.call(function, [totals, unsigned, signed])
 
     def number(self, sums: Any, row: int) -> Any:
         """Put the four digits' sums of a tile's row together, the small ones first."""
@@ -139,6 +136,19 @@ class ByteCode(Code):
             number = self.builder.sitofp(ints, _floats)
             value = self.builder.fadd(self.builder.fmul(value, step), number)
         return value
+
+
+def _spell_out_dots(function: Any) -> None:
+    builder = ir.IRBuilder(function.append_basic_block())
+    totals, unsigned, signed = function.args
+    low_byte, top = ir.Constant(_ints, [255] * GROUP), ir.Constant(_ints, [24] * GROUP)
+    for byte in range(4):
+        below = ir.Constant(_ints, [8 * byte] * GROUP)
+        above = ir.Constant(_ints, [24 - 8 * byte] * GROUP)
+        left = builder.and_(builder.lshr(unsigned, below), low_byte)
+        right = builder.ashr(builder.shl(signed, above), top)
+        totals = builder.add(totals, builder.mul(left, right))
+    builder.ret(totals)
 
 
 emitted_of_bytes = partial(emitted, code_type=ByteCode)

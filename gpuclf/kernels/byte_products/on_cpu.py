@@ -187,7 +187,9 @@ def linear_pass_by_dots(
     swapped = int(np.abs(W).max(axis=0).argmin())
     order = np.arange(W.shape[1])
     order[[swapped, -1]] = order[[-1, swapped]]
-    columns, bias = (W[:, order[:-1]] - W[:, [swapped]]).T, b[order] - b[swapped]
+    b = np.zeros(len(order), W.dtype) if b is None else b
+    with np.errstate(over="ignore", invalid="ignore"):
+        columns, bias = (W[:, order[:-1]] - W[:, [swapped]]).T, b[order] - b[swapped]
     if not (np.isfinite(columns).all() and np.isfinite(bias).all()):
         return NotImplemented
     packed, n_digits = dot_loops.pack(np.ascontiguousarray(columns))

@@ -111,8 +111,12 @@ def compiled_linear_pass(
     data_loss: Any,
     precision: str = "float32",
     models: tuple[int, ...] = (),
+    widens_bytes: bool = False,
 ) -> Any:
-    """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass."""
+    """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass.
+
+    `widens_bytes`: bytes as floats also where they could be multiplied as they are, to compare.
+    """
     n_samples = samples.n_samples
     n_features, n_classes = W.shape
     if (
@@ -134,11 +138,11 @@ def compiled_linear_pass(
         return NotImplemented
     known = machine_code_of(data_loss)
     hinge = known == "multiclass_hinge"
-    if known is not None:
+    if known is not None and not widens_bytes:
         of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
         if of_bytes is not NotImplemented:
             return of_bytes
-    elif are_multiplied(samples.stored, n_classes, W.dtype):
+    elif known is None and are_multiplied(samples.stored, n_classes, W.dtype):
         return NotImplemented  # the shared body's blocks multiply bytes
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
