@@ -289,7 +289,7 @@ def linear_pass(
         for c in range(n_columns):  # else rows of the same gradient all lose the same
             for r in range(n_rows):
                 G[c, r] += left[c, r]
-        n_needed = digits_needed(G)
+        n_needed = 4 if row + block_rows >= stop else digits_needed(G)  # of the last nothing is left
         gradient = three if n_needed == 3 else four
         digits_of_rows(G, gradient, n_needed, BASE, 1, left)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
