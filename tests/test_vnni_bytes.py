@@ -73,6 +73,7 @@ SIZES = [(1, 64, 2), (11, 65, 3), (49, 191, 4), (95, 193, 5), (97, 64, 10), (130
 SIZES += [(200, 3072, 10), (2500, 70, 10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize(("n", "d", "c"), SIZES)
 def test_linear_pass(n, d, c, loss):
@@ -95,7 +96,7 @@ def test_many_classes_are_as_exact_as_of_widened_bytes(monkeypatch, n, d, c, los
 
 def digits_of(rng, n_columns, n_items, lowest, highest):
     """Return rows of one digit that were not made of numbers, and the digits alone."""
-    digits, begins, scales = dot_loops._room_for_digits(n_columns, n_items, 1)
+    digits, begins, scales = dot_loops._room_in_tiles(n_columns, n_items, 1)
     one = rng.integers(lowest, highest, (n_columns, n_items), endpoint=True)
     for item in range(n_items):
         digits[item // 64, :n_columns, item % 64] = one[:, item]
@@ -123,6 +124,7 @@ def test_sums_are_those_of_integers(pixels, signed):
     assert np.array_equal(dot_loops.in_order(dW, d), one @ bytes_)
 
 
+@pytest.mark.slow
 def test_the_largest_sums_fit(monkeypatch):
     monkeypatch.setattr(compiled_bytes, "MIN_ROWS", 0)
     d = compiled_bytes.MAX_FEATURES - 1
@@ -140,12 +142,14 @@ def test_digits_say_numbers(n_digits):
     G = rng.standard_normal((5, 130)).astype(np.float32)
     G[:, 7] *= np.array([1, 1e-30, 3e30, 0, 1], np.float32)  # and columns of any size
     G[3:] *= np.array([[0], [1e-38]], np.float32)
-    left, room = np.zeros_like(G), dot_loops._room_for_digits(5, 130, n_digits)
+    left, room = np.zeros_like(G), dot_loops._room_in_tiles(5, 130, n_digits)
     dot_loops.digits_of_rows(G, room, n_digits, dot_loops.BASE, 1, left)
     digits, begins, scales = room
     rows = digits.transpose(1, 0, 2).reshape(digits.shape[1], -1)[: 5 * n_digits]
     assert np.abs(rows.astype(int)).max() == 127
-    assert np.array_equal(begins[: len(rows)], np.repeat(-128 * rows.sum(axis=1, dtype=int), 16).reshape(-1, 16))
+    assert np.array_equal(
+        begins[: len(rows)], np.repeat(-128 * rows.sum(axis=1, dtype=int), 16).reshape(-1, 16)
+    )
     places = 254.0 ** -np.arange(n_digits)
     found = np.einsum("mki,k,m->mi", rows.reshape(5, n_digits, -1), places, scales.astype(float))
     largest = np.maximum(np.abs(G).max(axis=1, keepdims=True), 127 * 2.0**-126)
@@ -162,6 +166,7 @@ def with_outliers(factor):
     return W, b, samples, y, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1, 1e2, 1e4])
 def test_a_fourth_digit_where_a_large_number_costs_the_small_ones(monkeypatch, factor):
     given = with_outliers(factor)
@@ -175,6 +180,7 @@ def test_a_fourth_digit_where_a_large_number_costs_the_small_ones(monkeypatch, f
             assert_no_worse_than_float32(given)
 
 
+@pytest.mark.slow
 def test_rows_of_one_gradient_do_not_all_lose_the_same():
     W, b, samples, y, _ = problem(2000, 100, 10)
     samples = features(samples.stored // 4)  # most bytes are dark, and so the sums are large
@@ -182,6 +188,7 @@ def test_rows_of_one_gradient_do_not_all_lose_the_same():
     assert_no_worse_than_float32(given)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 def test_weights_that_learnt_from_images(loss):
@@ -201,6 +208,7 @@ def test_weights_that_learnt_from_images(loss):
         assert_no_worse_than_float32(given, loss)
 
 
+@pytest.mark.slow
 def test_threads_stretches_and_blocks_add_up(monkeypatch):
     given = problem(700, 70, 10)
     one = linear_pass_by_dots(*given, False)
@@ -213,6 +221,7 @@ def test_threads_stretches_and_blocks_add_up(monkeypatch):
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_the_same_bits_wherever_the_samples_lie():
     W, b, samples, y, weights = problem(177, 65, 10)
 
@@ -229,6 +238,7 @@ def test_the_same_bits_wherever_the_samples_lie():
         assert bits(moved) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 def test_what_is_not_finite(loss):
     hinge = loss is multiclass_hinge
@@ -247,6 +257,7 @@ def test_what_is_not_finite(loss):
     assert linear_pass_by_dots(W, b * np.inf, samples, y, weights, hinge) is NotImplemented
 
 
+@pytest.mark.slow
 def test_declines(monkeypatch):
     W, b, samples, y, weights = problem(100, 70, 3)
     rest = samples, y, weights, False
@@ -258,6 +269,7 @@ def test_declines(monkeypatch):
     assert linear_pass_by_dots(W, b, *rest) is NotImplemented
 
 
+@pytest.mark.slow
 def test_the_compiled_pass_hands_bytes_over_or_widens_them(monkeypatch):
     monkeypatch.setattr(compiled_linear, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(compiled_bytes, "matrix_unit_is_usable", lambda: False)
@@ -296,15 +308,17 @@ def test_the_unit_is_named(monkeypatch, name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for an x86 processor")
-@pytest.mark.parametrize("processor", ["icelake-server", pytest.param("znver4", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "processor", ["icelake-server", pytest.param("znver4", marks=pytest.mark.nightly)]
+)
 def test_the_instruction_is_emitted(tmp_path, processor):
     code = """
 import numpy as np, numba
 from gpuclf.kernels.byte_products import dot_loops, loops
 loops.byte_dots_are_usable = lambda: True  # it is compiled, and not called
-room = dot_loops._room_for_digits(9, 64, 3)
-S = np.zeros((10, 96), np.float32)
-given = np.zeros((96, 64), np.uint8), 0, 96, room, 3, S[:, 0].copy(), S.view(np.int32), S.view(np.int32), S
+W, X = dot_loops._room_in_tiles(9, 64, 3), np.zeros((96, 64), np.uint8)
+S, _, _, _, sums, parts, _, _ = dot_loops.room_for(W, 10, 96)
+given = X, 0, 96, W, 3, S[:, 0].copy(), parts, sums, S
 dot_loops._write_scores.compile(tuple(map(numba.typeof, given)))
 assembly = dot_loops._write_scores.inspect_asm()
 assert next(iter(assembly.values())).count("vpdpbusd") >= 27

@@ -9,9 +9,11 @@ in `loops.py`, here to base 254, so that three of them keep 24 bits of a column'
 Three digits cost columns their small numbers where a few are far larger than the rest: then all get
 a fourth (:func:`digits_needed`).
 
-A row of digits has one digit of one column, for 64 features or 64 samples; a tile is nine of them by
-three vectors, which are 27 sums in 32 registers. Losses see differences of scores only, so one
+A row of digits has one digit of one column, for 64 features or 64 samples; a tile is nine of them
+by three vectors, which are 27 sums in 32 registers. Losses see differences of scores only, so one
 column is taken from all the others: of ten classes, nine columns of three digits fill three tiles.
+What the digits of the gradient leave goes into the next block's, for rows of the same gradient
+would all lose the same; of a stretch's last block all have four digits.
 
 * Forward, a vector is 64 features of a sample; its 16 sums are added up behind the last feature.
 * Backward, it is 16 features of four samples, interleaved, and a digit of four samples is
@@ -28,7 +30,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from gpuclf.kernels.building.emission import I8, I32, I64
+from gpuclf.kernels.building.emission import I32, I64
 from gpuclf.kernels.building.machine_code import compiled
 from gpuclf.kernels.byte_products.loops import (
     PANEL,
@@ -51,8 +53,8 @@ LANES = 16
 LINE = 64
 STRIP_VECTORS = 12  # the least that are whole tiles and whole panels
 STRIP = STRIP_VECTORS * LANES
-# Of the largest number to the root of the mean square: up to it three digits are as good as float32.
-# Weights of CIFAR-10 have up to 4.8, normal ones 4.
+# A column's largest number by the root of the mean square: up to this, three digits are as good as
+# float32. Weights that learnt from images of CIFAR-10 have up to 4.8, normal ones 4.
 MAX_RATIO = 5.0
 
 _ints, _floats = ir.VectorType(I32, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -245,9 +247,7 @@ def _add_columns(
                     begins, tile, sums, X, ahead,
                 )  # fmt: skip
                 ahead += n_quads * LINE
-            add_numbers(
-                sums, len(scales), n_digits, scales, dW, panel * PANEL + place, dW.shape[1]
-            )
+            add_numbers(sums, len(scales), n_digits, scales, dW, panel * PANEL + place, dW.shape[1])
 
 
 @compiled
@@ -289,14 +289,16 @@ def linear_pass(
         for c in range(n_columns):  # else rows of the same gradient all lose the same
             for r in range(n_rows):
                 G[c, r] += left[c, r]
-        n_needed = 4 if row + block_rows >= stop else digits_needed(G)  # of the last nothing is left
+        n_needed = (
+            4 if row + block_rows >= stop else digits_needed(G)
+        )  # of the last nothing is left
         gradient = three if n_needed == 3 else four
         digits_of_rows(G, gradient, n_needed, BASE, 1, left)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
     return loss
 
 
-def _room_for_digits(n_columns: int, n_items: int, n_digits: int) -> tuple[Any, ...]:
+def _room_in_tiles(n_columns: int, n_items: int, n_digits: int) -> tuple[Any, ...]:
     """Return room for whole tiles, as :func:`~.loops.digits_of_rows` fills it."""
     n_rows = -(-n_columns * n_digits // TILE) * TILE
     return (
@@ -320,7 +322,7 @@ def pack(columns: Any) -> tuple[tuple[Any, ...], int]:
     n_digits : int
     """
     n_digits = digits_needed(columns)
-    weights = _room_for_digits(*columns.shape, n_digits)
+    weights = _room_in_tiles(len(columns), columns.shape[1], n_digits)
     digits_of_rows(columns, weights, n_digits, BASE, 1, columns[:0])
     return weights, n_digits
 
@@ -343,7 +345,7 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
     of_rows
         For :func:`~gpuclf.kernels.losses.loops.gradient_in_place`.
     """
-    three, four = (_room_for_digits(n_classes - 1, block_rows, n) for n in (3, 4))
+    three, four = (_room_in_tiles(n_classes - 1, block_rows, n) for n in (3, 4))
     n_sums = max(weights[0].shape[1], four[0].shape[1])
     ints = np.dtype(np.int32)
     return (

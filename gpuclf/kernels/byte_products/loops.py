@@ -118,10 +118,11 @@ class ByteCode(Code):
         By one instruction (VPDPBUSD), or spelled out, in a function for it is long: what stands
         around it can be tested anywhere.
         """
+        is_there = byte_dots_are_usable()
+        name = "llvm.x86.avx512.vpdpbusd.512" if is_there else "add_dots_of_bytes"
         signature = ir.FunctionType(_ints, [_ints] * 3)
-        name = "llvm.x86.avx512.vpdpbusd.512" if byte_dots_are_usable() else "add_dots_of_bytes"
         function = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        if not byte_dots_are_usable() and function.is_declaration:
+        if not is_there and function.is_declaration:
             function.linkage = "linkonce_odr"
             function.attributes.add("noinline")
             _spell_out_dots(function)
@@ -499,18 +500,16 @@ def _room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
 
 
 @compiled
-def digits_of_rows(
-    G: Any, room: Any, n_digits: int, base: float, width: int, left: Any
-) -> None:
+def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int, left: Any) -> None:
     """Write the rows of G (M, N) in digits.
 
     Parameters
     ----------
     G : float32 array of shape (M, N)
     room : (digits, begins, scales)
-        Of zeros; as :func:`_room_for_digits` makes it. `width` rows of G have their first digits next to each
-        other, then their second ones, and so on. What sums begin with, so that bytes count from
-        128, stands there 16 times.
+        Of zeros, as :func:`_room_for_digits` makes it. `width` rows of G have their first digits
+        next to each other, then their second ones, and so on. What sums begin with, so that bytes
+        count from 128, stands there 16 times.
     n_digits : int
     base : float
     width : int
