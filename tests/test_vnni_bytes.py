@@ -30,6 +30,7 @@ from gpuclf.samples.standardized import Standardized
 def every_processor_is_asked(monkeypatch):
     monkeypatch.setattr(compiled_bytes, "byte_dots_are_usable", lambda: True)
     monkeypatch.setattr(compiled_bytes, "MIN_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(compiled_bytes, "MIN_BYTES_BY_DOTS", 0)
 
 
 def features(X, dtype=np.float32):
@@ -265,6 +266,11 @@ def test_declines(monkeypatch):
     assert linear_pass_by_dots(W[:, :1], b[:1], *rest) is NotImplemented
     assert linear_pass_by_dots(W.astype(float), b, *rest) is NotImplemented
     assert linear_pass_by_dots(W[None], b, *rest) is NotImplemented
+    monkeypatch.setattr(compiled_bytes, "MIN_BYTES_BY_DOTS", 100 * 70)
+    assert linear_pass_by_dots(W, b, *rest) is not NotImplemented
+    monkeypatch.setattr(compiled_bytes, "MIN_BYTES_BY_DOTS", 100 * 70 + 1)
+    assert linear_pass_by_dots(W, b, *rest) is NotImplemented
+    monkeypatch.setattr(compiled_bytes, "MIN_BYTES_BY_DOTS", 0)
     monkeypatch.setattr(compiled_bytes, "byte_dots_are_usable", lambda: False)
     assert linear_pass_by_dots(W, b, *rest) is NotImplemented
 
@@ -280,6 +286,19 @@ def test_the_compiled_pass_hands_bytes_over_or_widens_them(monkeypatch):
     widened = compiled_linear_pass(*given, softmax_cross_entropy, widens_bytes=True)
     assert not np.array_equal(widened[1], by_dots[1])
     np.testing.assert_allclose(widened[1], by_dots[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_command_times_both_ways(monkeypatch, capsys):
+    pytest.importorskip("rich", reason="rich, which the command prints with, is not installed")
+    from benchmarks import cpu_limit
+
+    given = ["cpu_limit", "--only-bytes", "--data", "synthetic", "--samples", "600"]
+    monkeypatch.setattr(sys, "argv", given)
+    cpu_limit.main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"multiplied as this processor does: {machine_code.vector_unit()} (dW differs" in said
+    assert "ms widened to floats (dW differs by" in said
 
 
 UNITS = {

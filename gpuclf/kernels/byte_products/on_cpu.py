@@ -39,8 +39,9 @@ MIN_ROWS = 512  # for W of any size
 MAX_FEATURES = 2**31 // (128 * 127)  # of a byte less 128 and a digit: their sums fit 32 bits
 MIN_STRETCH_ROWS = 512
 MULTIPLICATIONS_FOR_A_THREAD = 50_000_000  # for fewer, waking it takes longer
-# By dot products: of the rows of a block, L2 has this much; they are 48 or 96.
-BLOCK_OF_L2 = 0.6
+# By dot products: of fewer bytes of samples, writing W in digits takes what the products save.
+MIN_BYTES_BY_DOTS = 25_000_000
+BLOCK_OF_L2 = 0.6  # has the rows of a block, 48 or 96
 MAX_STRETCH_BLOCKS = 20  # longer sums in float32 lose digits
 
 
@@ -171,13 +172,14 @@ def linear_pass_of_bytes(
 def linear_pass_by_dots(
     W: Any, b: Any, samples: FoldedSamples, y: Any, weights: Any, hinge: bool
 ) -> Any:
-    """Do as :func:`linear_pass_of_bytes` by dot products of bytes, for two classes and more."""
+    """Do as :func:`linear_pass_of_bytes` by dot products, of many samples and several classes."""
     if not (
         W.ndim == 2
         and W.shape[1] > 1
         and W.dtype == np.float32
         and samples.folds
         and _are_worth_it(samples.stored, W.shape[1], W.dtype)
+        and samples.stored.size >= MIN_BYTES_BY_DOTS
         and byte_dots_are_usable()
     ):
         return NotImplemented
