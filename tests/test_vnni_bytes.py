@@ -143,8 +143,8 @@ def test_digits_say_numbers(n_digits):
     G = rng.standard_normal((5, 130)).astype(np.float32)
     G[:, 7] *= np.array([1, 1e-30, 3e30, 0, 1], np.float32)  # and columns of any size
     G[3:] *= np.array([[0], [1e-38]], np.float32)
-    left, room = np.zeros_like(G), dot_loops._room_in_tiles(5, 130, n_digits)
-    dot_loops.digits_of_rows(G, room, n_digits, dot_loops.BASE, 1, left)
+    left, room = np.zeros((5, 64), np.float32), dot_loops._room_in_tiles(5, 130, n_digits)
+    dot_loops.digits_of_rows(G, 130, room, n_digits, dot_loops.BASE, 1, left)
     digits, begins, scales = room
     rows = digits.transpose(1, 0, 2).reshape(digits.shape[1], -1)[: 5 * n_digits]
     assert np.abs(rows.astype(int)).max() == 127
@@ -156,8 +156,13 @@ def test_digits_say_numbers(n_digits):
     largest = np.maximum(np.abs(G).max(axis=1, keepdims=True), 127 * 2.0**-126)
     step = largest / 127 * places[-1]
     rounding = 2.0**-23 * np.abs(G)  # of float32
-    assert (np.abs(found[:, :130] - G) <= 0.75 * step + rounding).all()
-    assert (np.abs(G - found[:, :130] - left) <= (n_digits == 4 or 0.05) * step + rounding).all()
+    assert (np.abs(found[:, :130] - G) <= 1.25 * step + rounding).all()
+    # What is left goes on to the item 64 later: together they lose only what is left at the end.
+    lost, roundings = (np.zeros((5, 192)) for _ in range(2))
+    lost[:, :130], roundings[:, :130] = G - found[:, :130], rounding
+    lost, roundings = (value.reshape(5, 3, 64).sum(axis=1) for value in (lost, roundings))
+    assert (np.abs(left) <= 0.51 * step + roundings).all()
+    assert (np.abs(lost - left) <= {3: 0.05, 4: 2}[n_digits] * step + roundings).all()
     assert not found[:, 130:].any()
 
 
@@ -186,7 +191,9 @@ def test_rows_of_one_gradient_do_not_all_lose_the_same():
     W, b, samples, y, _ = problem(2000, 100, 10)
     samples = features(samples.stored // 4)  # most bytes are dark, and so the sums are large
     given = 0 * W, 0 * b, samples, y, np.full(2000, 1 / 2000, np.float32)
-    assert_no_worse_than_float32(given)
+    dW, truth = linear_pass_by_dots(*given, False)[1], exact_pass(*given, softmax_cross_entropy)[1]
+    # The first column is taken from the others, and has the errors of all.
+    assert np.abs(dW - truth)[:, 1:].max() <= 2e-7 * np.abs(truth).max()
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ a fourth (:func:`digits_needed`).
 A row of digits has one digit of one column, for 64 features or 64 samples; a tile is nine of them
 by three vectors, which are 27 sums in 32 registers. Losses see differences of scores only, so one
 column is taken from all the others: of ten classes, nine columns of three digits fill three tiles.
-What the digits of the gradient leave goes into the next block's, for rows of the same gradient
-would all lose the same; of a stretch's last block all have four digits.
+What three digits leave of a number goes to one that follows (:func:`~.loops.digits_of_rows`); a
+stretch's last block has four, so that of the gradient's sums nothing is left out.
 
 * Forward, a vector is 64 features of a sample; its 16 sums are added up behind the last feature.
 * Backward, it is 16 features of four samples, interleaved, and a digit of four samples is
@@ -286,14 +286,11 @@ def linear_pass(
         _write_scores(x, first, n_rows, weights, n_digits, bias, parts, sums, S)
         loss += gradient_in_place(S, y, sample_weight, row, n_rows, swapped, db, of_rows, hinge)
         G = S[:n_columns]
-        for c in range(n_columns):  # else rows of the same gradient all lose the same
-            for r in range(n_rows):
-                G[c, r] += left[c, r]
         n_needed = (
             4 if row + block_rows >= stop else digits_needed(G)
         )  # of the last nothing is left
         gradient = three if n_needed == 3 else four
-        digits_of_rows(G, gradient, n_needed, BASE, 1, left)
+        digits_of_rows(G, n_rows, gradient, n_needed, BASE, 1, left)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
     return loss
 
@@ -323,7 +320,8 @@ def pack(columns: Any) -> tuple[tuple[Any, ...], int]:
     """
     n_digits = digits_needed(columns)
     weights = _room_in_tiles(len(columns), columns.shape[1], n_digits)
-    digits_of_rows(columns, weights, n_digits, BASE, 1, columns[:0])
+    left = np.zeros((len(columns), PANEL), np.float32)
+    digits_of_rows(columns, columns.shape[1], weights, n_digits, BASE, 1, left)
     return weights, n_digits
 
 
@@ -337,7 +335,7 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
     three, four
         Their gradient in digits.
     left
-        What a block's digits leave of it, for the next.
+        What those leave of it.
     sums, parts
         Of digits; forward, lane by lane before.
     quads
@@ -352,7 +350,7 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
         aligned((n_classes, block_rows), np.dtype(np.float32)),
         three,
         four,
-        aligned((n_classes - 1, block_rows), np.dtype(np.float32)),
+        np.zeros((n_classes - 1, PANEL), np.float32),
         aligned((n_sums, ROWS), ints),
         aligned((TILE, ROWS, LANES), ints),
         aligned((-(-block_rows // PANEL) * STRIP_VECTORS * TILE_BYTES,), np.dtype(np.uint8)),

@@ -400,10 +400,11 @@ def _power_of_two(largest: Any) -> Any:
 
 
 @compiled
-def _factor(largest: Any) -> Any:
-    """Return what brings numbers up to `largest` up to 127."""
-    highest = np.float32(2.0**MAX_EXPONENT)
-    return min(np.float32(LARGEST) / largest, highest) if largest > 0 else np.float32(1)
+def _scale_of(largest: Any, base: float) -> Any:
+    """Return what numbers up to `largest` are divided by to fit the first digit."""
+    if base == BASE:
+        return np.float32(1) / _power_of_two(largest)
+    return max(largest / np.float32(LARGEST), np.float32(2.0**-MAX_EXPONENT))
 
 
 @compiled
@@ -500,12 +501,16 @@ def _room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
 
 
 @compiled
-def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int, left: Any) -> None:
+def digits_of_rows(
+    G: Any, n_items: int, room: Any, n_digits: int, base: float, width: int, left: Any
+) -> None:
     """Write the rows of G (M, N) in digits.
 
     Parameters
     ----------
     G : float32 array of shape (M, N)
+        Zero from `n_items` on.
+    n_items : int
     room : (digits, begins, scales)
         Of zeros, as :func:`_room_for_digits` makes it. `width` rows of G have their first digits
         next to each other, then their second ones, and so on. What sums begin with, so that bytes
@@ -513,19 +518,24 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int, le
     n_digits : int
     base : float
     width : int
-    left : float32 array of shape (M, N) or (0, N)
-        What the digits leave of G is written there.
+    left : float32 array of shape (M, 64) or (0, 64)
+        What the digits leave of an item is added to the one 64 items later, also of the next call:
+        else equal items, or neighbours of equal samples, would all lose the same.
     """
     digits, begins, scales = room
     n_columns, n_rows = G.shape
     step_down, smallest = np.float32(base), np.float32(base ** float(-n_digits))
     rest = np.empty(PANEL, np.float32)
     for m in range(n_columns):
-        largest = np.float32(0)
+        largest, largest_left = np.float32(0), np.float32(0)
         for r in range(n_rows):
             largest = max(largest, abs(G[m, r]))
-        factor = _power_of_two(largest) if base == BASE else _factor(largest)
-        scales[m] = 1 / factor
+        if len(left):
+            for r in range(PANEL):
+                largest_left = max(largest_left, abs(left[m, r]))
+        largest += largest_left
+        scale = _scale_of(largest, base)
+        scales[m] = scale
         place = m // width * n_digits * width + m % width
         for digit in range(n_digits):  # lane by lane: numba takes seconds to compile broadcasting
             for lane in range(16):
@@ -533,8 +543,11 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int, le
         for step in range((n_rows + PANEL - 1) // PANEL):
             first = step * PANEL
             height = min(PANEL, n_rows - first)
+            n_carried = min(height, n_items - first) if len(left) else 0
             for r in range(height):
-                rest[r] = G[m, first + r] * factor
+                rest[r] = G[m, first + r] / scale
+            for r in range(n_carried):
+                rest[r] += left[m, r] / scale
             for digit in range(n_digits):
                 total = np.int32(0)
                 for r in range(height):
@@ -545,9 +558,8 @@ def digits_of_rows(G: Any, room: Any, n_digits: int, base: float, width: int, le
                     total += number
                 for lane in range(16):
                     begins[place + digit * width, lane] -= 128 * total
-            if len(left):
-                for r in range(height):
-                    left[m, first + r] = rest[r] * smallest * scales[m]
+            for r in range(n_carried):
+                left[m, r] = rest[r] * smallest * scale
 
 
 @compiled
@@ -661,7 +673,7 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
                 G[m, r] = dY[row + r, first + m]
                 zero += G[m, r] * np.float32(0)
         x, x_row = whole_rows(X, row, (rows + 3) // 4 * 4)
-        digits_of_rows(G, gradient, N_DIGITS, BASE, GROUP, G[:0])
+        digits_of_rows(G, G.shape[1], gradient, N_DIGITS, BASE, GROUP, G[:0])
         _add_columns(x, x_row, rows, gradient, quads, sums, dW, first)
     end()
     return bool(zero == 0)
@@ -711,7 +723,7 @@ def linear_pass(
         loss += gradient_in_place(
             S[:n_classes], y, sample_weight, row, n_rows, n_classes - 1, sum_of_S, room, hinge
         )
-        digits_of_rows(S[:n_classes], gradient, N_DIGITS, BASE, GROUP, S[:0])
+        digits_of_rows(S[:n_classes], BLOCK_ROWS, gradient, N_DIGITS, BASE, GROUP, S[:0])
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
     if not np.isfinite(loss):  # digits cannot say NaN
