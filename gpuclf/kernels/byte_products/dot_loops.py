@@ -286,9 +286,8 @@ def linear_pass(
         _write_scores(x, first, n_rows, weights, n_digits, bias, parts, sums, S)
         loss += gradient_in_place(S, y, sample_weight, row, n_rows, swapped, db, of_rows, hinge)
         G = S[:n_columns]
-        n_needed = (
-            4 if row + block_rows >= stop else digits_needed(G)
-        )  # of the last nothing is left
+        is_last = row + block_rows >= stop  # of the last nothing must be left
+        n_needed = 4 if is_last else digits_needed(G)
         gradient = three if n_needed == 3 else four
         digits_of_rows(G, n_rows, gradient, n_needed, BASE, 1, left)
         _add_columns(x, first, n_rows, gradient, n_needed, quads, sums, dW, block_rows)
