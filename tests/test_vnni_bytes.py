@@ -189,10 +189,11 @@ def test_a_fourth_digit_where_a_large_number_costs_the_small_ones(monkeypatch, f
 
 
 @pytest.mark.slow
-def test_rows_of_one_gradient_do_not_all_lose_the_same():
-    W, b, samples, y, _ = problem(2000, 100, 10)
+@pytest.mark.parametrize("n", [64, 2000])  # within a block, and several
+def test_rows_of_one_gradient_do_not_all_lose_the_same(n):
+    W, b, samples, y, _ = problem(n, 100, 10)
     samples = features(samples.stored // 4)  # most bytes are dark, and so the sums are large
-    given = 0 * W, 0 * b, samples, y, np.full(2000, 1 / 2000, np.float32)
+    given = 0 * W, 0 * b, samples, y, np.full(n, 1 / n, np.float32)
     loss = softmax_cross_entropy
     passes = linear_pass_by_dots(*given, False), in_float32(*given, loss), exact_pass(*given, loss)
     ours, theirs, truth = (dW[:, 1:] for _, dW, _ in passes)  # the first is taken from the others
