@@ -122,7 +122,7 @@ def test_sums_are_those_of_integers(pixels, signed):
     assert np.array_equal(S[:c], one @ bytes_.T)
     assert not S[c].any()
     G, one = digits_of(rng, c, n, *signed)
-    dW = np.zeros((c, 2 * dot_loops.STRIP), np.float32)
+    dW = dot_loops.zeros_of_dW(c, d)
     dot_loops._add_columns(X, 0, n, G, 1, quads, sums, dW, n)
     assert np.array_equal(dot_loops.in_order(dW, d), one @ bytes_)
 

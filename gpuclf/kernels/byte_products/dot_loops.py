@@ -43,7 +43,15 @@ from gpuclf.kernels.byte_products.loops import (
 from gpuclf.kernels.linear_pass.loops import aligned
 from gpuclf.kernels.losses.loops import gradient_in_place, room_of_rows
 
-__all__ = ["ROWS", "STRIP", "digits_needed", "in_order", "linear_pass", "pack", "room_for"]
+__all__ = [
+    "ROWS",
+    "digits_needed",
+    "in_order",
+    "linear_pass",
+    "pack",
+    "room_for",
+    "zeros_of_dW",
+]
 
 BASE = 254.0
 TILE = 9  # rows of digits
@@ -267,8 +275,8 @@ def linear_pass(
         In the order of the columns, the last zero.
     y, sample_weight : array
     start, stop : int
-    dW : float32 array of shape (C - 1, D padded to STRIP)
-        Its features as they are interleaved.
+    dW : float32 array of shape (C - 1, D padded)
+        As :func:`zeros_of_dW` makes it; its features are in the order that :func:`in_order` undoes.
     db : float64 array of shape (C,)
     swapped : int
         The class that stands last, and the last in its place.
@@ -355,6 +363,11 @@ def room_for(weights: tuple[Any, ...], n_classes: int, block_rows: int) -> tuple
         aligned((-(-block_rows // PANEL) * STRIP_VECTORS * TILE_BYTES,), np.dtype(np.uint8)),
         room_of_rows(block_rows, np.dtype(np.float32)),
     )
+
+
+def zeros_of_dW(n_columns: int, n_features: int) -> Any:
+    """Return room for the gradients of columns, of whole strips."""
+    return aligned((n_columns, -(-n_features // STRIP) * STRIP), np.dtype(np.float32))
 
 
 def in_order(dW: Any, n_features: int) -> Any:

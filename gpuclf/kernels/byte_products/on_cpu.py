@@ -196,12 +196,12 @@ def linear_pass_by_dots(
         return NotImplemented
     packed, n_digits = dot_loops.pack(np.ascontiguousarray(columns))
     labels, weights = np.ascontiguousarray(y, np.int64), np.ascontiguousarray(weights)
-    padded = -(-samples.n_features // dot_loops.STRIP) * dot_loops.STRIP
     of_cache = int(BLOCK_OF_L2 * cache_bytes()) // (samples.n_features * dot_loops.ROWS)
     block_rows = dot_loops.ROWS * min(max(of_cache, 1), 2)
 
     def partial(rows: slice) -> tuple[Any, Any, Any]:
-        dW, db = np.zeros((len(columns), padded), W.dtype), np.zeros(len(order))
+        dW = dot_loops.zeros_of_dW(len(columns), samples.n_features)
+        db = np.zeros(len(order))
         room = dot_loops.room_for(packed, len(order), block_rows)
         loss = dot_loops.linear_pass(
             *(samples.stored, packed, n_digits, bias, labels, weights, rows.start, rows.stop),
