@@ -1,6 +1,7 @@
 """Where the time of the CPU path goes, how far from the floor it is, and how others do on the same.
 
 python -m benchmarks.cpu_limit --out benchmarks/results/cpu_limit.json    about 6 minutes
+python -m benchmarks.cpu_limit --only-bytes    a pass over bytes, as bytes and as floats; seconds
 
 Needs the extras `fast` and `bench`. The record is what docs/performance.md quotes:
 benchmarks/performance_tables.py writes its tables.
@@ -27,8 +28,13 @@ from gpuclf.datasets import load_dataset
 from gpuclf.devices.cpu import single_threaded_blas
 from gpuclf.devices.machine import environment
 from gpuclf.files import write_json
-from gpuclf.kernels.building.machine_code import matrix_unit_is_usable
+from gpuclf.kernels.building.machine_code import (
+    byte_dots_are_usable,
+    matrix_unit_is_usable,
+    vector_unit,
+)
 from gpuclf.kernels.linear_pass import loops as linear_loops
+from gpuclf.kernels.linear_pass.on_cpu import compiled_linear_pass
 from gpuclf.layers import affine, affine_backward, relu, relu_backward
 from gpuclf.losses import softmax_cross_entropy
 from gpuclf.models import SOFTMAX, Params
@@ -39,6 +45,7 @@ from gpuclf.samples.folding import FoldedSamples
 from gpuclf.training import momentum_step
 
 console = Console()
+CACHED_ROWS = 12
 
 
 def median_seconds(calls: dict, rounds: int = 15, calls_a_turn: int = 1) -> dict:
@@ -72,16 +79,18 @@ def full_pass(inputs: Inputs) -> list[Part]:
     X, y, W = inputs.floats, inputs.y, inputs.W
     n_samples, n_features = X.shape
     n_classes = W.shape[1]
-    padded, tiles = linear_loops.tiles(n_classes)
-    WT, dWT = (linear_loops.aligned_zeros(n, n_features, W) for n in padded)
-    S = linear_loops.aligned_zeros(linear_loops.BLOCK_ROWS, max(padded), W)
-    WT[:n_classes] = W.T
-    cached = X[:16].copy()  # sixteen rows again and again never leave the cache
+    cached = X[:CACHED_ROWS].copy()  # a few rows again and again never leave the cache
+    shape = linear_loops.shape_for(n_classes, W.itemsize)
+    packed, dW = (linear_loops.zeros_of_W(n_features, n_classes, W.dtype, shape) for _ in range(2))
+    bias, centre = np.zeros(n_classes, W.dtype), np.zeros(n_features + linear_loops.MAX_STRIP)
+    linear_loops.pack(W, bias, n_classes, packed, bias.copy(), shape)
+    room = linear_loops.room_for(cached, packed, n_classes, CACHED_ROWS, shape)
+    S, G = np.zeros((n_classes, CACHED_ROWS), W.dtype), room[5]
     weights = mean_weights(None, n_samples, W, ())
 
     def repeated(loop: Callable[..., object], *args: Any) -> Callable[[], None]:
         def half_the_rows() -> None:
-            for _ in range(n_samples // 2 // 16):
+            for _ in range(n_samples // 2 // CACHED_ROWS):
                 loop(*args)
 
         return half_the_rows
@@ -93,11 +102,16 @@ def full_pass(inputs: Inputs) -> list[Part]:
     def checked(samples: Any) -> Callable[[], object]:
         return partial(SOFTMAX.loss, {"W": W}, samples, y, 1e-3)
 
-    scores = repeated(linear_loops._dot, cached, WT, S, 0, n_features, tiles[0])
-    gradient = repeated(linear_loops._outer, cached, S, 16, dWT, 0, n_features, 0, tiles[1])
+    of_cache = cached, centre.astype(W.dtype)
+    ends = 0, CACHED_ROWS
+    scores = repeated(
+        linear_loops.scores_of_rows, *of_cache, packed, bias, *ends, S, room, shape, ()
+    )
+    gradient = repeated(linear_loops.add_gradient_of_rows, *of_cache, G, *ends, dW, room, shape, ())
     one_product = 2.0 * n_samples * n_features * n_classes
     both = 2 * one_product
-    of_bytes = 0 if matrix_unit_is_usable() else both  # which multiplies them far faster
+    # Bytes that are multiplied as bytes are so far faster.
+    of_bytes = 0 if matrix_unit_is_usable() or byte_dots_are_usable() else both
     return [
         ("read X once", read_in_parallel(X), 0, X.nbytes),
         # Half the rows on half the threads.
@@ -107,6 +121,28 @@ def full_pass(inputs: Inputs) -> list[Part]:
         ("softmax_loss_vectorized, with checks", checked(X), both, X.nbytes),
         ("the same from uint8", checked(inputs.bytes_), of_bytes, X.nbytes / X.itemsize),
     ]
+
+
+def bytes_both_ways(inputs: Inputs) -> list[dict]:
+    """Time the compiled pass over bytes as this processor multiplies them, and widened to floats.
+
+    The same where it has no instructions for bytes.
+    """
+    y, n_classes = inputs.y.astype(np.int64), inputs.W.shape[1]
+    weights = mean_weights(None, len(y), inputs.W, ())
+    samples = FoldedSamples(inputs.bytes_, n_classes, inputs.W.dtype)
+    W, b = samples.fold(inputs.W, np.zeros(n_classes, inputs.W.dtype))
+    given = W, b, samples, y, weights, softmax_cross_entropy
+    ways = {way: partial(compiled_linear_pass, *given, widens_bytes=way) for way in (False, True)}
+    as_they_are, widened = (call() for call in ways.values())
+    difference = np.abs(as_they_are[1] - widened[1]).max() / np.abs(widened[1]).max()
+    seconds = median_seconds(ways)
+    names = {
+        False: f"multiplied as this processor does: {vector_unit()}",
+        True: "widened to floats",
+    }
+    rows = [{"bytes": names[way], "median_s": seconds[way]} for way in ways]
+    return [row | {"largest_difference": float(difference)} for row in rows]
 
 
 def net_step(inputs: Inputs, batch: int = 200) -> list[Part]:
@@ -219,13 +255,25 @@ def scaling(inputs: Inputs) -> list[dict]:
 def main() -> None:
     """Measure everything and write the record; each part is written as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="where to write the record")
+    parser.add_argument("--out", type=Path, help="where to write the record")
+    parser.add_argument(
+        "--only-bytes", action="store_true", help="only print how fast bytes are, both ways"
+    )
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--data", choices=["auto", "cifar10", "synthetic"], default="auto")
     arguments = parser.parse_args()
+    if arguments.out is None and not arguments.only_bytes:
+        parser.error("--out is needed, or --only-bytes")
     dataset = load_dataset(arguments.data)
     n_samples = min(arguments.samples, len(dataset.y_train))
     inputs = Inputs(dataset.X_train[:n_samples], dataset.y_train[:n_samples])
+    if arguments.only_bytes:
+        for row in bytes_both_ways(inputs):
+            console.print(
+                f"{row['median_s'] * 1e3:8.2f} ms  {row['bytes']} "
+                f"(dW differs by {row['largest_difference']:.0e} of its largest number)"
+            )
+        return
     record: dict = {"dataset": dataset.name, "environment": environment()}
 
     def keep(name: str, value: object) -> None:
@@ -234,6 +282,7 @@ def main() -> None:
         console.print(f"{name}: done", style="dim")
 
     keep("profile", profile(inputs))
+    keep("bytes", bytes_both_ways(inputs))
     keep("scaling", scaling(inputs))
     listed = [i for i in IMPLEMENTATIONS if i.array_library == "numpy"]
     listed += [i for i in PEERS if i.device == "cpu"]

@@ -53,6 +53,10 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
         fleet = [gpuclf.SoftmaxClassifier(**once, reg=reg) for reg in (0.1, 0.2)]
         yield f"fleets on {X.dtype}", partial(GradientClassifier.fit_fleet, fleet, X, y)
         yield f"full batches of {X.dtype}", partial(_full_batches, X.dtype)
+    # So many that processors without a matrix unit multiply them by dot products.
+    many, W = np.zeros((8192, 3072), np.uint8), np.zeros((3072, 10), np.float32)
+    loss = partial(gpuclf.softmax_loss_vectorized, W, many, np.zeros(8192, int), 0.0)
+    yield "passes over many bytes", loss
     for metric in ("l2", "l1"):
         yield f"neighbours of bytes by {metric}", _neighbors(metric, pixels, y)
     # Where all tie, a search goes through all of its stages.

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 __all__ = [
+    "byte_dots_are_usable",
     "compiled",
     "matrix_unit_is_usable",
     "numba_is_usable",
@@ -89,6 +90,15 @@ def matrix_unit_is_usable() -> bool:
 
 
 @cache
+def byte_dots_are_usable() -> bool:
+    """Tell whether the processor adds products of bytes, 64 at once (AVX-512 VNNI)."""
+    if not numba_is_usable():
+        return False
+    features = processor_features()
+    return all(features.get(name, False) for name in ("avx512bw", "avx512vnni"))
+
+
+@cache
 def vector_unit() -> str:
     """Name the processor's units that compiled passes multiply with, as reports do."""
     if not numba_is_usable():
@@ -96,7 +106,9 @@ def vector_unit() -> str:
     features = processor_features()
     units = [("avx512f", "AVX-512"), ("avx2", "AVX2"), ("neon", "NEON")]
     vectors = next((name for flag, name in units if features.get(flag)), "short vectors")
-    return f"{vectors}, AMX for bytes" if matrix_unit_is_usable() else vectors
+    if matrix_unit_is_usable():
+        return f"{vectors}, AMX for bytes"
+    return f"{vectors}, VNNI for bytes" if byte_dots_are_usable() else vectors
 
 
 def compiled(function: Any, **options: Any) -> Any:

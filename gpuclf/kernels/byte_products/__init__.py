@@ -1,1 +1,1 @@
-"""Bytes multiplied as bytes, on processors with a matrix unit (AMX)."""
+"""Bytes multiplied as bytes, on processors with a matrix unit (AMX) or dot products (VNNI)."""

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I8, I32, I64, Code, emitted
-from gpuclf.kernels.building.machine_code import compiled
+from gpuclf.kernels.building.machine_code import byte_dots_are_usable, compiled
 from gpuclf.kernels.losses.loops import gradient_in_place
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "GROUP",
     "PANEL",
     "affine_of_bytes",
+    "clear_columns",
     "gradient_of_bytes",
     "linear_pass",
     "pack",
@@ -49,6 +50,7 @@ GROUP = 16  # columns
 PANEL = 64  # samples, and rows that one tile of the backward product takes
 TILE_BYTES = 1024
 GROUP_BYTES = N_DIGITS * TILE_BYTES
+GROUP_ROWS = N_DIGITS * GROUP  # of digits
 BLOCK_ROWS = 128  # both products find them in L2; sums of so many rows fit 32 bits at any values
 MAX_EXPONENT = 126.0  # of float32
 
@@ -61,8 +63,8 @@ TILE_SHAPES[16:32:2] = 64
 TILE_SHAPES[48:56] = 16
 
 
-class _Code(Code):
-    """Code with tiles, masks and digits."""
+class ByteCode(Code):
+    """Code with tiles, masks, digits and dot products of bytes."""
 
     def load_tile(self, tile: int, address: Any, pitch: Any) -> None:
         """Fill a tile with rows that lie `pitch` bytes apart."""
@@ -90,17 +92,42 @@ class _Code(Code):
 
     def transpose(self, vectors: list[Any]) -> None:
         """Transpose 16 vectors of 16 numbers: single ones, then blocks of 2 x 2, 4 x 4, 8 x 8."""
-        lanes = range(GROUP)
         for distance in (1, 2, 4, 8):
-            low = [i if not i & distance else GROUP + i - distance for i in lanes]
-            high = [i + distance if not i & distance else GROUP + i for i in lanes]
-            masks = [ir.Constant(_ints, order) for order in (low, high)]
-            for i in lanes:
+            for i in range(GROUP):
                 if not i & distance:
                     pair = vectors[i], vectors[i + distance]
-                    vectors[i], vectors[i + distance] = (
-                        self.builder.shuffle_vector(*pair, mask) for mask in masks
-                    )
+                    vectors[i], vectors[i + distance] = self._exchanged(*pair, distance)
+
+    def sums_of_lanes(self, vectors: list[Any]) -> Any:
+        """Return a vector of 16 numbers, the sums of 16 vectors."""
+        for distance in (8, 4, 2, 1):
+            pairs = zip(vectors[:distance], vectors[distance:], strict=True)
+            vectors = [self.builder.add(*self._exchanged(*pair, distance)) for pair in pairs]
+        return vectors[0]
+
+    def _exchanged(self, a: Any, b: Any, distance: int) -> list[Any]:
+        """Return two vectors of which one has the even blocks of a and b, one the odd ones."""
+        lanes = range(GROUP)
+        low = [i if not i & distance else GROUP + i - distance for i in lanes]
+        high = [i + distance if not i & distance else GROUP + i for i in lanes]
+        masks = [ir.Constant(_ints, order) for order in (low, high)]
+        return [self.builder.shuffle_vector(a, b, mask) for mask in masks]
+
+    def add_dots(self, totals: Any, unsigned: Any, signed: Any) -> Any:
+        """Add 16 dot products of four bytes to 16 integers; the bytes as 16 integers.
+
+        By one instruction (VPDPBUSD), or spelled out, in a function for it is long: what stands
+        around it can be tested anywhere.
+        """
+        is_there = byte_dots_are_usable()
+        name = "llvm.x86.avx512.vpdpbusd.512" if is_there else "add_dots_of_bytes"
+        signature = ir.FunctionType(_ints, [_ints] * 3)
+        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        if not is_there and function.is_declaration:
+            function.linkage = "linkonce_odr"
+            function.attributes.add("noinline")
+            _spell_out_dots(function)
+        return self.builder.call(function, [totals, unsigned, signed])
 
     def number(self, sums: Any, row: int) -> Any:
         """Put the four digits' sums of a tile's row together, the small ones first."""
@@ -113,22 +140,35 @@ class _Code(Code):
         return value
 
 
-_emitted = partial(emitted, code_type=_Code)
+def _spell_out_dots(function: Any) -> None:
+    builder = ir.IRBuilder(function.append_basic_block())
+    totals, unsigned, signed = function.args
+    low_byte, top = ir.Constant(_ints, [255] * GROUP), ir.Constant(_ints, [24] * GROUP)
+    for byte in range(4):
+        below = ir.Constant(_ints, [8 * byte] * GROUP)
+        above = ir.Constant(_ints, [24 - 8 * byte] * GROUP)
+        left = builder.and_(builder.lshr(unsigned, below), low_byte)
+        right = builder.ashr(builder.shl(signed, above), top)
+        totals = builder.add(totals, builder.mul(left, right))
+    builder.ret(totals)
 
 
-@_emitted
+emitted_of_bytes = partial(emitted, code_type=ByteCode)
+
+
+@emitted_of_bytes
 def begin(c: Any, tile_shapes: Any) -> None:
     """Give the eight tiles their shapes."""
     c.call("llvm.x86.ldtilecfg", ir.VoidType(), c.at(tile_shapes))
 
 
-@_emitted
+@emitted_of_bytes
 def end(c: Any) -> None:
     """Give the tiles back, so that switching threads need not save them."""
     c.call("llvm.x86.tilerelease", ir.VoidType())
 
 
-@_emitted
+@emitted_of_bytes
 def multiply_rows(
     c: Any, X: Any, first: Any, pitch: Any, packed: Any, group: Any, panel_bytes: Any,
     n_panels: Any, begins: Any, sums: Any,
@@ -153,7 +193,7 @@ def multiply_rows(
         c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@_emitted
+@emitted_of_bytes
 def multiply_columns(
     c: Any, digits: Any, group: Any, step_bytes: Any, quads: Any, tile: Any, n_steps: Any,
     begins: Any, sums: Any,
@@ -177,9 +217,13 @@ def multiply_columns(
         c.store_tile(digit, c.at(sums, TILE_BYTES * digit))
 
 
-@_emitted
-def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any) -> None:
+@emitted_of_bytes
+def interleave(
+    c: Any, X: Any, first: Any, pitch: Any, quads: Any, step_bytes: Any, n_quads: Any
+) -> None:
     """Put the bytes of four rows next to each other, for 64 features; four tiles each 64 rows.
+
+    `quads` begins at the first tile; those of the next 64 rows come `step_bytes` later.
 
     Byte unpacking works within 16 bytes, so tile t gets the features 16 i + 4 t + j for i, j < 4.
     """
@@ -203,7 +247,7 @@ def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any)
         for _ in range(3):
             start = c.at(start, pitch)
             rows.append(c.load(start, _bytes))
-        step = builder.mul(builder.lshr(loop.index, I64(4)), I64(4 * TILE_BYTES))
+        step = builder.mul(builder.lshr(loop.index, I64(4)), step_bytes)
         line = builder.mul(builder.and_(loop.index, I64(15)), I64(64))
         target = c.at(quads, step, line)
         for half in (False, True):
@@ -214,7 +258,7 @@ def interleave(c: Any, X: Any, first: Any, pitch: Any, quads: Any, n_quads: Any)
                 c.store(unpack(first_two, last_two, 2, quarter), c.at(target, TILE_BYTES * tile))
 
 
-@_emitted
+@emitted_of_bytes
 def column_magnitudes(c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: Any) -> None:
     """Raise the 16 numbers of `out` to the magnitudes of `width` columns; NaN stays.
 
@@ -232,7 +276,7 @@ def column_magnitudes(c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, out: 
     c.store(builder.load(found), out)
 
 
-@_emitted
+@emitted_of_bytes
 def pack_panel(
     c: Any, W: Any, n_rows: Any, pitch: Any, width: Any, factors: Any, packed: Any, sums: Any
 ) -> None:
@@ -276,7 +320,7 @@ def pack_panel(
         c.store(builder.load(totals[digit]), c.at(sums, 64 * digit))
 
 
-@_emitted
+@emitted_of_bytes
 def add_tile(
     c: Any, sums: Any, scales: Any, dW: Any, first: Any, row_floats: Any, tile: Any
 ) -> None:
@@ -298,7 +342,7 @@ def add_tile(
         c.store(builder.fadd(c.load(address, _floats), added), address)
 
 
-@_emitted
+@emitted_of_bytes
 def write_tile(c: Any, sums: Any, scales: Any, b: Any, Y: Any) -> None:
     """Put the digits of :func:`multiply_rows` together, add b, and write them to Y (16, 16).
 
@@ -311,7 +355,7 @@ def write_tile(c: Any, sums: Any, scales: Any, b: Any, Y: Any) -> None:
         c.store(value, c.at(Y, 4 * GROUP * r))
 
 
-@_emitted
+@emitted_of_bytes
 def pack_samples(c: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any) -> None:
     """Write 64 features of 16 samples less 128, four features next to each other.
 
@@ -330,12 +374,11 @@ def pack_samples(c: Any, B: Any, first: Any, pitch: Any, packed: Any, norms: Any
         signed = builder.xor(vectors[quad], top_bits)
         c.store(signed, c.at(packed, 64 * quad))
         for unsigned in (vectors[quad], top_bits):
-            name = "llvm.x86.avx512.vpdpbusd.512"
-            total = c.call(name, _ints, total, unsigned, signed)
+            total = c.add_dots(total, unsigned, signed)
     c.store(total, norms)
 
 
-@_emitted
+@emitted_of_bytes
 def write_distances(
     c: Any, products: Any, tile: Any, row: Any, norm: Any, norms: Any, out: Any
 ) -> None:
@@ -355,6 +398,14 @@ def _power_of_two(largest: Any) -> Any:
     if largest > 0:
         exponent = float(np.floor(np.log2(np.float64(LARGEST) / largest)))
     return np.float32(2.0 ** min(max(exponent, -MAX_EXPONENT), MAX_EXPONENT))
+
+
+@compiled
+def _scale_of(largest: Any, base: float) -> Any:
+    """Return what numbers up to `largest` are divided by to fit the first digit."""
+    if base == BASE:
+        return np.float32(1) / _power_of_two(largest)
+    return max(largest / np.float32(LARGEST), np.float32(2.0**-MAX_EXPONENT))
 
 
 @compiled
@@ -436,48 +487,88 @@ def _sums() -> Any:
 
 
 @compiled
-def _room_for_digits(n_steps: int, n_groups: int) -> Any:
-    """Return what :func:`_digits_of_rows` fills, zero for the columns that pad the last group.
+def _room_for_digits(n_steps: int, n_columns: int, n_rows: int) -> Any:
+    """Return what :func:`digits_of_rows` fills; what it does not write stays zero.
 
-    digits : (steps, groups, 4, 16, 64); begins : (groups, 4, 16, 16); scales : (M padded).
+    digits : (steps of 64, rows of digits, 64); begins : (rows of digits, 16); scales : (columns,).
     """
-    digits = _zeros(n_steps * n_groups * GROUP_BYTES).view(np.int8)
-    begins = _zeros(n_groups * GROUP_BYTES).view(np.int32)
+    digits = _zeros(n_steps * n_rows * PANEL).view(np.int8)
+    begins = _zeros(n_rows * 64).view(np.int32)
     return (
-        digits.reshape((n_steps, n_groups, N_DIGITS, 16, PANEL)),
-        begins.reshape((n_groups, N_DIGITS, 16, 16)),
-        np.zeros(n_groups * GROUP, np.float32),
+        digits.reshape((n_steps, n_rows, PANEL)),
+        begins.reshape((n_rows, 16)),
+        np.zeros(n_columns, np.float32),
     )
 
 
 @compiled
-def _digits_of_rows(G: Any, gradient: Any) -> None:
-    """Write the rows of G (M, rows) in digits, for :func:`multiply_columns`."""
-    digits, begins, scales = gradient
+def clear_columns(S: Any, first: int) -> None:
+    """Write zeros behind the samples of a block that is not full."""
+    for c in range(len(S)):
+        for r in range(first, S.shape[1]):
+            S[c, r] = 0
+
+
+@compiled
+def digits_of_rows(
+    G: Any, n_items: int, room: Any, n_digits: int, base: float, width: int, left: Any
+) -> None:
+    """Write the rows of G (M, N) in digits.
+
+    Parameters
+    ----------
+    G : float32 array of shape (M, N)
+        Zero from `n_items` on.
+    n_items : int
+    room : (digits, begins, scales)
+        Of zeros, as :func:`_room_for_digits` makes it. `width` rows of G have their first digits
+        next to each other, then their second ones, and so on. What sums begin with, so that bytes
+        count from 128, stands there 16 times.
+    n_digits : int
+    base : float
+    width : int
+    left : float32 array of shape (M, 64) or (0, 64)
+        What the digits leave of an item is added to the one 64 items later, also of the next call:
+        else equal items, or neighbours of equal samples, would all lose the same.
+    """
+    digits, begins, scales = room
     n_columns, n_rows = G.shape
-    base = np.float32(BASE)
+    step_down, smallest = np.float32(base), np.float32(base ** float(-n_digits))
     rest = np.empty(PANEL, np.float32)
     for m in range(n_columns):
-        largest = np.float32(0)
+        largest, largest_left = np.float32(0), np.float32(0)
         for r in range(n_rows):
             largest = max(largest, abs(G[m, r]))
-        factor = _power_of_two(largest)
-        scales[m] = 1 / factor
-        group, column = m // GROUP, m % GROUP
-        begins[group, :, column, :] = 0
-        for step in range(n_rows // PANEL):
-            first = step * PANEL
+        if len(left):
             for r in range(PANEL):
-                rest[r] = G[m, first + r] * factor
-            for digit in range(N_DIGITS):
+                largest_left = max(largest_left, abs(left[m, r]))
+        largest += largest_left
+        scale = _scale_of(largest, base)
+        scales[m] = scale
+        place = m // width * n_digits * width + m % width
+        for digit in range(n_digits):  # lane by lane: numba takes seconds to compile broadcasting
+            for lane in range(16):
+                begins[place + digit * width, lane] = 0
+        for step in range((n_rows + PANEL - 1) // PANEL):
+            first = step * PANEL
+            height = min(PANEL, n_rows - first)
+            n_carried = min(height, n_items - first) if len(left) else 0
+            for r in range(height):
+                rest[r] = G[m, first + r] / scale
+            for r in range(n_carried):
+                rest[r] += left[m, r] / scale
+            for digit in range(n_digits):
                 total = np.int32(0)
-                for r in range(PANEL):
+                for r in range(height):
                     rounded = np.rint(rest[r])
-                    rest[r] = (rest[r] - rounded) * base
+                    rest[r] = (rest[r] - rounded) * step_down
                     number = np.int8(rounded)
-                    digits[step, group, digit, column, r] = number
+                    digits[step, place + digit * width, r] = number
                     total += number
-                begins[group, digit, column, :] += -128 * total
+                for lane in range(16):
+                    begins[place + digit * width, lane] -= 128 * total
+            for r in range(n_carried):
+                left[m, r] = rest[r] * smallest * scale
 
 
 @compiled
@@ -487,16 +578,16 @@ def _add_columns(
 ) -> None:  # fmt: skip
     """Add ``(X - 128)^T @ G^T`` of `n_rows` rows to columns of dW (D padded, M padded)."""
     digits, begins, scales = gradient
-    n_groups, n_features = digits.shape[1], X.shape[1]
+    n_groups, n_features = digits.shape[1] // GROUP_ROWS, X.shape[1]
     n_steps = (n_rows + PANEL - 1) // PANEL
     for panel in range(len(dW) // PANEL):
         first = first_row * n_features + panel * PANEL
-        interleave(X, first, n_features, quads, (n_rows + 3) // 4)
+        interleave(X, first, n_features, quads, 4 * TILE_BYTES, (n_rows + 3) // 4)
         for tile in range(4):
             for group in range(n_groups):
                 multiply_columns(
                     digits, group * GROUP_BYTES, n_groups * GROUP_BYTES, quads, tile, n_steps,
-                    begins[group], sums,
+                    begins[group * GROUP_ROWS :], sums,
                 )  # fmt: skip
                 add_tile(
                     sums, scales[group * GROUP :], dW,
@@ -505,14 +596,16 @@ def _add_columns(
 
 
 @compiled
-def _whole_rows(X: Any, first: int, n_rows: int) -> Any:
+def whole_rows(X: Any, first: int, n_rows: int) -> Any:
     """Return X and `first`, or a copy of its last rows: tiles read beyond them."""
     n_features = X.shape[1]
     panels = (n_features + PANEL - 1) // PANEL * PANEL
     if (first + n_rows - 1) * n_features + panels <= X.size:
         return X, first
     copied = np.zeros((n_rows + PANEL, n_features), np.uint8)
-    copied[: min(n_rows, len(X) - first)] = X[first : first + n_rows]
+    for r in range(min(n_rows, len(X) - first)):
+        for d in range(n_features):
+            copied[r, d] = X[first + r, d]
     return copied, 0
 
 
@@ -545,7 +638,7 @@ def affine_of_bytes(X: Any, weights: Any, b: Any, Y: Any, first_column: int) -> 
     bias = np.zeros(n_groups * GROUP, np.float32)
     bias[:n_columns] = b[first_column : first_column + n_columns]
     last = (n_rows - 1) // 16 * 16
-    x, first = _whole_rows(X, last, 16)
+    x, first = whole_rows(X, last, 16)
     for group in range(n_groups):  # outermost, because its digits just fit L2
         column = group * GROUP
         width = min(GROUP, n_columns - column)
@@ -577,7 +670,7 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
     n_rows, n_columns = len(dY), stop - first
     n_groups, n_steps = (n_columns + GROUP - 1) // GROUP, 2 * BLOCK_ROWS // PANEL
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
-    gradient = _room_for_digits(n_steps, n_groups)
+    gradient = _room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     G = np.zeros((n_columns, n_steps * PANEL), np.float32)
     zero = np.float32(0)
     begin(TILE_SHAPES)
@@ -588,8 +681,8 @@ def gradient_of_bytes(X: Any, dY: Any, dW: Any, first: int, stop: int) -> bool:
             for r in range(rows):
                 G[m, r] = dY[row + r, first + m]
                 zero += G[m, r] * np.float32(0)
-        x, x_row = _whole_rows(X, row, (rows + 3) // 4 * 4)
-        _digits_of_rows(G, gradient)
+        x, x_row = whole_rows(X, row, (rows + 3) // 4 * 4)
+        digits_of_rows(G, G.shape[1], gradient, N_DIGITS, BASE, GROUP, G[:0])
         _add_columns(x, x_row, rows, gradient, quads, sums, dW, first)
     end()
     return bool(zero == 0)
@@ -623,13 +716,13 @@ def linear_pass(
     tile, bias = np.empty((16, GROUP), np.float32), np.zeros(n_groups * GROUP, np.float32)
     bias[:n_classes] = b
     sums, quads = _sums(), _zeros(n_steps * 4 * TILE_BYTES)
-    gradient = _room_for_digits(n_steps, n_groups)
+    gradient = _room_for_digits(n_steps, n_groups * GROUP, n_groups * GROUP_ROWS)
     padded_dW = zeros_of_W(packed.shape[0], n_groups)
     sum_of_S, no_bias = np.zeros(n_classes), np.zeros(n_classes, np.float32)
     loss = 0.0
     for row in range(start, stop, BLOCK_ROWS):
         n_rows = min(BLOCK_ROWS, stop - row)
-        x, first = _whole_rows(X, row, (n_rows + 15) // 16 * 16)
+        x, first = whole_rows(X, row, (n_rows + 15) // 16 * 16)
         for r in range(0, n_rows, 16):
             for group in range(n_groups):
                 _multiply(x, weights, bias, first + r, group, sums, tile)
@@ -637,19 +730,11 @@ def linear_pass(
                     for c in range(GROUP):
                         S[group * GROUP + c, r + i] = tile[i, c]
         loss += gradient_in_place(
-            S[:n_classes],
-            0,
-            no_bias,
-            y,
-            sample_weight,
-            row,
-            n_rows,
-            n_classes - 1,
-            sum_of_S,
-            room,
-            hinge,
-        )
-        _digits_of_rows(S[:n_classes], gradient)
+            S[:n_classes], 0, no_bias, y, sample_weight, row, n_rows, n_classes - 1, sum_of_S,
+            room, hinge,
+        )  # fmt: skip
+        clear_columns(S, n_rows)
+        digits_of_rows(S[:n_classes], BLOCK_ROWS, gradient, N_DIGITS, BASE, GROUP, S[:0])
         _add_columns(x, first, n_rows, gradient, quads, sums, padded_dW, 0)
     end()
     if not np.isfinite(loss):  # digits cannot say NaN

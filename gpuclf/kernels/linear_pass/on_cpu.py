@@ -122,8 +122,12 @@ def compiled_linear_pass(
     data_loss: Any,
     precision: str = "float32",
     models: tuple[int, ...] = (),
+    widens_bytes: bool = False,
 ) -> Any:
-    """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass."""
+    """Compute :func:`gpuclf.models.linear.linear_pass` in one compiled pass.
+
+    `widens_bytes`: bytes as floats also where they could be multiplied as they are, to compare.
+    """
     n_samples, K = samples.n_samples, math.prod(models)
     (n_features, width), is_bytes = W.shape, samples.stored.dtype == np.uint8
     if (
@@ -147,12 +151,15 @@ def compiled_linear_pass(
     n_columns, hinge = K * of_model, known == "multiclass_hinge"
     if n_columns > (MAX_CLASSES_AVX512 if loops.VECTOR_BYTES == 64 else MAX_CLASSES):
         return NotImplemented
-    if known is not None and not models:
-        of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
-        if of_bytes is not NotImplemented:
-            return of_bytes
-    elif (known is None and models) or are_multiplied(samples.stored, width, W.dtype):
-        return NotImplemented  # the shared body's blocks multiply bytes
+    if known is None and models:
+        return NotImplemented
+    if not widens_bytes:
+        if known is not None and not models:
+            of_bytes = linear_pass_of_bytes(W, b, samples, y, weights, hinge)
+            if of_bytes is not NotImplemented:
+                return of_bytes
+        elif are_multiplied(samples.stored, width, W.dtype):
+            return NotImplemented  # the shared body's blocks multiply bytes
     X, centre = samples.stored, samples.centre
     if not (samples.folds or samples.are_plain_floats):
         X = samples.rows(slice(0, n_samples))
