@@ -39,7 +39,7 @@ __all__ = [
 
 STRIPE = 64  # columns that are compared with the threshold at once, one bit each
 PANEL_BYTES = 64  # of one feature: samples of B side by side, a lane each
-TILE_ROWS = 12 if processor_features().get("avx512f") else 5  # whose sums fill the registers
+TILE_ROWS = 12 if processor_features().get("avx512f") else 6  # whose sums fill the registers
 LANES = 16  # numbers that are counted at once
 FEW, MANY = 8, 512  # up to so many are sorted by insertion, and by counting
 ROOTS = 2.0**-50  # two squares that differ by less may have the same root
@@ -502,7 +502,7 @@ def select(
             full = n + max(16, k, n // 2)  # tightening takes as long as the list
             if full + STRIPE > room:
                 # Settling takes as long as the next stage if it is for one sample in ten.
-                if not samples.final and found.settled[i] + n > room // 4 + (first + start) // 12:
+                if not samples.final and found.settled[i] + n > room // 4 + (first + start) // 20:
                     n = -1
                     break
                 _settle(i, n, k, lists, found, samples)
