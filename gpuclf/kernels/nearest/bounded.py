@@ -15,8 +15,10 @@ states its bound as :math:`|rank - distance| \le e \cdot rank + c (\|a\| + \|b\|
   first takes c = 2 u in l1; of squares as much as products, which are faster.
 - **differences in float64**, which are right by definition.
 
-:math:`\eta` is for what underflows. A query for which a quarter of the samples is open goes to the
-next stage: there are groups so far apart that the centre does not help, and samples that all tie.
+:math:`\eta` is for what underflows. A query for which more than one sample in `OPEN_SHARE` is open
+goes to the next stage: there are groups so far apart that the centre does not help, and samples
+that all tie. A look at some of the samples tells most of these before a stage begins. Of equal
+samples, those that tie with k before them are left out of the search.
 
 Cosines are those of samples of unit length: :math:`1 - \cos = |a - b|^2 / 2`.
 """
@@ -34,6 +36,7 @@ from gpuclf.devices.cpu import cpu_workers
 from gpuclf.kernels.nearest import open_loops
 from gpuclf.kernels.nearest.open_loops import (
     LANES,
+    OPEN_SHARE,
     PANEL_BYTES,
     STRIPE,
     TILE_ROWS,
@@ -48,10 +51,10 @@ __all__ = ["nearest_of_floats"]
 # Fewer samples at a time cost the product; more of many features fall out of a cache on their way.
 TILE_COLUMNS, TILE_BYTES = 1024, 4 << 20
 MAX_QUERIES = 512 // TILE_ROWS * TILE_ROWS  # that share one conversion of the samples
-A_BYTES = 128 << 10
+A_BYTES = 128 << 10  # of queries that stay in L2 while the samples' differences pass
 SPARE = 256  # open samples that a list has room for, beside the neighbours
-FIRST_QUERIES, CHANCE = 24, 8
-OPEN_SHARE = 20  # settling one sample in so many takes as long as the next stage
+FIRST_QUERIES, LOOK_QUERIES = 24, 120  # whole tiles of rows, looked at together
+CHANCE = 8  # as many more may be open by the choice of the samples that are looked at
 MANY_TILES = 16  # of samples: a few of all are then looked at first, to know what is far
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
@@ -212,7 +215,9 @@ class Search:
         low, width = ranks.low[:m], ranks.width[:m]
         expected = -(-k * m // len(self.B))  # of the k nearest, among these samples
         most_open = expected + CHANCE + m // OPEN_SHARE
-        for group in (slice(0, min(n, FIRST_QUERIES)), *(ranks.groups(n) if seeded else ())):
+        first = slice(0, min(n, FIRST_QUERIES))
+        groups = row_slices(n, min(LOOK_QUERIES, len(ranks.C))) if seeded else []
+        for group in (first, *groups):
             nearest = highs = ranks.of(group)[:, :m] + (low + width)
             slack, grow = 2 * lists.slacks[group], 1 + 4 * stage.e
             if k <= m:
@@ -226,7 +231,7 @@ class Search:
             are_open = highs - width < ((kth + slack) * grow)[:, None]
             hopeless = np.count_nonzero(are_open, axis=1) > most_open
             lists.counts[group][hopeless] = -1
-            if hopeless.all():
+            if group is first and hopeless.all():
                 lists.counts[:] = -1
                 break
 
@@ -248,8 +253,9 @@ class _Ranks:
         self.panels = np.empty((0 if stage.products else columns // lanes, D, lanes), dtype)
         self.low, self.width = np.empty(columns, dtype), np.empty(columns, dtype)
         at_once = MAX_QUERIES
-        if not stage.products:  # queries that stay in L2 while a panel passes
-            at_once = min(at_once, max(1, A_BYTES // (D * dtype.itemsize * TILE_ROWS)) * TILE_ROWS)
+        if not stage.products:
+            fit = A_BYTES // (D * dtype.itemsize) // TILE_ROWS * TILE_ROWS
+            at_once = min(at_once, max(FIRST_QUERIES, fit))
         self.C = np.empty((min(at_once, len(self.a)), columns), dtype)
 
     def groups(self, n: int) -> list[slice]:
