@@ -54,7 +54,7 @@ MAX_QUERIES = 512 // TILE_ROWS * TILE_ROWS  # that share one conversion of the s
 A_BYTES = 128 << 10  # of queries that stay in L2 while the samples' differences pass
 SPARE = 256  # open samples that a list has room for, beside the neighbours
 FIRST_QUERIES, LOOK_QUERIES = 24, 120  # whole tiles of rows, looked at together
-CHANCE = 8  # as many more may be open by the choice of the samples that are looked at
+CHANCE = 4  # as many more may be open by the choice of the samples that are looked at
 MANY_TILES = 16  # of samples: a few of all are then looked at first, to know what is far
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
@@ -206,8 +206,8 @@ class Search:
     ) -> None:
         """Set thresholds by some of the samples; give up queries for which too many are open.
 
-        Not to be `seeded` is to look for the first few queries only. If there is no hope for those,
-        there is none for any.
+        Not to be `seeded` is to look for the first few queries only. If there is no hope for most
+        of those, all are given up.
         """
         stage, k, eps = ranks.stage, self.k, np.finfo(ranks.C.dtype).eps
         own = multipliers if len(multipliers) == 1 else multipliers[some]
@@ -231,7 +231,7 @@ class Search:
             are_open = highs - width < ((kth + slack) * grow)[:, None]
             hopeless = np.count_nonzero(are_open, axis=1) > most_open
             lists.counts[group][hopeless] = -1
-            if group is first and hopeless.all():
+            if group is first and 2 * np.count_nonzero(hopeless) > len(hopeless):
                 lists.counts[:] = -1
                 break
 
