@@ -143,7 +143,7 @@ def test_each_stage_gives_up_and_the_last_one_ends(bounded, monkeypatch):
 
 def test_hopeless_stages_are_left_before_they_begin(bounded, monkeypatch):
     rng = np.random.default_rng(0)
-    A = np.zeros((9, 40), np.float32)
+    A = np.zeros((60, 40), np.float32)
     B = rng.permuted(np.repeat(rng.standard_normal((1, 40)), 4000, axis=0), axis=1)
     taken, take = [], bounded._Ranks.take
 
@@ -158,7 +158,7 @@ def test_hopeless_stages_are_left_before_they_begin(bounded, monkeypatch):
     assert_nearest(A, B.astype(np.float32), 700, "l2", found)
     assert taken[:2] == [(True, "float32"), (False, "float32")]  # only the looks ahead
     assert set(taken[2:]) == {(False, "float64")}
-    assert done[-1] == (9 * 4000, 9 * 4000)
+    assert done[-1] == (60 * 4000, 60 * 4000)
 
 
 def test_queries_of_both_kinds_have_their_neighbours(bounded, monkeypatch):
