@@ -36,20 +36,20 @@ ROUNDS, ENOUGH_S = 7, 12.0  # or fewer, at least two, when these seconds are ove
 CHECKED = 5  # queries
 SIZES = [(5000, 5000, 64), (1000, 200_000, 128), (1000, 50_000, 3072)]
 HOSTILE = 1000, 20_000, 128, 100
-COSINES = [(5000, 5000, 64, 5, 10), (1000, 10_000, 256, 20, 100), (2500, 10_000, 384, 20, 10),
-           (500, 20_000, 384, 20, 1000)]  # fmt: skip
+COSINES = [(10, 5000, 5000, 64, 5), (100, 1000, 10_000, 256, 20), (10, 2500, 10_000, 384, 20),
+           (1000, 500, 20_000, 384, 20)]  # fmt: skip
 TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
 class Task:
-    """A search or a prediction, by both, and what tells whether ours is right."""
+    """A search or a prediction: what it is called, and what makes it."""
 
     group: str
     what: str
     sizes: tuple[int, int, int, int]  # queries, training samples, features, neighbours
-    calls: dict[str, Callable[[], Any]]
-    wrong: Callable[[dict[str, Any]], float]  # of both results
+    # The calls of both, and what tells the share of wrong answers from their results.
+    prepare: Callable[[], tuple[dict[str, Callable[[], Any]], Callable[[dict[str, Any]], float]]]
 
     @property
     def title(self) -> str:
@@ -58,12 +58,13 @@ class Task:
         return f"{self.group}, {self.what}, {n} x {m} x {n_features}, k={k}"
 
 
-def searches(group: str, what: str, A: Any, B: Any, k: int, metric: str = "l2") -> Task:
+def searches(k: int, metric: str, make: Callable[[], tuple[Any, Any]]) -> Any:
     """Search the same neighbours twice."""
+    A, B = make()
     named = {"l2": "euclidean", "l1": "manhattan"}[metric]
     neighbors = NearestNeighbors(n_neighbors=k, metric=named, algorithm="brute").fit(B)
     calls = {THEIRS: lambda: neighbors.kneighbors(A), OURS: lambda: k_neighbors(A, B, k, metric)}
-    return Task(group, what, (*A.shape[:1], *B.shape, k), calls, partial(_wrong, A, B, k, metric))
+    return calls, partial(_wrong, A, B, k, metric)
 
 
 def _wrong(A: Any, B: Any, k: int, metric: str, results: dict[str, Any]) -> float:
@@ -87,7 +88,7 @@ def similarities(distances: Any) -> Any:
     return np.exp((1 - distances) / TEMPERATURE)
 
 
-def votes(n: int, m: int, n_features: int, k: int, n_classes: int, weights: Any) -> Task:
+def votes(n: int, m: int, n_features: int, k: int, n_classes: int, weights: Any) -> Any:
     """Predict the same labels twice, by weighted cosines; wrong: labels that differ."""
     X, y = make_embeddings(n + m, n_features, n_classes)
     theirs = TheirClassifier(k, metric="cosine", algorithm="brute", weights=weights)
@@ -96,61 +97,72 @@ def votes(n: int, m: int, n_features: int, k: int, n_classes: int, weights: Any)
         name: partial(classifier.fit(X[n:], y[n:]).predict, X[:n])
         for name, classifier in ((THEIRS, theirs), (OURS, ours))
     }
-    by = weights if isinstance(weights, str) else "exp(cos / T)"
-    return Task(
-        "cosine", f"{n_classes:,} classes, votes by {by}", (n, m, n_features, k), calls,
-        lambda results: float(np.mean(results[OURS] != results[THEIRS])),
-    )  # fmt: skip
+    return calls, lambda results: float(np.mean(results[OURS] != results[THEIRS]))
 
 
-def hostile(n: int, m: int, D: int, k: int) -> Iterator[Task]:
-    """Yield searches among samples that rounded distances do not tell apart, and what is near."""
+def normal(n: int, m: int, D: int) -> tuple[Any, Any]:
+    """Draw queries and samples."""
     rng = np.random.default_rng(0)
-    draw = rng.standard_normal
-    distinct, centres, originals = draw((5, D)), 1e5 * draw((10, D)), draw((m // 200, D))
-    A, B, which = draw((n, D)), draw((m, D)), rng.integers(0, 10, m)
-    near = centres[rng.integers(0, 10, n)] + A
-    outliers = np.where(np.arange(m)[:, None] % 1000, B, 1e6 * B)
-    for what, queries, samples in (
-        ("all samples equal", A, np.repeat(B[:1], m, axis=0)),
-        ("five distinct samples", distinct[rng.integers(0, 5, n)], distinct[which // 2]),
-        ("ten far clusters", near, centres[which] + B),
-        ("ten far clusters, sorted", near, centres[np.sort(which)] + B),
-        ("200 near copies of each", originals[rng.integers(0, m // 200, n)] + 1e-5 * A,
-         originals[rng.integers(0, m // 200, m)] + 1e-5 * B),
-        ("tenths", rng.integers(0, 3, (n, D)) / 10, rng.integers(0, 3, (m, D)) / 10),
-        ("outliers", A, outliers),
-        ("far from the origin", A + 1e4, B + 1e4),
-        ("unit samples, zero queries", 0 * A, B / np.linalg.norm(B, axis=1, keepdims=True)),
-        ("permutations, zero queries", 0 * A,
-         rng.permuted(np.repeat(B[:1], m, axis=0), axis=1)),
-    ):  # fmt: skip
-        yield searches("hostile", what, queries.astype("f4"), samples.astype("f4"), k)
+    return tuple(rng.standard_normal((rows, D), dtype=np.float32) for rows in (n, m))
+
+
+def hostile(n: int, m: int, D: int) -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """Return what makes queries and samples that rounded distances do not tell apart."""
+    rng = np.random.default_rng(0)
+    A, B, clusters = (rng.standard_normal((rows, D)) for rows in (n, m, 10))
+    own, of = rng.integers(0, 10, n), rng.integers(0, 10, m)
+    copied = B[rng.integers(0, m // 200, n + m)]
+    zeros = 0 * A
+    return {
+        "all samples equal": lambda: (A, np.repeat(B[:1], m, axis=0)),
+        "ten distinct samples": lambda: (clusters[own], clusters[of]),
+        "ten far clusters": lambda: (1e5 * clusters[own] + A, 1e5 * clusters[of] + B),
+        "ten far clusters, sorted": lambda: (
+            1e5 * clusters[own] + A, 1e5 * clusters[np.sort(of)] + B,
+        ),
+        "200 near copies of each": lambda: (copied[:n] + 1e-5 * A, copied[n:] + 1e-5 * B),
+        "tenths": lambda: (rng.integers(0, 3, (n, D)) / 10, rng.integers(0, 3, (m, D)) / 10),
+        "outliers": lambda: (A, np.where(np.arange(m)[:, None] % 1000, B, 1e6 * B)),
+        "far from the origin": lambda: (A + 1e4, B + 1e4),
+        "unit samples, zero queries": lambda: (
+            zeros, B / np.linalg.norm(B, axis=1, keepdims=True),
+        ),
+        "permutations, zero queries": lambda: (
+            zeros, rng.permuted(np.repeat(B[:1], m, axis=0), axis=1),
+        ),
+    }  # fmt: skip
+
+
+def hostile_floats(what: str, *sizes: int) -> tuple[Any, Any]:
+    """Make queries and samples of one kind."""
+    A, B = hostile(*sizes)[what]()
+    return A.astype(np.float32), B.astype(np.float32)
 
 
 def tasks(few: bool) -> Iterator[Task]:
     """Yield everything that is measured; or little of it, with few samples."""
-    rng = np.random.default_rng(0)
-
-    def normal(n: int, n_features: int) -> Any:
-        return rng.standard_normal((n, n_features), dtype=np.float32)
-
-    for n, m, D in [(100, 9000, 300)] if few else SIZES:
-        A, B = normal(n, D), normal(m, D)
+    for sizes in [(100, 9000, 300)] if few else SIZES:
         for k in (1, 5, 100):
-            yield searches("l2", "normal", A, B, k)
-    yield searches("l1", "normal", *(normal(m, 384) for m in (500, 5000)), 5, "l1")
-    for sizes in [(100, 9000, 300, 20, 10)] if few else COSINES:
-        for weights in ("distance", similarities):
-            yield votes(*sizes, weights)
-    yield from hostile(*((100, 9000, 300, 10) if few else HOSTILE))
+            make = partial(searches, k, "l2", partial(normal, *sizes))
+            yield Task("l2", "normal", (*sizes, k), make)
+    make = partial(searches, 5, "l1", partial(normal, 500, 5000, 384))
+    yield Task("l1", "normal", (500, 5000, 384, 5), make)
+    for n_classes, *sizes in [(10, 100, 9000, 300, 20)] if few else COSINES:
+        for by, weights in (("distance", "distance"), ("exp(cos / T)", similarities)):
+            what = f"{n_classes} classes, votes by {by}"
+            yield Task("cosine", what, tuple(sizes), partial(votes, *sizes, n_classes, weights))
+    *sizes, k = (100, 9000, 300, 10) if few else HOSTILE
+    for what in hostile(*sizes):
+        make = partial(searches, k, "l2", partial(hostile_floats, what, *sizes))
+        yield Task("hostile", what, (*sizes, k), make)
 
 
 def measure(task: Task, rounds: int) -> list[dict]:
     """Time both by turns; compare their results."""
-    seconds, results, begun = dict.fromkeys(task.calls, np.inf), {}, time.perf_counter()
+    calls, share_of_wrong = task.prepare()
+    seconds, results, begun = dict.fromkeys(calls, np.inf), {}, time.perf_counter()
     for turn in range(rounds):
-        for name, call in task.calls.items():
+        for name, call in calls.items():
             start = time.perf_counter()
             results[name] = call()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
@@ -158,11 +170,11 @@ def measure(task: Task, rounds: int) -> list[dict]:
             break
     n, m, n_features, k = task.sizes
     sizes = {"queries": n, "samples": m, "n_features": n_features, "neighbors": k}
-    wrong = task.wrong(results)
+    wrong = share_of_wrong(results)
     factor = seconds[THEIRS] / seconds[OURS]
     console.print(f"{task.title}: {factor:.2f} times in {turn + 1} turns, {wrong:.2%} wrong")
     of = {"title": task.title, "group": task.group, "what": task.what, **sizes, "wrong": wrong}
-    return [{**of, "implementation": name, "fastest_s": seconds[name]} for name in task.calls]
+    return [{**of, "implementation": name, "fastest_s": seconds[name]} for name in calls]
 
 
 def main() -> None:
