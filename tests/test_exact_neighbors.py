@@ -176,7 +176,7 @@ def test_equal_samples_beyond_k_are_left_out(metric, bounded):
     rng = np.random.default_rng(0)
     distinct = rng.standard_normal((6, 9)).astype(np.float32)
     which = rng.integers(0, 6, 900)
-    A, B = np.concatenate([distinct, rng.standard_normal((5, 9))]).astype("f4"), distinct[which]
+    A, B = np.concatenate([distinct, rng.standard_normal((25, 9))]).astype("f4"), distinct[which]
     first_four = np.sort(np.concatenate([np.flatnonzero(which == i)[:4] for i in range(6)]))
     np.testing.assert_array_equal(bounded._without_later_ties(B, 4, B.nbytes), first_four)
     assert bounded._without_later_ties(B, 4, 23 * B[0].nbytes) is None  # too little memory

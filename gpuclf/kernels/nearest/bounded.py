@@ -296,7 +296,9 @@ def nearest_of_floats(
         if B.nbytes > memory_budget // 2:
             return NotImplemented
         memory_budget, B = memory_budget - B.nbytes, np.ascontiguousarray(B)
-    kept = _without_later_ties(B, k, memory_budget // 2)
+    kept = None
+    if len(A) >= FIRST_QUERIES:  # fewer are answered before equal samples are found
+        kept = _without_later_ties(B, k, memory_budget // 2)
     if kept is not None:
         B = B[kept]
         memory_budget -= B.nbytes
