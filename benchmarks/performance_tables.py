@@ -27,6 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 LADDER, CPU_LIMIT, FLEET = "ladder.json", "cpu_limit.json", "fleet.json"
 ACCURACY, EMBEDDINGS, SCALING = "accuracy.json", "embeddings.json", "scaling.json"
+NEIGHBORS = "neighbors.json"
 
 
 def processor(record: dict) -> str:
@@ -312,6 +313,30 @@ def embeddings(record: dict) -> str:
     )
 
 
+# -------------------------------------------------------------------------- neighbors.json
+
+
+def neighbors(record: dict) -> str:
+    """Write what exact neighbours of floats cost, beside scikit-learn's."""
+    cases: dict[tuple, dict[str, float]] = {}
+    for row in record["rows"]:
+        sizes = f"{row['queries']:,} x {row['samples']:,} x {row['n_features']:,}"
+        what = f"{row['group']}, {row['what']}" if row["group"] != "hostile" else row["what"]
+        case = what, sizes, f"{row['neighbors']}"
+        cases.setdefault(case, {})[row["implementation"]] = row["fastest_s"]
+    lines = []
+    for case, seconds in cases.items():
+        theirs, ours = seconds["scikit-learn"], seconds["gpuclf on NumPy"]
+        ratio = format_ratio(theirs / ours)
+        lines.append([*case, format_seconds(theirs), format_seconds(ours), ratio])
+    titles = ["samples", "queries x samples x features", "k", "scikit-learn", "gpuclf", ""]
+    return (
+        f"{markdown_table(titles, lines, n_left=2)}\n\n"
+        f"The fastest of calls by turns; {processor(record)}. The last column: how many times "
+        "faster. Record: `benchmarks/results/neighbors.json`.\n"
+    )
+
+
 # ----------------------------------------------------------------------------- scaling.json
 
 
@@ -384,6 +409,7 @@ PAGES = {
             (fleet_sizes, full_batches, fleet_penalties, fleet_searches, course_search), FLEET
         ),
         embeddings: EMBEDDINGS,
+        neighbors: NEIGHBORS,
     },
     DOCS / "accuracy.md": {recipes: ACCURACY},
     DOCS / "embeddings.md": {embeddings: EMBEDDINGS},
@@ -502,7 +528,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    files = LADDER, CPU_LIMIT, FLEET, ACCURACY, EMBEDDINGS, SCALING
+    files = LADDER, CPU_LIMIT, FLEET, ACCURACY, EMBEDDINGS, NEIGHBORS, SCALING
     records = {file: load(file) for file in files}
     if "course_search" not in records[FLEET]:  # fleet.py --try
         sys.exit(f"benchmarks/results/{FLEET} lacks the course's search")

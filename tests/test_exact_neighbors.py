@@ -141,6 +141,53 @@ def test_each_stage_gives_up_and_the_last_one_ends(bounded, monkeypatch):
     assert ran == [(True, "float32", 9), (False, "float32", 9), (False, "float64", 0)]
 
 
+def test_hopeless_stages_are_left_before_they_begin(bounded, monkeypatch):
+    rng = np.random.default_rng(0)
+    A = np.zeros((60, 40), np.float32)
+    B = rng.permuted(np.repeat(rng.standard_normal((1, 40)), 4000, axis=0), axis=1)
+    taken, take = [], bounded._Ranks.take
+
+    def counted(self, *given):
+        taken.append((self.stage.products, np.dtype(self.stage.dtype).name))
+        return take(self, *given)
+
+    monkeypatch.setattr(bounded._Ranks, "take", counted)
+    monkeypatch.setattr(bounded, "cpu_workers", lambda: 1)
+    done = []
+    found = k_neighbors(A, B.astype(np.float32), 700, callback=lambda *counts: done.append(counts))
+    assert_nearest(A, B.astype(np.float32), 700, "l2", found)
+    assert taken[:2] == [(True, "float32"), (False, "float32")]  # only the looks ahead
+    assert set(taken[2:]) == {(False, "float64")}
+    assert done[-1] == (60 * 4000, 60 * 4000)
+
+
+def test_queries_of_both_kinds_have_their_neighbours(bounded, monkeypatch):
+    # Hopeless: those in the clusters; the first few are not typical.
+    rng = np.random.default_rng(0)
+    far = rng.standard_normal((4000, 20)) + 1e6 * (np.arange(4000) % 2)[:, None]
+    B = np.concatenate([far, 1e3 * rng.standard_normal((4000, 20))])
+    for start in (0, 1):
+        A = np.roll(np.concatenate([far[:70], B[-70:]]), 70 * start, axis=0)
+        assert_compiled(A.astype(np.float32), B.astype(np.float32), 7, "l2")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_samples_beyond_k_are_left_out(metric, bounded):
+    rng = np.random.default_rng(0)
+    distinct = rng.standard_normal((6, 9)).astype(np.float32)
+    which = rng.integers(0, 6, 900)
+    A, B = np.concatenate([distinct, rng.standard_normal((25, 9))]).astype("f4"), distinct[which]
+    first_four = np.sort(np.concatenate([np.flatnonzero(which == i)[:4] for i in range(6)]))
+    np.testing.assert_array_equal(bounded._without_later_ties(B, 4, B.nbytes), first_four)
+    assert bounded._without_later_ties(B, 4, 23 * B[0].nbytes) is None  # too little memory
+    assert bounded._without_later_ties(B, 100, B.nbytes) is None  # two thirds would stay
+    found = assert_compiled(A, B, 30, metric)
+    # Equal samples are asked for: those with the smallest indices are the nearest, in order.
+    for query in range(6):
+        same = np.flatnonzero(which == query)[:30]
+        np.testing.assert_array_equal(found[1][query], same)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_bound_holds_for_every_pair(metric, bounded):
     # What the search relies on: no rank is farther from the distance than its stage says.

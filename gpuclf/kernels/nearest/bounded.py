@@ -15,8 +15,10 @@ states its bound as :math:`|rank - distance| \le e \cdot rank + c (\|a\| + \|b\|
   first takes c = 2 u in l1; of squares as much as products, which are faster.
 - **differences in float64**, which are right by definition.
 
-:math:`\eta` is for what underflows. A query for which a quarter of the samples is open goes to the
-next stage: there are groups so far apart that the centre does not help, and samples that all tie.
+:math:`\eta` is for what underflows. A query for which more than one sample in `OPEN_SHARE` is open
+goes to the next stage: there are groups so far apart that the centre does not help, and samples
+that all tie. A look at some of the samples tells most of these before a stage begins. Of equal
+samples, those that tie with k before them are left out of the search.
 
 Cosines are those of samples of unit length: :math:`1 - \cos = |a - b|^2 / 2`.
 """
@@ -34,6 +36,7 @@ from gpuclf.devices.cpu import cpu_workers
 from gpuclf.kernels.nearest import open_loops
 from gpuclf.kernels.nearest.open_loops import (
     LANES,
+    OPEN_SHARE,
     PANEL_BYTES,
     STRIPE,
     TILE_ROWS,
@@ -47,8 +50,11 @@ __all__ = ["nearest_of_floats"]
 
 # Fewer samples at a time cost the product; more of many features fall out of a cache on their way.
 TILE_COLUMNS, TILE_BYTES = 1024, 4 << 20
-MAX_QUERIES = 500 // TILE_ROWS * TILE_ROWS  # that share one conversion of the samples
+MAX_QUERIES = 512 // TILE_ROWS * TILE_ROWS  # that share one conversion of the samples
+A_BYTES = 128 << 10  # of queries that stay in L2 while the samples' differences pass
 SPARE = 256  # open samples that a list has room for, beside the neighbours
+FIRST_QUERIES, LOOK_QUERIES = 24, 120  # whole tiles of rows, looked at together
+CHANCE = 4  # as many more may be open by the choice of the samples that are looked at
 MANY_TILES = 16  # of samples: a few of all are then looked at first, to know what is far
 LOOK_BYTES = 4 << 20
 CENTRE_SAMPLES = 100
@@ -178,19 +184,11 @@ class Search:
             stage.c * ranks.norms_A + stage.eta, ranks.norms_A * stage.products,
             np.array([1 + 2 * stage.e], dtype),
         )  # fmt: skip
-        if seeded and k <= columns:
-            step = len(self.B) // columns + 1
-            some = slice(0, len(self.B), step)
-            own = multipliers if len(multipliers) == 1 else multipliers[some]
-            m = ranks.take(self.B[some], 0, columns, own)
-            for group in ranks.groups(n):
-                highs = ranks.of(group)[:, :m] + (ranks.low[:m] + ranks.width[:m])
-                kth = np.partition(highs, k - 1, axis=1)[:, k - 1].astype(np.float64)
-                limit = (kth + 2 * lists.slacks[group]) * (1 + 4 * stage.e)
-                # Rounded up, beyond the k-th itself: what is not below is no neighbour.
-                lists.thresholds[group] = limit + 8 * np.finfo(dtype).eps * abs(limit) + stage.step
+        some = slice(0, len(self.B), max(MANY_TILES, len(self.B) // columns + 1))
+        self._look_ahead(ranks, lists, multipliers, some, seeded)
         for tile in row_slices(len(self.B), columns):
-            m = ranks.take(self.B, tile.start, tile.stop, multipliers)
+            if lists.counts.max() >= 0:
+                ranks.take(self.B, tile.start, tile.stop, multipliers)
             for group in ranks.groups(n):
                 if lists.counts[group].max() < 0:
                     continue
@@ -199,9 +197,43 @@ class Search:
                     group.stop - group.start, k, lists, found, samples,
                 )  # fmt: skip
             if count is not None:
-                count(m * n)
+                count((tile.stop - tile.start) * n)
         open_loops.finish(n, k, lists, found, samples)
         return lists.counts < 0
+
+    def _look_ahead(
+        self, ranks: _Ranks, lists: Lists, multipliers: Any, some: slice, seeded: bool
+    ) -> None:
+        """Set thresholds by some of the samples; give up queries for which too many are open.
+
+        Not to be `seeded` is to look for the first few queries only. If there is no hope for most
+        of those, all are given up.
+        """
+        stage, k, eps = ranks.stage, self.k, np.finfo(ranks.C.dtype).eps
+        own = multipliers if len(multipliers) == 1 else multipliers[some]
+        m, n = ranks.take(self.B[some], 0, ranks.columns, own), len(lists.counts)
+        low, width = ranks.low[:m], ranks.width[:m]
+        expected = -(-k * m // len(self.B))  # of the k nearest, among these samples
+        most_open = expected + CHANCE + m // OPEN_SHARE
+        first = slice(0, min(n, FIRST_QUERIES))
+        groups = row_slices(n, min(LOOK_QUERIES, len(ranks.C))) if seeded else []
+        for group in (first, *groups):
+            nearest = highs = ranks.of(group)[:, :m] + (low + width)
+            slack, grow = 2 * lists.slacks[group], 1 + 4 * stage.e
+            if k <= m:
+                nearest = np.partition(highs, k - 1, axis=1)[:, :k]
+                limit = (nearest[:, k - 1] + slack) * grow
+                # Rounded up, beyond the k-th itself: what is not below is no neighbour.
+                lists.thresholds[group] = limit + 8 * eps * abs(limit) + stage.step
+            if stage.final:
+                continue
+            kth = np.partition(nearest, expected - 1, axis=1)[:, expected - 1]
+            are_open = highs - width < ((kth + slack) * grow)[:, None]
+            hopeless = np.count_nonzero(are_open, axis=1) > most_open
+            lists.counts[group][hopeless] = -1
+            if group is first and 2 * np.count_nonzero(hopeless) > len(hopeless):
+                lists.counts[:] = -1
+                break
 
 
 class _Ranks:
@@ -220,7 +252,11 @@ class _Ranks:
         lanes = PANEL_BYTES // dtype.itemsize
         self.panels = np.empty((0 if stage.products else columns // lanes, D, lanes), dtype)
         self.low, self.width = np.empty(columns, dtype), np.empty(columns, dtype)
-        self.C = np.empty((min(MAX_QUERIES, len(self.a)), columns), dtype)
+        at_once = MAX_QUERIES
+        if not stage.products:
+            fit = A_BYTES // (D * dtype.itemsize) // TILE_ROWS * TILE_ROWS
+            at_once = min(at_once, max(FIRST_QUERIES, fit))
+        self.C = np.empty((min(at_once, len(self.a)), columns), dtype)
 
     def groups(self, n: int) -> list[slice]:
         """Return the queries whose ranks there is room for at a time."""
@@ -260,6 +296,12 @@ def nearest_of_floats(
         if B.nbytes > memory_budget // 2:
             return NotImplemented
         memory_budget, B = memory_budget - B.nbytes, np.ascontiguousarray(B)
+    kept = None
+    if len(A) >= FIRST_QUERIES:  # fewer are answered before equal samples are found
+        kept = _without_later_ties(B, k, memory_budget // 2)
+    if kept is not None:
+        B = B[kept]
+        memory_budget -= B.nbytes
     A = np.ascontiguousarray(A)
     (n, D), room = A.shape, _room(k)
     per_query = 24 * D + 20 * room + 40 * k + 64
@@ -285,9 +327,30 @@ def nearest_of_floats(
         lambda rows: search.block(rows, count, columns), n, step, workers=workers
     )
     ranks, indices = (np.concatenate(part) for part in zip(*parts, strict=True))
+    indices = indices if kept is None else kept[indices]
     if metric == "cosine":
         return ranks / 2, indices
     return (np.sqrt(ranks) if metric == "l2" else ranks) / search.scale, indices
+
+
+def _without_later_ties(B: Any, k: int, most_bytes: int) -> Any:
+    """Return the rows of the first k of equal samples, if that leaves out at least half.
+
+    The others tie with k samples before them. They are looked for where they are many among a few.
+    """
+    some = B[:: len(B) // CENTRE_SAMPLES + 1]
+    if 2 * len({sample.tobytes() for sample in some}) > len(some):
+        return None
+    times: dict[bytes, int] = {}
+    kept = []
+    for row, sample in enumerate(B):
+        key = sample.tobytes()
+        times[key] = times.get(key, 0) + 1
+        if times[key] <= k:
+            kept.append(row)
+            if 2 * len(kept) > len(B) or len(kept) * sample.nbytes > most_bytes:
+                return None
+    return np.array(kept)
 
 
 def inverse_lengths(X: Any, workers: int) -> Any:

@@ -23,6 +23,7 @@ from gpuclf.kernels.building.machine_code import compiled, processor_features
 
 __all__ = [
     "LANES",
+    "OPEN_SHARE",
     "PANEL_BYTES",
     "STRIPE",
     "TILE_ROWS",
@@ -39,9 +40,10 @@ __all__ = [
 
 STRIPE = 64  # columns that are compared with the threshold at once, one bit each
 PANEL_BYTES = 64  # of one feature: samples of B side by side, a lane each
-TILE_ROWS = 12 if processor_features().get("avx512f") else 5  # whose sums fill the registers
+TILE_ROWS = 12 if processor_features().get("avx512f") else 6  # whose sums fill the registers
 LANES = 16  # numbers that are counted at once
 FEW, MANY = 8, 512  # up to so many are sorted by insertion, and by counting
+OPEN_SHARE = 20  # settling one sample in so many takes as long as the next stage
 ROOTS = 2.0**-50  # two squares that differ by less may have the same root
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -501,8 +503,8 @@ def select(
             n = _tighten(i, n, k, lists, samples)
             full = n + max(16, k, n // 2)  # tightening takes as long as the list
             if full + STRIPE > room:
-                # Settling takes as long as the next stage if it is for one sample in ten.
-                if not samples.final and found.settled[i] + n > room // 4 + (first + start) // 12:
+                most = room // 4 + (first + start) // OPEN_SHARE
+                if not samples.final and found.settled[i] + n > most:
                     n = -1
                     break
                 _settle(i, n, k, lists, found, samples)
