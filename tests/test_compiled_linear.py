@@ -346,7 +346,7 @@ def test_a_loss_of_ones_own_stays_in_python_between_the_products(dtype, kind, c,
         assert_agrees(arguments(n, d, c, dtype, kind, squared_hinge), dtype)
 
 
-@pytest.mark.essential_cases(3, in_ci=8)
+@pytest.mark.essential_cases(2, in_ci=5)
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)

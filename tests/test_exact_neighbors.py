@@ -271,6 +271,7 @@ def test_views_are_read_as_they_are(view):
     assert_nearest(A, B, 4, "l2", k_neighbors(A, B, 4))
 
 
+@pytest.mark.essential_cases(0, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_dtypes_may_differ(metric):

@@ -76,6 +76,7 @@ SIZES = [(1, 64, 2), (11, 65, 3), (49, 191, 4), (95, 193, 5), (97, 64, 10), (130
 SIZES += [(200, 3072, 10), (2500, 70, 10)]
 
 
+@pytest.mark.essential_cases(0, in_ci=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize(("n", "d", "c"), SIZES)
@@ -83,6 +84,7 @@ def test_linear_pass(n, d, c, loss):
     assert_no_worse_than_float32(problem(n, d, c), loss)
 
 
+@pytest.mark.essential_cases(0, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
 @pytest.mark.parametrize(("n", "d", "c"), [(100, 129, 50), (60, 70, 128)])

@@ -61,6 +61,7 @@ def test_products_lose_no_more_than_blas_does(n, d, h):
     assert error(loops.gradient(X, None, dY), truth) <= error(floats.T @ dY, truth) + 3e-7
 
 
+@pytest.mark.essential_cases(0, in_ci=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
 @pytest.mark.parametrize("is_centred", [False, True])
