@@ -182,6 +182,9 @@ def test_equal_samples_beyond_k_are_left_out(metric, bounded):
     assert bounded._without_later_ties(B, 4, 23 * B[0].nbytes) is None  # too little memory
     assert bounded._without_later_ties(B, 100, B.nbytes) is None  # two thirds would stay
     found = assert_compiled(A, B, 30, metric)
+    seen = []
+    k_neighbors(A, B, 30, metric, callback=lambda *done: seen.append(done))
+    assert seen[-1] == (31 * 900, 31 * 900)
     # Equal samples are asked for: those with the smallest indices are the nearest, in order.
     for query in range(6):
         same = np.flatnonzero(which == query)[:30]
