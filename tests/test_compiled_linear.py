@@ -472,3 +472,14 @@ def test_training_uses_it(monkeypatch):
     X, y = np.ones((20, 70)), np.zeros(20, int)
     SOFTMAX.objective({"W": np.zeros((70, 3))}, X, y, 0.0)
     assert calls == [1]
+
+
+@pytest.mark.slow
+def test_its_parts_are_timed_by_the_benchmark():
+    pytest.importorskip("rich", reason="rich, which the benchmark prints with, is not installed")
+    from benchmarks.cpu_limit import Inputs, full_pass
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (200, 3072), dtype=np.uint8)
+    for _, call, _, _ in full_pass(Inputs(pixels, rng.integers(0, 10, 200))):
+        call()
