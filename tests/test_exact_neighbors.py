@@ -184,7 +184,7 @@ def test_what_is_looked_at_first_has_its_share_of_the_bound():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fewer_neighbours_are_the_first_of_more(dtype):
-    # Squares that differ in their last bits have the same root: these tie. All k go to the last stage.
+    # Squares that differ in their last bits have one root, and tie. All k go to the last stage.
     rng = np.random.default_rng(0)
     row = np.repeat(rng.standard_normal((1, 33)), 600, axis=0)
     A, B = np.zeros((25, 33), dtype), rng.permuted(row, axis=1).astype(dtype)
