@@ -320,6 +320,17 @@ def test_samples_that_are_not_finite_make_the_loss_nan(value, loss):
     assert np.isnan(compiled_linear_pass(**given)[0])
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+def test_an_infinite_difference_of_two_scores_is_no_sure_answer(value, loss):
+    # Both scores are infinite; only their difference is computed, and could pass for a sure answer.
+    given = arguments(c=2, loss=loss)
+    given["samples"].stored[23, 5] = value
+    for label in (0, 1):
+        given["y"][23] = label
+        assert np.isnan(compiled_linear_pass(**given)[0])
+
+
 def test_the_same_bits_on_every_run():
     given = arguments(3000, 200, 10, np.float32)
     first, second = compiled_linear_pass(**given), compiled_linear_pass(**given)
