@@ -82,10 +82,10 @@ def full_pass(inputs: Inputs) -> list[Part]:
     cached = X[:CACHED_ROWS].copy()  # a few rows again and again never leave the cache
     shape = linear_loops.shape_for(n_classes, W.itemsize)
     packed, dW = (linear_loops.zeros_of_W(n_features, n_classes, W.dtype, shape) for _ in range(2))
-    bias, centre = np.zeros(n_classes, W.dtype), np.zeros(n_features + linear_loops.MAX_STRIP)
-    linear_loops.pack(W, bias, n_classes, packed, bias.copy(), shape)
-    room = linear_loops.room_for(cached, packed, n_classes, CACHED_ROWS, shape)
-    S, G = np.zeros((n_classes, CACHED_ROWS), W.dtype), room[5]
+    bias, centre = np.zeros((2, n_classes), W.dtype), np.zeros(n_features, W.dtype)
+    linear_loops.pack(W, bias[0], 0, n_classes, packed, bias[1], shape)
+    room = linear_loops.room_for(packed, n_classes, CACHED_ROWS, shape)
+    S, G = np.zeros((n_classes, CACHED_ROWS), W.dtype), room[4]
     weights = mean_weights(None, n_samples, W, ())
 
     def repeated(loop: Callable[..., object], *args: Any) -> Callable[[], None]:
@@ -102,11 +102,8 @@ def full_pass(inputs: Inputs) -> list[Part]:
     def checked(samples: Any) -> Callable[[], object]:
         return partial(SOFTMAX.loss, {"W": W}, samples, y, 1e-3)
 
-    of_cache = cached, centre.astype(W.dtype)
-    ends = 0, CACHED_ROWS
-    scores = repeated(
-        linear_loops.scores_of_rows, *of_cache, packed, bias, *ends, S, room, shape, ()
-    )
+    of_cache, ends = (cached, centre), (0, CACHED_ROWS)
+    scores = repeated(linear_loops.scores_of_rows, *of_cache, packed, *ends, S, room, shape, ())
     gradient = repeated(linear_loops.add_gradient_of_rows, *of_cache, G, *ends, dW, room, shape, ())
     one_product = 2.0 * n_samples * n_features * n_classes
     both = 2 * one_product

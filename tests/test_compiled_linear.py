@@ -320,6 +320,17 @@ def test_samples_that_are_not_finite_make_the_loss_nan(value, loss):
     assert np.isnan(compiled_linear_pass(**given)[0])
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, multiclass_hinge])
+def test_an_infinite_difference_of_two_scores_is_no_sure_answer(value, loss):
+    # Both scores are infinite; only their difference is computed, and could pass for a sure answer.
+    given = arguments(c=2, loss=loss)
+    given["samples"].stored[23, 5] = value
+    for label in (0, 1):
+        given["y"][23] = label
+        assert np.isnan(compiled_linear_pass(**given)[0])
+
+
 def test_the_same_bits_on_every_run():
     given = arguments(3000, 200, 10, np.float32)
     first, second = compiled_linear_pass(**given), compiled_linear_pass(**given)
@@ -472,3 +483,14 @@ def test_training_uses_it(monkeypatch):
     X, y = np.ones((20, 70)), np.zeros(20, int)
     SOFTMAX.objective({"W": np.zeros((70, 3))}, X, y, 0.0)
     assert calls == [1]
+
+
+@pytest.mark.slow
+def test_its_parts_are_timed_by_the_benchmark():
+    pytest.importorskip("rich", reason="rich, which the benchmark prints with, is not installed")
+    from benchmarks.cpu_limit import Inputs, full_pass
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (200, 3072), dtype=np.uint8)
+    for _, call, _, _ in full_pass(Inputs(pixels, rng.integers(0, 10, 200))):
+        call()

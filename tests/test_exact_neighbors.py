@@ -171,6 +171,29 @@ def test_queries_of_both_kinds_have_their_neighbours(bounded, monkeypatch):
         assert_compiled(A.astype(np.float32), B.astype(np.float32), 7, "l2")
 
 
+def test_what_is_looked_at_first_has_its_share_of_the_bound():
+    # Its products cancel, and of 16 copies but for rounding the one that is looked at is not the
+    # nearest: only the query's share of the bound, which is far longer, says so.
+    rng = np.random.default_rng(0)
+    v, w = rng.standard_normal((60, 32)), rng.standard_normal((40, 32))
+    copies = np.repeat(np.concatenate([w, -w], axis=1), 16, axis=0)
+    copies *= 1 + 2e-7 * rng.standard_normal(copies.shape)
+    A, B = 300 * np.concatenate([v, v], axis=1), copies
+    assert_compiled(A.astype(np.float32), B.astype(np.float32), 1, "l2")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fewer_neighbours_are_the_first_of_more(dtype):
+    # Squares that differ in their last bits have one root, and tie. All k go to the last stage.
+    rng = np.random.default_rng(0)
+    row = np.repeat(rng.standard_normal((1, 33)), 600, axis=0)
+    A, B = np.zeros((25, 33), dtype), rng.permuted(row, axis=1).astype(dtype)
+    assert len(np.unique((B.astype(float) ** 2).sum(axis=1))) > 1
+    of_many = assert_compiled(A, B, 200, "l2")
+    for k in (1, 3, 40):
+        np.testing.assert_array_equal(assert_compiled(A, B, k, "l2")[1], of_many[1][:, :k])
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_equal_samples_beyond_k_are_left_out(metric, bounded):
     rng = np.random.default_rng(0)
@@ -182,6 +205,9 @@ def test_equal_samples_beyond_k_are_left_out(metric, bounded):
     assert bounded._without_later_ties(B, 4, 23 * B[0].nbytes) is None  # too little memory
     assert bounded._without_later_ties(B, 100, B.nbytes) is None  # two thirds would stay
     found = assert_compiled(A, B, 30, metric)
+    seen = []
+    k_neighbors(A, B, 30, metric, callback=lambda *done: seen.append(done))
+    assert seen[-1] == (31 * 900, 31 * 900)
     # Equal samples are asked for: those with the smallest indices are the nearest, in order.
     for query in range(6):
         same = np.flatnonzero(which == query)[:30]

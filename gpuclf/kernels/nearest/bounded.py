@@ -296,7 +296,7 @@ def nearest_of_floats(
         if B.nbytes > memory_budget // 2:
             return NotImplemented
         memory_budget, B = memory_budget - B.nbytes, np.ascontiguousarray(B)
-    kept = None
+    kept, n_samples = None, len(B)
     if len(A) >= FIRST_QUERIES:  # fewer are answered before equal samples are found
         kept = _without_later_ties(B, k, memory_budget // 2)
     if kept is not None:
@@ -322,6 +322,8 @@ def nearest_of_floats(
         if not all(np.isfinite(own).all() for own in multipliers):
             return NotImplemented  # subnormal lengths
     search = Search(A, B, k, metric, workers, multipliers)
+    if kept is not None:
+        count(n * (n_samples - len(kept)))  # no distance of those that are left out is needed
     step = -(-n // (workers * -(-n // (workers * queries))))
     parts = map_row_blocks(
         lambda rows: search.block(rows, count, columns), n, step, workers=workers
