@@ -485,6 +485,7 @@ def test_training_uses_it(monkeypatch):
     assert calls == [1]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_its_parts_are_timed_by_the_benchmark():
     pytest.importorskip("rich", reason="rich, which the benchmark prints with, is not installed")

@@ -187,7 +187,8 @@ def k_neighbors(
         Rows of B, ordered by (distance, index). For bytes, and for integers in floats as far as
         float64 holds the squares, this is the order of the exact distances, on every library. For
         other floats and for cosines it is the order of the distances that float64 gives by
-        differences; where those tie but for rounding, libraries may order them differently.
+        differences; where those tie but for rounding, another library, or another k, may order
+        them differently.
 
     Raises
     ------
