@@ -101,9 +101,11 @@ def test_what_takes_long_is_announced_once_before_it_is_compiled(tmp_path, monke
             return original(*arguments)
 
         monkeypatch.setattr(function._compiler, "compile", compile_and_look)
-        assert (function(1), function(1.5)) == (2, 2.5)  # two versions
+        assert (function(1), function(1.5), function(1j)) == (2, 2.5, 1 + 1j)  # three versions
+        said = [record.getMessage() for record in caplog.records]
+        assert all("once more, for another kind of arrays: at most 9 s" in x for x in said[1:])
         caplog.clear()
-    assert seen == [1, 1, 0, 0]  # said before the first one, and never again
+    assert seen == [1, 2, 2, 0, 0, 0]  # said before the first and the second one, and never again
     machine_code.announced.clear()
 
 

@@ -20,7 +20,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 damaged_caches: set[str] = set()
-announced: set[str] = set()
+announced: set[tuple[str, bool]] = set()  # operations, and whether once more
 # By operation, or by module: what compiling its first function takes on one core of 2 to 3 GHz, in
 # words. What is not here takes a second.
 DURATIONS = {
@@ -138,16 +138,30 @@ def compiled(function: Any, **options: Any) -> Any:
 
 
 def _announcing(load: Any, function: Any, kept: str) -> Any:
-    """Say, once an operation, that it is going to be compiled: where nothing kept was found."""
+    """Say that an operation is going to be compiled, where nothing kept was found.
+
+    Once for the first arrays, and once more when there are others: read-only ones, or slices.
+    """
     package, _, module = function.__module__.rpartition(".")
     operation = module if module in DURATIONS else package.rpartition(".")[2]
+    n_compiled = 0
 
     def call(*arguments: Any) -> Any:
+        nonlocal n_compiled
         found = load(*arguments)
-        if found is None and operation in DURATIONS and operation not in announced:
-            announced.add(operation)
-            name = NAMES.get(operation, operation.replace("_", " "))
-            logger.warning("compiling the %s once, %s (%s)", name, DURATIONS[operation], kept)
+        if found is not None or operation not in DURATIONS:
+            return found
+        said, n_compiled = (operation, n_compiled > 0), n_compiled + 1
+        if said not in announced:
+            announced.add(said)
+            name, duration = NAMES.get(operation, operation.replace("_", " ")), DURATIONS[operation]
+            if n_compiled == 1:
+                logger.warning("compiling the %s once, %s (%s)", name, duration, kept)
+            else:
+                logger.warning(
+                    "compiling the %s once more, for another kind of arrays: at most %s",
+                    *(name, duration.removeprefix("about ")),
+                )
         return found
 
     return call
