@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -69,19 +70,31 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def medians(
+    sizes: list[int], rounds: int, what: str, prepare: Callable[[int], Callable[[], object]]
+) -> dict[int, float]:
+    """Time ``prepare(size)()``; each round takes every size once, and the first one compiles."""
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in track(range(rounds + 1), what, console=console):
+        for size, times in seconds.items():
+            times.append(seconds_of(prepare(size)))
+    return {size: median(times[1:]) for size, times in seconds.items()}
+
+
 def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) -> list[dict]:
-    """Time fits of one epoch; each round takes every size once."""
+    """Time fits of one epoch."""
     rows = []
     for kind, make in KINDS.items():
         n_used = len(y) if kind == "softmax" else max(BATCH, len(y) // 5)  # a step takes far longer
         features, labels = Standardized.fit(X[:n_used]), y[:n_used]
-        seconds: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in track(range(rounds + 1), f"{kind}: cost per model", console=console):
-            for size, times in seconds.items():
-                models = [make(learning_rate=1e-3 / (k + 1)) for k in range(size)]
-                times.append(seconds_of(partial(fit_together, models, features, labels)))
-        for size, times in seconds.items():
-            of_fleet = median(times[1:])  # the first round compiles
+
+        def fit(
+            size: int, make: Any = make, features: Any = features, labels: Any = labels
+        ) -> Callable[[], object]:
+            models = [make(learning_rate=1e-3 / (k + 1)) for k in range(size)]
+            return partial(fit_together, models, features, labels)
+
+        for size, of_fleet in medians(sizes, rounds, f"{kind}: cost per model", fit).items():
             of_step = of_fleet / -(-n_used // BATCH) / size
             row = {"model": kind, "n_models": size, "median_s": of_fleet}
             rows.append(row | {"step_per_model_s": of_step})
@@ -89,7 +102,7 @@ def cost_per_model(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) 
 
 
 def cost_of_full_batches(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds: int) -> list[dict]:
-    """Time loss and gradient of softmax models over all samples; each round takes every size."""
+    """Time loss and gradient of softmax models over all samples."""
     kinds = {"pixels": Standardized.fit(X), "features": extract_features(X)}
     n_classes, rng, rows = int(y.max()) + 1, np.random.default_rng(0), []
     for kind, samples in kinds.items():
@@ -100,12 +113,8 @@ def cost_of_full_batches(X: np.ndarray, y: np.ndarray, sizes: list[int], rounds:
             W = rng.normal(scale=0.01, size=(*models, *shape)).astype(np.float32)
             params = {"W": W, "b": np.zeros((*models, n_classes), np.float32)}
             calls[size] = partial(SOFTMAX.objective, params, samples, y, np.full(models, 0.1))
-        seconds: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in track(range(rounds + 1), f"{kind}: full batches", console=console):
-            for size, call in calls.items():
-                seconds[size].append(seconds_of(call))
-        for size, times in seconds.items():
-            of_all = median(times[1:])  # the first round compiles
+        found = medians(sizes, rounds, f"{kind}: full batches", calls.__getitem__)
+        for size, of_all in found.items():
             row = {"samples": kind, "n_features": shape[0], "n_models": size, "median_s": of_all}
             rows.append(row | {"pass_per_model_s": of_all / size})
     return rows
