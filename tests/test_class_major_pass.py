@@ -6,6 +6,7 @@ import pytest
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.linear_pass import fleet_on_cpu
 from gpuclf.kernels.linear_pass.fleet_on_cpu import class_major_linear_pass
+from gpuclf.kernels.losses.on_cpu import padded_length
 from gpuclf.kernels.wide_products import on_cpu as wide_products
 from gpuclf.kernels.wide_products.on_cpu import TiledBlock
 from gpuclf.losses import multiclass_hinge, softmax_cross_entropy
@@ -146,10 +147,9 @@ def test_mini_batches_are_taken_where_the_loss_is_compiled(monkeypatch):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_loss_has_the_last_digits(dtype):
     if fleet_on_cpu.numba_is_usable():
-        from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
+        from gpuclf.kernels.losses.loops import gradients_in_place
     else:
         gradients_in_place = fleet_on_cpu._softmax_gradients_in_place
-        padded_length = fleet_on_cpu._as_it_is
     rng, eps = np.random.default_rng(0), np.finfo(dtype).eps
     K, C, n = 3, 5, 301
     scores = (rng.standard_normal((K, C, n)) * np.geomspace(0.1, 60, n)).astype(dtype)

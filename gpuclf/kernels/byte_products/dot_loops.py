@@ -174,8 +174,6 @@ def add_numbers(
     zero = ir.Constant(_floats, [0.0] * LANES)
     with cgutils.for_range(builder, n_columns) as columns:
         values = [cgutils.alloca_once_value(builder, zero) for _ in range(VECTORS)]
-        for value in values:
-            builder.store(zero, value)
         last = builder.mul(c.plus(columns.index, 1), n_digits)
         with cgutils.for_range(builder, n_digits) as digits:  # the small ones first
             row = c.plus(builder.sub(last, digits.index), -1)

@@ -2,8 +2,9 @@
 
 What the loss does to ten classes a row is ten numbers at a time, for which NumPy starts anew; with
 the classes as rows it runs along the samples. Here the products themselves give the scores so, and
-take their gradient so: nothing is transposed. All temporaries of a block are written where those of
-the block before lay, for fresh memory costs as much as the exponentials.
+take their gradient so: nothing is transposed, but scores of tiles, which have samples as rows. All
+temporaries of a block are written where those of the block before lay, for fresh memory costs as
+much as the exponentials.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied
-from gpuclf.kernels.linear_pass.on_cpu import (
-    MAX_CLASSES,
-    MIN_MULTIPLICATIONS,
-)
+from gpuclf.kernels.linear_pass.on_cpu import MAX_CLASSES, MIN_MULTIPLICATIONS
+from gpuclf.kernels.losses.on_cpu import padded_length
 from gpuclf.samples.walk import CPU_BLOCK_BYTES, sum_over_row_blocks
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ def class_major_linear_pass(
     if n_samples < MIN_SAMPLES:
         step = n_samples
     if compiles:
-        from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
+        from gpuclf.kernels.losses.loops import gradients_in_place
     else:
-        gradients_in_place, padded_length = _softmax_gradients_in_place, _as_it_is
+        gradients_in_place = _softmax_gradients_in_place
     is_tiled = samples.stored.dtype != W.dtype and not samples.are_converted
     if samples.are_converted:
         step = min(step, max(MIN_ROWS, CPU_BLOCK_BYTES // (W.itemsize * D)))
@@ -102,14 +101,11 @@ def class_major_linear_pass(
     return loss if models else loss[0], dW, db.reshape(-1).astype(W.dtype)
 
 
-def _as_it_is(n_samples: int) -> int:
-    return n_samples
-
-
 def _softmax_gradients_in_place(
     scores: Any, bias: Any, labels: Any, weights: Any, losses: Any, totals: Any, hinge: bool
 ) -> None:
     """Do as :func:`gpuclf.kernels.losses.loops.gradients_in_place` of softmax, without numba."""
+    scores = scores[..., : len(labels)]
     scores += bias[:, :, None]
     own_class = slice(None), labels, np.arange(len(labels))
     scores -= scores.max(axis=1)[:, None]

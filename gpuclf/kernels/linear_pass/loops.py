@@ -30,7 +30,8 @@ from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
-from gpuclf.kernels.losses.loops import LANES, gradient_in_place, room_of_rows
+from gpuclf.kernels.losses.loops import gradient_in_place, room_of_rows
+from gpuclf.kernels.losses.on_cpu import LANES
 
 __all__ = [
     "VECTOR_BYTES",

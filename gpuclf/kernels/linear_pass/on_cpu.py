@@ -24,6 +24,7 @@ from gpuclf.devices.cpu import cache_bytes, cpu_workers
 from gpuclf.dispatch import machine_code_of
 from gpuclf.kernels.building.machine_code import numba_is_usable, processor_features
 from gpuclf.kernels.byte_products.on_cpu import are_multiplied, linear_pass_of_bytes
+from gpuclf.kernels.losses.on_cpu import padded_length
 from gpuclf.samples.short_floats import is_short_float
 from gpuclf.samples.walk import sum_over_row_blocks
 
@@ -80,7 +81,7 @@ def linear_objective_by_blas(
         or not numba_is_usable()
     ):
         return NotImplemented
-    gradients_in_place, padded_length, add_multiple = _compiled_between_products()
+    gradients_in_place, add_multiple = _compiled_between_products()
     # To fold a standardisation takes more passes over W than so few rows are worth.
     rows = slice(0, n_samples)
     X = samples.rows(rows) if standardized is None else standardized.to_array(kind)
@@ -103,9 +104,9 @@ def linear_objective_by_blas(
 @cache
 def _compiled_between_products() -> Any:
     from gpuclf.kernels.elementwise.loops import add_multiple
-    from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
+    from gpuclf.kernels.losses.loops import gradients_in_place
 
-    return gradients_in_place, padded_length, add_multiple
+    return gradients_in_place, add_multiple
 
 
 @cache
@@ -172,10 +173,8 @@ def compiled_linear_pass(
     for k, own in enumerate(columns):
         place = k * of_model, of_model, packed, bias[k], shape
         swapped[k] = loops.pack(W[:, own], given_b[own], *place)
-    labels, weights = (
-        np.ascontiguousarray(y, np.int64),
-        np.ascontiguousarray(np.atleast_2d(weights)),
-    )
+    labels = np.ascontiguousarray(y, np.int64)
+    weights = np.ascontiguousarray(np.atleast_2d(weights))
     middle = np.zeros(n_features, W.dtype) if centre is None else np.ascontiguousarray(centre)
     is_centred = () if centre is None else (0,)
     block = block_rows(n_features * X.itemsize)

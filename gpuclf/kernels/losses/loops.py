@@ -23,11 +23,11 @@ from numba.core import cgutils
 
 from gpuclf.kernels.building.emission import I32, I64, Array, Code, emitted
 from gpuclf.kernels.building.machine_code import compiled
+from gpuclf.kernels.losses.on_cpu import LANES
 
-__all__ = ["LANES", "gradient_in_place", "gradients_in_place", "padded_length", "room_of_rows"]
+__all__ = ["gradient_in_place", "gradients_in_place", "room_of_rows"]
 
 LINE = 64
-LANES = 16  # rows come in multiples of these, float32's in a line
 MAX_PART = 512  # rows whose labels and weights stay in L1
 
 
@@ -35,14 +35,6 @@ def room_of_rows(n_rows: int, n_classes: int, dtype: Any) -> tuple[Any, ...]:
     """Return what :func:`gradient_in_place` writes to."""
     sums = np.zeros((n_classes, LINE // dtype.itemsize), dtype)
     return np.zeros(n_rows, np.int32), np.zeros(n_rows, dtype), sums
-
-
-def padded_length(n_samples: int) -> int:
-    """Return how long :func:`gradients_in_place` wants rows of so many scores.
-
-    An odd number of lines: of a power of two, a cache keeps few rows at once.
-    """
-    return (-(-n_samples // LANES) | 1) * LANES
 
 
 @compiled
@@ -64,7 +56,7 @@ def gradients_in_place(
     """
     n_models, n_classes, n_padded = scores.shape
     n_samples, step = len(y), min(MAX_PART, n_padded)
-    sums = np.empty((n_classes, 64 // scores.itemsize), scores.dtype)
+    sums = np.empty((n_classes, LINE // scores.itemsize), scores.dtype)
     room = np.empty(step, np.int32), np.empty(step, scores.dtype), sums
     for k in range(n_models):
         weights = sample_weight[k % len(sample_weight)]
@@ -158,6 +150,11 @@ class _Rows:
     def number(self, value: float) -> Any:
         """Return a vector of a number."""
         return ir.Constant(self.vector, [value] * self.vector.count)
+
+    def whole(self, value: int) -> Any:
+        """Return a vector of a whole number of as many bits."""
+        kind = ir.VectorType(ir.IntType(8 * self.item), self.vector.count)
+        return ir.Constant(kind, [value] * self.vector.count)
 
     def start_with(self, value: Any) -> Any:
         """Return a place for a vector that loops change, which LLVM keeps in a register."""
@@ -293,8 +290,8 @@ def _exponential(rows: _Rows, x: Any) -> Any:
     :math:`e^x = 2^n e^{x - n \log 2}`, the second by its series. What would be below the smallest
     normal number is zero; NaN stays NaN.
     """
-    builder, is_single = rows.builder, rows.item == 4
-    digits, bits = (23, 32) if is_single else (52, 64)
+    builder, is_single, bits = rows.builder, rows.item == 4, 8 * rows.item
+    digits = 23 if is_single else 52
     # log 2 in two parts, the first of few bits: its products with n are exact.
     upper = 0.693359375 if is_single else 0.693145751953125
     lower = -2.12194440e-4 if is_single else 1.42860682030941723212e-6
@@ -306,13 +303,9 @@ def _exponential(rows: _Rows, x: Any) -> Any:
     rest = rows.code.multiply_add(n, rows.number(-lower), rest)
     series = _polynomial(rows, rest, [1 / math.factorial(i) for i in range(n_terms)])
     # n is in the last bits of `shifted`; in the bits of 2**n, it is the exponent.
-    whole = ir.VectorType(ir.IntType(bits), rows.vector.count)
-
-    def every(number: int) -> Any:
-        return ir.Constant(whole, [number] * rows.vector.count)
-
-    exponent = builder.add(builder.bitcast(shifted, whole), every((1 << (bits - digits - 2)) - 1))
-    power = builder.bitcast(builder.shl(exponent, every(digits)), rows.vector)
+    bias = rows.whole((1 << (bits - digits - 2)) - 1)
+    exponent = builder.add(builder.bitcast(shifted, bias.type), bias)
+    power = builder.bitcast(builder.shl(exponent, rows.whole(digits)), rows.vector)
     is_tiny = builder.fcmp_ordered("<", x, rows.number(least))
     return builder.select(is_tiny, rows.number(0.0), builder.fmul(series, power))
 
@@ -324,18 +317,13 @@ def _logarithm(rows: _Rows, x: Any) -> Any:
     and m is between :math:`\sqrt{1/2}` and :math:`\sqrt 2`.
     """
     builder, is_single = rows.builder, rows.item == 4
-    digits, bits, n_terms = (23, 32, 5) if is_single else (52, 64, 11)
-    whole = ir.VectorType(ir.IntType(bits), rows.vector.count)
-
-    def every(number: int) -> Any:
-        return ir.Constant(whole, [number] * rows.vector.count)
-
+    n_digits, n_terms = (23, 5) if is_single else (52, 11)
     # Moved by the bits of sqrt(1/2), the exponent changes where m shall.
     sqrt_half = np.float32(math.sqrt(0.5)) if is_single else np.float64(math.sqrt(0.5))
-    below = int(sqrt_half.view(np.int32 if is_single else np.int64))
-    pattern = builder.bitcast(x, whole)
-    n = builder.ashr(builder.sub(pattern, every(below)), every(digits))
-    m = builder.bitcast(builder.sub(pattern, builder.shl(n, every(digits))), rows.vector)
+    below = rows.whole(int(sqrt_half.view(np.int32 if is_single else np.int64)))
+    pattern, digits = builder.bitcast(x, below.type), rows.whole(n_digits)
+    n = builder.ashr(builder.sub(pattern, below), digits)
+    m = builder.bitcast(builder.sub(pattern, builder.shl(n, digits)), rows.vector)
     u = builder.fdiv(builder.fsub(m, rows.number(1.0)), builder.fadd(m, rows.number(1.0)))
     squared = builder.fmul(u, u)
     series = _polynomial(rows, squared, [2 / (2 * i + 1) for i in range(n_terms)])

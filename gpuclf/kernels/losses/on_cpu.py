@@ -19,15 +19,26 @@ if TYPE_CHECKING:
     from gpuclf.samples.folding import FoldedSamples
 
 __all__ = [
+    "LANES",
     "class_major_multiclass_hinge",
     "class_major_softmax_cross_entropy",
+    "padded_length",
     "two_layer_pass_with_compiled_loss",
 ]
 
+LANES = 16  # of compiled losses: rows come in multiples of these, a line of float32
 MIN_MULTIPLICATIONS = 1_000_000  # of the products beside: below, numba is not imported for a loss
 
 # The methods of arrays call these through two functions in Python, as long as a mini-batch takes.
 smallest, largest, added = np.minimum.reduce, np.maximum.reduce, np.add.reduce
+
+
+def padded_length(n_samples: int) -> int:
+    """Return how long compiled losses want rows of so many scores.
+
+    An odd number of cache lines: of a power of two, a cache keeps few rows at once.
+    """
+    return (-(-n_samples // LANES) | 1) * LANES
 
 
 def _class_major(scores: Any, labels: Any, sample_weight: Any) -> Any:
@@ -124,7 +135,7 @@ def two_layer_pass_with_compiled_loss(
 
 @cache
 def _compiled(hinge: bool) -> Any:
-    from gpuclf.kernels.losses.loops import gradients_in_place, padded_length
+    from gpuclf.kernels.losses.loops import gradients_in_place
 
     def data_loss(scores: Any, labels: Any, sample_weight: Any) -> tuple[Any, Any]:
         *models, n_samples, n_classes = scores.shape
