@@ -55,10 +55,12 @@ def _calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"full batches of {X.dtype}", partial(_full_batches, X.dtype)
     for metric in ("l2", "l1"):
         yield f"neighbours of bytes by {metric}", _neighbors(metric, pixels, y)
-    # Where all tie, a search goes through all of its stages.
-    ties = np.full(pixels.shape, 0.1)
+    # The first stage of a search finds the neighbours of those; of groups far apart, the last one.
+    near = rng.standard_normal(pixels.shape)
+    far = near + 1e4 * np.eye(10, pixels.shape[1])[y]
     for metric, floats in product(("l2", "l1", "cosine"), ("float16", "float32", "float64")):
-        yield f"neighbours of {floats} by {metric}", _neighbors(metric, ties.astype(floats), y)
+        for X in (near, far):
+            yield f"neighbours of {floats} by {metric}", _neighbors(metric, X.astype(floats), y)
 
 
 def _fit_and_predict(model: Any, X: Any, y: Any) -> object:
@@ -70,6 +72,7 @@ def _full_batches(dtype: Any) -> None:
     import numpy as np
 
     from gpuclf.models import SOFTMAX
+    from gpuclf.samples.standardized import Standardized
 
     # So many bytes that processors which have dot products of them take those.
     n_samples = 100_000 if dtype == np.uint8 else 10_000
@@ -78,7 +81,8 @@ def _full_batches(dtype: Any) -> None:
     for n_models in ((), (2,), (8,)):
         W = np.zeros((*n_models, 256, 10), floats)
         b = np.zeros((*n_models, 10), floats)
-        SOFTMAX.objective({"W": W, "b": b}, X, y, np.ones(n_models))
+        for samples in (X, Standardized(X, np.zeros(256), np.ones(256))):
+            SOFTMAX.objective({"W": W, "b": b}, samples, y, np.ones(n_models))
 
 
 def _neighbors(metric: str, X: Any, y: Any) -> Callable[[], object]:

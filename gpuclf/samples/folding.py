@@ -75,10 +75,12 @@ class FoldedSamples:
         self.centre: Array | None = None
         self.kept_by_blocks: Any = None
         self._block_type: type[RowBlock] = RowBlock
-        if (is_bytes or is_short_float(self.stored.dtype)) and not self.are_streamed:
+        are_many = ROWS_TO_FOLD * n_outputs < self.n_samples
+        is_asked = is_bytes or (are_many and is_short_float(self.stored.dtype))
+        if is_asked and not self.are_streamed:
             self._block_type = block_type(self.stored, n_outputs, dtype)
         self.folds = (is_bytes or self.standardized is not None) and (
-            ROWS_TO_FOLD * n_outputs < self.n_samples or self._block_type is not RowBlock
+            are_many or self._block_type is not RowBlock
         )
         if self.folds and self.standardized is not None and not is_bytes:
             # Floats may lie anywhere, so their mean is subtracted from the rows.
