@@ -73,7 +73,7 @@ def linear_objective_by_blas(
         or n_samples * W.size < MIN_MULTIPLICATIONS
         or samples.are_streamed
         or (samples.folds and standardized is None)
-        or are_multiplied(samples.stored, W.shape[1], kind)
+        or (standardized is not None and are_multiplied(samples.stored, W.shape[1], kind))
         or (samples.are_plain_floats and samples.stored.dtype != kind)
         or (sample_weight is not None and sample_weight.shape != (n_samples,))
         or not W.flags.c_contiguous
